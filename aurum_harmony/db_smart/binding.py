@@ -1,0 +1,189 @@
+"""What ``db.engine`` and ``db.session`` are during a migration: the migration's own connection.
+
+A migration written for Flask-SQLAlchemy opens connections and sessions, commits and rolls back as it likes. All of
+that happens inside the one transaction that also records the migration, so each of its transactions is a savepoint.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import NullPool
+
+from .database import Database
+from .errors import DbSmartError
+
+_READS = ("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "VALUES", "DESCRIBE", "DESC")
+
+
+@contextmanager
+def bound(app: Flask, db: SQLAlchemy, database: Database, connection: sa.Connection | None) -> Iterator[Engine]:
+    """Let ``db.engine``, ``db.engines[bind key]`` and ``db.session`` use one connection, in this thread.
+
+    Other threads keep the application's pool. What the migration left uncommitted in ``db.session`` is committed at
+    the end, so that nothing is recorded as done and then lost.
+
+    :param connection: the connection with the transaction; ``None`` to give each session and connection a real
+        transaction of its own on the migrating engine.
+    :returns: the engine that ``db.engine`` is meanwhile.
+    """
+    with app.app_context():
+        savepoints = None if connection is None else _Savepoints(connection, database.transactional_ddl)
+        engine = database.engine if savepoints is None else savepoints.engine
+        # Without a model, db.engine and db.session mean the database being migrated, whichever bind it is.
+        all_engines: Any = db._app_engines  # the one place where Flask-SQLAlchemy looks an engine up
+        before = all_engines[app]
+        all_engines[app] = _ThreadEngines(before, {None: engine, database.key: engine})
+        try:
+            yield engine
+            if db.session.registry.has():
+                db.session.commit()
+        finally:
+            db.session.remove()
+            all_engines[app] = before
+            if savepoints is not None:
+                savepoints.close()
+
+
+class _ThreadEngines(Mapping[str | None, Engine]):
+    """The application's engines, of which the thread that made it sees some replaced."""
+
+    def __init__(self, engines: Mapping[str | None, Engine], mine: Mapping[str | None, Engine]) -> None:
+        self._engines = engines
+        self._mine = {**engines, **mine}
+        self._thread = threading.get_ident()
+
+    def _current(self) -> Mapping[str | None, Engine]:
+        return self._mine if threading.get_ident() == self._thread else self._engines
+
+    def __getitem__(self, key: str | None) -> Engine:
+        return self._current()[key]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._current())
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+
+@dataclass
+class _Open:
+    """A transaction of the migration's code that is not ended yet."""
+
+    name: str
+    writes_before: int
+    wrote: bool = False
+    failed: bool = False
+
+
+class _Savepoints:
+    """An engine whose connections all share one driver connection, each transaction being a savepoint of it.
+
+    Connections may interleave, and a rollback to a savepoint takes back whatever came after it. Where that would
+    undo what another connection wrote, it raises instead: half a migration must not be recorded as a whole one.
+    """
+
+    def __init__(self, connection: sa.Connection, transactional_ddl: bool) -> None:
+        self._outer = connection
+        self._driver: Any = connection.connection.dbapi_connection
+        self._transactional_ddl = transactional_ddl
+        self._open: dict[sa.Connection, _Open] = {}
+        self._writers: list[sa.Connection] = []
+        self._count = 0
+        source = connection.engine
+        pool = NullPool(lambda: _SharedConnection(self._driver), dialect=source.dialect)
+        self.engine = Engine(pool, source.dialect, source.url)
+        sa.event.listen(self.engine, "before_cursor_execute", self._before_statement)
+        sa.event.listen(self.engine, "handle_error", self._on_error)
+        sa.event.listen(self.engine, "commit", self._commit)
+        sa.event.listen(self.engine, "rollback", self._rollback)
+        sa.event.listen(connection, "before_cursor_execute", self._before_outer_statement)
+
+    def close(self) -> None:
+        sa.event.remove(self._outer, "before_cursor_execute", self._before_outer_statement)
+
+    def _before_outer_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if not _reads(statement):
+            self._writers.append(connection)
+
+    def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        current = self._open.get(connection)
+        if current is None:
+            self._count += 1
+            current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers))
+            self._send(f"SAVEPOINT {current.name}")
+        if not _reads(statement):
+            current.wrote = True
+            self._writers.append(connection)
+
+    def _on_error(self, context: sa.ExceptionContext) -> None:
+        if context.connection in self._open:
+            self._open[context.connection].failed = True
+
+    def _commit(self, connection: sa.Connection) -> None:
+        current = self._open.pop(connection, None)
+        if current is not None and not self._others_wrote(connection, current):
+            self._send(f"RELEASE SAVEPOINT {current.name}")
+
+    def _rollback(self, connection: sa.Connection) -> None:
+        current = self._open.pop(connection, None)
+        if current is None:
+            return
+        if not self._others_wrote(connection, current):
+            self._send(f"ROLLBACK TO SAVEPOINT {current.name}")
+            self._send(f"RELEASE SAVEPOINT {current.name}")
+            del self._writers[current.writes_before :]
+        elif current.wrote or (current.failed and self._transactional_ddl):
+            raise DbSmartError(
+                "The migration rolled one connection back while another had already written: in a migration they "
+                "share one transaction. Use one of db.session, db.engine and op at a time, and end each transaction "
+                "before the next."
+            )
+
+    def _others_wrote(self, connection: sa.Connection, current: _Open) -> bool:
+        return any(writer is not connection for writer in self._writers[current.writes_before :])
+
+    def _send(self, statement: str) -> None:
+        cursor = self._driver.cursor()
+        try:
+            cursor.execute(statement)
+        except Exception:
+            # Where a schema change commits, the savepoints before it are gone, and all that is left to take
+            # back is what came after it.
+            if self._transactional_ddl:
+                raise
+            if statement.startswith("ROLLBACK"):
+                self._driver.rollback()
+        finally:
+            cursor.close()
+
+
+class _SharedConnection:
+    """A driver connection that outlives those who use it: ending it or its transaction is not theirs to do."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    def commit(self) -> None:
+        """Nothing: the event of the engine has released the savepoint."""
+
+    def rollback(self) -> None:
+        """Nothing: the event of the engine has rolled back to the savepoint."""
+
+    def close(self) -> None:
+        """Nothing: the runner closes its connection."""
+
+
+def _reads(statement: str) -> bool:
+    return statement.lstrip(" \t\r\n(").upper().startswith(_READS)

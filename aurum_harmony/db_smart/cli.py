@@ -1,0 +1,234 @@
+"""The commands ``flask db-smart migrate|status|reset-flag``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from . import flag
+from .errors import DatabaseUnreachable, DbSmartError
+from .gate import worst
+from .settings import boot_mode, flag_path, forced
+from .signals import migration_applied, migration_started
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from .database import Database
+    from .extension import DbSmart
+    from .gate import Gate, Plan
+
+group = AppGroup("db-smart", help="Keep the database up to date with this code.")
+
+json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON alone on standard output.")
+
+
+@group.command()
+@click.option("--force", is_flag=True, help="Run every repeatable migration again.")
+@click.option("--dry-run", is_flag=True, help="List what would run; write nothing anywhere.")
+@click.option("names", "--database", metavar="NAME", multiple=True, help="Only this database; can be repeated.")
+@json_option
+def migrate(force: bool, dry_run: bool, names: tuple[str, ...], as_json: bool) -> None:
+    """Apply the pending migrations."""
+    app, smart = _current()
+    applied: list[dict[str, Any]] = []
+    try:
+        gate = smart.gate(app)
+        selected = _select(gate, names)
+        plans = [gate.ask(database, force=force) for database in selected]
+        if dry_run:
+            _show_pending(plans, as_json)
+            return
+        behind = [plan for plan in plans if plan.behind]
+        with _progress(app, applied, as_json):
+            smart.migrate(app, gate, selected, force=force)
+    except DbSmartError as error:
+        if as_json:
+            _print_json({"result": "failed", "applied": applied, "error": error.message})
+        raise
+    if as_json:
+        _print_json({"result": "applied" if behind else "up-to-date", "applied": applied, "error": None})
+        return
+    if not behind:
+        click.echo("Migration already completed: the database holds every migration of this code.")
+        click.echo("To run the repeatable ones again: --force.")
+        return
+    count = len(applied)
+    reasons = "; ".join(plan.said for plan in behind)
+    click.echo(f"Applied {count} migration{'' if count == 1 else 's'}, because {reasons}.")
+
+
+@group.command()
+@click.option("--check", is_flag=True, help="Exit with 1 when anything is pending.")
+@json_option
+def status(check: bool, as_json: bool) -> None:
+    """Show what is applied and pending; write nothing."""
+    app, smart = _current()
+    report, notes = _status(app, smart)
+    for note in notes:
+        click.echo(note, err=True)
+    if as_json:
+        _print_json(report)
+    else:
+        _show_status(report)
+    if report["state"] == "unreachable" or (check and report["state"] == "pending"):
+        click.get_current_context().exit(1)
+
+
+@group.command("reset-flag")
+def reset_flag() -> None:
+    """Remove the flag file, so that the next boot asks the database."""
+    path = flag_path(_current()[0])
+    try:
+        removed = flag.remove(path)
+    except OSError as error:
+        raise DbSmartError(f"Cannot remove the flag {path}: {error.strerror}. Remove it by hand.") from None
+    click.echo(f"Removed the flag {path}." if removed else f"There is no flag {path}; nothing to remove.")
+
+
+def _current() -> tuple[Flask, DbSmart]:
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    return app, app.extensions["db_smart"]
+
+
+def _select(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+    """The databases that the options name, or all that the migrations concern."""
+    for name in names:
+        if name not in gate.databases:
+            known = ", ".join(gate.databases)
+            raise click.BadParameter(f"There is no database {name!r}; there is: {known}.", param_hint="--database")
+    return [database for database in gate.involved if not names or database.name in names]
+
+
+def _show_pending(plans: list[Plan], as_json: bool) -> None:
+    pending = [(plan.database.name, item.migration.name, item.reason) for plan in plans for item in plan.pending]
+    if as_json:
+        items = [{"database": database, "name": name, "reason": reason} for database, name, reason in pending]
+        _print_json({"result": "pending" if items else "up-to-date", "applied": [], "error": None, "pending": items})
+        return
+    for database, name, reason in pending:
+        click.echo(f"  {name}  {reason}  ({database})")
+    click.echo(f"Dry run: {len(pending)} to apply; nothing was written." if pending else "Dry run: nothing to apply.")
+
+
+@contextmanager
+def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Iterator[None]:
+    """Print each migration with its time as it is applied, and collect them in ``applied``.
+
+    On a terminal a progress line says which one runs. With JSON, what migrations print goes to stderr.
+    """
+    with ExitStack() as stack:
+        echo: Any = click.echo
+        advance: Any = lambda *_: None  # noqa: E731
+        if as_json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        elif sys.stdout.isatty():
+            from rich.progress import Progress
+
+            progress = stack.enter_context(Progress(transient=True))
+            task = progress.add_task("", total=None)
+
+            def echo(line: str) -> None:
+                progress.console.print(line, markup=False, highlight=False)
+
+            def advance(description: str, done: int, total: int) -> None:
+                progress.update(task, description=description, completed=done, total=total)
+
+        def on_started(_: object, migration: str, database: str, index: int, total: int) -> None:
+            advance(f"{migration} ({index} of {total})", index - 1, total)
+
+        def on_applied(_: object, migration: str, database: str, duration: float, **_more: object) -> None:
+            applied.append({"name": migration, "duration_ms": round(duration * 1000, 3)})
+            echo(f"  {migration}  {duration * 1000:.1f} ms" + ("" if database == "default" else f"  ({database})"))
+
+        stack.enter_context(migration_started.connected_to(on_started, sender=app))
+        stack.enter_context(migration_applied.connected_to(on_applied, sender=app))
+        yield
+
+
+def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
+    """The JSON of ``status``, and what else a person should know."""
+    gate = smart.gate(app)
+    verdict = gate.by_flag()
+    entries, notes, behind = [], [], []
+    for database in gate.involved:
+        try:
+            plan = gate.ask(database)
+        except DatabaseUnreachable as error:
+            notes.append(error.message)
+            entries.append(_entry(database, "unreachable", None))
+            continue
+        if plan.behind:
+            behind.append(plan.said)
+        notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
+        entries.append(_entry(database, plan.status, plan))
+    states = [entry["state"] for entry in entries]
+    state = worst(states)
+    mode, force = boot_mode(app), forced(app)
+    if mode == "off":
+        will, reason = False, "DB_SMART_BOOT is off"
+    elif state == "unreachable":
+        will, reason = False, "a database cannot be reached, boot will stop"
+    elif mode == "check":
+        will = False
+        reason = f"DB_SMART_BOOT is check, boot will stop: {'; '.join(behind)}" if behind else verdict.reason
+    elif force:
+        will, reason = True, force
+    else:
+        will, reason = bool(behind), "; ".join(behind) or verdict.reason
+    file = {
+        "path": str(gate.path),
+        "present": verdict.present,
+        "valid": verdict.holds,
+        "reason": verdict.reason,
+    }
+    boot = {"will_migrate": will, "reason": reason}
+    return {"state": state, "databases": entries, "flag": file, "boot": boot}, notes
+
+
+def _entry(database: Database, state: str, plan: Plan | None) -> dict[str, Any]:
+    return {
+        "name": database.name,
+        "url": database.url,
+        "dialect": database.dialect,
+        "state": state,
+        "applied": [
+            {
+                "name": item.name,
+                "checksum": item.checksum,
+                "applied_at": item.applied_at.isoformat(),
+                "duration_ms": item.duration_ms,
+                "applied_by": item.applied_by,
+            }
+            for item in (plan.applied if plan else [])
+        ],
+        "pending": [{"name": item.migration.name, "reason": item.reason} for item in (plan.pending if plan else [])],
+        "unknown": plan.unknown if plan else [],
+    }
+
+
+def _show_status(report: dict[str, Any]) -> None:
+    for entry in report["databases"]:
+        click.echo(f"Database {entry['name']}: {entry['state']}  {entry['url']}")
+        for item in entry["applied"]:
+            when = item["applied_at"][:19].replace("T", " ")
+            click.echo(f"  applied  {item['name']}  {when} UTC  {item['duration_ms']:.1f} ms  {item['applied_by']}")
+        for item in entry["pending"]:
+            click.echo(f"  pending  {item['name']}  {item['reason']}")
+        for name in entry["unknown"]:
+            click.echo(f"  unknown  {name}  the database is ahead of this code")
+    file, boot = report["flag"], report["boot"]
+    word = "valid" if file["valid"] else "not valid" if file["present"] else "none"
+    click.echo(f"Flag: {word}  {file['path']}  {file['reason']}")
+    click.echo(f"Next boot: will {'' if boot['will_migrate'] else 'not '}migrate, {boot['reason']}")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,227 @@
+"""One database of the application: how it is reached, what identifies it, what may be said of it aloud."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.pool import NullPool
+
+from .errors import ConfigError, DatabaseUnreachable
+
+#: Bytes of a SQLite file that hold all we ask of it: https://www.sqlite.org/fileformat2.html#the_database_header
+_HEADER_BYTES = 100
+_SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
+
+
+class Database:
+    """A database, by the engine that the application uses for it.
+
+    :param name: ``"default"`` or the bind key.
+    :param key: the bind key, ``None`` for the default database.
+    :param app_engine: the application's engine; only its way of connecting is used, never its pool.
+    :param migration_url: another URL for migrating, of a privileged role or past a connection pooler.
+    :ivar queries: how many statements were sent through :meth:`connect` so far.
+    """
+
+    def __init__(self, name: str, key: str | None, app_engine: Engine, migration_url: str | None = None) -> None:
+        self.name = name
+        self.key = key
+        self.app_engine = app_engine
+        self.migration_url = migration_url
+        self.queries = 0
+
+    @cached_property
+    def url(self) -> str:
+        """The application's URL, safe to show: without password and other secrets."""
+        return safe_url(self.app_engine.url)
+
+    @property
+    def dialect(self) -> str:
+        """Name of the dialect: ``sqlite``, ``postgresql``, ``mysql``, ``mariadb`` or another."""
+        return self.app_engine.dialect.name
+
+    @cached_property
+    def path(self) -> Path | None:
+        """The file of a SQLite database; ``None`` for a server and for a database in memory."""
+        url = self.app_engine.url
+        name = url.database
+        if self.dialect != "sqlite" or not name or name == ":memory:":
+            return None
+        if name.startswith("file:"):
+            name = unquote(name[len("file:") :])
+            if name in ("", ":memory:") or url.query.get("mode") == "memory":
+                return None
+            if name.startswith("//"):
+                name = "/" + name.lstrip("/")
+        return Path(os.path.abspath(name))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the database lives in this process only."""
+        return self.dialect == "sqlite" and self.path is None
+
+    @property
+    def exists(self) -> bool:
+        """``False`` for a SQLite file that is not there (or empty); connecting would make it."""
+        try:
+            return self.path is None or self.path.stat().st_size > 0
+        except OSError:
+            return False
+
+    @property
+    def transactional_ddl(self) -> bool:
+        """Whether a failed transaction takes its schema changes back."""
+        return self.dialect not in ("mysql", "mariadb", "oracle")
+
+    def file_state(self) -> dict[str, int] | None:
+        """What a SQLite file looks like without opening it as a database; ``None`` for a server.
+
+        The inode tells a replaced file. The header's schema cookie moves with every schema change, its change
+        counter with every write (in WAL mode with some), and neither moves back but by an older copy.
+
+        :raises OSError: the file is missing or cannot be read.
+        """
+        if self.path is None:
+            return None
+        with open(self.path, "rb") as file:
+            header = file.read(_HEADER_BYTES)
+            inode = os.fstat(file.fileno()).st_ino
+        return {
+            "inode": inode,
+            "changes": int.from_bytes(header[24:28], "big"),
+            "schema": int.from_bytes(header[40:44], "big"),
+        }
+
+    def settled_file_state(self) -> dict[str, int] | None:
+        """As :meth:`file_state`, with the schema cookie that the database itself tells.
+
+        In WAL mode the header lags behind until a checkpoint. What it says then is what an older copy says too, so
+        it must not be remembered.
+
+        :raises OSError: the file is missing or cannot be read.
+        """
+        found = self.file_state()
+        if found is not None:
+            with self.connect() as connection:
+                found["schema"] = int(connection.exec_driver_sql("PRAGMA schema_version").scalar_one())
+        return found
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine for migrating: no pool, so that no connection outlives its use or a fork.
+
+        Connections are made as the application makes them (its ``connect_args``, ``creator`` and pool listeners).
+        A database in memory has only the application's engine.
+
+        :raises ConfigError: ``migration_url`` cannot be used.
+        """
+        if self.migration_url is not None:
+            try:
+                return sa.create_engine(make_url(self.migration_url), poolclass=NullPool)
+            except (sa.exc.ArgumentError, ImportError, ValueError) as error:
+                raise ConfigError(
+                    f"DB_SMART_MIGRATION_URL for the database {self.name!r} cannot be used "
+                    f"({type(error).__name__}); it must be a SQLAlchemy URL whose driver is installed."
+                ) from None
+        if self.in_memory:
+            return self.app_engine
+        pool = self.app_engine.pool
+        return Engine(
+            NullPool(pool._creator, dialect=self.app_engine.dialect, _dispatch=pool.dispatch),
+            self.app_engine.dialect,
+            self.app_engine.url,
+        )
+
+    @property
+    def serving(self) -> Database:
+        """The same database by the application's own engine and pool."""
+        database = Database(self.name, self.key, self.app_engine)
+        database.engine = self.app_engine
+        return database
+
+    @contextmanager
+    def connect(self, *, autocommit: bool = False) -> Iterator[sa.Connection]:
+        """A new connection, counted in :attr:`queries`. Begin with :func:`begin` before a statement that writes.
+
+        :param autocommit: let each statement commit by itself.
+        :raises DatabaseUnreachable: no connection could be made; the message has no password.
+        """
+        try:
+            connection = self.engine.connect()
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseUnreachable(
+                f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): {self.redact(error)}. "
+                "Nothing was changed. Check that the server runs, its address, and the user's password and rights."
+            ) from None
+        with connection:
+            sa.event.listen(connection, "before_cursor_execute", self._count)
+            if self.dialect == "sqlite":
+                driver = connection.connection.dbapi_connection
+                assert driver is not None
+                level = driver.isolation_level
+                # The driver would commit behind our back before a schema change; begin() begins for real.
+                driver.isolation_level = None
+                try:
+                    yield connection
+                finally:
+                    connection.rollback()
+                    driver.isolation_level = level
+            else:
+                if autocommit:
+                    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                yield connection
+
+    def redact(self, error: BaseException) -> str:
+        """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
+        text = " ".join(str(getattr(error, "orig", None) or error).split()).rstrip(".")
+        urls: list[URL] = [self.app_engine.url]
+        if self.migration_url is not None:
+            urls.append(make_url(self.migration_url))
+        for url in urls:
+            if url.password:
+                for secret in {str(url.password), quote(url.password, safe=""), quote_plus(url.password)}:
+                    text = text.replace(secret, "***")
+        return text
+
+    def _count(self, *_: Any) -> None:
+        self.queries += 1
+
+
+def begin(connection: sa.Connection) -> None:
+    """Begin a transaction that will write.
+
+    On SQLite the write lock is taken at once: a transaction that reads first and writes later fails when
+    another writes in between, without waiting.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def safe_url(url: URL) -> str:
+    """A URL without its secrets: the password, and every option that sounds like one."""
+    query = {
+        name: "hidden" if any(word in name.lower() for word in _SECRET_WORDS) else value
+        for name, value in url.query.items()
+    }
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
+def databases(engines: Mapping[str | None, Engine], migration_urls: Mapping[str, str]) -> dict[str, Database]:
+    """All databases of an application by name, the default one first.
+
+    :param engines: Flask-SQLAlchemy's engines by bind key.
+    :param migration_urls: names of databases with a URL of their own for migrating.
+    """
+    found = {}
+    for key in sorted(engines, key=lambda key: (key is not None, key or "")):
+        name = "default" if key is None else key
+        found[name] = Database(name, key, engines[key], migration_urls.get(name))
+    return found

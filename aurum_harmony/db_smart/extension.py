@@ -1,0 +1,333 @@
+"""The Flask extension: its settings, what boot does, and what the first request makes sure of."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+import click
+from flask import Blueprint, Flask, Response, current_app, request
+from flask.cli import ScriptInfo
+
+from .cli import group
+from .database import Database, databases
+from .errors import ConfigError, DatabaseBehind, DbSmartError
+from .gate import Gate, Plan, worst
+from .settings import boot_mode, create_all, flag_path, forced, migration_urls, set_defaults
+from .signals import booted
+
+if TYPE_CHECKING:
+    from flask_sqlalchemy import SQLAlchemy
+
+    from .flag import Flag
+    from .runner import Run
+
+Decision = Literal["skipped", "verified", "migrated", "off"]
+V = TypeVar("V", bound=Callable[..., Any])
+
+_logger = logging.getLogger(__name__)
+_EXTENSION = "db_smart"
+_RETRY_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class BootReport:
+    """What boot decided.
+
+    :ivar decision: ``"skipped"`` (the flag said enough), ``"verified"`` (the database did), ``"migrated"`` or
+        ``"off"``.
+    :ivar reason: why, in words.
+    :ivar applied: names of the migrations that were applied, in order.
+    :ivar duration: seconds.
+    """
+
+    decision: Decision
+    reason: str
+    applied: tuple[str, ...]
+    duration: float
+
+
+@dataclass
+class _AppState:
+    """What the extension knows of one application."""
+
+    db: SQLAlchemy
+    module: str
+    #: Whether boot came to a decision; under a flask command that does not migrate it did not.
+    booted: bool = False
+    #: Whether the database itself, not only the flag, said in this process that it is up to date.
+    verified: bool = False
+    #: What the flag said when boot trusted it.
+    flag: Flag | None = None
+    #: Why requests cannot be served, and until when (seconds of the monotonic clock) not to try again.
+    refusal: DbSmartError | None = None
+    refused_until: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class DbSmart:
+    """Keeps the databases of a Flask application up to date with its migrations.
+
+    ``DbSmart(app, db, migrations="myapp.migrations")``, or ``DbSmart()`` and :meth:`init_app` later. It stands at
+    ``app.extensions["db_smart"]``.
+
+    :param migrations: dotted name of the module, or package of modules, with the migrations.
+    """
+
+    def __init__(
+        self, app: Flask | None = None, db: SQLAlchemy | None = None, *, migrations: str | None = None
+    ) -> None:
+        self._states: WeakKeyDictionary[Flask, _AppState] = WeakKeyDictionary()
+        if app is not None:
+            self.init_app(app, db, migrations=migrations)
+
+    def init_app(self, app: Flask, db: SQLAlchemy | None = None, *, migrations: str | None = None) -> None:
+        """Register the commands and the first-request hook on an application. Touches no file and no database.
+
+        Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
+        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``; and ``FORCE_DB_MIGRATION`` at each boot.
+
+        :param db: the application's Flask-SQLAlchemy; the one registered on ``app`` when ``None``.
+        :param migrations: dotted name of a module or package.
+        :raises ConfigError: registered twice, without migrations, or without Flask-SQLAlchemy.
+        """
+        if _EXTENSION in app.extensions:
+            raise ConfigError("A DbSmart is already registered on this application; use app.extensions['db_smart'].")
+        if migrations is None:
+            raise ConfigError("DbSmart needs to know the migrations: DbSmart(app, db, migrations='myapp.migrations').")
+        db = db if db is not None else app.extensions.get("sqlalchemy")
+        if db is None:
+            raise ConfigError("DbSmart needs Flask-SQLAlchemy: pass db, or call db.init_app(app) before.")
+        set_defaults(app)
+        self._states[app] = _AppState(db, migrations)
+        app.extensions[_EXTENSION] = self
+        blueprint = Blueprint("db_smart", __name__, cli_group="db-smart")
+        for command in group.commands.values():
+            blueprint.cli.add_command(command)
+        app.register_blueprint(blueprint)
+        # Before every other hook, as those may already need the database.
+        app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
+
+    def boot(self, app: Flask) -> BootReport:
+        """Bring the databases up to date if anything changed; call it last in ``create_app()``.
+
+        Under a ``flask`` command other than ``flask run`` it decides ``"off"``.
+
+        :raises DatabaseBehind: something is pending and ``DB_SMART_BOOT`` is ``check``.
+        :raises DbSmartError: a setting, the migrations or a database is at fault; the message says what to do.
+        """
+        state = self._state(app)
+        if _flask_command_other_than_run():
+            return _report(app, "off", "this flask command does not migrate", time.perf_counter(), 0)
+        with state.lock:
+            return self._boot(app, state)
+
+    def exempt(self, view: V) -> V:
+        """Let a view answer although the database is behind and ``DB_SMART_BOOT`` is ``check``.
+
+        For probes that ask only whether the process lives. The first request makes its check all the same.
+        """
+        view.__dict__["_db_smart_exempt"] = True
+        return view
+
+    def gate(self, app: Flask) -> Gate:
+        """The questions of boot for an application, as its settings are now. Needs an application context.
+
+        :raises ConfigError: a setting cannot be used.
+        """
+        state = self._state(app)
+        return Gate(state.module, databases(state.db.engines, migration_urls(app)), flag_path(app))
+
+    def database_state(self, app: Flask) -> str:
+        """``"up-to-date"``, ``"pending"`` or ``"ahead"``, asked now of the application's own connections.
+
+        Needs an application context.
+
+        :raises DbSmartError: a database cannot be reached, or the migrations cannot be loaded.
+        """
+        gate = self.gate(app)
+        gate.databases = {name: database.serving for name, database in gate.databases.items()}
+        return worst(plan.status for plan in gate.by_row() or gate.by_history())
+
+    def migrate(self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False) -> list[Run]:
+        """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
+
+        Needs an application context.
+
+        :param selected: the databases to migrate.
+        :param force: run every repeatable migration again.
+        :raises DbSmartError: see :meth:`~.runner.Runner.run`.
+        """
+        from .runner import Runner
+
+        state = self._state(app)
+        runs, states = Runner(app, state.db, gate, create_all=create_all(app)).run(selected, force=force)
+        for database in selected:
+            if database.migration_url is not None:
+                served = gate.state(database.serving)
+                if served is None or served.database_id != states[database.name].database_id:
+                    raise DbSmartError(
+                        f"The migrations of {database.name!r} were applied through DB_SMART_MIGRATION_URL, but "
+                        f" {database.url}, which the application uses, is another database. Correct one of them."
+                    )
+        if states.keys() == {database.name for database in gate.involved}:
+            _keep_flag(gate, lambda: gate.remember(states))
+            state.verified = True
+        return runs
+
+    def _state(self, app: Flask) -> _AppState:
+        try:
+            return self._states[app]
+        except KeyError:
+            raise ConfigError("This DbSmart is not registered on this application: call init_app() first.") from None
+
+    def _boot(self, app: Flask, state: _AppState) -> BootReport:
+        """The decision of boot; the caller holds the lock of ``state``."""
+        started = time.perf_counter()
+        mode = boot_mode(app)
+        if mode == "off":
+            state.booted = state.verified = True
+            return _report(app, "off", "DB_SMART_BOOT is off", started, 0)
+        state.verified = False
+        with app.app_context():
+            gate = self.gate(app)
+            decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
+        state.booted = True
+        return _report(app, decision, reason, started, gate.queries, applied)
+
+    def _decide(
+        self, app: Flask, state: _AppState, gate: Gate, mode: str, force: str | None
+    ) -> tuple[Decision, str, tuple[str, ...]]:
+        if force is not None and mode == "check":
+            _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
+            force = None
+        if force is not None:
+            return self._migrate(app, gate, force, force=True)
+        verdict = gate.by_flag()
+        if verdict.holds:
+            state.flag = verdict.flag
+            if verdict.stale and mode == "migrate":
+                _keep_flag(gate, lambda: gate.refresh(verdict))
+            return "skipped", verdict.reason, ()
+        decision = self._ask(app, gate, mode, verdict.reason)
+        state.verified = True
+        return decision
+
+    def _ask(self, app: Flask, gate: Gate, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:
+        """Levels 2 and 3: ask the databases, and migrate or refuse where one is behind.
+
+        :param reason: why the flag was not enough.
+        """
+        plans = gate.by_row() or gate.by_history()
+        _tell(plans)
+        behind = [plan for plan in plans if plan.behind]
+        reason = "; ".join([reason, *(plan.said for plan in behind or plans)])
+        if behind and mode == "check":
+            raise DatabaseBehind(
+                f"The database is behind this code and DB_SMART_BOOT is 'check': {reason}. Nothing was written. "
+                "Run 'flask db-smart migrate' and start again."
+            )
+        if behind:
+            return self._migrate(app, gate, reason)
+        if mode == "migrate":
+            states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
+            _keep_flag(gate, lambda: gate.remember(states))
+        return "verified", reason, ()
+
+    def _migrate(
+        self, app: Flask, gate: Gate, reason: str, *, force: bool = False
+    ) -> tuple[Decision, str, tuple[str, ...]]:
+        runs = self.migrate(app, gate, gate.involved, force=force)
+        return "migrated", reason, tuple(run.migration for run in runs)
+
+    def _first_request(self) -> Response | None:
+        """Once per process: make sure of boot, and ask the database where boot trusted the flag."""
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        state = self._state(app)
+        with state.lock:
+            if not state.verified and time.monotonic() >= state.refused_until:
+                try:
+                    self._verify(app, state)
+                    state.refusal = None
+                except DbSmartError as error:
+                    _logger.error("db-smart: %s", error.message)
+                    state.refusal = error
+                    state.refused_until = time.monotonic() + _RETRY_SECONDS
+            refusal = state.refusal
+        if refusal is not None:
+            view = app.view_functions.get(request.endpoint or "")
+            if getattr(view, "_db_smart_exempt", False):
+                return None
+            # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
+            reason = refusal.message if isinstance(refusal, DatabaseBehind) else "The database is not ready."
+            return Response(reason + "\n", 503, {"Retry-After": str(_RETRY_SECONDS)}, mimetype="text/plain")
+        # A new list: other threads are still walking the old one, and would skip the hook after this one.
+        hooks = app.before_request_funcs[None]
+        app.before_request_funcs[None] = [hook for hook in hooks if hook != self._first_request]
+        return None
+
+    def _verify(self, app: Flask, state: _AppState) -> None:
+        """See that boot has happened and that the database is what the flag said.
+
+        :raises DbSmartError: it is behind and may not be migrated, or could not be.
+        """
+        if not state.booted:
+            self._boot(app, state)
+        if state.verified:
+            return
+        started = time.perf_counter()
+        mode = boot_mode(app)
+        with app.app_context():
+            gate = self.gate(app)
+            assert state.flag is not None
+            changed = gate.changed(state.flag)
+            if changed is not None:
+                _logger.warning("db-smart: boot trusted the flag, but %s", changed)
+                if mode == "migrate":
+                    _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
+                decision, reason, applied = self._ask(app, gate, mode, changed)
+                _report(app, decision, reason, started, gate.queries, applied)
+            else:
+                _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)
+        state.verified = True
+
+
+def _report(
+    app: Flask, decision: Decision, reason: str, started: float, queries: int, applied: tuple[str, ...] = ()
+) -> BootReport:
+    report = BootReport(decision, reason, applied, time.perf_counter() - started)
+    count = f"{queries} quer{'y' if queries == 1 else 'ies'}"
+    _logger.info("db-smart: %s: %s (%.3f ms, %s)", decision, reason, report.duration * 1000, count)
+    booted.send(app, report=report)
+    return report
+
+
+def _tell(plans: list[Plan]) -> None:
+    """Log what is worth knowing although nothing is to be done about it."""
+    for plan in plans:
+        if plan.unknown:
+            names = ", ".join(plan.unknown)
+            _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)
+        for name in plan.edited_once:
+            _logger.warning("db-smart: %r was edited after it was applied; it runs only once and is left alone", name)
+
+
+def _keep_flag(gate: Gate, action: Callable[[], None]) -> None:
+    """Change the flag; that it cannot be changed costs time at later boots, and never fails one."""
+    try:
+        action()
+    except OSError as error:
+        _logger.warning(
+            "db-smart: cannot write the flag %s (%s); every boot will ask the database", gate.path, error.strerror
+        )
+
+
+def _flask_command_other_than_run() -> bool:
+    """Whether the application is being made for a ``flask`` command that serves no request."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.find_object(ScriptInfo) is not None and context.info_name != "run"

@@ -1,0 +1,147 @@
+"""The flag file: a cache of what the database said, never the truth.
+
+It names the source files that were found applied, as ``stat`` saw them, and the databases that hold them. It
+is safe to delete at any time, holds no secret, and is never a reason to apply anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+PROGRAM = "db-smart"
+
+#: A larger file is not ours: 100,000 migration files need less.
+MAX_BYTES = 16 * 1024 * 1024
+
+
+class FlagInvalid(Exception):
+    """The flag cannot be used; ``str(error)`` says why. ``present`` tells whether there is anything at all."""
+
+    def __init__(self, reason: str, *, present: bool = True) -> None:
+        super().__init__(reason)
+        self.present = present
+
+
+@dataclass(frozen=True)
+class DatabaseRecord:
+    """What the flag remembers of one database.
+
+    :ivar url: its URL, without password.
+    :ivar file: what the database file looked like, ``None`` for a server.
+    :ivar database_id: the id in its ``db_smart_state``.
+    :ivar applied: the digest of its history in ``db_smart_state``.
+    """
+
+    url: str
+    file: dict[str, int] | None
+    database_id: str
+    applied: str
+
+
+@dataclass(frozen=True)
+class Flag:
+    """The content of a flag file; see :class:`~.sources.Sources` for the first six."""
+
+    module: str
+    roots: list[str]
+    stats: dict[str, list[int]]
+    digest: str
+    racy: bool
+    databases: dict[str, DatabaseRecord]
+
+
+def read(path: Path) -> Flag:
+    """Read and check a flag file.
+
+    :raises FlagInvalid: it is missing, unreadable, or not a flag of this format.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise FlagInvalid("the flag file is too large to be ours")
+            content = file.read()
+    except FileNotFoundError:
+        raise FlagInvalid("there is no flag file", present=False) from None
+    except IsADirectoryError:
+        raise FlagInvalid("the flag is a directory") from None
+    except OSError as error:
+        raise FlagInvalid(f"the flag file cannot be read ({error.strerror})") from None
+    if not content.strip():
+        raise FlagInvalid("the flag file is empty")
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        raise FlagInvalid("the flag file is not one of db-smart (or was cut short)") from None
+    if not isinstance(data, dict) or data.get("program") != PROGRAM:
+        raise FlagInvalid("the flag file belongs to another program")
+    if data.get("format") != FORMAT:
+        raise FlagInvalid(f"the flag file has format {data.get('format')!r}, this release writes {FORMAT}")
+    try:
+        return _parse(data)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise FlagInvalid("the flag file is damaged") from None
+
+
+def write(path: Path, flag: Flag) -> None:
+    """Replace the flag file in one step; its directory is made when missing.
+
+    :raises OSError: the file cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **asdict(flag)})
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove(path: Path) -> bool:
+    """Remove the flag file.
+
+    :returns: whether there was one.
+    :raises OSError: it cannot be removed.
+    """
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _parse(data: dict[str, Any]) -> Flag:
+    """Build the flag from JSON; what has another type than ours raises."""
+    databases = {
+        str(name): DatabaseRecord(
+            url=_typed(record["url"], str),
+            file=None if record["file"] is None else {key: int(value) for key, value in record["file"].items()},
+            database_id=_typed(record["database_id"], str),
+            applied=_typed(record["applied"], str),
+        )
+        for name, record in _typed(data["databases"], dict).items()
+    }
+    if not databases:
+        raise ValueError("no database")
+    return Flag(
+        module=_typed(data["module"], str),
+        roots=_typed(data["roots"], list),
+        stats=_typed(data["stats"], dict),
+        digest=_typed(data["digest"], str),
+        racy=_typed(data["racy"], bool),
+        databases=databases,
+    )
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(kind.__name__)
+    return value

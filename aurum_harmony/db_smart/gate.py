@@ -1,0 +1,334 @@
+"""Is there anything to do? Asked in the order of cost: the flag, the sources, one row, the whole history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from . import flag as flags
+from .database import Database
+from .errors import DatabaseUnreachable, MigrationError
+from .flag import DatabaseRecord, Flag, FlagInvalid
+from .sources import Sources, scan
+
+if TYPE_CHECKING:
+    from .history import Applied, Pending, State
+    from .migrations import Migration
+
+
+_COMPLETE = "holds every migration of this code"
+
+
+@dataclass(frozen=True)
+class FlagVerdict:
+    """What the flag says.
+
+    :ivar holds: whether boot may go on without asking a database.
+    :ivar reason: why, in words.
+    :ivar flag: the flag, ``None`` where there is none that can be read.
+    :ivar present: whether there is anything at its path.
+    :ivar stale: whether it holds but should be written again, as only time stamps had changed.
+    """
+
+    holds: bool
+    reason: str
+    flag: Flag | None = None
+    present: bool = True
+    stale: bool = False
+
+
+@dataclass
+class Plan:
+    """What one database holds and lacks.
+
+    :ivar state: its state row, ``None`` without history.
+    :ivar reason: why it is behind, or that it is not, in words.
+    :ivar pending: what is to run, in order.
+    :ivar applied: its history; empty where the state row alone was enough.
+    :ivar unknown: names that it is ahead of this code by.
+    :ivar edited_once: ``once`` migrations edited after they were applied.
+    """
+
+    database: Database
+    state: State | None
+    reason: str
+    pending: list[Pending] = field(default_factory=list)
+    applied: list[Applied] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    edited_once: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """``"pending"``, ``"ahead"`` or ``"up-to-date"``."""
+        return "pending" if self.behind else "ahead" if self.unknown else "up-to-date"
+
+    @property
+    def said(self) -> str:
+        """The reason as a clause of its own."""
+        return f"the database {self.database.name!r} {self.reason}"
+
+    @property
+    def behind(self) -> bool:
+        """Whether the database lacks something: a migration, or our tables."""
+        return bool(self.pending) or self.state is None
+
+
+class Gate:
+    """The questions of one boot (or command) about one set of migrations.
+
+    :param module: dotted name of the migrations.
+    :param databases: the application's databases by name.
+    :param path: the flag file.
+    """
+
+    def __init__(self, module: str, databases: Mapping[str, Database], path: Path) -> None:
+        self.module = module
+        self.databases = databases
+        self.path = path
+
+    @property
+    def queries(self) -> int:
+        """How many statements were sent to all databases so far."""
+        return sum(database.queries for database in self.databases.values())
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The scan of the source files; one for the whole question.
+
+        :raises MigrationError: there are none.
+        """
+        return scan(self.module)
+
+    @cached_property
+    def migrations(self) -> list[Migration]:
+        """The migrations of the code; imports them.
+
+        :raises MigrationError: they cannot be loaded.
+        """
+        from .migrations import load
+
+        return load(self.sources)
+
+    @cached_property
+    def involved(self) -> list[Database]:
+        """The default database, and those that migrations name; imports the migrations.
+
+        :raises MigrationError: a migration names a database that the application does not have.
+        """
+        names = {"default"} & self.databases.keys()
+        for migration in self.migrations:
+            name = migration.options.database or "default"
+            if name not in self.databases:
+                known = ", ".join(sorted(self.databases))
+                raise MigrationError(
+                    f"Migration {migration.name!r} in {migration.path} is for the database {name!r}, which the "
+                    f"application does not have (it has: {known}). Add it to SQLALCHEMY_BINDS; nothing was changed."
+                )
+            names.add(name)
+        return [database for name, database in self.databases.items() if name in names]
+
+    def of(self, database: Database) -> list[Migration]:
+        """The migrations of one database."""
+        return [item for item in self.migrations if (item.options.database or "default") == database.name]
+
+    def by_flag(self) -> FlagVerdict:
+        """Levels 0 and 1: does the flag still fit the sources and the databases? No query, no connection."""
+        try:
+            flag = flags.read(self.path)
+        except FlagInvalid as error:
+            return FlagVerdict(False, str(error), present=error.present)
+        for name, record in flag.databases.items():
+            reason = self._database_changed(name, record)
+            if reason is not None:
+                return FlagVerdict(False, reason, flag)
+        if "default" in self.databases and "default" not in flag.databases:
+            return FlagVerdict(False, "the flag does not name the default database", flag)
+        if flag.module != self.module:
+            return FlagVerdict(False, f"the flag is for the migrations {flag.module!r}", flag)
+        sources = self.sources
+        if flag.stats == sources.stats and flag.roots == sources.roots and not flag.racy:
+            return FlagVerdict(True, "nothing changed", flag)
+        if flag.digest == sources.digest:
+            return FlagVerdict(True, "only time stamps of the migrations changed", flag, stale=True)
+        return FlagVerdict(False, _sources_changed(flag, sources), flag)
+
+    def by_row(self) -> list[Plan] | None:
+        """Level 2, the short way: does the state row of each database say that these very sources are applied?
+
+        The row of the first database names the others, so that the migrations need not be imported.
+
+        :returns: a plan with nothing pending for each; ``None`` when the whole history must be read.
+        :raises DatabaseUnreachable: a database cannot be asked.
+        """
+        plans: list[Plan] = []
+        names = list(self.databases)[:1]
+        for name in names:  # grows by what the first row says
+            database = self.databases.get(name)
+            state = None if database is None else self.state(database)
+            if database is None or state is None or state.source != self.sources.digest:
+                return None
+            names += [other for other in state.databases if other not in names]
+            plans.append(Plan(database, state, _COMPLETE))
+        return plans
+
+    def by_history(self, *, force: bool = False) -> list[Plan]:
+        """Level 2, the long way: compare the history of each database with the migrations; see :meth:`ask`."""
+        return [self.ask(database, force=force) for database in self.involved]
+
+    def ask(self, database: Database, *, force: bool = False) -> Plan:
+        """What one database holds and lacks.
+
+        :param force: count every repeatable migration as pending.
+        :raises DatabaseUnreachable: the database cannot be asked.
+        """
+        if not database.exists:
+            return self._plan(database, None, [], force)
+        with database.connect() as connection:
+            return self.by_connection(database, connection, force=force)
+
+    def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
+        """As :meth:`ask`, on an open connection."""
+        from .history import read_applied, read_state
+
+        with _reading(database):
+            state = read_state(connection)
+            applied = [] if state is None else read_applied(connection)
+        return self._plan(database, state, applied, force)
+
+    def state(self, database: Database) -> State | None:
+        """The state row of a database, ``None`` where there is none. At most one query.
+
+        :raises DatabaseUnreachable: the database cannot be asked.
+        """
+        from .history import read_state
+
+        if not database.exists:
+            return None
+        with database.connect() as connection, _reading(database):
+            return read_state(connection)
+
+    def changed(self, flag: Flag) -> str | None:
+        """Why the databases are not those that a flag names, with one query each; ``None`` when they are.
+
+        Asked of the application's own connections: what it will use is what counts.
+
+        :raises DatabaseUnreachable: a database cannot be asked.
+        """
+        for name, record in flag.databases.items():
+            state = self.state(self.databases[name].serving)
+            if state is None:
+                return f"the database {name!r} has no history"
+            if state.database_id != record.database_id:
+                return f"the database {name!r} is another one"
+            if state.applied != record.applied:
+                return f"the database {name!r} has another history"
+        return None
+
+    def _plan(self, database: Database, state: State | None, applied: list[Applied], force: bool) -> Plan:
+        from .history import edited_once, pending, unknown
+
+        migrations = self.of(database)
+        todo = pending(migrations, applied, force=force)
+        reason = _describe(database, todo, state)
+        ahead, edited = unknown(migrations, applied), edited_once(migrations, applied)
+        return Plan(database, state, reason, todo, applied, ahead, edited)
+
+    def remember(self, states: Mapping[str, State]) -> None:
+        """Write the flag: these databases hold every migration of these sources.
+
+        A database in memory ends with the process, so that there is nothing to remember.
+
+        :raises OSError: the flag cannot be written; the old one stays.
+        """
+        records = {}
+        for name, state in states.items():
+            database = self.databases[name]
+            if database.in_memory:
+                return
+            file = database.settled_file_state()
+            records[name] = DatabaseRecord(database.url, file, state.database_id, state.applied)
+        self._write(records)
+
+    def refresh(self, verdict: FlagVerdict) -> None:
+        """Write the flag of a verdict again with the time stamps of now.
+
+        :raises OSError: the flag cannot be written; the old one stays.
+        """
+        if verdict.flag is not None:
+            self._write(verdict.flag.databases)
+
+    def _write(self, records: dict[str, DatabaseRecord]) -> None:
+        sources = self.sources
+        flag = Flag(self.module, sources.roots, sources.stats, sources.digest, sources.racy, records)
+        flags.write(self.path, flag)
+
+    def _database_changed(self, name: str, record: DatabaseRecord) -> str | None:
+        """Why the flag's record no longer fits a database; ``None`` when it does."""
+        database = self.databases.get(name)
+        if database is None:
+            return f"the application no longer has the database {name!r}"
+        if database.url != record.url:
+            return f"the database {name!r} is now {database.url}, was {record.url}"
+        if database.path is None or record.file is None:
+            return None if database.path is None and record.file is None else "the flag file is damaged"
+        try:
+            now = database.file_state()
+        except OSError as error:
+            return f"the database file {database.path} is gone or cannot be read ({error.strerror})"
+        assert now is not None
+        if now.keys() != record.file.keys() or now["inode"] != record.file["inode"]:
+            return f"the database file {database.path} was replaced"
+        if now["schema"] != record.file["schema"]:
+            return f"the schema of the database file {database.path} was changed or an older copy put back"
+        if now["changes"] < record.file["changes"]:
+            return f"an older copy of the database file {database.path} was put back"
+        return None
+
+
+def worst(states: Iterable[str]) -> str:
+    """The one state that stands for several databases."""
+    found = set(states)
+    return next((state for state in ("unreachable", "pending", "ahead") if state in found), "up-to-date")
+
+
+@contextmanager
+def _reading(database: Database) -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise DatabaseUnreachable(
+            f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}. "
+            "Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
+        ) from None
+
+
+def _sources_changed(flag: Flag, sources: Sources) -> str:
+    """Which source files differ from those that the flag names."""
+    added = [name for name in sources.stats if name not in flag.stats]
+    removed = [name for name in flag.stats if name not in sources.stats]
+    changed = [name for name, stat in sources.stats.items() if name in flag.stats and flag.stats[name] != stat]
+    differences = [(n, "is new") for n in added] + [(n, "is gone") for n in removed] + [(n, "changed") for n in changed]
+    if not differences:
+        return f"the migrations in {sources.roots[0]} changed"
+    name, verb = differences[0]
+    more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    return f"{sources.paths.get(name, name)} {verb}{more}"
+
+
+def _describe(database: Database, todo: list[Pending], state: State | None) -> str:
+    if not todo:
+        return "has no history yet" if state is None else _COMPLETE
+    kinds: dict[str, list[str]] = {}
+    for item in todo:
+        kinds.setdefault(item.reason, []).append(item.migration.name)
+    parts = []
+    for reason, names in kinds.items():
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        parts.append(f"{len(names)} {reason} migration{'s' if len(names) > 1 else ''} ({shown})")
+    return ("has no history yet: " if state is None else "has ") + " and ".join(parts)

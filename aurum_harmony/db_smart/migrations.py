@@ -1,0 +1,237 @@
+"""Migrations: the decorator that marks them, and finding them in a module or package.
+
+A migration is an idempotent function. It is known by its name and its checksum: it runs where that pair was
+never applied, or, with ``once=True``, where the name never was.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec, module_from_spec
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar, overload
+
+from .checksum import ModuleSource
+from .errors import MigrationError
+from .sources import Sources
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Where a module keeps the functions that it decorated, in order.
+_REGISTRY = "__db_smart_migrations__"
+#: Where a module that was loaded here keeps the source that it was made from.
+_LOADED = "__db_smart_source__"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a migration is to be run; see :func:`migration`."""
+
+    once: bool = False
+    transactional: bool = True
+    database: str | None = None
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A migration found in the code.
+
+    :ivar name: the function's name, unique among all migrations.
+    :ivar checksum: hexadecimal hash of the function and of what it reaches in its module.
+    :ivar options: how to run it.
+    :ivar function: what to call.
+    :ivar takes_operations: whether the function wants an :class:`~.operations.Operations`.
+    :ivar path: its source file, for messages.
+    """
+
+    name: str
+    checksum: str
+    options: Options
+    function: Callable[..., object]
+    takes_operations: bool
+    path: str
+
+
+@overload
+def migration(function: F, /) -> F: ...
+
+
+@overload
+def migration(*, once: bool = False, transactional: bool = True, database: str | None = None) -> Callable[[F], F]: ...
+
+
+def migration(
+    function: F | None = None,
+    /,
+    *,
+    once: bool = False,
+    transactional: bool = True,
+    database: str | None = None,
+) -> F | Callable[[F], F]:
+    """Mark a function as a migration. The function itself is returned and can be called as before.
+
+    It takes one argument, an :class:`~.operations.Operations`, or none; then it uses ``db.session`` and
+    ``db.engine``, which during the migration are the migration's own connection.
+
+    :param once: run it once for ever, by its name: an edit afterwards is reported, never run, also not by
+        ``--force``. For work that must not repeat.
+    :param transactional: ``False`` for statements that cannot run in a transaction, such as
+        ``CREATE INDEX CONCURRENTLY``; each statement then commits by itself.
+    :param database: bind key of ``SQLALCHEMY_BINDS``; the default database when ``None``.
+    """
+
+    def mark(function: F) -> F:
+        if not isinstance(function, FunctionType):
+            raise TypeError(f"@migration marks functions defined with 'def', not {function!r}")
+        function.__globals__.setdefault(_REGISTRY, []).append(
+            (function, Options(once=once, transactional=transactional, database=database))
+        )
+        return function
+
+    return mark if function is None else mark(function)
+
+
+def load(sources: Sources) -> list[Migration]:
+    """Load the migrations from the very bytes that were scanned, in the order of their definition.
+
+    In a package, modules come in the order of their names. Undecorated functions named ``migrate_…`` that take
+    no argument count too, unless another migration calls them.
+
+    :raises MigrationError: a module does not import, two migrations share a name, or one cannot be called.
+    """
+    found: list[Migration] = []
+    for relative in sorted(sources.paths, key=sources.module_name):
+        name, path, content = sources.module_name(relative), sources.paths[relative], sources.contents[relative]
+        source = ModuleSource(name, path, content)
+        module = _import(name, path, content, source)
+        found += _migrations(module, source)
+    places: dict[str, Migration] = {}
+    for item in found:
+        other = places.setdefault(item.name, item)
+        if other is not item:
+            raise MigrationError(
+                f"Two migrations are named {item.name!r}, in {other.path} and in {item.path}: names are unique, "
+                "as the history knows a migration by its name. Rename one of them; nothing was changed."
+            )
+    return found
+
+
+def _import(name: str, path: str, content: bytes, source: ModuleSource) -> ModuleType:
+    """The module ``name``, made from ``content``.
+
+    Python's cached byte code is passed by: it is chosen by seconds and size, so that it can be older than an edit,
+    and the old function would then be recorded under the new checksum.
+    """
+    module = sys.modules.get(name)
+    if module is not None and _LOADED not in module.__dict__:
+        return module  # The application imported it: checked function by function in _migrations().
+    if module is not None and module.__dict__[_LOADED] == content:
+        return module
+    try:
+        spec = find_spec(name)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        module = module_from_spec(spec)
+        module.__dict__[_LOADED] = content
+        sys.modules[name] = module
+        linecache.checkcache(path)
+        exec(compile(source.tree, path, "exec", dont_inherit=True), module.__dict__)
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise MigrationError(
+            f"The module of migrations {name!r} does not import: {location(error, path)}: "
+            f"{type(error).__name__}: {error}. "
+            "Nothing was changed; mend the file and start again."
+        ) from error
+    parent, _, child = name.rpartition(".")
+    if parent in sys.modules:
+        setattr(sys.modules[parent], child, module)
+    return module
+
+
+def _migrations(module: ModuleType, source: ModuleSource) -> list[Migration]:
+    marked: list[tuple[FunctionType, Options]] = list(module.__dict__.get(_REGISTRY, ()))
+    decorated = {id(function) for function, _ in marked}
+    reached = {name for function, _ in marked for name in source.reaches(function)}
+    for name, value in module.__dict__.items():
+        if (
+            name.startswith("migrate_")
+            and isinstance(value, FunctionType)
+            and value.__module__ == module.__name__
+            and id(value) not in decorated
+            and name not in reached
+            and not inspect.signature(value).parameters
+        ):
+            marked.append((value, Options()))
+    definitions = source.functions()
+    migrations = []
+    for function, options in sorted(marked, key=lambda item: item[0].__code__.co_firstlineno):
+        name = function.__name__
+        if definitions.get(name, 0) > 1:
+            raise MigrationError(
+                f"Two migrations are named {name!r} in {source.path}: names are unique, as the history knows a "
+                "migration by its name. Rename one of them; nothing was changed."
+            )
+        checksum = source.checksum(function, lambda node: _is_migration_decorator(node, module))
+        _check_loaded(function, module, source)
+        takes = _takes_operations(function, source.path)
+        migrations.append(Migration(name, checksum, options, function, takes, source.path))
+    return migrations
+
+
+def _takes_operations(function: FunctionType, path: str) -> bool:
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise MigrationError(f"Migration {function.__name__!r} in {path} must be a plain function.")
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if len(parameters) > 1 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters):
+        raise MigrationError(
+            f"Migration {function.__name__!r} in {path} must take one argument, the operations, or none; "
+            f"it takes {len(parameters)}."
+        )
+    return bool(parameters)
+
+
+def _check_loaded(function: FunctionType, module: ModuleType, source: ModuleSource) -> None:
+    """Make sure that a function the application imported is the one that the file now holds.
+
+    :raises MigrationError: it is not; running it would record the new checksum for old code.
+    """
+    if _LOADED in module.__dict__:
+        return
+    code = source.code.get((function.__code__.co_name, function.__code__.co_firstlineno))
+    if code != function.__code__:
+        raise MigrationError(
+            f"{source.path} changed after this process loaded it; nothing was applied. Start the process again."
+        )
+
+
+def _is_migration_decorator(node: Any, module: ModuleType) -> bool:
+    """Whether a decorator is :func:`migration`, under whatever name the module knows it."""
+    target = node.func if hasattr(node, "func") else node
+    attributes: list[str] = []
+    while hasattr(target, "attr"):
+        attributes.append(target.attr)
+        target = target.value
+    value: object = module.__dict__.get(getattr(target, "id", ""))
+    for attribute in reversed(attributes):
+        value = getattr(value, attribute, None)
+    return value is migration
+
+
+def location(error: BaseException, path: str) -> str:
+    """The last line of a source file that an exception came through, or the file alone."""
+    line = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == path:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return path if line is None else f"{path}, line {line}"

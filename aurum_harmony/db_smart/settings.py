@@ -1,0 +1,97 @@
+"""The settings of the extension: keys of ``app.config``, each also from the environment with Flask's prefix."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from flask import Flask
+
+from .errors import ConfigError
+
+#: Key -> default. Read from the environment as ``FLASK_<key>`` where ``app.config`` has none.
+DEFAULTS: Mapping[str, object] = {
+    "DB_SMART_BOOT": "migrate",
+    "DB_SMART_FLAG": ".db_migration_completed",
+    "DB_SMART_CREATE_ALL": True,
+    "DB_SMART_MIGRATION_URL": None,
+}
+_YES = ("1", "true", "yes", "on")
+_NO = ("0", "false", "no", "off")
+
+
+def set_defaults(app: Flask) -> None:
+    """Give each key that the application did not set its value from the environment, or its default."""
+    for key, default in DEFAULTS.items():
+        app.config.setdefault(key, _environment(f"FLASK_{key}", default))
+
+
+def flag_path(app: Flask) -> Path:
+    """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder."""
+    return Path(app.instance_path, str(app.config["DB_SMART_FLAG"]))
+
+
+def boot_mode(app: Flask) -> str:
+    """``DB_SMART_BOOT``.
+
+    :raises ConfigError: it is none of its values.
+    """
+    mode = str(app.config["DB_SMART_BOOT"]).strip().lower()
+    if mode not in ("migrate", "check", "off"):
+        raise ConfigError(f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'check' or 'off'. Nothing was changed.")
+    return mode
+
+
+def forced(app: Flask) -> str | None:
+    """Why boot is to migrate whatever it finds: ``FORCE_DB_MIGRATION``; ``None`` when it is not.
+
+    :raises ConfigError: it is neither yes nor no.
+    """
+    value = app.config.get("FORCE_DB_MIGRATION")
+    if value is None:
+        value = os.environ.get("FORCE_DB_MIGRATION", "")
+    return "forced by FORCE_DB_MIGRATION" if _boolean("FORCE_DB_MIGRATION", value, empty=False) else None
+
+
+def create_all(app: Flask) -> bool:
+    """``DB_SMART_CREATE_ALL``.
+
+    :raises ConfigError: it is neither yes nor no.
+    """
+    return _boolean("DB_SMART_CREATE_ALL", app.config["DB_SMART_CREATE_ALL"], empty=True)
+
+
+def migration_urls(app: Flask) -> dict[str, str]:
+    """``DB_SMART_MIGRATION_URL`` by the name of the database; a single one is for the default database."""
+    value = app.config["DB_SMART_MIGRATION_URL"]
+    if not value:
+        return {}
+    if isinstance(value, Mapping):
+        return {str(name or "default"): str(url) for name, url in value.items()}
+    return {"default": value if isinstance(value, str) else value.render_as_string(hide_password=False)}
+
+
+def _boolean(key: str, value: object, *, empty: bool) -> bool:
+    if isinstance(value, (bool, int)):
+        return bool(value)
+    text = str(value).strip().lower()
+    if not text:
+        return empty
+    if text not in (*_YES, *_NO):
+        raise ConfigError(
+            f"{key} is {text!r}; it must be one of {', '.join(_YES)}, or {', '.join(_NO)}. Nothing was changed."
+        )
+    return text in _YES
+
+
+def _environment(key: str, default: object) -> object:
+    """A setting from the environment, read as Flask reads its own: JSON where it is JSON."""
+    value = os.environ.get(key)
+    if value is None:
+        return default
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

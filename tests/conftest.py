@@ -1,0 +1,214 @@
+"""Fixtures: applications of their own, with migrations of their own, on every kind of database."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.engine import URL
+
+from aurum_harmony.db_smart import BootReport, DbSmart
+
+from . import servers
+
+DIALECTS = ("sqlite", "postgresql", "mariadb")
+
+HEADER = """\
+from __future__ import annotations
+from sqlalchemy import *
+from aurum_harmony.db_smart import Operations, migration
+from flask import current_app
+db = current_app.extensions["sqlalchemy"]
+"""
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the surroundings reaches a test."""
+    for name in [name for name in os.environ if name.startswith(("FLASK_", "DB_SMART_", "AURUM_"))]:
+        monkeypatch.delenv(name)
+    for name in ("DATABASE_URL", "FORCE_DB_MIGRATION"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[URL]:
+    """A PostgreSQL server."""
+    with servers.postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> URL:
+    """A MariaDB server."""
+    url = servers.mariadb_server()
+    if url is None:
+        servers.missing("there is no MariaDB: set TEST_MARIADB_URL, or start one on 127.0.0.1:3306")
+    assert url is not None
+    return url
+
+
+@pytest.fixture
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], URL]]:
+    """Makes empty databases: ``new_url("sqlite" | "postgresql" | "mariadb")``."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def make(dialect: str) -> URL:
+            if dialect == "sqlite":
+                return URL.create("sqlite", database=str(tmp_path / f"db{next(_numbers)}.sqlite"))
+            server = request.getfixturevalue({"postgresql": "postgres", "mariadb": "mariadb"}[dialect])
+            return stack.enter_context(servers.new_database(server))
+
+        yield make
+
+
+@pytest.fixture(params=DIALECTS)
+def url(request: pytest.FixtureRequest, new_url: Callable[[str], URL]) -> URL:
+    """An empty database of each kind in turn."""
+    return new_url(request.param)
+
+
+@pytest.fixture
+def sqlite_url(new_url: Callable[[str], URL]) -> URL:
+    """A SQLite database that does not exist yet."""
+    return new_url("sqlite")
+
+
+@dataclass
+class Project:
+    """A Flask application with migrations in files of its own, as one developer's project.
+
+    Each :meth:`app` is what a new process would make: an application, a Flask-SQLAlchemy and a DbSmart.
+    """
+
+    directory: Path
+    module: str
+    url: URL | str
+    config: dict[str, Any] = field(default_factory=dict)
+    models: Callable[[SQLAlchemy], None] | None = None
+
+    @property
+    def instance(self) -> Path:
+        """The instance folder."""
+        return self.directory / "instance"
+
+    @property
+    def flag(self) -> Path:
+        """The flag file."""
+        return self.instance / ".db_migration_completed"
+
+    @property
+    def file(self) -> Path:
+        """The migrations, when they are a single module."""
+        return self.directory / f"{self.module}.py"
+
+    def write(self, source: str, name: str | None = None, *, header: str = HEADER) -> Path:
+        """Write the single module of migrations, or, with a name, one module of the package."""
+        if name is None:
+            path = self.file
+        else:
+            path = self.directory / self.module / f"{name}.py"
+            path.parent.mkdir(exist_ok=True)
+            (path.parent / "__init__.py").touch()
+        path.write_text(header + textwrap.dedent(source), encoding="utf-8")
+        return path
+
+    def app(self, **config: Any) -> tuple[Flask, DbSmart]:
+        """Make the application without booting it."""
+        app = Flask(f"app_{self.module}", instance_path=str(self.instance))
+        app.config.update({"SQLALCHEMY_DATABASE_URI": self.url, **self.config, **config})
+        db = SQLAlchemy()
+        if self.models is not None:
+            self.models(db)
+        db.init_app(app)
+        smart = DbSmart(app, db, migrations=self.module)
+        app.add_url_rule("/", view_func=lambda: "served", endpoint="index")
+        return app, smart
+
+    def boot(self, **config: Any) -> BootReport:
+        """Make the application and boot it."""
+        app, smart = self.app(**config)
+        try:
+            return smart.boot(app)
+        finally:
+            self.dispose(app)
+
+    def run(self, *args: str, **config: Any) -> Any:
+        """Run ``flask db-smart ARGS`` and return Click's result."""
+        app, _ = self.app(**config)
+        try:
+            return app.test_cli_runner().invoke(args=["db-smart", *args])
+        finally:
+            self.dispose(app)
+
+    @staticmethod
+    def dispose(app: Flask) -> None:
+        """Close the application's pooled connections."""
+        with app.app_context():
+            for engine in app.extensions["sqlalchemy"].engines.values():
+                engine.dispose()
+
+    def query(self, sql: str, **parameters: Any) -> list[Any]:
+        """Rows of a query past the application."""
+        engine = sa.create_engine(self.url, poolclass=sa.pool.NullPool)
+        with engine.begin() as connection:
+            result = connection.execute(sa.text(sql), parameters)
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    def columns(self, table: str) -> set[str]:
+        """Names of the columns of a table."""
+        engine = sa.create_engine(self.url, poolclass=sa.pool.NullPool)
+        with engine.connect() as connection:
+            return {column["name"] for column in sa.inspect(connection).get_columns(table)}
+
+    def tables(self) -> set[str]:
+        """Names of the tables."""
+        engine = sa.create_engine(self.url, poolclass=sa.pool.NullPool)
+        with engine.connect() as connection:
+            return set(sa.inspect(connection).get_table_names())
+
+    def history(self) -> list[tuple[str, str]]:
+        """Name and outcome of each row of the history."""
+        return self.query("SELECT name, outcome FROM db_smart_history ORDER BY id")
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Project]]:
+    """Makes projects: ``make_project(url, config)``."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made: list[str] = []
+
+    def make(url: URL | str, config: Mapping[str, Any] | None = None) -> Project:
+        module = f"migrations_{next(_numbers)}"
+        made.append(module)
+        return Project(tmp_path, module, url, dict(config or {}))
+
+    yield make
+    for name in [name for name in sys.modules if name.split(".")[0] in made]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def project(make_project: Callable[..., Project], url: URL) -> Project:
+    """A project on each kind of database in turn."""
+    return make_project(url)
+
+
+@pytest.fixture
+def sqlite_project(make_project: Callable[..., Project], sqlite_url: URL) -> Project:
+    """A project on SQLite."""
+    return make_project(sqlite_url)
