@@ -156,7 +156,7 @@ class Database:
         """
         try:
             connection = self.engine.connect()
-        except sa.exc.SQLAlchemyError as error:
+        except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
             raise DatabaseUnreachable(
                 f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): {self.redact(error)}. "
                 "Nothing was changed. Check that the server runs, its address, and the user's password and rights."
@@ -198,8 +198,9 @@ class Database:
 def begin(connection: sa.Connection) -> None:
     """Begin a transaction that will write.
 
-    Explicitly, so that SQLAlchemy ends it even where every statement went past this connection. On SQLite the write lock is taken at once: a transaction that reads first and writes later fails when
-    another writes in between, without waiting.
+    Explicitly, so that SQLAlchemy ends it even where every statement went past this connection. On SQLite the write
+    lock is taken at once: a transaction that reads first and writes later fails when another writes in between,
+    without waiting.
     """
     connection.begin()
     if connection.dialect.name == "sqlite":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .migrations import Migration
 
 
+_UNCHANGED = "nothing changed"
 _COMPLETE = "holds every migration of this code"
 
 
@@ -152,10 +153,12 @@ class Gate:
         if flag.module != self.module:
             return FlagVerdict(False, f"the flag is for the migrations {flag.module!r}", flag)
         sources = self.sources
-        if flag.stats == sources.stats and flag.roots == sources.roots and not flag.racy:
-            return FlagVerdict(True, "nothing changed", flag)
+        same = flag.stats == sources.stats and flag.roots == sources.roots
+        if same and not flag.racy:
+            return FlagVerdict(True, _UNCHANGED, flag)
         if flag.digest == sources.digest:
-            return FlagVerdict(True, "only time stamps of the migrations changed", flag, stale=True)
+            reason = _UNCHANGED if same else "only time stamps or places of the migrations changed"
+            return FlagVerdict(True, reason, flag, stale=True)
         return FlagVerdict(False, _sources_changed(flag, sources), flag)
 
     def by_row(self) -> list[Plan] | None:

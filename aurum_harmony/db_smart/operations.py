@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
     from sqlalchemy.orm import scoped_session
     from sqlalchemy.sql.base import Executable
+
+
+class _Index(NamedTuple):
+    """An index as the database has it; an expression among its columns is ``None``."""
+
+    columns: list[str | None]
+    unique: bool
+
+
+_SQLITE_INDEXES = sa.text(
+    'SELECT i.name, i."unique", c.name FROM pragma_index_list(:table, :schema) AS i, '
+    "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
+)
 
 
 class Operations:
@@ -169,13 +182,12 @@ class Operations:
         if existing is None:
             self._alembic.create_index(name, table, list(columns), schema=schema, unique=unique, **options)
             return
-        found = existing["column_names"]
-        if all(isinstance(column, str) for column in columns) and None not in found:
+        if all(isinstance(column, str) for column in columns) and None not in existing.columns:
             wanted = [self._fold(str(column)) for column in columns]
-            if [self._fold(str(column)) for column in found] != wanted or bool(existing["unique"]) != unique:
+            if [self._fold(str(column)) for column in existing.columns] != wanted or existing.unique != unique:
                 raise DbSmartError(
-                    f"The table {table!r} already has an index {name!r}, on {', '.join(map(str, found))}"
-                    f"{' (unique)' if existing['unique'] else ''}. Drop it first with op.drop_index(), "
+                    f"The table {table!r} already has an index {name!r}, on {', '.join(map(str, existing.columns))}"
+                    f"{' (unique)' if existing.unique else ''}. Drop it first with op.drop_index(), "
                     "or give the new one another name."
                 )
 
@@ -215,12 +227,19 @@ class Operations:
             found = {self._fold(column["name"]) for column in self.inspector.get_columns(table, schema=schema)}
         return found & {self._fold(column) for column in columns}
 
-    def _indexes(self, table: str, schema: str | None) -> dict[str, Any]:
-        return {
-            self._fold(index["name"]): index
-            for index in self.inspector.get_indexes(table, schema=schema)
-            if index["name"] is not None
-        }
+    def _indexes(self, table: str, schema: str | None) -> dict[str, _Index]:
+        """The indexes of a table by folded name."""
+        found: dict[str, _Index] = {}
+        if self._database.dialect == "sqlite":
+            # SQLAlchemy does not reflect SQLite's indexes on expressions.
+            rows = self._connection.execute(_SQLITE_INDEXES, {"table": table, "schema": schema or "main"})
+            for name, unique, column in rows:
+                found.setdefault(self._fold(name), _Index([], bool(unique))).columns.append(column)
+        else:
+            for index in self.inspector.get_indexes(table, schema=schema):
+                if index["name"] is not None:
+                    found[self._fold(index["name"])] = _Index(index["column_names"], bool(index["unique"]))
+        return found
 
     def _create_indexes(self, table: sa.Table) -> None:
         missing = [index for index in table.indexes if index.name is not None]
