@@ -44,14 +44,12 @@ def configure(app: Flask, config: Mapping[str, Any] | None) -> None:
     app.config["SQLALCHEMY_DATABASE_URI"] = os.environ.get("DATABASE_URL") or URL.create("sqlite", database=database)
     app.config.from_prefixed_env()
     app.config.update(config or {})
-    for key in ("SQLALCHEMY_DATABASE_URI", "DB_SMART_MIGRATION_URL"):
-        if isinstance(app.config.get(key), (str, URL)):
-            app.config[key] = _with_driver(app.config[key], key)
-    binds = app.config.get("SQLALCHEMY_BINDS") or {}
-    app.config["SQLALCHEMY_BINDS"] = {
-        key: _with_driver(value, f"SQLALCHEMY_BINDS[{key!r}]") if isinstance(value, (str, URL)) else value
-        for key, value in binds.items()
-    }
+    for key in ("SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS", "DB_SMART_MIGRATION_URL"):
+        value = app.config.get(key)
+        if isinstance(value, Mapping):
+            app.config[key] = {name: _with_driver(url, f"{key}[{name!r}]") for name, url in value.items()}
+        elif value:
+            app.config[key] = _with_driver(value, key)
 
 
 def register_database(app: Flask, db: SQLAlchemy) -> None:
@@ -71,11 +69,13 @@ def register_database(app: Flask, db: SQLAlchemy) -> None:
         ) from None
 
 
-def _with_driver(value: str | URL, key: str) -> URL:
-    """The URL with the driver that is installed, where it names none.
+def _with_driver(value: Any, key: str) -> Any:
+    """The URL with the driver that is installed, where it names none; what is no URL (a bind's options) as it is.
 
     :raises ConfigError: it does not parse; the message leaves it out, as it may hold a password.
     """
+    if not isinstance(value, (str, URL)):
+        return value
     try:
         url = make_url(value)
     except (ArgumentError, ValueError):

@@ -408,3 +408,15 @@ def test_history_and_flag_hold_no_password(project: Project) -> None:
     password = make_url(project.url).password
     for text in (repr(rows), project.flag.read_text()):
         assert not password or password not in text
+
+
+def test_a_locked_database_is_one_clear_message(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    sqlite_project.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"connect_args": {"timeout": 0.1}}
+    sqlite_project.query("CREATE TABLE other (id INTEGER)")
+    blocker = sqlite3.connect(str(make_url(sqlite_project.url).database), isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DbSmartError, match="Cannot migrate the database 'default' .* database is locked"):
+        sqlite_project.boot()
+    blocker.close()
+    assert sqlite_project.boot().decision == "migrated"

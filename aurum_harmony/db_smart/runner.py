@@ -57,14 +57,22 @@ class Runner:
         :returns: what was applied, and the state row of each database.
         :raises MigrationFailed: a migration raised; those before it stay applied.
         :raises DatabaseUnreachable: a database cannot be reached.
+        :raises DbSmartError: a database refuses what is not a migration's: our tables, a lock.
         """
         runs: list[Run] = []
         states: dict[str, State] = {}
         for database in databases:
-            if database.path is not None:
-                database.path.parent.mkdir(parents=True, exist_ok=True)
-            with database.connect() as connection:
-                states[database.name] = self._migrate(database, connection, force, runs)
+            before = len(runs)
+            try:
+                if database.path is not None:
+                    database.path.parent.mkdir(parents=True, exist_ok=True)
+                with database.connect() as connection:
+                    states[database.name] = self._migrate(database, connection, force, runs)
+            except (sa.exc.SQLAlchemyError, OSError) as error:
+                raise DbSmartError(
+                    f"Cannot migrate the database {database.name!r} ({database.url}): {database.redact(error)}. "
+                    f"Migrations applied to it so far: {len(runs) - before}; they stay. Mend the cause and start again."
+                ) from error
         return runs, states
 
     def _migrate(self, database: Database, connection: sa.Connection, force: bool, runs: list[Run]) -> State:
@@ -93,19 +101,11 @@ class Runner:
             return
         connection.rollback()
         begin(connection)
-        try:
-            history.create_tables(connection)
-            metadata = self._db.metadatas.get(database.key)
-            if self._create_all and metadata is not None:
-                metadata.create_all(connection)
-            connection.commit()
-        except sa.exc.SQLAlchemyError as error:
-            connection.rollback()
-            raise DbSmartError(
-                f"Cannot make the first tables in the database {database.name!r} ({database.url}): "
-                f"{database.redact(error)}. No migration was applied. Check the user's right to create tables and the "
-                "models, then start again."
-            ) from error
+        history.create_tables(connection)
+        metadata = self._db.metadatas.get(database.key)
+        if self._create_all and metadata is not None:
+            metadata.create_all(connection)
+        connection.commit()
 
     def _apply(self, database: Database, connection: sa.Connection, item: Pending, index: int, total: int) -> Run:
         migration = item.migration
