@@ -96,6 +96,7 @@ class Database:
             inode = os.fstat(file.fileno()).st_ino
         return {
             "inode": inode,
+            "wal": int(header[18:19] == b"\2"),
             "changes": int.from_bytes(header[24:28], "big"),
             "schema": int.from_bytes(header[40:44], "big"),
         }
@@ -109,7 +110,7 @@ class Database:
         :raises OSError: the file is missing or cannot be read.
         """
         found = self.file_state()
-        if found is not None:
+        if found is not None and found["wal"]:
             with self.connect() as connection:
                 found["schema"] = int(connection.exec_driver_sql("PRAGMA schema_version").scalar_one())
         return found

@@ -32,6 +32,7 @@ V = TypeVar("V", bound=Callable[..., Any])
 
 _logger = logging.getLogger(__name__)
 _EXTENSION = "db_smart"
+_EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
 
 
@@ -132,7 +133,7 @@ class DbSmart:
 
         For probes that ask only whether the process lives. The first request makes its check all the same.
         """
-        view.__dict__["_db_smart_exempt"] = True
+        setattr(view, _EXEMPT, True)
         return view
 
     def gate(self, app: Flask) -> Gate:
@@ -173,7 +174,7 @@ class DbSmart:
                 if served is None or served.database_id != states[database.name].database_id:
                     raise DbSmartError(
                         f"The migrations of {database.name!r} were applied through DB_SMART_MIGRATION_URL, but "
-                        f" {database.url}, which the application uses, is another database. Correct one of them."
+                        f"{database.url}, which the application uses, is another database. Correct one of them."
                     )
         if states.keys() == {database.name for database in gate.involved}:
             _keep_flag(gate, lambda: gate.remember(states))
@@ -261,7 +262,7 @@ class DbSmart:
             refusal = state.refusal
         if refusal is not None:
             view = app.view_functions.get(request.endpoint or "")
-            if getattr(view, "_db_smart_exempt", False):
+            if getattr(view, _EXEMPT, False):
                 return None
             # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
             reason = refusal.message if isinstance(refusal, DatabaseBehind) else "The database is not ready."
