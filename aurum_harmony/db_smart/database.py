@@ -55,11 +55,12 @@ class Database:
         name = url.database
         if self.dialect != "sqlite" or not name or name == ":memory:":
             return None
-        if name.startswith("file:"):
-            name = unquote(name[len("file:") :])
-            if name in ("", ":memory:") or url.query.get("mode") == "memory":
+        if name.startswith("file:"):  # https://www.sqlite.org/uri.html
+            name = unquote(name[len("file:") :].split("#")[0])
+            if name in ("", ":memory:") or url.query.get("mode") == "memory" or url.query.get("vfs") == "memdb":
                 return None
             if name.startswith("//"):
+                name = name[2:].removeprefix("localhost")
                 name = "/" + name.lstrip("/")
         return Path(os.path.abspath(name))
 
@@ -182,15 +183,16 @@ class Database:
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
-        text = " ".join(str(getattr(error, "orig", None) or error).split()).rstrip(".")
+        text = str(getattr(error, "orig", None) or error)
         urls: list[URL] = [self.app_engine.url]
         if self.migration_url is not None:
             urls.append(make_url(self.migration_url))
         for url in urls:
-            if url.password:
-                for secret in {str(url.password), quote(url.password, safe=""), quote_plus(url.password)}:
-                    text = text.replace(secret, "***")
-        return text
+            values = [url.password, *(value for name, value in url.query.items() if _sounds_secret(name))]
+            for secret in {str(value) for value in values if value}:
+                for form in (secret, quote(secret, safe=""), quote_plus(secret), quote(secret, safe=" +")):
+                    text = text.replace(form, "***")
+        return " ".join(text.split()).rstrip(".")
 
     def _count(self, *_: Any) -> None:
         self.queries += 1
@@ -210,10 +212,14 @@ def begin(connection: sa.Connection) -> None:
 
 def safe_url(url: URL) -> str:
     """A URL without its secrets: the password, and every option that sounds like one."""
-    secrets = {name: "hidden" for name in url.query if any(word in name.lower() for word in _SECRET_WORDS)}
+    secrets = {name: "hidden" for name in url.query if _sounds_secret(name)}
     if secrets:
         url = url.update_query_dict(secrets)
     return url.render_as_string(hide_password=True)
+
+
+def _sounds_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRET_WORDS)
 
 
 def databases(engines: Mapping[str | None, Engine], migration_urls: Mapping[str, str]) -> dict[str, Database]:

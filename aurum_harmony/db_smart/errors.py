@@ -30,6 +30,10 @@ class DatabaseUnreachable(DbSmartError):
     """No connection to a database could be made."""
 
 
+class HistoryUnreadable(DatabaseUnreachable):
+    """The database answers, but this user may not read the history in it."""
+
+
 class DatabaseBehind(DbSmartError):
     """The database lacks migrations of this code and the mode does not allow to apply them."""
 

@@ -16,7 +16,7 @@ from flask.cli import ScriptInfo
 
 from .cli import group
 from .database import Database, databases
-from .errors import ConfigError, DatabaseBehind, DbSmartError
+from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable
 from .gate import Gate, Plan, worst
 from .settings import boot_mode, create_all, flag_path, forced, migration_urls, set_defaults
 from .signals import booted
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
     from .flag import Flag
+    from .history import State
     from .runner import Run
 
 Decision = Literal["skipped", "verified", "migrated", "off"]
@@ -108,6 +109,7 @@ class DbSmart:
         self._states[app] = _AppState(db, migrations)
         app.extensions[_EXTENSION] = self
         blueprint = Blueprint("db_smart", __name__, cli_group="db-smart")
+        blueprint.cli.help = group.help
         for command in group.commands.values():
             blueprint.cli.add_command(command)
         app.register_blueprint(blueprint)
@@ -129,7 +131,7 @@ class DbSmart:
             return self._boot(app, state)
 
     def exempt(self, view: V) -> V:
-        """Let a view answer although the database is behind and ``DB_SMART_BOOT`` is ``check``.
+        """Let a view answer although the database is behind or cannot be reached.
 
         For probes that ask only whether the process lives. The first request makes its check all the same.
         """
@@ -170,16 +172,29 @@ class DbSmart:
         runs, states = Runner(app, state.db, gate, create_all=create_all(app)).run(selected, force=force)
         for database in selected:
             if database.migration_url is not None:
-                served = gate.state(database.serving)
-                if served is None or served.database_id != states[database.name].database_id:
-                    raise DbSmartError(
-                        f"The migrations of {database.name!r} were applied through DB_SMART_MIGRATION_URL, but "
-                        f"{database.url}, which the application uses, is another database. Correct one of them."
-                    )
+                self._check_same(gate, database, states[database.name])
         if states.keys() == {database.name for database in gate.involved}:
             _keep_flag(gate, lambda: gate.remember(states))
             state.verified = True
         return runs
+
+    @staticmethod
+    def _check_same(gate: Gate, database: Database, migrated: State) -> None:
+        """Make sure that what was migrated is what the application uses.
+
+        :raises DbSmartError: it is not.
+        """
+        served = Database(database.name, database.key, database.app_engine)
+        try:
+            found = gate.state(served)
+        except HistoryUnreadable as error:
+            _logger.warning("db-smart: the migrations are applied. %s", error.message)
+            return
+        if found is None or found.database_id != migrated.database_id:
+            raise DbSmartError(
+                f"The migrations of {database.name!r} were applied through DB_SMART_MIGRATION_URL, but "
+                f"{database.url}, which the application uses, is another database. Correct one of them."
+            )
 
     def _state(self, app: Flask) -> _AppState:
         try:
@@ -286,7 +301,11 @@ class DbSmart:
         with app.app_context():
             gate = self.gate(app)
             assert state.flag is not None
-            changed = gate.changed(state.flag)
+            try:
+                changed = gate.changed(state.flag)
+            except HistoryUnreadable as error:
+                _logger.warning("db-smart: the flag cannot be checked and is trusted. %s", error.message)
+                changed = None
             if changed is not None:
                 _logger.warning("db-smart: boot trusted the flag, but %s", changed)
                 if mode == "migrate":

@@ -80,11 +80,11 @@ def read(path: Path) -> Flag:
         raise FlagInvalid("the flag file is not one of db-smart (or was cut short)") from None
     if not isinstance(data, dict) or data.get("program") != PROGRAM:
         raise FlagInvalid("the flag file belongs to another program")
-    if data.get("format") != FORMAT:
-        raise FlagInvalid(f"the flag file has format {data.get('format')!r}, this release writes {FORMAT}")
+    if type(data.get("format")) is not int or data["format"] != FORMAT:
+        raise FlagInvalid(f"the flag file has format {data.get('format')!r:.40}, this release writes {FORMAT}")
     try:
         return _parse(data)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError):
         raise FlagInvalid("the flag file is damaged") from None
 
 
@@ -121,27 +121,40 @@ def remove(path: Path) -> bool:
 def _parse(data: dict[str, Any]) -> Flag:
     """Build the flag from JSON; what has another type than ours raises."""
     databases = {
-        str(name): DatabaseRecord(
+        name: DatabaseRecord(
             url=_typed(record["url"], str),
-            file=None if record["file"] is None else {key: int(value) for key, value in record["file"].items()},
+            file=None if record["file"] is None else _integers(_typed(record["file"], dict)),
             database_id=_typed(record["database_id"], str),
             applied=_typed(record["applied"], str),
         )
         for name, record in _typed(data["databases"], dict).items()
+        if _typed(record, dict)
     }
     if not databases:
         raise ValueError("no database")
     return Flag(
         module=_typed(data["module"], str),
-        roots=_typed(data["roots"], list),
-        stats=_typed(data["stats"], dict),
+        roots=[_typed(root, str) for root in _typed(data["roots"], list)],
+        stats={name: _stat(_typed(stat, list)) for name, stat in _typed(data["stats"], dict).items()},
         digest=_typed(data["digest"], str),
         racy=_typed(data["racy"], bool),
         databases=databases,
     )
 
 
+def _integers(values: dict[str, Any]) -> dict[str, int]:
+    return {name: _typed(value, int) for name, value in values.items()}
+
+
+def _stat(values: list[Any]) -> list[int]:
+    mtime, ctime, size = values
+    # In one expression, as there may be thousands of files.
+    if type(mtime) is int and type(ctime) is int and type(size) is int:
+        return values
+    raise TypeError("stat")
+
+
 def _typed(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
+    if type(value) is not kind:
         raise TypeError(kind.__name__)
     return value

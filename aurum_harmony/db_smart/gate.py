@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from . import flag as flags
 from .database import Database
-from .errors import DatabaseUnreachable, MigrationError
+from .errors import HistoryUnreadable, MigrationError
 from .flag import DatabaseRecord, Flag, FlagInvalid
 from .sources import Sources, scan
 
@@ -305,7 +305,7 @@ def _reading(database: Database) -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        raise DatabaseUnreachable(
+        raise HistoryUnreadable(
             f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}. "
             "Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
         ) from None

@@ -21,10 +21,10 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from .migrations import Migration
+from .migrations import MAX_NAME, Migration
 
 metadata = sa.MetaData()
-_NAME = sa.String(200)
+_NAME = sa.String(MAX_NAME)
 _DIGEST = sa.String(64)
 _TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import marshal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec, module_from_spec
-from types import FunctionType, ModuleType
+from importlib.util import MAGIC_NUMBER, find_spec, module_from_spec
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar, overload
 
 from .checksum import ModuleSource
@@ -21,6 +22,10 @@ from .sources import Sources
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Bytes before the code in a file of byte code, see :pep:`552`.
+_PYC_HEADER = 16
+#: How long a name the history can hold, characters.
+MAX_NAME = 200
 #: Where a module keeps the functions that it decorated, in order.
 _REGISTRY = "__db_smart_migrations__"
 #: Where a module that was loaded here keeps the source that it was made from.
@@ -84,12 +89,15 @@ def migration(
     :param database: bind key of ``SQLALCHEMY_BINDS``; the default database when ``None``.
     """
 
+    called = function is None
+
     def mark(function: F) -> F:
         if not isinstance(function, FunctionType):
             raise TypeError(f"@migration marks functions defined with 'def', not {function!r}")
-        function.__globals__.setdefault(_REGISTRY, []).append(
-            (function, Options(once=once, transactional=transactional, database=database))
-        )
+        # The module that marks it, not the one that made it: another decorator may come from elsewhere.
+        marking = sys._getframe(1 if called else 2).f_globals
+        options = Options(once=once, transactional=transactional, database=database)
+        marking.setdefault(_REGISTRY, []).append((function, options))
         return function
 
     return mark if function is None else mark(function)
@@ -99,7 +107,7 @@ def load(sources: Sources) -> list[Migration]:
     """Load the migrations from the very bytes that were scanned, in the order of their definition.
 
     In a package, modules come in the order of their names. Undecorated functions named ``migrate_…`` that take
-    no argument count too, unless another migration calls them.
+    no argument count too, unless another migration uses them.
 
     :raises MigrationError: a module does not import, two migrations share a name, or one cannot be called.
     """
@@ -128,7 +136,8 @@ def _import(name: str, path: str, content: bytes, source: ModuleSource) -> Modul
     """
     module = sys.modules.get(name)
     if module is not None and _LOADED not in module.__dict__:
-        return module  # The application imported it: checked function by function in _migrations().
+        _check_imported(module, source)
+        return module
     if module is not None and module.__dict__[_LOADED] == content:
         return module
     try:
@@ -139,9 +148,11 @@ def _import(name: str, path: str, content: bytes, source: ModuleSource) -> Modul
         module.__dict__[_LOADED] = content
         sys.modules[name] = module
         linecache.checkcache(path)
-        exec(compile(source.tree, path, "exec", dont_inherit=True), module.__dict__)
-    except Exception as error:
+        exec(source.compiled, module.__dict__)
+    except BaseException as error:
         sys.modules.pop(name, None)
+        if isinstance(error, MigrationError) or not isinstance(error, Exception):
+            raise
         raise MigrationError(
             f"The module of migrations {name!r} does not import: {location(error, path)}: "
             f"{type(error).__name__}: {error}. "
@@ -156,35 +167,53 @@ def _import(name: str, path: str, content: bytes, source: ModuleSource) -> Modul
 def _migrations(module: ModuleType, source: ModuleSource) -> list[Migration]:
     marked: list[tuple[FunctionType, Options]] = list(module.__dict__.get(_REGISTRY, ()))
     decorated = {id(function) for function, _ in marked}
-    reached = {name for function, _ in marked for name in source.reaches(function)}
-    for name, value in module.__dict__.items():
-        if (
-            name.startswith("migrate_")
-            and isinstance(value, FunctionType)
-            and value.__module__ == module.__name__
-            and id(value) not in decorated
-            and name not in reached
-            and not inspect.signature(value).parameters
-        ):
-            marked.append((value, Options()))
+    plain = [
+        value
+        for name, value in module.__dict__.items()
+        if name.startswith("migrate_")
+        and isinstance(value, FunctionType)
+        and value.__name__ == name
+        and value.__module__ == module.__name__
+        and id(value) not in decorated
+        and not inspect.signature(value).parameters
+    ]
+
+    def is_decorator(node: Any) -> bool:
+        return _is_migration_decorator(node, module)
+
+    candidates = [*(function for function, _ in marked), *plain]
+    reach = {function: source.reaches(function, is_decorator) for function in candidates}
+    for function in plain:
+        name = function.__name__
+        # A part of another migration; of two that call each other, neither is.
+        if not any(name in reach[other] and other.__name__ not in reach[function] for other in reach):
+            marked.append((function, Options()))
     definitions = source.functions()
     migrations = []
-    for function, options in sorted(marked, key=lambda item: item[0].__code__.co_firstlineno):
+    for function, options in sorted(marked, key=lambda item: inspect.unwrap(item[0]).__code__.co_firstlineno):
         name = function.__name__
+        if len(name) > MAX_NAME:
+            raise MigrationError(
+                f"The name of migration {name!r} in {source.path} is longer than the {MAX_NAME} characters that the "
+                "history holds. Shorten it; nothing was changed."
+            )
         if definitions.get(name, 0) > 1:
             raise MigrationError(
                 f"Two migrations are named {name!r} in {source.path}: names are unique, as the history knows a "
                 "migration by its name. Rename one of them; nothing was changed."
             )
-        checksum = source.checksum(function, lambda node: _is_migration_decorator(node, module))
-        _check_loaded(function, module, source)
+        checksum = source.checksum(function, is_decorator)
         takes = _takes_operations(function, source.path)
         migrations.append(Migration(name, checksum, options, function, takes, source.path))
     return migrations
 
 
 def _takes_operations(function: FunctionType, path: str) -> bool:
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+    if (
+        inspect.iscoroutinefunction(function)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    ):
         raise MigrationError(f"Migration {function.__name__!r} in {path} must be a plain function.")
     parameters = [
         parameter
@@ -199,15 +228,27 @@ def _takes_operations(function: FunctionType, path: str) -> bool:
     return bool(parameters)
 
 
-def _check_loaded(function: FunctionType, module: ModuleType, source: ModuleSource) -> None:
-    """Make sure that a function the application imported is the one that the file now holds.
+def _check_imported(module: ModuleType, source: ModuleSource) -> None:
+    """Make sure that a module which the application imported is what its file now holds.
+
+    The byte code that Python keeps of it tells, where there is any: it is what was loaded, or was written then.
 
     :raises MigrationError: it is not; running it would record the new checksum for old code.
     """
-    if _LOADED in module.__dict__:
-        return
-    code = source.code.get((function.__code__.co_name, function.__code__.co_firstlineno))
-    if code != function.__code__:
+    loaded = None
+    try:
+        with open(str(module.__dict__.get("__cached__")), "rb") as file:
+            if file.read(4) == MAGIC_NUMBER:
+                file.seek(_PYC_HEADER)
+                loaded = marshal.load(file)
+    except (OSError, ValueError, EOFError, TypeError):
+        pass
+    functions = [value for value in module.__dict__.values() if isinstance(value, FunctionType)]
+    codes = [inspect.unwrap(function).__code__ for function in functions]
+    mine = [code for code in codes if code.co_filename == source.path]
+    if (isinstance(loaded, CodeType) and loaded != source.compiled) or any(
+        source.code.get((code.co_name, code.co_firstlineno)) != code for code in mine
+    ):
         raise MigrationError(
             f"{source.path} changed after this process loaded it; nothing was applied. Start the process again."
         )

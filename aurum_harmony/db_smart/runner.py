@@ -124,7 +124,7 @@ class Runner:
             history.record(connection, migration, duration)
             connection.commit()
         except Exception as error:
-            failed = self._failed(database, connection, migration, error, index - 1, time.perf_counter() - started)
+            failed = self._failed(database, connection, item, error, index - 1, time.perf_counter() - started)
             migration_failed.send(self._app, **told, error=failed)
             raise failed from error
         migration_applied.send(self._app, **told, duration=duration)
@@ -148,7 +148,7 @@ class Runner:
         self,
         database: Database,
         connection: sa.Connection,
-        migration: Migration,
+        item: Pending,
         error: Exception,
         before: int,
         seconds: float,
@@ -157,6 +157,7 @@ class Runner:
 
         :param before: how many migrations this run applied before.
         """
+        migration = item.migration
         if isinstance(error, sa.exc.NoSuchTableError):
             cause = f"there is no table {str(error)!r}"
         elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
@@ -177,11 +178,12 @@ class Runner:
             kept = "What it had committed is kept (there each schema change commits by itself)"
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
+        again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
         return MigrationFailed(
             f"Migration {migration.name!r} failed on the database {database.name!r} ({database.url}): {cause}."
             f"\n  At: {location(error, migration.path)}"
             + (f"\n  Statement: {statement}" if statement else "")
-            + f"\n{kept}. Mend the cause and start again: the next run tries it again.",
+            + f"\n{kept}. Mend the cause and {again}.",
             migration=migration.name,
             database=database.name,
             statement=statement,

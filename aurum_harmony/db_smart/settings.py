@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flask import Flask
+from sqlalchemy.engine import URL
 
 from .errors import ConfigError
 
@@ -68,14 +69,20 @@ def migration_urls(app: Flask) -> dict[str, str]:
     value = app.config["DB_SMART_MIGRATION_URL"]
     if not value:
         return {}
-    if isinstance(value, Mapping):
-        return {str(name or "default"): str(url) for name, url in value.items()}
-    return {"default": value if isinstance(value, str) else value.render_as_string(hide_password=False)}
+    found = {}
+    for name, url in (value if isinstance(value, Mapping) else {"default": value}).items():
+        if isinstance(url, URL):
+            url = url.render_as_string(hide_password=False)
+        if url and not isinstance(url, str):
+            raise ConfigError("DB_SMART_MIGRATION_URL must be a URL, or URLs by the names of databases.")
+        if url:
+            found[str(name or "default")] = url
+    return found
 
 
 def _boolean(key: str, value: object, *, empty: bool) -> bool:
-    if isinstance(value, (bool, int)):
-        return bool(value)
+    if isinstance(value, bool):
+        return value
     text = str(value).strip().lower()
     if not text:
         return empty

@@ -161,5 +161,5 @@ def _walk(directory: str, prefix: str, found: list[tuple[str, os.DirEntry[str]]]
             if name.endswith(".py"):
                 if name[0] != "." and "." not in name[:-3]:
                     found.append((prefix + name, entry))
-            elif name[0] != "." and name != "__pycache__" and entry.is_dir():
+            elif "." not in name and name != "__pycache__" and entry.is_dir():
                 _walk(entry.path, f"{prefix}{name}/", found)

@@ -1,0 +1,1 @@
+"""Benchmarks, side by side with the tools that people use instead. See RESULTS.md."""

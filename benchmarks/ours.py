@@ -1,0 +1,113 @@
+"""Samples of db-smart."""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask
+
+from aurum_harmony.db_smart import DbSmart
+
+from .projects import MODULE, Project, create_items, make_app
+from .sample import Result, scratch, timed
+
+#: What a boot with nothing to do has no use for.
+HEAVY = ("alembic", "rich")
+
+
+class Traffic:
+    """Counts what goes to any database, by SQLAlchemy's events."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.statements = 0
+        sa.event.listen(sa.pool.Pool, "connect", self._connected)
+        sa.event.listen(sa.Engine, "before_cursor_execute", self._sent)
+
+    def _connected(self, *_: Any) -> None:
+        self.connections += 1
+
+    def _sent(self, *_: Any) -> None:
+        self.statements += 1
+
+
+def prepare(project: Project) -> Result:
+    """Migrate the database and leave a flag that a warm boot trusts."""
+    create_items(project.url)
+    app, smart = _make(project)
+    smart.boot(app)
+    report = smart.boot(app)
+    if report.reason != "nothing changed":
+        raise RuntimeError(f"The next boot is not a warm one: {report}")
+    return {}
+
+
+def warm(project: Project) -> Result:
+    """A boot with nothing to do: level 0."""
+    app, smart = _make(project)
+    traffic = Traffic()
+    with timed() as result:
+        report = smart.boot(app)
+    if report.reason != "nothing changed":
+        raise RuntimeError(f"This was no warm boot: {report}")
+    heavy = [name for name in HEAVY if name in sys.modules]
+    return {**result, "connections": traffic.connections, "statements": traffic.statements, "heavy": heavy}
+
+
+def without_flag(project: Project) -> Result:
+    """A boot that asks the database: level 2. What it imports is timed apart."""
+    app, smart = _make(project)
+    Path(project.instance, app.config["DB_SMART_FLAG"]).unlink()
+    started = time.perf_counter()
+    import_module("aurum_harmony.db_smart.history")
+    imports = (time.perf_counter() - started) * 1000
+    known = set(sys.modules)
+    traffic = Traffic()
+    with timed() as result:
+        report = smart.boot(app)
+    if report.decision != "verified" or not (traffic.connections and traffic.statements):
+        raise RuntimeError(f"This boot did not ask the database ({traffic.statements} statements): {report}")
+    late = [name for name in sys.modules.keys() - known if name.startswith("aurum_harmony")]
+    if late:
+        raise RuntimeError(f"This boot imported {', '.join(late)}, which is to be timed apart.")
+    return {**result, "imports_ms": imports}
+
+
+def boot_all(project: Project) -> Result:
+    """The first boot on a database: load all migrations and apply them."""
+    with scratch(project) as new:
+        app, smart = _make(new)
+        with timed() as result:
+            report = smart.boot(app)
+        _check_applied(project, len(report.applied))
+        return result
+
+
+def run_all(project: Project) -> Result:
+    """Apply all migrations, which are loaded, with what they import, before."""
+    with scratch(project) as new:
+        app, smart = _make(new)
+        with app.app_context():
+            gate = smart.gate(app)
+            assert gate.migrations
+            for name in ("runner", "ddl"):
+                import_module(f"aurum_harmony.db_smart.{name}")
+            with timed() as result:
+                runs = smart.migrate(app, gate, gate.involved)
+        _check_applied(project, len(runs))
+        return result
+
+
+def _make(project: Project) -> tuple[Flask, DbSmart]:
+    app, db = make_app(project)
+    return app, DbSmart(app, db, migrations=MODULE)
+
+
+def _check_applied(project: Project, count: int) -> None:
+    if count != project.size:
+        raise RuntimeError(f"{count} of {project.size} migrations were applied.")
