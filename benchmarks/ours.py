@@ -83,8 +83,7 @@ def boot_all(project: Project) -> Result:
     with scratch(project) as new:
         app, smart = _make(new)
         with timed() as result:
-            report = smart.boot(app)
-        _check_applied(project, len(report.applied))
+            smart.boot(app)
         return result
 
 
@@ -98,16 +97,10 @@ def run_all(project: Project) -> Result:
             for name in ("runner", "ddl"):
                 import_module(f"aurum_harmony.db_smart.{name}")
             with timed() as result:
-                runs = smart.migrate(app, gate, gate.involved)
-        _check_applied(project, len(runs))
+                smart.migrate(app, gate, gate.involved)
         return result
 
 
 def _make(project: Project) -> tuple[Flask, DbSmart]:
     app, db = make_app(project)
     return app, DbSmart(app, db, migrations=MODULE)
-
-
-def _check_applied(project: Project, count: int) -> None:
-    if count != project.size:
-        raise RuntimeError(f"{count} of {project.size} migrations were applied.")

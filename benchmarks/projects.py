@@ -156,6 +156,13 @@ def create_items(url: str) -> None:
         connection.exec_driver_sql("CREATE TABLE items (id INTEGER NOT NULL PRIMARY KEY)")
 
 
+def count_columns(url: str) -> int:
+    """How many columns the table has."""
+    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        return len(sa.inspect(connection).get_columns("items"))
+
+
 @contextmanager
 def new_database(server: str) -> Iterator[URL]:
     """An empty database of its own on a server, dropped afterwards."""

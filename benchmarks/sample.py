@@ -12,7 +12,7 @@ from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .projects import Project, create_items, sqlite_url
+from .projects import Project, count_columns, create_items, sqlite_url
 
 #: What a sample found; ``ms`` is the time in milliseconds.
 Result = dict[str, Any]
@@ -29,11 +29,14 @@ def timed() -> Iterator[Result]:
 
 @contextmanager
 def scratch(project: Project) -> Iterator[Project]:
-    """The same project on a new SQLite database, which holds the bare table only."""
+    """The same project on a new SQLite database, which holds the bare table only, and all columns at the end."""
     with TemporaryDirectory(dir=project.directory) as directory:
         url = sqlite_url(directory)
         create_items(url)
         yield replace(project, instance=directory, url=url)
+        added = count_columns(url) - 1
+        if added != project.size:
+            raise RuntimeError(f"{added} of {project.size} columns were added.")
 
 
 def main() -> None:

@@ -52,12 +52,17 @@ def test_json_of_migrate(project: Project) -> None:
     project.write(V1 + "    print('noise')\n")
     result = project.run("migrate", "--json")
     report = json.loads(result.stdout)
-    assert report.keys() == {"result", "applied", "error"}
+    assert report.keys() == {"result", "applied", "error", "lock"}
     assert (report["result"], report["error"]) == ("applied", None)
     assert [item["name"] for item in report["applied"]] == ["make_items"]
     assert report["applied"][0]["duration_ms"] > 0
     assert "noise" in result.stderr
-    assert json.loads(project.run("migrate", "--json").stdout) == {"result": "up-to-date", "applied": [], "error": None}
+    assert json.loads(project.run("migrate", "--json").stdout) == {
+        "result": "up-to-date",
+        "applied": [],
+        "error": None,
+        "lock": None,
+    }
 
 
 def test_json_of_a_failing_migration(project: Project) -> None:
@@ -129,9 +134,9 @@ def test_status_json_shape_and_states(project: Project) -> None:
     assert snapshot(project) == before
     project.run("migrate")
     report = json.loads(project.run("status", "--json").stdout)
-    assert report.keys() == {"state", "databases", "flag", "boot"}
+    assert report.keys() == {"state", "databases", "lock", "flag", "boot"}
     (entry,) = report["databases"]
-    assert entry.keys() == {"name", "url", "dialect", "state", "applied", "pending", "unknown"}
+    assert entry.keys() == {"name", "url", "dialect", "state", "applied", "pending", "unknown", "lock"}
     assert (report["state"], entry["state"], entry["name"]) == ("up-to-date", "up-to-date", "default")
     assert entry["dialect"] == project.dialect
     assert [item["name"] for item in entry["applied"]] == ["make_items", "add_price"]

@@ -35,7 +35,7 @@ def ops(database: Database) -> Callable[[], Any]:
     def make() -> Iterator[Operations]:
         with database.connect() as connection:
             begin(connection)
-            yield Operations(database, connection, database.engine, SQLAlchemy())
+            yield Operations(database, connection, lambda: database.engine, SQLAlchemy())
             connection.commit()
 
     return make
@@ -219,7 +219,7 @@ def test_schemas(new_url: Callable[[str], URL]) -> None:
         with database.connect() as connection:
             begin(connection)
             connection.exec_driver_sql('CREATE SCHEMA IF NOT EXISTS "my schema"')
-            op = Operations(database, connection, engine, SQLAlchemy())
+            op = Operations(database, connection, lambda: engine, SQLAlchemy())
             op.create_table("t", Column("id", Integer, primary_key=True), schema="my schema")
             op.add_columns(
                 "t",
@@ -236,7 +236,7 @@ def test_schemas(new_url: Callable[[str], URL]) -> None:
             connection.commit()
     with database.connect() as connection:
         begin(connection)
-        Operations(database, connection, engine, SQLAlchemy()).drop_index("ix_user", "t", schema="my schema")
+        Operations(database, connection, lambda: engine, SQLAlchemy()).drop_index("ix_user", "t", schema="my schema")
         assert sa.inspect(connection).get_indexes("t", schema="my schema") == []
 
 
@@ -245,7 +245,7 @@ def test_attached_sqlite_schema(new_url: Callable[[str], URL]) -> None:
     database = Database("default", None, engine)
     with database.connect() as connection:
         connection.exec_driver_sql("ATTACH ? AS aux", (new_url("sqlite").database,))
-        op = Operations(database, connection, engine, SQLAlchemy())
+        op = Operations(database, connection, lambda: engine, SQLAlchemy())
         for _ in range(2):
             op.create_table("t", Column("id", Integer, primary_key=True), schema="aux")
             op.add_column("t", Column("x", Text, server_default="y"), schema="aux")

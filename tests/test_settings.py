@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL, make_url
 
@@ -51,11 +51,13 @@ def spelled(draw: st.DrawFn, words: tuple[str, ...]) -> str:
 # FORCE_DB_MIGRATION
 
 
+@settings(deadline=None)
 @given(value=spelled(YES) | st.just(True) | st.just(1))
 def test_force_is_taken_for_yes(value: object) -> None:
     assert forced(make_app(FORCE_DB_MIGRATION=value)) == "forced by FORCE_DB_MIGRATION"
 
 
+@settings(deadline=None)
 @given(value=spelled(NO) | st.sampled_from(["", " ", False, 0]))
 def test_force_is_not_taken_for_no_or_nothing(value: object) -> None:
     assert forced(make_app(FORCE_DB_MIGRATION=value)) is None
@@ -90,6 +92,7 @@ def test_force_of_the_application_wins_over_the_environment(
 _BAD = st.text(min_size=1).filter(lambda text: text.strip() and text.strip().lower() not in (*YES, *NO))
 
 
+@settings(deadline=None)
 @given(value=_BAD)
 @example(value="ture")
 @example(value="2")
@@ -120,6 +123,7 @@ def test_force_refuses_the_same_numbers_as_text_and_as_numbers(value: int) -> No
 # DB_SMART_BOOT
 
 
+@settings(deadline=None)
 @given(mode=spelled(("migrate", "check", "off")))
 def test_boot_mode_is_taken_in_any_spelling(mode: str) -> None:
     assert boot_mode(make_app(DB_SMART_BOOT=mode)) == mode.strip().lower()
@@ -147,11 +151,13 @@ def test_boot_mode_refuses_what_is_no_text(mode: object) -> None:
 # DB_SMART_CREATE_ALL
 
 
+@settings(deadline=None)
 @given(value=spelled(YES) | st.sampled_from([True, 1, "", " "]))
 def test_create_all_is_taken_for_yes_and_nothing(value: object) -> None:
     assert create_all(make_app(DB_SMART_CREATE_ALL=value)) is True
 
 
+@settings(deadline=None)
 @given(value=spelled(NO) | st.sampled_from([False, 0]))
 def test_create_all_is_not_taken_for_no(value: object) -> None:
     assert create_all(make_app(DB_SMART_CREATE_ALL=value)) is False
@@ -161,6 +167,7 @@ def test_create_all_is_on_by_default() -> None:
     assert create_all(make_app()) is True
 
 
+@settings(deadline=None)
 @given(value=_BAD)
 def test_create_all_refuses_what_is_neither_and_names_it(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -178,6 +185,8 @@ def test_defaults_are_set() -> None:
         "DB_SMART_FLAG": ".db_migration_completed",
         "DB_SMART_CREATE_ALL": True,
         "DB_SMART_MIGRATION_URL": None,
+        "DB_SMART_LOCK_TIMEOUT": 600,
+        "DB_SMART_LEASE_SECONDS": 15,
     }
 
 
@@ -330,6 +339,7 @@ def test_safe_url_leaves_the_url_itself_alone() -> None:
 _SECRETS = st.text(st.characters(codec="utf-8", min_codepoint=33), min_size=1).map(lambda text: f"S3{text}CRET")
 
 
+@settings(deadline=None)
 @given(password=_SECRETS, option=_SECRETS)
 def test_safe_url_hides_every_password(password: str, option: str) -> None:
     url = URL.create("postgresql", "app", password, "db", 5432, "app", {"password": option, "sslmode": "require"})
@@ -343,6 +353,7 @@ def make_database(url: str | URL, migration_url: str | None = None) -> Database:
     return Database("default", None, sa.create_engine(url), migration_url)
 
 
+@settings(deadline=None)
 @given(password=_SECRETS)
 @example(password="S3  CRET")
 @example(password="S3\nCRET")

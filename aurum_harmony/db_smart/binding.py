@@ -6,8 +6,9 @@ that happens inside the one transaction that also records the migration, so each
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,13 @@ from sqlalchemy.pool import NullPool
 
 from .database import Database
 from .errors import DbSmartError
-
-_READS = ("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "VALUES", "DESCRIBE", "DESC")
+from .steps import Steps, reads
 
 
 @contextmanager
-def bound(app: Flask, db: SQLAlchemy, database: Database, connection: sa.Connection | None) -> Iterator[Engine]:
+def bound(
+    app: Flask, db: SQLAlchemy, database: Database, connection: sa.Connection | None, steps: Steps | None = None
+) -> Iterator[Callable[[], Engine]]:
     """Let ``db.engine``, ``db.engines[bind key]`` and ``db.session`` use one connection, in this thread.
 
     Other threads keep the application's pool. What the migration left uncommitted in ``db.session`` is committed at
@@ -33,15 +35,24 @@ def bound(app: Flask, db: SQLAlchemy, database: Database, connection: sa.Connect
 
     :param connection: the connection with the transaction; ``None`` to give each session and connection a real
         transaction of its own on the migrating engine.
-    :returns: the engine that ``db.engine`` is meanwhile.
+    :param steps: the steps of the migration, where schema changes commit by themselves.
+    :returns: gives the engine that ``db.engine`` is meanwhile.
     """
     with app.app_context():
-        savepoints = None if connection is None else _Savepoints(connection, database.transactional_ddl)
-        engine = database.engine if savepoints is None else savepoints.engine
+        savepoints: list[_Savepoints] = []
+
+        def engine() -> Engine:
+            """Made when the migration first asks for it; most do not."""
+            if connection is None:
+                return database.engine
+            if not savepoints:
+                savepoints.append(_Savepoints(connection, steps))
+            return savepoints[0].engine
+
         # Without a model, db.engine and db.session mean the database being migrated, whichever bind it is.
         all_engines: Any = db._app_engines  # the one place where Flask-SQLAlchemy looks an engine up
         before = all_engines[app]
-        all_engines[app] = _ThreadEngines(before, {None: engine, database.key: engine})
+        all_engines[app] = _ThreadEngines(before, {None, database.key}, engine)
         try:
             yield engine
             if db.session.registry.has():
@@ -49,29 +60,31 @@ def bound(app: Flask, db: SQLAlchemy, database: Database, connection: sa.Connect
         finally:
             db.session.remove()
             all_engines[app] = before
-            if savepoints is not None:
-                savepoints.close()
+            for made in savepoints:
+                made.close()
 
 
 class _ThreadEngines(Mapping[str | None, Engine]):
     """The application's engines, of which the thread that made it sees some replaced."""
 
-    def __init__(self, engines: Mapping[str | None, Engine], mine: Mapping[str | None, Engine]) -> None:
+    def __init__(
+        self, engines: Mapping[str | None, Engine], mine: Set[str | None], engine: Callable[[], Engine]
+    ) -> None:
         self._engines = engines
-        self._mine = {**engines, **mine}
+        self._mine = mine
+        self._engine = engine
         self._thread = threading.get_ident()
 
-    def _current(self) -> Mapping[str | None, Engine]:
-        return self._mine if threading.get_ident() == self._thread else self._engines
-
     def __getitem__(self, key: str | None) -> Engine:
-        return self._current()[key]
+        if key in self._mine and threading.get_ident() == self._thread:
+            return self._engine()
+        return self._engines[key]
 
     def __iter__(self) -> Iterator[str | None]:
-        return iter(self._current())
+        return iter({*self._engines, *self._mine} if threading.get_ident() == self._thread else self._engines)
 
     def __len__(self) -> int:
-        return len(self._current())
+        return sum(1 for _ in self)
 
 
 @dataclass
@@ -91,16 +104,21 @@ class _Savepoints:
     undo what another connection wrote, it raises instead: half a migration must not be recorded as a whole one.
     """
 
-    def __init__(self, connection: sa.Connection, transactional_ddl: bool) -> None:
+    def __init__(self, connection: sa.Connection, steps: Steps | None) -> None:
         self._outer = connection
+        self._steps = steps
         self._driver: Any = connection.connection.dbapi_connection
-        self._transactional_ddl = transactional_ddl
         self._open: dict[sa.Connection, _Open] = {}
         self._writers: list[sa.Connection] = []
         self._count = 0
-        source = connection.engine
-        pool = NullPool(lambda: _SharedConnection(self._driver), dialect=source.dialect)
-        self.engine = Engine(pool, source.dialect, source.url)
+        dialect = connection.dialect
+        if steps is not None:
+            # What INSERT … RETURNING returned cannot be repeated to a run that goes on; the last row id can.
+            dialect = copy.copy(dialect)
+            dialect.insert_returning = dialect.delete_returning = dialect.use_insertmanyvalues = False
+            dialect.insert_executemany_returning = False
+        pool = NullPool(lambda: _SharedConnection(self._driver, steps), dialect=dialect)
+        self.engine = Engine(pool, dialect, connection.engine.url)
         sa.event.listen(self.engine, "before_cursor_execute", self._before_statement)
         sa.event.listen(self.engine, "handle_error", self._on_error)
         sa.event.listen(self.engine, "commit", self._commit)
@@ -111,7 +129,7 @@ class _Savepoints:
         sa.event.remove(self._outer, "before_cursor_execute", self._before_outer_statement)
 
     def _before_outer_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if not _reads(statement):
+        if not reads(statement) and not (self._steps and self._steps.recording):
             self._writers.append(connection)
 
     def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
@@ -120,7 +138,7 @@ class _Savepoints:
             self._count += 1
             current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers))
             self._send(f"SAVEPOINT {current.name}")
-        if not _reads(statement):
+        if not reads(statement):
             current.wrote = True
             self._writers.append(connection)
 
@@ -141,7 +159,7 @@ class _Savepoints:
             self._send(f"ROLLBACK TO SAVEPOINT {current.name}")
             self._send(f"RELEASE SAVEPOINT {current.name}")
             del self._writers[current.writes_before :]
-        elif current.wrote or (current.failed and self._transactional_ddl):
+        elif current.wrote or (current.failed and self._steps is None):
             raise DbSmartError(
                 "The migration rolled one connection back while another had already written: in a migration they "
                 "share one transaction. Use one of db.session, db.engine and op at a time, and end each transaction "
@@ -158,7 +176,7 @@ class _Savepoints:
         except Exception:
             # Where a schema change commits, the savepoints before it are gone, and all that is left to take
             # back is what came after it.
-            if self._transactional_ddl:
+            if self._steps is None:
                 raise
             if statement.startswith("ROLLBACK"):
                 self._driver.rollback()
@@ -169,8 +187,14 @@ class _Savepoints:
 class _SharedConnection:
     """A driver connection that outlives those who use it: ending it or its transaction is not theirs to do."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any, steps: Steps | None) -> None:
         self._driver = driver
+        self._steps = steps
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """A cursor; one that records its steps, where there are any."""
+        cursor = self._driver.cursor(*arguments, **options)
+        return cursor if self._steps is None else self._steps.cursor(cursor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
@@ -183,7 +207,3 @@ class _SharedConnection:
 
     def close(self) -> None:
         """Nothing: the runner closes its connection."""
-
-
-def _reads(statement: str) -> bool:
-    return statement.lstrip(" \t\r\n(").upper().startswith(_READS)

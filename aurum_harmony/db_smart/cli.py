@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from . import flag
-from .errors import DatabaseUnreachable, DbSmartError
+from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import worst
-from .settings import boot_mode, flag_path, forced
+from .settings import boot_mode, flag_path, forced, lock_settings
 from .signals import migration_applied, migration_started
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def migrate(force: bool, dry_run: bool, names: tuple[str, ...], as_json: bool) -
     """Apply the pending migrations."""
     app, smart = _current()
     applied: list[dict[str, Any]] = []
+    selected: list[Database] = []
     try:
         gate = smart.gate(app)
         selected = _select(gate, names)
@@ -48,15 +49,18 @@ def migrate(force: bool, dry_run: bool, names: tuple[str, ...], as_json: bool) -
             return
         behind = [plan for plan in plans if plan.behind]
         with _progress(app, applied, as_json):
-            smart.migrate(app, gate, selected, force=force)
+            outcome = smart.migrate(app, gate, selected, force=force)
     except DbSmartError as error:
         if as_json:
-            _print_json({"result": "failed", "applied": applied, "error": error.message})
+            lock = _first(_lock(app, database) for database in selected) if isinstance(error, LockTimeout) else None
+            _print_json({"result": "failed", "applied": applied, "error": error.message, "lock": lock})
         raise
     if as_json:
-        _print_json({"result": "applied" if behind else "up-to-date", "applied": applied, "error": None})
+        _print_json(
+            {"result": "applied" if outcome.changed else "up-to-date", "applied": applied, "error": None, "lock": None}
+        )
         return
-    if not behind:
+    if not outcome.changed:
         click.echo("Migration already completed: the database holds every migration of this code.")
         click.echo("To run the repeatable ones again: --force.")
         return
@@ -80,6 +84,27 @@ def status(check: bool, as_json: bool) -> None:
         _show_status(report)
     if report["state"] == "unreachable" or (check and report["state"] == "pending"):
         click.get_current_context().exit(1)
+
+
+@group.command()
+@click.option("names", "--database", metavar="NAME", multiple=True, help="Only this database; can be repeated.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def unlock(names: tuple[str, ...], yes: bool) -> None:
+    """Free a lock whose holder is gone; one that is alive is left alone."""
+    from .lock import lock_of
+
+    app, smart = _current()
+    for database in _select(smart.gate(app), names):
+        lock = lock_of(database, lock_settings(app))
+        holder = lock.left_behind()
+        if holder is None:
+            click.echo(f"Database {database.name}: there is no lock; nothing to free.")
+        elif yes or click.confirm(f"Database {database.name}: free the lock of {holder}, which is gone?"):
+            if not lock.free():
+                raise DbSmartError(f"The lock of the database {database.name!r} has just been taken; left alone.")
+            click.echo(f"Database {database.name}: freed the lock of {holder}.")
+        else:
+            click.echo(f"Database {database.name}: left as it is.")
 
 
 @group.command("reset-flag")
@@ -111,7 +136,8 @@ def _show_pending(plans: list[Plan], as_json: bool) -> None:
     pending = [(plan.database.name, item.migration.name, item.reason) for plan in plans for item in plan.pending]
     if as_json:
         items = [{"database": database, "name": name, "reason": reason} for database, name, reason in pending]
-        _print_json({"result": "pending" if items else "up-to-date", "applied": [], "error": None, "pending": items})
+        result = "pending" if items else "up-to-date"
+        _print_json({"result": result, "applied": [], "error": None, "pending": items, "lock": None})
         return
     for database, name, reason in pending:
         click.echo(f"  {name}  {reason}  ({database})")
@@ -163,12 +189,12 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
             plan = gate.ask(database)
         except DatabaseUnreachable as error:
             notes.append(error.message)
-            entries.append(_entry(database, "unreachable", None))
+            entries.append(_entry(database, "unreachable", None, None))
             continue
         if plan.behind:
             behind.append(plan.said)
         notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
-        entries.append(_entry(database, plan.status, plan))
+        entries.append(_entry(database, plan.status, plan, _lock(app, database)))
     states = [entry["state"] for entry in entries]
     state = worst(states)
     mode, force = boot_mode(app), forced(app)
@@ -190,10 +216,31 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         "reason": verdict.reason,
     }
     boot = {"will_migrate": will, "reason": reason}
-    return {"state": state, "databases": entries, "flag": file, "boot": boot}, notes
+    lock = _first(entry["lock"] for entry in entries)
+    return {"state": state, "databases": entries, "lock": lock, "flag": file, "boot": boot}, notes
 
 
-def _entry(database: Database, state: str, plan: Plan | None) -> dict[str, Any]:
+def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
+    """Who migrates a database now."""
+    from .lock import lock_of
+
+    holder = lock_of(database, lock_settings(app)).holder()
+    if holder is None:
+        return None
+    expires = None if holder.expires_at is None else holder.expires_at.isoformat()
+    return {
+        "holder": holder.name,
+        "since": holder.since.isoformat(),
+        "expires_at": expires,
+        "migration": holder.migration or None,
+    }
+
+
+def _first(values: Iterable[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _entry(database: Database, state: str, plan: Plan | None, lock: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "name": database.name,
         "url": database.url,
@@ -211,12 +258,17 @@ def _entry(database: Database, state: str, plan: Plan | None) -> dict[str, Any]:
         ],
         "pending": [{"name": item.migration.name, "reason": item.reason} for item in (plan.pending if plan else [])],
         "unknown": plan.unknown if plan else [],
+        "lock": lock,
     }
 
 
 def _show_status(report: dict[str, Any]) -> None:
     for entry in report["databases"]:
         click.echo(f"Database {entry['name']}: {entry['state']}  {entry['url']}")
+        if entry["lock"]:
+            lock = entry["lock"]
+            on = f", on {lock['migration']}" if lock["migration"] else ""
+            click.echo(f"  migrating now: {lock['holder']} since {lock['since'][:19].replace('T', ' ')} UTC{on}")
         for item in entry["applied"]:
             when = item["applied_at"][:19].replace("T", " ")
             click.echo(f"  applied  {item['name']}  {when} UTC  {item['duration_ms']:.1f} ms  {item['applied_by']}")

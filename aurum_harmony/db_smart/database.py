@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus, unquote
 
 import sqlalchemy as sa
@@ -16,8 +19,14 @@ from sqlalchemy.pool import NullPool
 
 from .errors import ConfigError, DatabaseUnreachable
 
+if TYPE_CHECKING:
+    from flask import Flask
+    from flask_sqlalchemy import SQLAlchemy
+
 #: Bytes of a SQLite file that hold all we ask of it: https://www.sqlite.org/fileformat2.html#the_database_header
 _HEADER_BYTES = 100
+#: How long to come back to a server that has no connection left, seconds.
+_FULL_SECONDS = 60.0
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
 
@@ -156,18 +165,13 @@ class Database:
         :param autocommit: let each statement commit by itself.
         :raises DatabaseUnreachable: no connection could be made; the message has no password.
         """
-        try:
-            connection = self.engine.connect()
-        except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
-            raise DatabaseUnreachable(
-                f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): {self.redact(error)}. "
-                "Nothing was changed. Check that the server runs, its address, and the user's password and rights."
-            ) from None
-        with connection:
+        with self._open() as connection:
             sa.event.listen(connection, "before_cursor_execute", self._count)
+            driver: Any = connection.connection.dbapi_connection
+            if self.engine is not self.app_engine and hasattr(driver, "prepare_threshold"):
+                # psycopg's prepared statements do not outlast a transaction behind PgBouncer in transaction mode.
+                driver.prepare_threshold = None
             if self.dialect == "sqlite":
-                driver = connection.connection.dbapi_connection
-                assert driver is not None
                 level = driver.isolation_level
                 # The driver would commit behind our back before a schema change; begin() begins for real.
                 driver.isolation_level = None
@@ -181,6 +185,21 @@ class Database:
                     connection = connection.execution_options(isolation_level="AUTOCOMMIT")
                 yield connection
 
+    def _open(self) -> sa.Connection:
+        """A new connection; waits while the server has none left or is starting."""
+        deadline = time.monotonic() + _FULL_SECONDS
+        while True:
+            try:
+                return self.engine.connect()
+            except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
+                if not _full(error) or time.monotonic() > deadline:
+                    raise DatabaseUnreachable(
+                        f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): "
+                        f"{self.redact(error)}. Nothing was changed. Check that the server runs, its address, and the "
+                        "user's password and rights."
+                    ) from None
+            threading.Event().wait(random.uniform(0.05, 0.5))
+
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
         text = str(getattr(error, "orig", None) or error)
@@ -188,8 +207,11 @@ class Database:
         if self.migration_url is not None:
             urls.append(make_url(self.migration_url))
         for url in urls:
-            values = [url.password, *(value for name, value in url.query.items() if _sounds_secret(name))]
-            for secret in {str(value) for value in values if value}:
+            values = [url.password]
+            for name, value in url.query.items():
+                if _sounds_secret(name):
+                    values += [value] if isinstance(value, str) else value
+            for secret in {value for value in values if value}:
                 for form in (secret, quote(secret, safe=""), quote_plus(secret), quote(secret, safe=" +")):
                     text = text.replace(form, "***")
         return " ".join(text.split()).rstrip(".")
@@ -210,6 +232,28 @@ def begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def transient(error: BaseException) -> bool:
+    """Whether a database error says that the same transaction may succeed when tried again.
+
+    Deadlocks, serialization failures, lock time-outs, and what a cluster answers when another node was quicker.
+    """
+    cause = getattr(error, "orig", None) or error
+    if getattr(cause, "sqlstate", None) in ("40001", "40P01", "55P03"):
+        return True
+    code = cause.args[0] if cause.args else None
+    return code in (1205, 1213, 1020) or "database is locked" in str(cause)
+
+
+def _full(error: BaseException) -> bool:
+    """Whether a server refused a connection for the moment: all are taken, or it is starting."""
+    cause = getattr(error, "orig", None) or error
+    text = str(cause)
+    return bool(cause.args and cause.args[0] in (1040, 1203)) or any(
+        words in text
+        for words in ("too many clients", "connection slots are reserved", "the database system is starting")
+    )
+
+
 def safe_url(url: URL) -> str:
     """A URL without its secrets: the password, and every option that sounds like one."""
     secrets = {name: "hidden" for name in url.query if _sounds_secret(name)}
@@ -220,6 +264,15 @@ def safe_url(url: URL) -> str:
 
 def _sounds_secret(name: str) -> bool:
     return any(word in name.lower() for word in _SECRET_WORDS)
+
+
+def engines_of(app: Flask, db: SQLAlchemy) -> MutableMapping[str | None, Engine]:
+    """The engines of an application by bind key, where Flask-SQLAlchemy looks them up.
+
+    ``db.engines`` is the same, but needs an application context, which is a good part of what a warm boot costs.
+    """
+    engines: MutableMapping[str | None, Engine] = db._app_engines[app]
+    return engines
 
 
 def databases(engines: Mapping[str | None, Engine], migration_urls: Mapping[str, str]) -> dict[str, Database]:

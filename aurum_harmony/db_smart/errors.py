@@ -38,6 +38,28 @@ class DatabaseBehind(DbSmartError):
     """The database lacks migrations of this code and the mode does not allow to apply them."""
 
 
+class LockTimeout(DbSmartError):
+    """Another process held the lock longer than ``DB_SMART_LOCK_TIMEOUT``."""
+
+    exit_code = 3
+
+
+class LockHeld(DbSmartError):
+    """A lock cannot be freed by hand, as its holder is alive."""
+
+
+class LeaseLost(DbSmartError):
+    """This process held the lock, was stopped or cut off for too long, and another one has taken it."""
+
+
+class Interrupted(DbSmartError):
+    """A signal ended a run; the migration that ran was rolled back where the database can."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal  # type: ignore[misc]
+
+
 class MigrationFailed(DbSmartError):
     """A migration raised.
 

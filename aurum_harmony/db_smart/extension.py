@@ -15,10 +15,10 @@ from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
 from .cli import group
-from .database import Database, databases
+from .database import Database, databases, engines_of
 from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable
 from .gate import Gate, Plan, worst
-from .settings import boot_mode, create_all, flag_path, forced, migration_urls, set_defaults
+from .settings import boot_mode, create_all, flag_path, forced, lock_settings, migration_urls, set_defaults
 from .signals import booted
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .flag import Flag
     from .history import State
-    from .runner import Run
+    from .runner import Outcome
 
 Decision = Literal["skipped", "verified", "migrated", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
@@ -139,12 +139,12 @@ class DbSmart:
         return view
 
     def gate(self, app: Flask) -> Gate:
-        """The questions of boot for an application, as its settings are now. Needs an application context.
+        """The questions of boot for an application, as its settings are now.
 
         :raises ConfigError: a setting cannot be used.
         """
         state = self._state(app)
-        return Gate(state.module, databases(state.db.engines, migration_urls(app)), flag_path(app))
+        return Gate(state.module, databases(engines_of(app, state.db), migration_urls(app)), flag_path(app))
 
     def database_state(self, app: Flask) -> str:
         """``"up-to-date"``, ``"pending"`` or ``"ahead"``, asked now of the application's own connections.
@@ -157,7 +157,7 @@ class DbSmart:
         gate.databases = {name: database.serving for name, database in gate.databases.items()}
         return worst(plan.status for plan in gate.by_row() or gate.by_history())
 
-    def migrate(self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False) -> list[Run]:
+    def migrate(self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False) -> Outcome:
         """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
 
         Needs an application context.
@@ -169,14 +169,15 @@ class DbSmart:
         from .runner import Runner
 
         state = self._state(app)
-        runs, states = Runner(app, state.db, gate, create_all=create_all(app)).run(selected, force=force)
+        runner = Runner(app, state.db, gate, create_all=create_all(app), settings=lock_settings(app))
+        outcome = runner.run(selected, force=force)
         for database in selected:
             if database.migration_url is not None:
-                self._check_same(gate, database, states[database.name])
-        if states.keys() == {database.name for database in gate.involved}:
-            _keep_flag(gate, lambda: gate.remember(states))
+                self._check_same(gate, database, outcome.states[database.name])
+        if outcome.states.keys() == {database.name for database in gate.involved}:
+            _keep_flag(gate, lambda: gate.remember(outcome.states))
             state.verified = True
-        return runs
+        return outcome
 
     @staticmethod
     def _check_same(gate: Gate, database: Database, migrated: State) -> None:
@@ -210,9 +211,8 @@ class DbSmart:
             state.booted = state.verified = True
             return _report(app, "off", "DB_SMART_BOOT is off", started, 0)
         state.verified = False
-        with app.app_context():
-            gate = self.gate(app)
-            decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
+        gate = self.gate(app)
+        decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
         state.booted = True
         return _report(app, decision, reason, started, gate.queries, applied)
 
@@ -223,14 +223,16 @@ class DbSmart:
             _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
             force = None
         if force is not None:
-            return self._migrate(app, gate, force, force=True)
+            with app.app_context():
+                return self._migrate(app, gate, force, force=True)
         verdict = gate.by_flag()
         if verdict.holds:
             state.flag = verdict.flag
             if verdict.stale and mode == "migrate":
                 _keep_flag(gate, lambda: gate.refresh(verdict))
             return "skipped", verdict.reason, ()
-        decision = self._ask(app, gate, mode, verdict.reason)
+        with app.app_context():
+            decision = self._ask(app, gate, mode, verdict.reason)
         state.verified = True
         return decision
 
@@ -258,8 +260,10 @@ class DbSmart:
     def _migrate(
         self, app: Flask, gate: Gate, reason: str, *, force: bool = False
     ) -> tuple[Decision, str, tuple[str, ...]]:
-        runs = self.migrate(app, gate, gate.involved, force=force)
-        return "migrated", reason, tuple(run.migration for run in runs)
+        outcome = self.migrate(app, gate, gate.involved, force=force)
+        if not outcome.changed:
+            return "verified", f"{reason}; another process migrated meanwhile", ()
+        return "migrated", reason, tuple(run.migration for run in outcome.runs)
 
     def _first_request(self) -> Response | None:
         """Once per process: make sure of boot, and ask the database where boot trusted the flag."""

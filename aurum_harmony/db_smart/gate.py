@@ -76,8 +76,8 @@ class Plan:
 
     @property
     def behind(self) -> bool:
-        """Whether the database lacks something: a migration, or our tables."""
-        return bool(self.pending) or self.state is None
+        """Whether the database lacks something: a migration, or the end of its first run."""
+        return bool(self.pending) or self.state is None or not self.state.source
 
 
 class Gate:
@@ -326,7 +326,7 @@ def _sources_changed(flag: Flag, sources: Sources) -> str:
 
 def _describe(database: Database, todo: list[Pending], state: State | None) -> str:
     if not todo:
-        return "has no history yet" if state is None else _COMPLETE
+        return _COMPLETE if state is not None and state.source else "has no history yet"
     kinds: dict[str, list[str]] = {}
     for item in todo:
         kinds.setdefault(item.reason, []).append(item.migration.name)

@@ -10,23 +10,25 @@ import getpass
 import hashlib
 import json
 import os
+import random
 import socket
+import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
 
+from .database import begin
 from .migrations import MAX_NAME, Migration
 
 metadata = sa.MetaData()
 _NAME = sa.String(MAX_NAME)
 _DIGEST = sa.String(64)
-_TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 history = sa.Table(
     "db_smart_history",
@@ -34,7 +36,8 @@ history = sa.Table(
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
     sa.Column("name", _NAME, nullable=False),
     sa.Column("checksum", _DIGEST, nullable=False),
-    sa.Column("applied_at", _TIME, nullable=False, comment="UTC, end of the run"),
+    # Text, as the dialects' own types with microseconds cost a boot the import of all their drivers.
+    sa.Column("applied_at", sa.String(26), nullable=False, comment="end of the run, UTC, ISO 8601"),
     sa.Column("duration_ms", sa.Float, nullable=False),
     sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
     sa.Column("outcome", sa.String(10), nullable=False, comment="applied or failed"),
@@ -49,7 +52,33 @@ state = sa.Table(
     sa.Column("applied", _DIGEST, nullable=False, comment="digest of the history"),
     sa.Column("source", _DIGEST, nullable=False, comment="digest of the sources last applied whole"),
     sa.Column("databases", sa.Text, nullable=False, comment="JSON: names of all databases of those sources"),
+    sa.Column("token", sa.BigInteger, nullable=False, comment="grows with every holder of the lease"),
+    sa.Column("holder", sa.String(255), nullable=False, comment="host:process id"),
+    sa.Column("lease_since", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
+    sa.Column("lease_expires", sa.BigInteger, nullable=False, comment="as lease_since; 0 when free"),
+    sa.Column("lease_migration", _NAME, nullable=False, comment="what the holder is on"),
 )
+
+progress = sa.Table(
+    "db_smart_progress",
+    metadata,
+    sa.Column("migration", _NAME, primary_key=True),
+    sa.Column("step", _DIGEST, primary_key=True, comment="see the module steps"),
+    sa.Column("row_count", sa.BigInteger, nullable=False),
+    sa.Column("last_row_id", sa.BigInteger, nullable=False),
+)
+
+_NEW_STATE = {
+    "id": 1,
+    "applied": "",
+    "source": "",
+    "databases": "[]",
+    "token": 0,
+    "holder": "",
+    "lease_since": 0,
+    "lease_expires": 0,
+    "lease_migration": "",
+}
 
 #: The tables of this extension, which comparisons of models with the database leave out.
 TABLE_NAMES = frozenset(metadata.tables)
@@ -71,6 +100,50 @@ class Applied:
     applied_by: str
 
 
+class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function in SQL
+    """The database's clock, in microseconds since 1970; no time zone and no change of it can touch it."""
+
+    inherit_cache = True
+    type = sa.BigInteger()
+
+
+@compiles(epoch_us, "postgresql")
+def _epoch_postgresql(*_: Any, **__: Any) -> str:
+    # Not now(), which is the start of the transaction.
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(epoch_us, "mysql")
+@compiles(epoch_us, "mariadb")
+def _epoch_mysql(*_: Any, **__: Any) -> str:
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+@compiles(epoch_us, "sqlite")
+def _epoch_sqlite(*_: Any, **__: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lock of a database.
+
+    :ivar name: ``host:process id``.
+    :ivar since: in UTC, by the database's clock where it has one.
+    :ivar expires_at: in UTC; ``None`` for a file lock, which ends with its process.
+    :ivar migration: the one it is on, empty before the first.
+    """
+
+    name: str
+    since: datetime
+    expires_at: datetime | None
+    migration: str
+
+    def __str__(self) -> str:
+        on = f", on {self.migration!r}" if self.migration else ""
+        return f"{self.name} (since {self.since:%Y-%m-%d %H:%M:%S} UTC{on})"
+
+
 @dataclass(frozen=True)
 class State:
     """The one row of ``db_smart_state``.
@@ -79,12 +152,14 @@ class State:
     :ivar applied: changes with every run.
     :ivar source: digest of the migration sources (see :mod:`~.sources`) that the last run left applied whole.
     :ivar databases: names of the databases that those sources concern.
+    :ivar holder: who holds the lease; ``None`` when it is free or has run out.
     """
 
     database_id: str
     applied: str
     source: str
     databases: tuple[str, ...]
+    holder: Holder | None
 
 
 @dataclass(frozen=True)
@@ -100,36 +175,79 @@ def read_state(connection: sa.Connection) -> State | None:
 
     :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
     """
-    columns = (state.c.database_id, state.c.applied, state.c.source, state.c.databases)
-    query = sa.select(*columns).where(state.c.id == 1)
-    try:
-        row = connection.execute(query).first()
-    except sa.exc.DBAPIError:
-        connection.rollback()
-        if sa.inspect(connection).has_table(state.name):
-            raise
+    query = sa.select(state, epoch_us().label("now")).where(state.c.id == 1)
+    rows = _rows(connection, query, state)
+    row = rows[0] if rows else None
+    if row is None:
         return None
-    return None if row is None else State(row.database_id, row.applied, row.source, tuple(json.loads(row.databases)))
+    holder = None
+    if row.lease_expires >= row.now:
+        holder = Holder(row.holder, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration)
+    return State(row.database_id, row.applied, row.source, tuple(json.loads(row.databases)), holder)
 
 
 def read_applied(connection: sa.Connection) -> list[Applied]:
     """Everything that was applied, oldest first; of runs of the same content only the last. One query."""
     columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
-    rows = connection.execute(sa.select(*columns).where(history.c.outcome == "applied").order_by(history.c.id))
+    query = sa.select(*columns).where(history.c.outcome == "applied").order_by(history.c.id)
+    rows: Sequence[Any] = _rows(connection, query, history) or []  # none while the first run has only begun
     latest: dict[tuple[str, str], Applied] = {}
     for name, checksum, applied_at, duration_ms, applied_by in rows:
         latest.pop((name, checksum), None)
-        moment = applied_at.replace(tzinfo=timezone.utc)
+        moment = datetime.fromisoformat(applied_at).replace(tzinfo=timezone.utc)
         latest[name, checksum] = Applied(name, checksum, moment, duration_ms, applied_by)
     return list(latest.values())
 
 
+def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> Sequence[sa.Row[Any]] | None:
+    """The rows of a query; ``None`` where its table does not exist."""
+    for last in (False, True):
+        try:
+            return connection.execute(query).all()
+        except sa.exc.DBAPIError:
+            connection.rollback()
+            if not sa.inspect(connection).has_table(table.name):
+                return None
+            if last:
+                raise
+        # Another process made the table between the query and the look.
+        connection.rollback()
+    return None
+
+
+def create_state(connection: sa.Connection) -> None:
+    """Make the state table and its row where they are missing; safe when many do so at once, without any lock.
+
+    :raises sqlalchemy.exc.DBAPIError: the database refuses them.
+    """
+    tries = 10
+    for attempt in range(1, tries + 1):
+        try:
+            if read_state(connection) is not None:
+                connection.rollback()
+                return
+            connection.rollback()
+            begin(connection)
+            state.create(connection, checkfirst=True)
+            if connection.execute(sa.select(state.c.id)).first() is None:
+                connection.execute(state.insert().values({**_NEW_STATE, "database_id": uuid.uuid4().hex}))
+            connection.commit()
+            return
+        except sa.exc.DBAPIError:
+            # Another one made it between our look and our act; databases report that in many ways.
+            connection.rollback()
+            if read_state(connection) is not None:
+                connection.rollback()
+                return
+            connection.rollback()
+            if attempt == tries:
+                raise
+            threading.Event().wait(random.uniform(0, 0.05 * attempt))
+
+
 def create_tables(connection: sa.Connection) -> None:
-    """Make the tables and the state row where they are missing."""
+    """Make the other tables where they are missing; under the lock."""
     metadata.create_all(connection)
-    if connection.execute(sa.select(state.c.id)).first() is None:
-        values = {"id": 1, "database_id": uuid.uuid4().hex, "applied": "", "source": "", "databases": "[]"}
-        connection.execute(state.insert().values(values))
 
 
 def record(connection: sa.Connection, migration: Migration, seconds: float, *, error: str | None = None) -> None:
@@ -143,7 +261,7 @@ def record(connection: sa.Connection, migration: Migration, seconds: float, *, e
         {
             "name": migration.name,
             "checksum": migration.checksum,
-            "applied_at": datetime.now(timezone.utc).replace(tzinfo=None),
+            "applied_at": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds"),
             "duration_ms": round(seconds * 1000, 3),
             "applied_by": _applied_by(),
             "outcome": "applied" if error is None else "failed",
@@ -212,6 +330,10 @@ def edited_once(migrations: Iterable[Migration], applied: Iterable[Applied]) -> 
         for migration in migrations
         if migration.options.once and migration.name in names and (migration.name, migration.checksum) not in contents
     ]
+
+
+def _moment(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(microseconds / 1_000_000, timezone.utc)
 
 
 @cache

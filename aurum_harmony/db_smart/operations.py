@@ -6,7 +6,7 @@ edit, does only what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +31,9 @@ class _Index(NamedTuple):
     unique: bool
 
 
+_SQLITE_COLUMNS = sa.text(
+    "SELECT lower(name), cid FROM pragma_table_xinfo(:table, :schema) WHERE cid = 0 OR lower(name) IN :names"
+).bindparams(sa.bindparam("names", expanding=True))
 _SQLITE_INDEXES = sa.text(
     'SELECT i.name, i."unique", c.name FROM pragma_index_list(:table, :schema) AS i, '
     "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
@@ -44,11 +47,13 @@ class Operations:
 
     :param database: the database being migrated.
     :param connection: the connection that the operations use, in the runner's transaction.
-    :param engine: the engine that ``db.engine`` is during the migration.
+    :param engine: gives the engine that ``db.engine`` is during the migration.
     :param db: the application's Flask-SQLAlchemy.
     """
 
-    def __init__(self, database: Database, connection: sa.Connection, engine: Engine, db: SQLAlchemy) -> None:
+    def __init__(
+        self, database: Database, connection: sa.Connection, engine: Callable[[], Engine], db: SQLAlchemy
+    ) -> None:
         self._database = database
         self._connection = connection
         self._engine = engine
@@ -64,7 +69,7 @@ class Operations:
     def connection(self) -> sa.Connection:
         """A connection in this migration's transaction. Committing it is allowed, and not needed."""
         if self._own_connection is None:
-            self._own_connection = self._engine.connect()
+            self._own_connection = self._engine().connect()
         return self._own_connection
 
     @property
@@ -84,7 +89,9 @@ class Operations:
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
         query = sa.text(statement) if isinstance(statement, str) else statement
-        return self._connection.execute(query, parameters)
+        # Where schema changes commit, the statement must be recorded as a step, which the engine's connections do.
+        connection = self._connection if self._database.transactional_ddl else self.connection
+        return connection.execute(query, parameters)
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
         """Whether there is such a table or view."""
@@ -218,11 +225,13 @@ class Operations:
     def _present(self, table: str, columns: Sequence[str], schema: str | None) -> set[str]:
         """Those of the columns, folded, that the table has."""
         if self._database.dialect == "sqlite":
-            # Reflecting all columns to look for one is what makes a thousand migrations slow.
-            info = sa.func.pragma_table_xinfo(table, schema or "main").table_valued("name")
-            found = set(self._connection.scalars(sa.select(sa.func.lower(info.c.name))))
-            if not found:
+            # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
+            # comes along, as only a table that exists has one.
+            names = {"table": table, "schema": schema or "main", "names": [column.lower() for column in columns]}
+            rows = self._connection.execute(_SQLITE_COLUMNS, names).all()
+            if not rows:
                 raise sa.exc.NoSuchTableError(table)
+            found = {name for name, _ in rows}
         else:
             found = {self._fold(column["name"]) for column in self.inspector.get_columns(table, schema=schema)}
         return found & {self._fold(column) for column in columns}

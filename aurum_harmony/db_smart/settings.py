@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from flask import Flask
@@ -18,7 +19,19 @@ DEFAULTS: Mapping[str, object] = {
     "DB_SMART_FLAG": ".db_migration_completed",
     "DB_SMART_CREATE_ALL": True,
     "DB_SMART_MIGRATION_URL": None,
+    "DB_SMART_LOCK_TIMEOUT": 600,
+    "DB_SMART_LEASE_SECONDS": 15,
 }
+
+
+@dataclass(frozen=True)
+class LockSettings:
+    """How long to wait for the lock, and how long a lease lasts without heartbeat; both in seconds."""
+
+    timeout: float = 600.0
+    lease: float = 15.0
+
+
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off")
 
@@ -56,6 +69,15 @@ def forced(app: Flask) -> str | None:
     return "forced by FORCE_DB_MIGRATION" if _boolean("FORCE_DB_MIGRATION", value, empty=False) else None
 
 
+def lock_settings(app: Flask) -> LockSettings:
+    """``DB_SMART_LOCK_TIMEOUT`` and ``DB_SMART_LEASE_SECONDS``, both in seconds.
+
+    :raises ConfigError: one is no number, or too small to work with.
+    """
+    timeout = _seconds(app, "DB_SMART_LOCK_TIMEOUT", 0)
+    return LockSettings(timeout, _seconds(app, "DB_SMART_LEASE_SECONDS", 0.2))
+
+
 def create_all(app: Flask) -> bool:
     """``DB_SMART_CREATE_ALL``.
 
@@ -78,6 +100,19 @@ def migration_urls(app: Flask) -> dict[str, str]:
         if url:
             found[str(name or "default")] = url
     return found
+
+
+def _seconds(app: Flask, key: str, least: float) -> float:
+    value = app.config[key]
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = float("nan")
+    if not least <= seconds < float("inf"):
+        raise ConfigError(
+            f"{key} is {value!r}; it must be a number of seconds, at least {least:g}. Nothing was changed."
+        )
+    return seconds
 
 
 def _boolean(key: str, value: object, *, empty: bool) -> bool:

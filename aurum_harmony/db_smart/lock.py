@@ -1,0 +1,361 @@
+"""Who may migrate: one holder at a time over all processes and hosts, freed when the holder dies.
+
+Server databases hold a lease: a row with a fencing token and an expiry by the database's own clock, taken by
+compare-and-set and renewed by a heartbeat. It needs no session, so that it works through a connection pooler and over
+the nodes of a cluster, and whoever waits holds no connection. SQLite has an operating-system file lock beside the
+file, which the kernel releases with the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from .database import Database, begin, transient
+from .errors import LeaseLost, LockHeld, LockTimeout
+from .history import Holder, State, epoch_us, read_state, state
+from .settings import LockSettings
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+_logger = logging.getLogger(__name__)
+
+#: The pause between two tries grows from the first to the second figure, seconds, and is jittered.
+_PAUSES = (0.02, 0.5)
+#: How often at most the holder writes down which migration it is on, seconds.
+_NOTE_EVERY = 0.5
+#: How often a waiter says whom it waits for, seconds.
+_TELL_EVERY = 5.0
+
+
+class Lock(ABC):
+    """The lock of one database. The one object that holds it also releases it."""
+
+    def __init__(self, database: Database, settings: LockSettings) -> None:
+        self.database = database
+        self.settings = settings
+
+    @abstractmethod
+    def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
+        """Take the lock if it is free; never waits.
+
+        :param done: told what the database says; whether there is nothing left to do.
+        :returns: whether it was taken; ``None`` when there is nothing left to do.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the lock back; does nothing when it is lost already."""
+
+    @abstractmethod
+    def holder(self) -> Holder | None:
+        """Who holds the lock now, ``None`` when it is free. Writes nothing."""
+
+    @abstractmethod
+    def note(self, migration: str) -> None:
+        """Tell those who wait, soon, which migration the holder is on.
+
+        :raises LeaseLost: somebody else has taken the lock.
+        """
+
+    @abstractmethod
+    def confirm(self, connection: sa.Connection) -> None:
+        """Make sure, in the transaction that records something, that it can commit only while the lock is held.
+
+        :raises LeaseLost: somebody else has taken the lock; roll the transaction back.
+        """
+
+    @abstractmethod
+    def left_behind(self) -> str | None:
+        """Name of a holder that is gone without having released the lock; ``None`` where there is none.
+
+        Watches for a heartbeat, for at most half a lease. Writes nothing.
+
+        :raises LockHeld: the holder is alive.
+        """
+
+    @abstractmethod
+    def free(self) -> bool:
+        """Free a lock that :meth:`left_behind` found; its holder, should it come back, can record nothing.
+
+        :returns: ``False`` if it is alive after all, or another one has it now.
+        """
+
+    @contextmanager
+    def held(self, done: Callable[[State], bool]) -> Iterator[bool]:
+        """Hold the lock, waiting for it if need be.
+
+        :param done: see :meth:`try_acquire`.
+        :returns: whether the lock is held; ``False`` when there was nothing left to do.
+        :raises LockTimeout: it was not free in time.
+        """
+        if not self._wait(done):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self.release()
+
+    def _wait(self, done: Callable[[State], bool]) -> bool:
+        deadline = time.monotonic() + self.settings.timeout
+        told = float("-inf")
+        pause, longest = _PAUSES
+        while True:
+            taken = self.try_acquire(done)
+            if taken is not False:
+                return taken is True
+            now = time.monotonic()
+            if now >= deadline:
+                raise LockTimeout(
+                    f"The database {self.database.name!r} ({self.database.url}) is being migrated by {self._who()}; "
+                    f"waited {self.settings.timeout:g} s for it (DB_SMART_LOCK_TIMEOUT). This process changed nothing. "
+                    "Start again when it is done; 'flask db-smart status' shows it."
+                )
+            if now - told >= _TELL_EVERY:
+                told = now
+                _logger.info("db-smart: waiting for %s, which migrates %r", self._who(), self.database.name)
+            # Those that began together must not come back together.
+            threading.Event().wait(min(pause * random.uniform(0.5, 1.5), deadline - now))
+            pause = min(pause * 1.5, longest)
+
+    def _who(self) -> str:
+        holder = self.holder()
+        return "another process" if holder is None else str(holder)
+
+
+def lock_of(database: Database, settings: LockSettings) -> Lock:
+    """The lock that a database has."""
+    if database.dialect == "sqlite":
+        return _FileLock(database, settings)
+    return _Lease(database, settings)
+
+
+class _Lease(Lock):
+    """A row in the database; see the module."""
+
+    def __init__(self, database: Database, settings: LockSettings) -> None:
+        super().__init__(database, settings)
+        self._token: int | None = None
+        self._migration = ""
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._lost = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
+        free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us())
+        take = {
+            "token": state.c.token + 1,
+            "holder": _me(),
+            "lease_since": epoch_us(),
+            "lease_expires": self._expiry(),
+            "lease_migration": "",
+        }
+        with self.database.connect() as connection:
+            found = read_state(connection)
+            connection.rollback()
+            if found is not None and done(found):
+                return None
+            if found is None or found.holder is not None:
+                return False
+            try:
+                begin(connection)
+                if connection.execute(state.update().where(free).values(take)).rowcount != 1:
+                    return False
+                self._token = connection.scalar(sa.select(state.c.token).where(state.c.id == 1))
+                connection.commit()
+            except sa.exc.DBAPIError as error:
+                if transient(error):  # another one was quicker, maybe on another node of the cluster
+                    return False
+                raise
+        self._heart = threading.Thread(target=self._beat, name="db-smart-heartbeat", daemon=True)
+        self._heart.start()
+        return True
+
+    def release(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._heart is not None:
+            self._heart.join()
+        try:
+            self._update({"lease_expires": 0, "holder": "", "lease_migration": ""})
+        except Exception as error:  # the expiry frees it
+            _logger.warning("db-smart: the lease will run out, as it cannot be freed: %s", self.database.redact(error))
+
+    def holder(self) -> Holder | None:
+        with self.database.connect() as connection:
+            found = read_state(connection)
+            return None if found is None else found.holder
+
+    def note(self, migration: str) -> None:
+        if self._lost.is_set():
+            raise self._loss()
+        self._migration = migration
+        self._wake.set()
+
+    def confirm(self, connection: sa.Connection) -> None:
+        # An update, not a query: it locks the row until this transaction ends, so that nobody takes the lease between.
+        if connection.execute(self._mine().values(lease_expires=self._expiry())).rowcount != 1:
+            raise self._loss()
+
+    def left_behind(self) -> str | None:
+        found = self._lease()
+        if found is None or not found.holder:
+            return None
+        deadline = time.monotonic() + self.settings.lease / 2
+        while found.lease_expires >= found.now and time.monotonic() < deadline:
+            threading.Event().wait(0.1)
+            later = self._lease()
+            if later is None or not later.holder:
+                return None
+            if (later.token, later.lease_expires) != (found.token, found.lease_expires):
+                raise LockHeld(
+                    f"The database {self.database.name!r} is being migrated by {self._who()}, whose heartbeat is alive."
+                    " Nothing was changed. To stop it, end that process; the lock is then free by itself."
+                )
+        self._found = found
+        return str(found.holder)
+
+    def free(self) -> bool:
+        same = sa.and_(
+            state.c.id == 1, state.c.token == self._found.token, state.c.lease_expires == self._found.lease_expires
+        )
+        values = {"token": state.c.token + 1, "lease_expires": 0, "holder": "", "lease_migration": ""}
+        with self.database.connect() as connection:
+            begin(connection)
+            freed: bool = connection.execute(state.update().where(same).values(values)).rowcount == 1
+            connection.commit()
+            return freed
+
+    def _lease(self) -> sa.Row[Any] | None:
+        """The row, whether the lease in it has run out or not."""
+        with self.database.connect() as connection:
+            if read_state(connection) is None:
+                return None
+            return connection.execute(sa.select(state, epoch_us().label("now")).where(state.c.id == 1)).first()
+
+    def _beat(self) -> None:
+        pause = self.settings.lease / 3
+        while not self._stop.wait(min(_NOTE_EVERY, pause)):
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._stop.is_set():
+                return
+            try:
+                if not self._update({"lease_expires": self._expiry(), "lease_migration": self._migration}):
+                    self._lost.set()
+                    return
+                pause = self.settings.lease / 3
+            except Exception as error:  # try again soon; whether the lease still holds is seen where it counts
+                _logger.warning("db-smart: heartbeat failed: %s", self.database.redact(error))
+                pause = self.settings.lease / 15
+
+    def _update(self, values: dict[str, object]) -> bool:
+        """Change the row in a transaction of its own, if the lease is still ours."""
+        with self.database.connect() as connection:
+            begin(connection)
+            changed: int = connection.execute(self._mine().values(values)).rowcount
+            connection.commit()
+            return changed == 1
+
+    def _mine(self) -> sa.Update:
+        return state.update().where(state.c.id == 1, state.c.token == self._token)
+
+    def _expiry(self) -> sa.ColumnElement[int]:
+        return epoch_us() + int(self.settings.lease * 1_000_000)
+
+    def _loss(self) -> LeaseLost:
+        return LeaseLost(
+            f"The lease on the database {self.database.name!r} ran out while this process was stopped or cut off, and "
+            "another one has taken it. What was not recorded before is left to that one. Nothing needs to be done."
+        )
+
+
+class _FileLock(Lock):
+    """A lock file beside the database file, and a second file that says who holds it."""
+
+    def __init__(self, database: Database, settings: LockSettings) -> None:
+        super().__init__(database, settings)
+        path = database.path
+        self._path = None if path is None else Path(f"{path}.db-smart.lock")
+        self._info = None if path is None else Path(f"{path}.db-smart.holder")
+        self._lock: BaseFileLock | None = None
+        self._since = datetime.now(timezone.utc)
+
+    def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
+        if self._path is None:  # a database in memory has no other process
+            return True
+        from filelock import FileLock, Timeout
+
+        self._lock = self._lock or FileLock(self._path, thread_local=False)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        self._since = datetime.now(timezone.utc)
+        self.note("")
+        return True
+
+    def release(self) -> None:
+        if self._lock is not None and self._info is not None:
+            self._info.unlink(missing_ok=True)
+            self._lock.release()
+
+    def holder(self) -> Holder | None:
+        if self._info is None or self._path is None or not self._info.exists():
+            return None
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self._path, blocking=False):
+                return None
+        except Timeout:
+            pass
+        try:
+            name, since, migration = json.loads(self._info.read_text(encoding="utf-8"))
+            return Holder(str(name), datetime.fromisoformat(since), None, str(migration))
+        except (OSError, ValueError, TypeError):  # just released, or just being written
+            return Holder("another process", datetime.now(timezone.utc), None, "")
+
+    def left_behind(self) -> str | None:
+        holder = self.holder()
+        if holder is not None:
+            raise LockHeld(
+                f"The database {self.database.name!r} is being migrated by {holder}, which is alive. Nothing was "
+                "changed. To stop it, end that process; the lock is then free by itself."
+            )
+        if self._info is None or not self._info.exists():
+            return None
+        return f"a process that is gone (see {self._info})"
+
+    def free(self) -> bool:
+        if self._info is not None:
+            self._info.unlink(missing_ok=True)
+        return True
+
+    def note(self, migration: str) -> None:
+        if self._info is not None:
+            text = json.dumps([_me(), self._since.isoformat(), migration])
+            self._info.write_text(text, encoding="utf-8")
+
+    def confirm(self, connection: sa.Connection) -> None:
+        """Nothing to ask: the kernel keeps the lock as long as the process lives."""
+
+
+def _me() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"[:255]
