@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Boolean, Column, Date, Enum, Float, ForeignKey, Integer, Numeric, String, Text, func, text
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import DbSmartError, Operations
-from aurum_harmony.db_smart.database import Database, begin
+from aurum_harmony.db_smart import DbSmartError
+from aurum_harmony.db_smart.database import Database
+
+from .direct import operations
 
 
 @pytest.fixture
@@ -28,20 +28,16 @@ def database(url: URL) -> Database:
 
 
 @pytest.fixture
-def ops(database: Database) -> Callable[[], Any]:
+def ops(database: Database) -> Callable[..., Any]:
     """``with ops() as op``: operations in a transaction that is committed."""
 
-    @contextmanager
-    def make() -> Iterator[Operations]:
-        with database.connect() as connection:
-            begin(connection)
-            yield Operations(database, connection, lambda: database.engine, SQLAlchemy())
-            connection.commit()
+    def make(**options: Any) -> Any:
+        return operations(database, **options)
 
     return make
 
 
-Ops = Callable[[], Any]
+Ops = Callable[..., Any]
 
 
 def columns(database: Database, table: str) -> dict[str, Any]:
@@ -54,7 +50,7 @@ def statements(database: Database, action: Callable[[], None]) -> list[str]:
     sent: list[str] = []
 
     def listen(_: Any, __: Any, statement: str, *___: Any) -> None:
-        if statement.lstrip().upper().startswith(("ALTER", "CREATE", "DROP")):
+        if statement.lstrip().upper().startswith(("ALTER", "CREATE", "DROP")) and "db_smart_" not in statement:
             sent.append(statement)
 
     sa.event.listen(database.engine, "before_cursor_execute", listen)
@@ -215,11 +211,10 @@ def test_execute_with_parameters(database: Database, ops: Ops) -> None:
 def test_schemas(new_url: Callable[[str], URL]) -> None:
     engine = sa.create_engine(new_url("postgresql"), poolclass=sa.pool.NullPool)
     database = Database("default", None, engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA "my schema"')
     for _ in range(2):
-        with database.connect() as connection:
-            begin(connection)
-            connection.exec_driver_sql('CREATE SCHEMA IF NOT EXISTS "my schema"')
-            op = Operations(database, connection, lambda: engine, SQLAlchemy())
+        with operations(database) as op:
             op.create_table("t", Column("id", Integer, primary_key=True), schema="my schema")
             op.add_columns(
                 "t",
@@ -233,11 +228,9 @@ def test_schemas(new_url: Callable[[str], URL]) -> None:
             assert not op.has_table("t")
             assert op.has_column("t", "user", schema="my schema")
             assert op.inspector.get_indexes("t", schema="my schema")[0]["name"] == "ix_user"
-            connection.commit()
-    with database.connect() as connection:
-        begin(connection)
-        Operations(database, connection, lambda: engine, SQLAlchemy()).drop_index("ix_user", "t", schema="my schema")
-        assert sa.inspect(connection).get_indexes("t", schema="my schema") == []
+    with operations(database) as op:
+        op.drop_index("ix_user", "t", schema="my schema")
+        assert op.inspector.get_indexes("t", schema="my schema") == []
 
 
 def test_attached_sqlite_schema(new_url: Callable[[str], URL]) -> None:
@@ -245,13 +238,14 @@ def test_attached_sqlite_schema(new_url: Callable[[str], URL]) -> None:
     database = Database("default", None, engine)
     with database.connect() as connection:
         connection.exec_driver_sql("ATTACH ? AS aux", (new_url("sqlite").database,))
-        op = Operations(database, connection, lambda: engine, SQLAlchemy())
-        for _ in range(2):
-            op.create_table("t", Column("id", Integer, primary_key=True), schema="aux")
-            op.add_column("t", Column("x", Text, server_default="y"), schema="aux")
-            op.create_index("ix", "t", ["x"], schema="aux")
-        assert op.has_column("t", "x", schema="aux")
-        assert not op.has_table("t")
+        connection.rollback()
+        with operations(database, connection) as op:
+            for _ in range(2):
+                op.create_table("t", Column("id", Integer, primary_key=True), schema="aux")
+                op.add_column("t", Column("x", Text, server_default="y"), schema="aux")
+                op.create_index("ix", "t", ["x"], schema="aux")
+            assert op.has_column("t", "x", schema="aux")
+            assert not op.has_table("t")
 
 
 def test_the_same_columns_can_be_used_for_several_tables(database: Database, ops: Ops) -> None:

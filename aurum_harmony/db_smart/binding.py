@@ -6,7 +6,6 @@ that happens inside the one transaction that also records the migration, so each
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -25,43 +24,31 @@ from .steps import Steps, reads
 
 
 @contextmanager
-def bound(
-    app: Flask, db: SQLAlchemy, database: Database, connection: sa.Connection | None, steps: Steps | None = None
-) -> Iterator[Callable[[], Engine]]:
-    """Let ``db.engine``, ``db.engines[bind key]`` and ``db.session`` use one connection, in this thread.
+def bound(app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], Engine]) -> Iterator[None]:
+    """Let ``db.engine``, ``db.engines[bind key]`` and ``db.session`` use one engine, in this thread.
 
     Other threads keep the application's pool. What the migration left uncommitted in ``db.session`` is committed at
     the end, so that nothing is recorded as done and then lost.
 
-    :param connection: the connection with the transaction; ``None`` to give each session and connection a real
-        transaction of its own on the migrating engine.
-    :param steps: the steps of the migration, where schema changes commit by themselves.
-    :returns: gives the engine that ``db.engine`` is meanwhile.
+    :param engine: gives the engine; asked when the migration first wants it, as most never do.
     """
     with app.app_context():
-        savepoints: list[_Savepoints] = []
-
-        def engine() -> Engine:
-            """Made when the migration first asks for it; most do not."""
-            if connection is None:
-                return database.engine
-            if not savepoints:
-                savepoints.append(_Savepoints(connection, steps))
-            return savepoints[0].engine
-
         # Without a model, db.engine and db.session mean the database being migrated, whichever bind it is.
         all_engines: Any = db._app_engines  # the one place where Flask-SQLAlchemy looks an engine up
         before = all_engines[app]
         all_engines[app] = _ThreadEngines(before, {None, database.key}, engine)
         try:
-            yield engine
-            if db.session.registry.has():
-                db.session.commit()
+            yield
+            commit_session(db)
         finally:
             db.session.remove()
             all_engines[app] = before
-            for made in savepoints:
-                made.close()
+
+
+def commit_session(db: SQLAlchemy) -> None:
+    """Commit what ``db.session`` holds, if it was used."""
+    if db.session.registry.has():
+        db.session.commit()
 
 
 class _ThreadEngines(Mapping[str | None, Engine]):
@@ -93,18 +80,22 @@ class _Open:
 
     name: str
     writes_before: int
+    steps_before: int
     wrote: bool = False
     failed: bool = False
 
 
-class _Savepoints:
+class Savepoints:
     """An engine whose connections all share one driver connection, each transaction being a savepoint of it.
 
     Connections may interleave, and a rollback to a savepoint takes back whatever came after it. Where that would
     undo what another connection wrote, it raises instead: half a migration must not be recorded as a whole one.
+
+    :param connection: the connection with the transaction.
+    :param steps: the steps of the migration.
     """
 
-    def __init__(self, connection: sa.Connection, steps: Steps | None) -> None:
+    def __init__(self, connection: sa.Connection, steps: Steps) -> None:
         self._outer = connection
         self._steps = steps
         self._driver: Any = connection.connection.dbapi_connection
@@ -112,11 +103,6 @@ class _Savepoints:
         self._writers: list[sa.Connection] = []
         self._count = 0
         dialect = connection.dialect
-        if steps is not None:
-            # What INSERT … RETURNING returned cannot be repeated to a run that goes on; the last row id can.
-            dialect = copy.copy(dialect)
-            dialect.insert_returning = dialect.delete_returning = dialect.use_insertmanyvalues = False
-            dialect.insert_executemany_returning = False
         pool = NullPool(lambda: _SharedConnection(self._driver, steps), dialect=dialect)
         self.engine = Engine(pool, dialect, connection.engine.url)
         sa.event.listen(self.engine, "before_cursor_execute", self._before_statement)
@@ -126,17 +112,24 @@ class _Savepoints:
         sa.event.listen(connection, "before_cursor_execute", self._before_outer_statement)
 
     def close(self) -> None:
+        """Leave the connection and its dialect as they were."""
+        sa.event.remove(self.engine, "handle_error", self._on_error)
         sa.event.remove(self._outer, "before_cursor_execute", self._before_outer_statement)
 
+    def cut(self) -> None:
+        """The transaction is about to be committed: its savepoints end with it."""
+        self._open.clear()
+        self._writers.clear()
+
     def _before_outer_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if not reads(statement) and not (self._steps and self._steps.recording):
+        if not reads(statement) and not self._steps.paused:
             self._writers.append(connection)
 
     def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
         current = self._open.get(connection)
         if current is None:
             self._count += 1
-            current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers))
+            current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers), self._steps.made)
             self._send(f"SAVEPOINT {current.name}")
         if not reads(statement):
             current.wrote = True
@@ -159,7 +152,8 @@ class _Savepoints:
             self._send(f"ROLLBACK TO SAVEPOINT {current.name}")
             self._send(f"RELEASE SAVEPOINT {current.name}")
             del self._writers[current.writes_before :]
-        elif current.wrote or (current.failed and self._steps is None):
+            self._steps.take_back(current.steps_before)
+        elif current.wrote or (current.failed and not self._steps.at_once):
             raise DbSmartError(
                 "The migration rolled one connection back while another had already written: in a migration they "
                 "share one transaction. Use one of db.session, db.engine and op at a time, and end each transaction "
@@ -176,7 +170,7 @@ class _Savepoints:
         except Exception:
             # Where a schema change commits, the savepoints before it are gone, and all that is left to take
             # back is what came after it.
-            if self._steps is None:
+            if not self._steps.at_once:
                 raise
             if statement.startswith("ROLLBACK"):
                 self._driver.rollback()
@@ -187,14 +181,13 @@ class _Savepoints:
 class _SharedConnection:
     """A driver connection that outlives those who use it: ending it or its transaction is not theirs to do."""
 
-    def __init__(self, driver: Any, steps: Steps | None) -> None:
+    def __init__(self, driver: Any, steps: Steps) -> None:
         self._driver = driver
         self._steps = steps
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
-        """A cursor; one that records its steps, where there are any."""
-        cursor = self._driver.cursor(*arguments, **options)
-        return cursor if self._steps is None else self._steps.cursor(cursor)
+        """A cursor that records its steps."""
+        return self._steps.cursor(self._driver.cursor(*arguments, **options))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)

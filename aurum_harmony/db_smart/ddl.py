@@ -1,15 +1,35 @@
-"""DDL elements that Alembic lacks, compiled with its own building blocks."""
+"""DDL elements that SQLAlchemy and Alembic lack, compiled with their building blocks; and elements as text."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.ddl.base import add_column, alter_table
+from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
+
+
+def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
+    """An element as SQL that is sent without parameters, so that a percent sign is one.
+
+    :param options: as ``compile_kwargs`` of SQLAlchemy.
+    """
+    plain = copy.copy(dialect)
+    plain.paramstyle, plain.positional = "named", False
+    plain.identifier_preparer = plain.preparer(plain)
+    return str(element.compile(dialect=plain, compile_kwargs=options)).strip()
+
+
+def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
+    """The default of a column as SQL, ``None`` where it has none."""
+    compiler: Any = dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]
+    text: str | None = compiler.get_column_default_string(column)
+    return text
 
 
 class AddColumns(DDLElement):
@@ -40,3 +60,55 @@ def _add_columns(element: AddColumns, compiler: DDLCompiler, **options: Any) -> 
         if text:
             parts.append(f"ADD {text}")
     return f"{alter_table(compiler, element.table.name, element.table.schema)} {', '.join(parts)}"
+
+
+class ValidateConstraint(DDLElement):
+    """PostgreSQL's ``VALIDATE CONSTRAINT``."""
+
+    inherit_cache = False
+
+    def __init__(self, table: str, name: str, schema: str | None) -> None:
+        self.table = table
+        self.name = name
+        self.schema = schema
+
+
+@compiles(ValidateConstraint)
+def _validate_constraint(element: ValidateConstraint, compiler: DDLCompiler, **_: Any) -> str:
+    name = compiler.preparer.quote(element.name)
+    return f"{alter_table(compiler, element.table, element.schema)} VALIDATE CONSTRAINT {name}"
+
+
+class UniqueUsingIndex(DDLElement):
+    """PostgreSQL's ``ADD CONSTRAINT … UNIQUE USING INDEX``: an index that is there becomes the constraint."""
+
+    inherit_cache = False
+
+    def __init__(self, table: str, name: str, schema: str | None) -> None:
+        self.table = table
+        self.name = name
+        self.schema = schema
+
+
+@compiles(UniqueUsingIndex)
+def _unique_using_index(element: UniqueUsingIndex, compiler: DDLCompiler, **_: Any) -> str:
+    name = compiler.preparer.quote(element.name)
+    return f"{alter_table(compiler, element.table, element.schema)} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}"
+
+
+class RenameColumn(DDLElement):
+    """``RENAME COLUMN``, which keeps all else of the column on every database (MariaDB from 10.5.2 on)."""
+
+    inherit_cache = False
+
+    def __init__(self, table: str, column: str, name: str, schema: str | None) -> None:
+        self.table = table
+        self.column = column
+        self.name = name
+        self.schema = schema
+
+
+@compiles(RenameColumn)
+def _rename_column(element: RenameColumn, compiler: DDLCompiler, **_: Any) -> str:
+    old, new = compiler.preparer.quote(element.column), compiler.preparer.quote(element.name)
+    return f"{alter_table(compiler, element.table, element.schema)} RENAME COLUMN {old} TO {new}"

@@ -18,7 +18,16 @@ from .cli import group
 from .database import Database, databases, engines_of
 from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable
 from .gate import Gate, Plan, worst
-from .settings import boot_mode, create_all, flag_path, forced, lock_settings, migration_urls, set_defaults
+from .settings import (
+    boot_mode,
+    create_all,
+    ddl_settings,
+    flag_path,
+    forced,
+    lock_settings,
+    migration_urls,
+    set_defaults,
+)
 from .signals import booted
 
 if TYPE_CHECKING:
@@ -169,7 +178,7 @@ class DbSmart:
         from .runner import Runner
 
         state = self._state(app)
-        runner = Runner(app, state.db, gate, create_all=create_all(app), settings=lock_settings(app))
+        runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
         outcome = runner.run(selected, force=force)
         for database in selected:
             if database.migration_url is not None:

@@ -66,6 +66,7 @@ progress = sa.Table(
     sa.Column("step", _DIGEST, primary_key=True, comment="see the module steps"),
     sa.Column("row_count", sa.BigInteger, nullable=False),
     sa.Column("last_row_id", sa.BigInteger, nullable=False),
+    sa.Column("detail", sa.Text, comment="JSON: what a statement returned, or how far a backfill is"),
 )
 
 _NEW_STATE = {
@@ -246,8 +247,17 @@ def create_state(connection: sa.Connection) -> None:
 
 
 def create_tables(connection: sa.Connection) -> None:
-    """Make the other tables where they are missing; under the lock."""
+    """Make the other tables where they are missing, and what an earlier release of them lacks; under the lock."""
     metadata.create_all(connection)
+    if "detail" not in {column["name"] for column in sa.inspect(connection).get_columns(progress.name)}:
+        from alembic.ddl.base import AddColumn
+
+        connection.execute(AddColumn(progress.name, progress.c.detail._copy()))
+
+
+def begun(connection: sa.Connection) -> set[str]:
+    """Names of migrations that an earlier run has cut short. One query."""
+    return set(connection.scalars(sa.select(progress.c.migration).distinct()))
 
 
 def record(connection: sa.Connection, migration: Migration, seconds: float, *, error: str | None = None) -> None:

@@ -39,6 +39,7 @@ class Options:
     once: bool = False
     transactional: bool = True
     database: str | None = None
+    destructive: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def migration(function: F, /) -> F: ...
 
 
 @overload
-def migration(*, once: bool = False, transactional: bool = True, database: str | None = None) -> Callable[[F], F]: ...
+def migration(
+    *, once: bool = False, transactional: bool = True, database: str | None = None, destructive: bool = False
+) -> Callable[[F], F]: ...
 
 
 def migration(
@@ -76,6 +79,7 @@ def migration(
     once: bool = False,
     transactional: bool = True,
     database: str | None = None,
+    destructive: bool = False,
 ) -> F | Callable[[F], F]:
     """Mark a function as a migration. The function itself is returned and can be called as before.
 
@@ -85,8 +89,9 @@ def migration(
     :param once: run it once for ever, by its name: an edit afterwards is reported, never run, also not by
         ``--force``. For work that must not repeat.
     :param transactional: ``False`` for statements that cannot run in a transaction, such as
-        ``CREATE INDEX CONCURRENTLY``; each statement then commits by itself.
+        ``VACUUM``; each statement then commits by itself. Operations need it not: they know what to do outside.
     :param database: bind key of ``SQLALCHEMY_BINDS``; the default database when ``None``.
+    :param destructive: allow operations that destroy data or break the release that still runs.
     """
 
     called = function is None
@@ -96,7 +101,7 @@ def migration(
             raise TypeError(f"@migration marks functions defined with 'def', not {function!r}")
         # The module that marks it, not the one that made it: another decorator may come from elsewhere.
         marking = sys._getframe(1 if called else 2).f_globals
-        options = Options(once=once, transactional=transactional, database=database)
+        options = Options(once, transactional, database, destructive)
         marking.setdefault(_REGISTRY, []).append((function, options))
         return function
 

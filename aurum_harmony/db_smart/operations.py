@@ -1,81 +1,72 @@
-"""Schema operations for migrations: idempotent, rendered by Alembic and SQLAlchemy.
+"""Schema operations for migrations: idempotent, and usable on a table that is in use.
 
-Each looks at the database before it acts, so that a migration that was cut short, or is run again after an
-edit, does only what is missing.
+Each looks at the database before it acts, so that a migration that was cut short, or is run again after an edit, does
+only what is missing. Where the table has rows, each takes the form that leaves the table usable, and cuts the migration
+into several transactions where that form needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from .database import Database
+from .catalog import Catalog, Constraint, Index
 from .errors import DbSmartError
+from .migrations import Migration
 
 if TYPE_CHECKING:
-    from alembic.operations import Operations as AlembicOperations
     from flask_sqlalchemy import SQLAlchemy
     from flask_sqlalchemy.session import Session
-    from sqlalchemy.engine import Engine
     from sqlalchemy.orm import scoped_session
     from sqlalchemy.sql.base import Executable
+    from sqlalchemy.types import TypeEngine
 
+    from .execution import Execution
+    from .forms import Forms
+    from .rules import Rule
 
-class _Index(NamedTuple):
-    """An index as the database has it; an expression among its columns is ``None``."""
-
-    columns: list[str | None]
-    unique: bool
-
-
-_SQLITE_COLUMNS = sa.text(
-    "SELECT lower(name), cid FROM pragma_table_xinfo(:table, :schema) WHERE cid = 0 OR lower(name) IN :names"
-).bindparams(sa.bindparam("names", expanding=True))
-_SQLITE_INDEXES = sa.text(
-    'SELECT i.name, i."unique", c.name FROM pragma_index_list(:table, :schema) AS i, '
-    "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
-)
+ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 
 
 class Operations:
     """What a migration may do to its database. One object serves one run of one migration.
 
-    Names are plain names: quoting, reserved words and schemas are taken care of.
+    Names are plain names: quoting, reserved words and schemas are taken care of. ``online=False`` asks an operation
+    for the plain form, which blocks the table while it works, in the migration's own transaction.
 
-    :param database: the database being migrated.
-    :param connection: the connection that the operations use, in the runner's transaction.
-    :param engine: gives the engine that ``db.engine`` is during the migration.
+    :param execution: the connection of the run.
     :param db: the application's Flask-SQLAlchemy.
+    :param migration: the migration.
     """
 
-    def __init__(
-        self, database: Database, connection: sa.Connection, engine: Callable[[], Engine], db: SQLAlchemy
-    ) -> None:
-        self._database = database
-        self._connection = connection
-        self._engine = engine
+    def __init__(self, execution: Execution, db: SQLAlchemy, migration: Migration) -> None:
+        self._execution = execution
+        self._connection = execution.connection
         self._db = db
+        self._migration = migration
+        self._catalog = Catalog(execution.connection, dry=execution.dry)
         self._own_connection: sa.Connection | None = None
+        execution.before_cut.append(self._settle)
 
     @property
     def session(self) -> scoped_session[Session]:
         """``db.session``, in this migration's transaction; it is committed with the migration."""
+        self._execution.unforeseeable("op.session")
         return self._db.session
 
     @property
     def connection(self) -> sa.Connection:
         """A connection in this migration's transaction. Committing it is allowed, and not needed."""
-        if self._own_connection is None:
-            self._own_connection = self._engine().connect()
-        return self._own_connection
+        self._execution.unforeseeable("op.connection")
+        return self._own()
 
     @property
     def inspector(self) -> sa.Inspector:
         """A fresh inspector: it sees what this migration has changed so far."""
-        return sa.inspect(self._connection)
+        return self._catalog.inspector
 
     def execute(
         self,
@@ -89,26 +80,27 @@ class Operations:
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
         query = sa.text(statement) if isinstance(statement, str) else statement
-        # Where schema changes commit, the statement must be recorded as a step, which the engine's connections do.
-        connection = self._connection if self._database.transactional_ddl else self.connection
+        if self._execution.dry:
+            return self._execution.pretend(query, parameters)
+        connection = self._own() if self._execution.transactional else self._connection
         return connection.execute(query, parameters)
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
         """Whether there is such a table or view."""
-        return self.inspector.has_table(table, schema=schema)
+        return self._catalog.has_table(table, schema)
 
     def has_column(self, table: str, column: str, *, schema: str | None = None) -> bool:
         """Whether the table has such a column.
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
-        return bool(self._present(table, [column], schema))
+        return bool(self._catalog.present(table, [column], schema))
 
-    def add_column(self, table: str, column: sa.Column[Any], *, schema: str | None = None) -> None:
+    def add_column(self, table: str, column: sa.Column[Any], *, schema: str | None = None, online: bool = True) -> None:
         """Add one column where it is missing; see :meth:`add_columns`."""
-        self.add_columns(table, column, schema=schema)
+        self.add_columns(table, column, schema=schema, online=online)
 
-    def add_columns(self, table: str, *columns: sa.Column[Any], schema: str | None = None) -> None:
+    def add_columns(self, table: str, *columns: sa.Column[Any], schema: str | None = None, online: bool = True) -> None:
         """Add those columns that the table lacks, with their foreign keys, unique constraints and indexes.
 
         PostgreSQL and MariaDB do it in one ``ALTER TABLE``. SQLite adds columns one by one, and a unique column gets a
@@ -116,30 +108,20 @@ class Operations:
 
         :param columns: columns as in a model; they are copied, so that a list of them can be used again.
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        :raises Refused: the table has rows, and a column that is NOT NULL has nothing for them.
         """
         copies = [column._copy() for column in columns]
-        present = self._present(table, [column.name for column in copies], schema)
-        if len(present) == len(copies) and not any(column.index for column in copies):
+        present = self._catalog.present(table, [column.name for column in copies], schema)
+        missing = [column for column in copies if self._catalog.fold(column.name) not in present]
+        if not missing and not any(column.index or column.unique or column.foreign_keys for column in copies):
+            self._execution.satisfied(f"add_columns({table!r}, {', '.join(repr(column.name) for column in copies)})")
             return
-        from alembic.operations.schemaobj import SchemaObjects
-
-        from .ddl import AddColumns
-
-        described = SchemaObjects().table(table, *copies, schema=schema)
-        missing = [column for column in copies if self._fold(column.name) not in present]
+        described = self._described(table, copies, schema)
+        busy = self._busy(table, schema, online)
         for column in missing:
-            # PostgreSQL's native enumerations are types of their own, which ALTER TABLE does not make.
-            create = getattr(column.type.dialect_impl(self._connection.dialect), "create", None)
-            if create is not None:
-                create(self._connection, checkfirst=True)
-        if missing and self._database.dialect == "sqlite":
-            for column in missing:
-                unique, column.unique = column.unique, None
-                self._connection.execute(AddColumns(described, [column]))
-                if unique:
-                    name = f"uq_{table}_{column.name}"
-                    self.create_index(name, table, [column.name], schema=schema, unique=True)
-        elif missing:
+            if not column.nullable and not _has_value(column) and not self._catalog.empty(table, schema):
+                self._refuse("NOT_NULL", f"op.add_columns({table!r}, Column({column.name!r}, …))")
+        if missing:
             names = {column.name for column in missing}
             constraints = [
                 constraint
@@ -147,67 +129,348 @@ class Operations:
                 if not isinstance(constraint, sa.PrimaryKeyConstraint)
                 and {column.name for column in getattr(constraint, "columns", ())} & names
             ]
-            self._connection.execute(AddColumns(described, missing, constraints))
-            for column in missing:
-                if column.comment is not None and not self._connection.dialect.inline_comments:
-                    self._connection.execute(sa.schema.SetColumnComment(column))
-        self._create_indexes(described)
+            with self._execution.operation(f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"):
+                self._forms.add_columns(described, missing, constraints, busy)
+        self._forms.finish_columns(described, copies if busy else missing, busy)
+        planned = self._catalog.plan(table, schema)
+        if planned is not None:
+            planned.columns.update({self._catalog.fold(column.name): _reflected(column) for column in missing})
+        self._create_indexes(described, busy)
 
     def create_table(self, table: str, *items: sa.schema.SchemaItem, schema: str | None = None, **options: Any) -> None:
         """Create a table where it is missing, and those of its indexes that are missing.
 
-        A table that exists is left as it is, whatever its columns.
+        A table that exists is left as it is, whatever its columns; :meth:`sync` adds what it lacks.
 
         :param items: columns and constraints.
         :param options: as in :class:`sqlalchemy.Table`, such as ``comment`` or ``mysql_engine``.
         """
         copies = [item._copy() if isinstance(item, (sa.Column, sa.Constraint)) else item for item in items]
-        if self.has_table(table, schema=schema):
-            from alembic.operations.schemaobj import SchemaObjects
+        self._create_table(self._described(table, copies, schema, **options))
 
-            self._create_indexes(SchemaObjects().table(table, *copies, schema=schema, **options))
-        else:
-            self._alembic.create_table(table, *copies, schema=schema, **options)
+    def sync(self, model: Any, *, online: bool = True) -> None:
+        """Add to a table what the model has and the table lacks: the table itself, columns, indexes.
+
+        It never removes and never changes anything. As the model is that of the day the migration runs, and not
+        part of its checksum, it runs again only when its own text is edited.
+
+        :param model: a model class, or a :class:`sqlalchemy.Table`.
+        :raises Refused: the table has rows, and a new column that is NOT NULL has no ``server_default``.
+        """
+        table: sa.Table = getattr(model, "__table__", model)
+        if not isinstance(table, sa.Table):
+            raise DbSmartError(f"op.sync() takes a model or a table, not {model!r}.")
+        metadata = sa.MetaData(naming_convention=table.metadata.naming_convention)
+        described = table.to_metadata(metadata, referred_schema_fn=None)
+        for key in table.foreign_keys:
+            if key.column.table is not table and key.column.table.key not in metadata.tables:
+                key.column.table.to_metadata(metadata)
+        if not self.has_table(table.name, schema=table.schema):
+            self._create_table(described)
+            return
+        present = self._catalog.columns(table.name, table.schema)
+        columns = [column for column in table.columns if self._catalog.fold(column.name) not in present]
+        if columns:
+            self.add_columns(table.name, *columns, schema=table.schema, online=online)
+        self._create_indexes(described, self._busy(table.name, table.schema, online))
+
+    def drop_table(self, table: str, *, schema: str | None = None) -> None:
+        """Drop a table where there is one. Destructive.
+
+        :raises Refused: the migration is not marked as destructive.
+        """
+        what = f"drop_table({table!r})"
+        if not self.has_table(table, schema=schema):
+            self._execution.satisfied(what)
+            return
+        self._ask("DROP_TABLE", f"op.{what}")
+        with self._execution.operation(what):
+            self._forms.drop_table(self._described(table, [], schema))
+        self._catalog.plan_drop(table, schema)
+
+    def rename_table(self, old_table_name: str, new_table_name: str, *, schema: str | None = None) -> None:
+        """Give a table another name, where the old one is there and the new one is not. Destructive.
+
+        :raises Refused: the migration is not marked as destructive.
+        :raises DbSmartError: both are there, or none.
+        """
+        what = f"rename_table({old_table_name!r}, {new_table_name!r})"
+        old = self.has_table(old_table_name, schema=schema)
+        new = self.has_table(new_table_name, schema=schema)
+        if new and not old:
+            self._execution.satisfied(what)
+            return
+        if not old or new:
+            state = "both tables are there" if old else "there is neither table"
+            raise DbSmartError(f"op.{what}: {state}. Nothing was renamed; see which one holds the data.")
+        self._ask("RENAME_TABLE", f"op.{what}")
+        with self._execution.operation(what):
+            self._forms.rename_table(old_table_name, new_table_name, schema)
+        self._catalog.plan_drop(old_table_name, schema, new_table_name)
+
+    def drop_column(self, table_name: str, column_name: str, *, schema: str | None = None, online: bool = True) -> None:
+        """Drop a column where there is one, with the indexes on it. Destructive.
+
+        :raises Refused: the migration is not marked as destructive.
+        :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        """
+        what = f"drop_column({table_name!r}, {column_name!r})"
+        if not self.has_column(table_name, column_name, schema=schema):
+            self._execution.satisfied(what)
+            return
+        self._ask("DROP_COLUMN", f"op.{what}")
+        with self._execution.operation(what):
+            self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
+        planned = self._catalog.plan(table_name, schema)
+        if planned is not None:
+            planned.columns.pop(self._catalog.fold(column_name), None)
+
+    def alter_column(
+        self,
+        table_name: str,
+        column_name: str,
+        *,
+        nullable: bool | None = None,
+        server_default: Any = False,
+        new_column_name: str | None = None,
+        type_: TypeEngine[Any] | type[TypeEngine[Any]] | None = None,
+        schema: str | None = None,
+        postgresql_using: str | None = None,
+        online: bool = True,
+        **existing: Any,
+    ) -> None:
+        """Change a column: whether it is nullable, its type, its default in the database, its name.
+
+        What is so already is left alone. Renaming, and a type that may not hold every value, are destructive.
+
+        :param server_default: as in :class:`sqlalchemy.Column`; ``None`` drops it, ``False`` leaves it.
+        :param postgresql_using: expression for the values of the new type.
+        :param existing: Alembic's ``existing_type`` and so on, which are not needed: the database is asked.
+        :raises Refused: it would block the table, rows break it, or the migration is not marked as destructive.
+        :raises DbSmartError: there is no such column.
+        """
+        from .forms import Change
+
+        unknown = [name for name in existing if not name.startswith("existing_")]
+        if unknown:
+            raise TypeError(f"alter_column() got an unexpected keyword argument {unknown[0]!r}")
+        columns, fold = self._catalog.columns(table_name, schema), self._catalog.fold
+        what = f"alter_column({table_name!r}, {column_name!r})"
+        new = None if new_column_name in (None, column_name) else new_column_name
+        if fold(column_name) not in columns and new is not None and fold(new) in columns:
+            column_name, new = str(new_column_name), None  # an earlier run has renamed it
+        if fold(column_name) not in columns:
+            raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
+        if new is not None and fold(new) in columns and fold(new) != fold(column_name):
+            raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
+        change = Change(table_name, schema, column_name, columns[fold(column_name)], name=new, using=postgresql_using)
+        wanted: TypeEngine[Any] | None = type_() if isinstance(type_, type) else type_
+        if wanted is not None:
+            relation = self._forms.type_is(change.existing["type"], wanted)
+            if relation != "same":
+                change.type_ = wanted
+            if relation == "other":
+                self._ask("NARROW_TYPE", f"op.{what} from {change.existing['type']} to {wanted}")
+        if nullable is not None and nullable != change.existing["nullable"]:
+            change.nullable = nullable
+        if server_default is not False and not self._same_default(change.existing, server_default):
+            change.server_default = server_default
+        if change.name is not None:
+            self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
+        self._alter(change, what, online)
+
+    def create_foreign_key(
+        self,
+        constraint_name: str,
+        source_table: str,
+        referent_table: str,
+        local_cols: Sequence[str],
+        remote_cols: Sequence[str],
+        *,
+        source_schema: str | None = None,
+        referent_schema: str | None = None,
+        online: bool = True,
+        **options: Any,
+    ) -> None:
+        """Add a foreign key where there is none of that name.
+
+        :param options: as in Alembic: ``onupdate``, ``ondelete``, ``deferrable``, ``initially``, ``match``, and of dialects.
+        :raises Refused: rows break it.
+        """
+        constraint = self._objects.foreign_key_constraint(
+            constraint_name,
+            source_table,
+            referent_table,
+            list(local_cols),
+            list(remote_cols),
+            source_schema=source_schema,
+            referent_schema=referent_schema,
+            **options,
+        )
+        self._add_constraint(constraint, "foreign", list(local_cols), online, (referent_table, tuple(remote_cols)))
+
+    def create_check_constraint(
+        self,
+        constraint_name: str,
+        table_name: str,
+        condition: str | sa.ColumnElement[bool] | sa.TextClause,
+        *,
+        schema: str | None = None,
+        online: bool = True,
+        **options: Any,
+    ) -> None:
+        """Add a check where there is none of that name.
+
+        :raises Refused: rows break it, or the database would block the table.
+        """
+        constraint = self._objects.check_constraint(constraint_name, table_name, condition, schema=schema, **options)
+        self._add_constraint(constraint, "check", [], online)
+
+    def create_unique_constraint(
+        self,
+        constraint_name: str,
+        table_name: str,
+        columns: Sequence[str],
+        *,
+        schema: str | None = None,
+        online: bool = True,
+        **options: Any,
+    ) -> None:
+        """Add a unique constraint where there is none of that name.
+
+        :raises Refused: rows break it.
+        """
+        constraint = self._objects.unique_constraint(constraint_name, table_name, columns, schema=schema, **options)
+        self._add_constraint(constraint, "unique", list(columns), online)
+
+    def drop_constraint(
+        self, constraint_name: str, table_name: str, type_: str | None = None, *, schema: str | None = None
+    ) -> None:
+        """Drop a constraint where there is one; a table that is missing has none.
+
+        :param type_: as in Alembic; not needed, as the database is asked.
+        """
+        what = f"drop_constraint({constraint_name!r}, {table_name!r})"
+        found = None
+        if self.has_table(table_name, schema=schema):
+            found = self._catalog.constraints(table_name, schema).get(self._catalog.fold(constraint_name))
+        if found is None:
+            self._execution.satisfied(what)
+            return
+        kind = "foreignkey" if found.kind == "foreign" else found.kind
+        constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
+        with self._execution.operation(what):
+            self._forms.drop_constraint(constraint)
+        planned = self._catalog.plan(table_name, schema)
+        if planned is not None:
+            planned.constraints.pop(self._catalog.fold(constraint_name), None)
 
     def create_index(
         self,
         name: str,
         table: str,
-        columns: Sequence[str | sa.TextClause | sa.ColumnElement[Any]],
+        columns: ColumnNames,
         *,
         schema: str | None = None,
         unique: bool = False,
+        online: bool = True,
         **options: Any,
     ) -> None:
         """Create an index where there is none of that name.
 
+        On PostgreSQL an invalid leftover of a build that was cut short is dropped and built anew.
+
         :param columns: names or expressions.
         :param options: as in :class:`sqlalchemy.Index`, such as ``postgresql_where``.
         :raises DbSmartError: the table has an index of that name on other columns.
+        :raises Refused: it is unique, and rows have the same values.
         """
-        existing = self._indexes(table, schema).get(self._fold(name))
-        if existing is None:
-            self._alembic.create_index(name, table, list(columns), schema=schema, unique=unique, **options)
+        index = self._objects.index(name, table, list(columns), schema=schema, unique=unique, **options)
+        existing = self._catalog.indexes(table, schema).get(self._catalog.fold(name))
+        if existing is None or not existing.valid:
+            self._create_index(index, existing, self._busy(table, schema, online))
             return
         if all(isinstance(column, str) for column in columns) and None not in existing.columns:
-            wanted = [self._fold(str(column)) for column in columns]
-            if [self._fold(str(column)) for column in existing.columns] != wanted or existing.unique != unique:
+            wanted = [self._catalog.fold(str(column)) for column in columns]
+            if [self._catalog.fold(str(column)) for column in existing.columns] != wanted or existing.unique != unique:
                 raise DbSmartError(
                     f"The table {table!r} already has an index {name!r}, on {', '.join(map(str, existing.columns))}"
                     f"{' (unique)' if existing.unique else ''}. Drop it first with op.drop_index(), "
                     "or give the new one another name."
                 )
+        self._execution.satisfied(f"create_index({name!r}, {table!r})")
 
-    def drop_index(self, name: str, table: str, *, schema: str | None = None) -> None:
+    def drop_index(self, name: str, table: str, *, schema: str | None = None, online: bool = True) -> None:
         """Drop an index where there is one; a table that is missing has none."""
-        if self.has_table(table, schema=schema) and self._fold(name) in self._indexes(table, schema):
-            self._alembic.drop_index(name, table, schema=schema)
+        what = f"drop_index({name!r}, {table!r})"
+        found = None
+        if self.has_table(table, schema=schema):
+            found = self._catalog.indexes(table, schema).get(self._catalog.fold(name))
+        if found is None:
+            self._execution.satisfied(what)
+            return
+        index = self._objects.index(found.name, table, [], schema=schema)
+        with self._execution.operation(what):
+            self._forms.drop_index(index, self._busy(table, schema, online))
+        planned = self._catalog.plan(table, schema)
+        if planned is not None:
+            planned.indexes.pop(self._catalog.fold(name), None)
+
+    def backfill(
+        self,
+        table: str,
+        set_: Mapping[str, Any],
+        *,
+        where: str | sa.ColumnElement[bool] | None = None,
+        schema: str | None = None,
+        batch_seconds: float = 0.2,
+        throttle: float = 0.0,
+        pause: Callable[[], bool] | None = None,
+    ) -> None:
+        """Update the rows of a table in batches, each a short transaction; see :mod:`~.backfill`.
+
+        :param set_: new values by column: plain values, or SQLAlchemy expressions.
+        :param where: which rows; SQL, or a SQLAlchemy expression. All when ``None``.
+        :param batch_seconds: how long a batch is to take, seconds.
+        :param throttle: how long to rest after each batch, as a fraction of the time that it took.
+        :param pause: asked before each batch; while it returns true, nothing is done. For a replica's lag, say.
+        """
+        from .backfill import Backfill, Pace
+
+        with self._execution.operation(f"backfill({table!r})"):
+            condition = sa.text(where) if isinstance(where, str) else where
+            Backfill(self._execution, table, schema, Pace(batch_seconds, throttle, pause)).update(set_, where=condition)
+
+    def batches(
+        self,
+        source: str | sa.Table | sa.Select[Any],
+        *,
+        schema: str | None = None,
+        batch_seconds: float = 0.2,
+        throttle: float = 0.0,
+        pause: Callable[[], bool] | None = None,
+    ) -> Callable[[Callable[[Sequence[sa.Row[Any]]], object]], None]:
+        """Call the decorated function with the rows of a table, batch by batch; see :mod:`~.backfill`.
+
+        What the function does by ``op.execute()``, ``op.session`` or ``op.connection`` is one short transaction with the
+        record of how far the work is.
+
+        :param source: a table, or a ``SELECT`` from one table that has its primary key among its columns.
+        """
+        from .backfill import Backfill, Pace
+
+        def run(function: Callable[[Sequence[sa.Row[Any]]], object]) -> None:
+            name = getattr(function, "__name__", "function")
+            with self._execution.operation(f"batches({name})"):
+                backfill = Backfill.over(self._execution, source, schema, Pace(batch_seconds, throttle, pause))
+                backfill.call(function, settle=self._settle_batch)
+
+        return run
 
     def finish(self) -> None:
         """Commit and close :attr:`connection` if it was used. The runner calls it when the migration has returned."""
-        if self._own_connection is not None:
-            self._own_connection.commit()
-            self.close()
+        self._settle()
+        self.close()
 
     def close(self) -> None:
         """Close :attr:`connection` if it was used, rolling back what it left open."""
@@ -216,48 +479,173 @@ class Operations:
             self._own_connection = None
 
     @cached_property
-    def _alembic(self) -> AlembicOperations:
-        from alembic.migration import MigrationContext
-        from alembic.operations import Operations as AlembicOperations
-
-        return AlembicOperations(MigrationContext(self._connection.dialect, self._connection, {}))
-
-    def _present(self, table: str, columns: Sequence[str], schema: str | None) -> set[str]:
-        """Those of the columns, folded, that the table has."""
-        if self._database.dialect == "sqlite":
-            # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
-            # comes along, as only a table that exists has one.
-            names = {"table": table, "schema": schema or "main", "names": [column.lower() for column in columns]}
-            rows = self._connection.execute(_SQLITE_COLUMNS, names).all()
-            if not rows:
-                raise sa.exc.NoSuchTableError(table)
-            found = {name for name, _ in rows}
+    def _forms(self) -> Forms:
+        dialect = self._execution.dialect
+        if dialect == "postgresql":
+            from .postgresql import PostgresqlForms as Kind
+        elif dialect == "mysql":
+            from .mariadb import MariadbForms as Kind  # type: ignore[assignment]
+        elif dialect == "sqlite":
+            from .sqlite import SqliteForms as Kind  # type: ignore[assignment]
         else:
-            found = {self._fold(column["name"]) for column in self.inspector.get_columns(table, schema=schema)}
-        return found & {self._fold(column) for column in columns}
+            from .forms import Forms as Kind  # type: ignore[assignment]
+        return Kind(self._execution, self._catalog)
 
-    def _indexes(self, table: str, schema: str | None) -> dict[str, _Index]:
-        """The indexes of a table by folded name."""
-        found: dict[str, _Index] = {}
-        if self._database.dialect == "sqlite":
-            # SQLAlchemy does not reflect SQLite's indexes on expressions.
-            rows = self._connection.execute(_SQLITE_INDEXES, {"table": table, "schema": schema or "main"})
-            for name, unique, column in rows:
-                found.setdefault(self._fold(name), _Index([], bool(unique))).columns.append(column)
+    @cached_property
+    def _objects(self) -> Any:
+        from alembic.operations.schemaobj import SchemaObjects
+
+        return SchemaObjects()
+
+    def _own(self) -> sa.Connection:
+        if self._own_connection is None:
+            self._own_connection = self._execution.engine.connect()
+        return self._own_connection
+
+    def _settle(self) -> None:
+        if self._own_connection is not None:
+            self._own_connection.commit()
+
+    def _settle_batch(self) -> None:
+        self._settle()
+        if self._db.session.registry.has():
+            self._db.session.commit()
+
+    def _described(self, table: str, items: Sequence[Any], schema: str | None, **options: Any) -> sa.Table:
+        described: sa.Table = self._objects.table(table, *items, schema=schema, **options)
+        return described
+
+    def _busy(self, table: str, schema: str | None, online: bool) -> bool:
+        """Whether the form is to be taken that leaves the table usable."""
+        return self._forms.has_online and online and not self._catalog.empty(table, schema)
+
+    def _create_table(self, described: sa.Table) -> None:
+        name, schema = described.name, described.schema
+        if self.has_table(name, schema=schema):
+            self._execution.satisfied(f"create_table({name!r})")
         else:
-            for index in self.inspector.get_indexes(table, schema=schema):
-                if index["name"] is not None:
-                    found[self._fold(index["name"])] = _Index(index["column_names"], bool(index["unique"]))
-        return found
+            with self._execution.operation(f"create_table({name!r})"):
+                self._forms.create_table(described)
+            planned = self._catalog.plan(name, schema)
+            if planned is not None:
+                planned.columns = {self._catalog.fold(column.name): _reflected(column) for column in described.columns}
+        self._create_indexes(described, self._busy(name, schema, True))
 
-    def _create_indexes(self, table: sa.Table) -> None:
-        missing = [index for index in table.indexes if index.name is not None]
-        if missing:
-            present = self._indexes(table.name, table.schema)
-            for index in sorted(missing, key=lambda index: str(index.name)):
-                if self._fold(str(index.name)) not in present:
-                    self._connection.execute(sa.schema.CreateIndex(index))
+    def _create_indexes(self, table: sa.Table, busy: bool) -> None:
+        named = [index for index in table.indexes if index.name is not None]
+        if named:
+            present = self._catalog.indexes(table.name, table.schema)
+            for index in sorted(named, key=lambda index: str(index.name)):
+                existing = present.get(self._catalog.fold(str(index.name)))
+                if existing is None or not existing.valid:
+                    self._create_index(index, existing, busy)
 
-    def _fold(self, name: str) -> str:
-        """Names as the database compares them: PostgreSQL tells upper from lower case, the others do not."""
-        return name if self._database.dialect == "postgresql" else name.lower()
+    def _create_index(self, index: sa.Index, existing: Index | None, busy: bool) -> None:
+        assert index.table is not None
+        table, name = index.table, str(index.name)
+        with self._execution.operation(f"create_index({name!r}, {table.name!r})"):
+            if existing is not None:  # what a build that was cut short has left
+                self._forms.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), busy)
+            self._forms.create_index(index, busy)
+        planned = self._catalog.plan(table.name, table.schema)
+        if planned is not None:
+            columns = [getattr(expression, "name", None) for expression in index.expressions]
+            planned.indexes[self._catalog.fold(name)] = Index(name, columns, bool(index.unique))
+
+    def _add_constraint(
+        self,
+        constraint: Any,
+        kind: Any,
+        columns: list[str],
+        online: bool,
+        target: tuple[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
+        what = f"create {kind} {name!r} on {table!r}"
+        existing = self._catalog.constraints(table, schema).get(self._catalog.fold(name))
+        if existing is None:
+            with self._execution.operation(what):
+                self._forms.add_constraint(constraint, self._busy(table, schema, online))
+            planned = self._catalog.plan(table, schema)
+            if planned is not None:
+                planned.constraints[self._catalog.fold(name)] = Constraint(name, kind, columns, target=target)
+            return
+        fold = self._catalog.fold
+        if existing.kind != kind or (
+            columns and existing.columns and [*map(fold, existing.columns)] != [*map(fold, columns)]
+        ):
+            on = f" on {', '.join(existing.columns)}" if existing.columns else ""
+            raise DbSmartError(
+                f"The table {table!r} already has a constraint {name!r}, of kind {existing.kind!r}{on}. Drop it first "
+                "with op.drop_constraint(), or give the new one another name."
+            )
+        if existing.valid:
+            self._execution.satisfied(what)
+        self._forms.finish_constraint(constraint, existing)
+
+    def _alter(self, change: Any, what: str, online: bool) -> None:
+        if change.empty:
+            self._execution.satisfied(what)
+            return
+        with self._execution.operation(what):
+            self._forms.alter_column(change, self._busy(change.table, change.schema, online))
+        planned = self._catalog.plan(change.table, change.schema)
+        if planned is not None:
+            known = planned.columns.pop(self._catalog.fold(change.column))
+            name = change.name or change.column
+            known = {**known, "name": name, "type": change.type_ or known["type"]}
+            if change.nullable is not None:
+                known["nullable"] = change.nullable
+            if change.server_default is not False:
+                known["default"] = self._default_text(change.server_default)
+            planned.columns[self._catalog.fold(name)] = known
+
+    def _same_default(self, existing: dict[str, Any], wanted: Any) -> bool:
+        """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
+        shown, text = existing["default"], self._default_text(wanted)
+        if shown is None or text is None:
+            return shown is None and text is None
+
+        def bare(default: str) -> str:
+            return default.partition("::")[0].strip("()' ").lower()
+
+        return bare(str(shown)) == bare(text)
+
+    def _default_text(self, default: Any) -> str | None:
+        from .ddl import default_text
+
+        column = sa.Column("c", sa.types.NullType(), server_default=default)
+        return default_text(column, self._connection.dialect)
+
+    def _ask(self, rule: str, what: str) -> None:
+        """Refuse what destroys or breaks something, unless the migration says that it may.
+
+        :raises Refused: it does not.
+        """
+        if not self._migration.options.destructive:
+            self._refuse(rule, what)
+
+    @staticmethod
+    def _refuse(rule: str, what: str) -> None:
+        from . import rules
+
+        found: Rule = getattr(rules, rule)
+        raise rules.Refused(found, what)
+
+
+def _has_value(column: sa.Column[Any]) -> bool:
+    """Whether the rows that are there get a value of a new column."""
+    return column.server_default is not None or column.computed is not None or column.identity is not None
+
+
+def _reflected(column: sa.Column[Any]) -> dict[str, Any]:
+    """A column of ours as an inspector would show it."""
+    default = column.server_default
+    text = str(default.arg) if isinstance(default, sa.DefaultClause) else None
+    return {
+        "name": column.name,
+        "type": column.type,
+        "nullable": column.nullable,
+        "default": text,
+        "comment": column.comment,
+    }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import random
 import signal
 import threading
 import time
@@ -17,22 +17,21 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from . import history
-from .binding import bound
+from .binding import bound, commit_session
 from .database import Database, begin, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
+from .execution import Execution, back_off
 from .gate import Gate
+from .guard import LockGuard
 from .history import Pending, State
 from .lock import Lock, lock_of
 from .migrations import Migration, location
 from .operations import Operations
-from .settings import LockSettings
+from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_started
 from .steps import Steps
 
 _logger = logging.getLogger(__name__)
-
-#: How often a migration is tried whose transaction met a deadlock or a lock time-out.
-_TRIES = 6
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,39 @@ class Outcome:
     changed: bool = False
 
 
+@dataclass
+class _DatabaseRun:
+    """The run on one database, under its lock.
+
+    :ivar begun: names of migrations of which an earlier try may have left steps.
+    :ivar cut: whether the migration that runs has committed a part of its work.
+    """
+
+    database: Database
+    connection: sa.Connection
+    lock: Lock
+    guard: LockGuard
+    begun: set[str]
+    cut: bool = False
+
+
 class Runner:
     """Applies the pending migrations of an application, one process at a time.
 
     :param create_all: whether the first run on a database makes the missing tables of the models.
-    :param settings: how long to wait for the lock.
+    :param lock: how long to wait for the lock.
+    :param ddl: how long schema changes wait, and how often they are tried again.
     """
 
-    def __init__(self, app: Flask, db: SQLAlchemy, gate: Gate, *, create_all: bool, settings: LockSettings) -> None:
+    def __init__(
+        self, app: Flask, db: SQLAlchemy, gate: Gate, *, create_all: bool, lock: LockSettings, ddl: DdlSettings
+    ) -> None:
         self._app = app
         self._db = db
         self._gate = gate
         self._create_all = create_all
-        self._settings = settings
+        self._lock = lock
+        self._ddl = ddl
 
     def run(self, databases: Iterable[Database], *, force: bool = False) -> Outcome:
         """Apply what is pending on each database, in order.
@@ -107,7 +126,7 @@ class Runner:
         if database.dialect != "sqlite" and self._gate.state(database) is None:
             with database.connect() as connection:
                 history.create_state(connection)  # the lease is a row of it
-        lock = lock_of(database, self._settings)
+        lock = lock_of(database, self._lock)
         with lock.held(lambda state: not force and state.source == self._gate.sources.digest) as held:
             if held:
                 with database.connect() as connection:
@@ -127,10 +146,11 @@ class Runner:
         if plan.state is not None and not plan.behind and plan.state.source == digest:
             return plan.state
         outcome.changed |= plan.behind
-        if plan.state is None or not plan.state.source:
-            self._first_run(database, connection)
+        begun = self._prepare(database, connection, first=plan.state is None or not plan.state.source)
+        guard = LockGuard(database, connection, self._ddl.lock_timeout)
+        run = _DatabaseRun(database, connection, lock, guard, begun)
         for index, item in enumerate(plan.pending, 1):
-            outcome.runs.append(self._apply(database, connection, lock, item, index, len(plan.pending)))
+            outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
         begin(connection)
         if plan.pending and wal_version is not None and wal_version == _wal_schema_version(connection):
             # In WAL mode only a schema change surely shows in the file's header, by which boot tells this file from
@@ -144,94 +164,117 @@ class Runner:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
         return state
 
-    def _first_run(self, database: Database, connection: sa.Connection) -> None:
-        """Make our tables and those of the models."""
-        history.create_state(connection)
+    def _prepare(self, database: Database, connection: sa.Connection, *, first: bool) -> set[str]:
+        """Make our tables where they are missing, and on the first run those of the models.
+
+        :returns: names of migrations that an earlier run has cut short.
+        """
+        if first:
+            history.create_state(connection)
         begin(connection)
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
-        if self._create_all and metadata is not None:
+        if first and self._create_all and metadata is not None:
             metadata.create_all(connection)
+        begun = history.begun(connection)
         connection.commit()
+        return begun
 
-    def _apply(
-        self, database: Database, connection: sa.Connection, lock: Lock, item: Pending, index: int, total: int
-    ) -> Run:
-        migration = item.migration
-        told: dict[str, Any] = {"migration": migration.name, "database": database.name, "index": index, "total": total}
+    def _apply(self, run: _DatabaseRun, item: Pending, index: int, total: int) -> Run:
+        migration, connection = item.migration, run.connection
+        told: dict[str, Any] = {
+            "migration": migration.name,
+            "database": run.database.name,
+            "index": index,
+            "total": total,
+        }
         migration_started.send(self._app, **told)
         started = time.perf_counter()
-        tries = 1
-        while True:
+        for tries in itertools.count(1):
             try:
-                lock.note(migration.name)
-                duration = self._apply_once(database, connection, lock, migration)
+                run.lock.note(migration.name)
+                duration = self._apply_once(run, migration)
                 break
             except LeaseLost:
                 connection.rollback()
                 raise
             except Exception as error:
-                if tries < _TRIES and migration.options.transactional and _transient(error):
+                if tries <= self._ddl.retries and migration.options.transactional and _transient(error):
                     connection.rollback()
-                    _logger.info("db-smart: %r is tried again: %s", migration.name, database.redact(error))
-                    threading.Event().wait(random.uniform(0, 0.1 * 2**tries))
-                    tries += 1
+                    run.begun.add(migration.name)
+                    _logger.info("db-smart: %r is tried again: %s", migration.name, run.database.redact(error))
+                    back_off(tries)
                     continue
                 seconds = time.perf_counter() - started
-                failed = self._failed(database, connection, lock, item, error, index - 1, seconds)
+                failed = self._failed(run, item, error, index - 1, seconds)
                 migration_failed.send(self._app, **told, error=failed)
                 raise failed from error
         migration_applied.send(self._app, **told, duration=duration)
-        return Run(migration.name, database.name, duration)
+        return Run(migration.name, run.database.name, duration)
 
-    def _apply_once(self, database: Database, connection: sa.Connection, lock: Lock, migration: Migration) -> float:
+    def _apply_once(self, run: _DatabaseRun, migration: Migration) -> float:
         """Run a migration and record it; in one transaction, where the migration and the database allow it.
 
         :returns: how long it ran, seconds.
         """
         started = time.perf_counter()
-        steps = None
+        connection = run.connection
         if migration.options.transactional:
             begin(connection)
-            steps = None if database.transactional_ddl else Steps(connection, migration.name)
-            self._call(database, connection, migration, bind=connection, steps=steps)
+            steps = self._call(run, connection, migration)
         else:
-            with database.connect(autocommit=True) as own:
-                self._call(database, own, migration, bind=None, steps=None)
+            with run.database.connect(autocommit=True) as own:
+                steps = self._call(run, own, migration)
             begin(connection)
         duration = time.perf_counter() - started
-        lock.confirm(connection)
+        run.lock.confirm(connection)
         history.record(connection, migration, duration)
-        if steps is not None:
-            steps.clear()
+        steps.clear(connection)
         connection.commit()
         return duration
 
-    def _call(
-        self,
-        database: Database,
-        connection: sa.Connection,
-        migration: Migration,
-        *,
-        bind: sa.Connection | None,
-        steps: Steps | None,
-    ) -> None:
-        with bound(self._app, self._db, database, bind, steps) as engine:
-            if not migration.takes_operations:
-                migration.function()
-                return
-            operations = Operations(database, connection, engine, self._db)
-            try:
-                migration.function(operations)
-                operations.finish()
-            finally:
-                operations.close()
+    def _call(self, run: _DatabaseRun, connection: sa.Connection, migration: Migration) -> Steps:
+        """Call the function of a migration.
+
+        :returns: its steps.
+        """
+        transactional = migration.options.transactional
+        at_once = not transactional or not run.database.transactional_ddl
+        steps = Steps(connection, migration.name, at_once=at_once, begun=migration.name in run.begun)
+        execution = Execution(
+            run.database,
+            connection,
+            lock=run.lock,
+            steps=steps,
+            guard=run.guard,
+            settings=self._ddl,
+            transactional=transactional,
+        )
+        run.cut = not transactional or not run.database.transactional_ddl
+
+        def before_cut() -> None:
+            commit_session(self._db)
+            run.cut = True
+
+        execution.before_cut.append(before_cut)
+        try:
+            with bound(self._app, self._db, run.database, lambda: execution.engine):
+                if not migration.takes_operations:
+                    migration.function()
+                    return steps
+                operations = Operations(execution, self._db, migration)
+                try:
+                    migration.function(operations)
+                    operations.finish()
+                finally:
+                    operations.close()
+        finally:
+            execution.close()
+        return steps
 
     def _failed(
         self,
-        database: Database,
-        connection: sa.Connection,
-        lock: Lock,
+        run: _DatabaseRun,
         item: Pending,
         error: Exception,
         before: int,
@@ -241,7 +284,7 @@ class Runner:
 
         :param before: how many migrations this run applied before.
         """
-        migration = item.migration
+        migration, database, connection = item.migration, run.database, run.connection
         if isinstance(error, sa.exc.NoSuchTableError):
             cause = f"there is no table {str(error)!r}"
         elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
@@ -252,16 +295,16 @@ class Runner:
         try:
             connection.rollback()
             begin(connection)
-            lock.confirm(connection)
+            run.lock.confirm(connection)
             history.record(connection, migration, seconds, error=cause)
             connection.commit()
         except (sa.exc.SQLAlchemyError, LeaseLost) as second:
             connection.rollback()
             _logger.debug("The failure could not be recorded: %s", database.redact(second))
-        if migration.options.transactional and database.transactional_ddl:
+        if not run.cut:
             kept = "Nothing of it was kept"
         else:
-            kept = "What it had committed is kept (there each schema change commits by itself)"
+            kept = "What it had committed is kept, and the next run goes on from there"
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"

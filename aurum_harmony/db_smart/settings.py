@@ -21,6 +21,8 @@ DEFAULTS: Mapping[str, object] = {
     "DB_SMART_MIGRATION_URL": None,
     "DB_SMART_LOCK_TIMEOUT": 600,
     "DB_SMART_LEASE_SECONDS": 15,
+    "DB_SMART_DDL_LOCK_TIMEOUT": 2,
+    "DB_SMART_DDL_RETRIES": 30,
 }
 
 
@@ -30,6 +32,14 @@ class LockSettings:
 
     timeout: float = 600.0
     lease: float = 15.0
+
+
+@dataclass(frozen=True)
+class DdlSettings:
+    """How long a schema change waits for a lock, seconds; how often a migration is tried again that met one."""
+
+    lock_timeout: float = 2.0
+    retries: int = 30
 
 
 _YES = ("1", "true", "yes", "on")
@@ -76,6 +86,19 @@ def lock_settings(app: Flask) -> LockSettings:
     """
     timeout = _seconds(app, "DB_SMART_LOCK_TIMEOUT", 0)
     return LockSettings(timeout, _seconds(app, "DB_SMART_LEASE_SECONDS", 0.2))
+
+
+def ddl_settings(app: Flask) -> DdlSettings:
+    """``DB_SMART_DDL_LOCK_TIMEOUT``, in seconds, and ``DB_SMART_DDL_RETRIES``.
+
+    :raises ConfigError: one is no number, or too small.
+    """
+    retries = app.config["DB_SMART_DDL_RETRIES"]
+    if not str(retries).strip().isdecimal():
+        raise ConfigError(
+            f"DB_SMART_DDL_RETRIES is {retries!r}; it must be a whole number, at least 0. Nothing was changed."
+        )
+    return DdlSettings(_seconds(app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05), int(retries))
 
 
 def create_all(app: Flask) -> bool:

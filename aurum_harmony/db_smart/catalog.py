@@ -1,0 +1,215 @@
+"""What a database has: the questions that operations ask before they act.
+
+In a dry run nothing is made, so what the operations would have made is noted here and found by those after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+Kind = Literal["unique", "check", "foreign", "primary"]
+
+_SQLITE_COLUMNS = sa.text(
+    "SELECT lower(name), cid FROM pragma_table_xinfo(:table, :schema) WHERE cid = 0 OR lower(name) IN :names"
+).bindparams(sa.bindparam("names", expanding=True))
+_SQLITE_INDEXES = sa.text(
+    'SELECT i.name, i."unique", c.name FROM pragma_index_list(:table, :schema) AS i, '
+    "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
+)
+_POSTGRESQL_INVALID = sa.text(
+    "SELECT i.relname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
+    "WHERE x.indrelid = CAST(:table AS regclass) AND NOT (x.indisvalid AND x.indisready) UNION ALL "
+    "SELECT conname FROM pg_constraint WHERE conrelid = CAST(:table AS regclass) AND NOT convalidated"
+)
+
+
+@dataclass
+class Index:
+    """An index as the database has it.
+
+    :ivar columns: an expression among them is ``None``.
+    :ivar valid: ``False`` for one that PostgreSQL could not finish building.
+    """
+
+    name: str
+    columns: list[str | None]
+    unique: bool
+    valid: bool = True
+
+
+@dataclass
+class Constraint:
+    """A named constraint as the database has it.
+
+    :ivar valid: ``False`` for one that PostgreSQL has not checked on old rows yet.
+    :ivar target: of a foreign key, its table and columns.
+    """
+
+    name: str
+    kind: Kind
+    columns: list[str]
+    valid: bool = True
+    target: tuple[str, tuple[str, ...]] | None = None
+
+
+@dataclass
+class Planned:
+    """A table as it would be at this point of a dry run."""
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    indexes: dict[str, Index] = field(default_factory=dict)
+    constraints: dict[str, Constraint] = field(default_factory=dict)
+    empty: bool = True
+
+
+class Catalog:
+    """Answers from a connection.
+
+    :param dry: whether to note what is planned.
+    """
+
+    def __init__(self, connection: sa.Connection, *, dry: bool = False) -> None:
+        self._connection = connection
+        self._dialect = connection.dialect.name
+        self._dry = dry
+        self._planned: dict[tuple[str | None, str], Planned | None] = {}
+
+    @property
+    def inspector(self) -> sa.Inspector:
+        """A fresh inspector: it sees what the migration has changed so far."""
+        return sa.inspect(self._connection)
+
+    def fold(self, name: str) -> str:
+        """Names as the database compares them: PostgreSQL tells upper from lower case, the others do not."""
+        return name if self._dialect == "postgresql" else name.lower()
+
+    def has_table(self, table: str, schema: str | None) -> bool:
+        """Whether there is such a table or view."""
+        known = self._known(table, schema)
+        if known is not False:
+            return known is not None
+        return self.inspector.has_table(table, schema=schema)
+
+    def columns(self, table: str, schema: str | None) -> dict[str, Any]:
+        """The columns by folded name, each as SQLAlchemy's inspector has it.
+
+        :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        """
+        known = self._known(table, schema)
+        if known is None:
+            raise sa.exc.NoSuchTableError(table)
+        if known is not False:
+            return known.columns
+        return {self.fold(column["name"]): column for column in self.inspector.get_columns(table, schema=schema)}
+
+    def present(self, table: str, columns: Iterable[str], schema: str | None) -> set[str]:
+        """Those of the columns, folded, that the table has.
+
+        :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        """
+        wanted = {self.fold(column) for column in columns}
+        if self._dialect != "sqlite" or self._known(table, schema) is not False:
+            return wanted & self.columns(table, schema).keys()
+        # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
+        # comes along, as only a table that exists has one.
+        names = {"table": table, "schema": schema or "main", "names": sorted(wanted)}
+        rows = self._connection.execute(_SQLITE_COLUMNS, names).all()
+        if not rows:
+            raise sa.exc.NoSuchTableError(table)
+        return wanted & {name for name, _ in rows}
+
+    def indexes(self, table: str, schema: str | None) -> dict[str, Index]:
+        """The indexes of a table by folded name."""
+        known = self._known(table, schema)
+        if known is not False:
+            return {} if known is None else known.indexes
+        found: dict[str, Index] = {}
+        if self._dialect == "sqlite":
+            # SQLAlchemy does not reflect SQLite's indexes on expressions.
+            rows = self._connection.execute(_SQLITE_INDEXES, {"table": table, "schema": schema or "main"})
+            for name, unique, column in rows:
+                found.setdefault(self.fold(name), Index(name, [], bool(unique))).columns.append(column)
+            return found
+        invalid = self._invalid(table, schema)
+        for index in self.inspector.get_indexes(table, schema=schema):
+            name = index["name"]
+            if name is not None:
+                found[self.fold(name)] = Index(
+                    name, list(index["column_names"]), bool(index["unique"]), name not in invalid
+                )
+        return found
+
+    def constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
+        """The named constraints of a table by folded name."""
+        known = self._known(table, schema)
+        if known is not False:
+            return {} if known is None else known.constraints
+        inspector, invalid = self.inspector, self._invalid(table, schema)
+        found: list[Constraint] = []
+        for key in inspector.get_foreign_keys(table, schema=schema):
+            target = (key["referred_table"], tuple(key["referred_columns"]))
+            found.append(Constraint(key["name"] or "", "foreign", key["constrained_columns"], target=target))
+        for unique in inspector.get_unique_constraints(table, schema=schema):
+            found.append(Constraint(unique["name"] or "", "unique", unique["column_names"]))
+        for check in inspector.get_check_constraints(table, schema=schema):
+            found.append(Constraint(check["name"] or "", "check", []))
+        primary = inspector.get_pk_constraint(table, schema=schema)
+        found.append(Constraint(primary["name"] or "", "primary", primary["constrained_columns"]))
+        for constraint in found:
+            constraint.valid = constraint.name not in invalid
+        return {self.fold(constraint.name): constraint for constraint in found if constraint.name}
+
+    def empty(self, table: str, schema: str | None) -> bool:
+        """Whether a table has no rows."""
+        known = self._known(table, schema)
+        if known is not False:
+            return known is None or known.empty
+        query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).limit(1)
+        return self._connection.execute(query).first() is None
+
+    def count(self, table: str, schema: str | None, where: sa.ColumnElement[bool] | None = None) -> int:
+        """How many rows of a table meet a condition."""
+        query = sa.select(sa.func.count()).select_from(sa.table(table, schema=schema))
+        return self._connection.scalar(query if where is None else query.where(where)) or 0
+
+    def plan(self, table: str, schema: str | None) -> Planned | None:
+        """In a dry run, the table as it is planned, to be changed; ``None`` when the run is real."""
+        if not self._dry:
+            return None
+        known = self._known(table, schema)
+        if known is False or known is None:
+            exists = known is False and self.has_table(table, schema)
+            known = Planned()
+            if exists:
+                known = Planned(
+                    dict(self.columns(table, schema)),
+                    self.indexes(table, schema),
+                    self.constraints(table, schema),
+                    self.empty(table, schema),
+                )
+            self._planned[schema, self.fold(table)] = known
+        return known
+
+    def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
+        """Note in a dry run that a table is gone, or has another name."""
+        if self._dry:
+            planned = self.plan(table, schema)
+            self._planned[schema, self.fold(table)] = None
+            if renamed is not None:
+                self._planned[schema, self.fold(renamed)] = planned
+
+    def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
+        """What is planned for a table; ``False`` where the database is to be asked."""
+        return self._planned.get((schema, self.fold(table)), False)
+
+    def _invalid(self, table: str, schema: str | None) -> Sequence[str]:
+        """Names of what PostgreSQL has not finished: indexes and constraints."""
+        if self._dialect != "postgresql":
+            return ()
+        preparer = self._connection.dialect.identifier_preparer
+        quoted = f"{preparer.quote(schema)}.{preparer.quote(table)}" if schema else preparer.quote(table)
+        return self._connection.scalars(_POSTGRESQL_INVALID, {"table": quoted}).all()

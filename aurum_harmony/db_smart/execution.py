@@ -1,0 +1,199 @@
+"""How the operations of one migration reach its database: in its transaction, cut into several where that must be."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.schema import DDLElement
+
+from .binding import Savepoints
+from .database import Database, begin, transient
+from .ddl import render
+from .guard import LockGuard
+from .lock import Lock
+from .settings import DdlSettings
+from .steps import Steps
+
+_logger = logging.getLogger(__name__)
+
+#: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
+Send = Callable[..., None]
+
+
+class Execution:
+    """The connection of one run of one migration.
+
+    :param database: the database being migrated.
+    :param connection: in a transaction; or, for a migration that is not to run in one, in autocommit.
+    :param lock: confirmed whenever something is committed.
+    :param steps: the steps of the migration.
+    :param guard: watches over ``connection``.
+    :param settings: for schema changes.
+    :param transactional: whether the migration runs in a transaction.
+    """
+
+    #: Whether nothing is really sent.
+    dry = False
+
+    def __init__(
+        self,
+        database: Database,
+        connection: sa.Connection,
+        *,
+        lock: Lock,
+        steps: Steps,
+        guard: LockGuard,
+        settings: DdlSettings,
+        transactional: bool,
+    ) -> None:
+        self.database = database
+        self.connection = connection
+        self.steps = steps
+        self.settings = settings
+        self.transactional = transactional
+        self._lock = lock
+        self._guard = guard
+        self._savepoints: Savepoints | None = None
+        #: Called before a transaction is cut: ends what its users left open.
+        self.before_cut: list[Callable[[], None]] = []
+
+    @property
+    def dialect(self) -> str:
+        """Name of the dialect; ``mysql`` for MariaDB too."""
+        name = self.database.dialect
+        return "mysql" if name == "mariadb" else name
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What ``db.engine`` is during the migration."""
+        if not self.transactional:
+            return self.database.engine
+        self._savepoints = Savepoints(self.connection, self.steps)
+        self._guard.watch(self._savepoints.engine)
+        return self._savepoints.engine
+
+    def close(self) -> None:
+        """Leave the connection as it was; its transaction stays open."""
+        if self._savepoints is not None:
+            self._savepoints.close()
+
+    def unforeseeable(self, what: str) -> None:
+        """A migration uses something that a dry run cannot foresee; this is no dry run."""
+
+    def satisfied(self, operation: str) -> None:
+        """An operation has found that there is nothing to do."""
+
+    @contextmanager
+    def operation(self, operation: str) -> Iterator[None]:
+        """An operation does something."""
+        yield
+
+    def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
+        """In a dry run, what a statement would do.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
+    def send(self, change: DDLElement | str, more: str = "") -> None:
+        """Send one schema change in the migration's transaction.
+
+        :param change: an element of SQLAlchemy or Alembic, or SQL of our own.
+        :param more: text for its end, such as ``, LOCK=NONE``.
+        :raises sqlalchemy.exc.DBAPIError: the database refused it.
+        """
+        self._send(self.connection, change, more, alone=not self.transactional)
+
+    def cut(self) -> None:
+        """Commit what was done so far, with the record of its steps, and begin the next transaction.
+
+        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
+        """
+        if self.transactional:
+            self._commit()
+            begin(self.connection)
+
+    @contextmanager
+    def outside(self) -> Iterator[Send]:
+        """Cut the migration, and let a block send what cannot run in a transaction.
+
+        :returns: as :meth:`send`, each statement committing by itself.
+        """
+        if not self.transactional:
+            yield self.send
+            return
+        self._commit()
+        with self.database.connect(autocommit=True) as own:
+            yield lambda change, more="": self._send(own, change, more, alone=False)
+        begin(self.connection)
+
+    @contextmanager
+    def pragma(self, name: str, value: str) -> Iterator[None]:
+        """Cut the migration, and set a pragma of SQLite that cannot be changed in a transaction for one of its own."""
+        if self.transactional:
+            self._commit()
+        before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+        self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
+        self.connection.rollback()
+        begin(self.connection)
+        try:
+            yield
+            self._commit()
+        finally:
+            self.connection.rollback()
+            self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
+            self.connection.rollback()
+        if self.transactional:
+            begin(self.connection)
+
+    def promise(self, what: str) -> None:
+        """Record that something is begun which takes several transactions; see :meth:`promised`."""
+        self.steps.promise(what)
+
+    def promised(self, what: str) -> bool:
+        """Whether it was begun, by this run or one that was cut short, so that it is to be finished."""
+        return self.steps.promised(what)
+
+    def confirm(self) -> None:
+        """Make sure, in the open transaction, that this process still holds the lock.
+
+        :raises LeaseLost: it does not.
+        """
+        self._lock.confirm(self.connection)
+
+    def _commit(self) -> None:
+        for settle in self.before_cut:
+            settle()
+        self.steps.store()
+        self.confirm()
+        if self._savepoints is not None:
+            self._savepoints.cut()
+        self.connection.commit()
+
+    def _send(self, connection: sa.Connection, change: DDLElement | str, more: str, *, alone: bool) -> None:
+        """Send a statement; one that is a transaction of its own, and leaves nothing behind, is tried again by itself."""
+        text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
+        for tries in itertools.count(1):
+            try:
+                # Without parameters, so that no driver takes a percent sign for one.
+                connection.exec_driver_sql(text, execution_options={"no_parameters": True})
+                return
+            except sa.exc.DBAPIError as error:
+                if not alone or not transient(error) or tries > self.settings.retries or "CONCURRENTLY" in text:
+                    raise
+                _logger.info("db-smart: tried again: %s", self.database.redact(error))
+            back_off(tries)
+
+
+def back_off(tries: int) -> None:
+    """Pause before the next try: longer from try to try, and jittered, so that two do not meet again and again."""
+    threading.Event().wait(random.uniform(0, min(5.0, 0.1 * 2**tries)))

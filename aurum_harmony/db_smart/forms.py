@@ -1,0 +1,145 @@
+"""The plain forms of schema changes, which every database has. They block the table for as long as they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic.ddl.base import ColumnDefault, ColumnNullable, ColumnType, DropColumn, RenameTable
+from sqlalchemy.types import TypeEngine
+
+from .catalog import Catalog, Constraint
+from .ddl import AddColumns, RenameColumn
+from .execution import Execution
+
+
+@dataclass
+class Change:
+    """What is to become of a column; only what really changes.
+
+    :ivar existing: the column as SQLAlchemy's inspector has it.
+    :ivar server_default: ``False`` when it stays.
+    :ivar using: PostgreSQL's expression for the values of the new type.
+    """
+
+    table: str
+    schema: str | None
+    column: str
+    existing: dict[str, Any]
+    nullable: bool | None = None
+    type_: TypeEngine[Any] | None = None
+    server_default: Any = False
+    name: str | None = None
+    using: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing changes."""
+        return self.nullable is None and self.type_ is None and self.server_default is False and self.name is None
+
+
+class Forms:
+    """How one kind of database makes schema changes.
+
+    Everywhere ``online`` says that the table has rows and is to stay usable; where it is false, the plain form is
+    taken. All can be repeated after they were cut short.
+
+    :param execution: sends them.
+    :param catalog: what is there.
+    """
+
+    #: Whether there are forms that do not block.
+    has_online = False
+
+    def __init__(self, execution: Execution, catalog: Catalog) -> None:
+        self.execution = execution
+        self.catalog = catalog
+
+    @property
+    def dialect(self) -> sa.Dialect:
+        """The dialect of the connection."""
+        return self.execution.connection.dialect
+
+    def create_table(self, table: sa.Table) -> None:
+        """Create a table that is missing, without its indexes."""
+        self.create_types(table.columns)
+        self.execution.send(sa.schema.CreateTable(table))
+        if self.dialect.supports_comments and not self.dialect.inline_comments:
+            if table.comment is not None:
+                self.execution.send(sa.schema.SetTableComment(table))
+            self._comment(table.columns)
+
+    def drop_table(self, table: sa.Table) -> None:
+        """Drop a table."""
+        self.execution.send(sa.schema.DropTable(table))
+
+    def rename_table(self, table: str, name: str, schema: str | None) -> None:
+        """Give a table another name."""
+        self.execution.send(RenameTable(table, name, schema=schema))
+
+    def add_columns(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
+    ) -> None:
+        """Add columns that are missing, with constraints on them; as one statement where that can be."""
+        self.create_types(columns)
+        self.execution.send(AddColumns(table, columns, constraints))
+        self._comment(columns)
+
+    def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
+        """Do what adding these columns has left to do, also when an earlier run has added them."""
+
+    def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
+        """Drop a column."""
+        self.execution.send(DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema))
+
+    def create_index(self, index: sa.Index, online: bool) -> None:
+        """Create an index that is missing."""
+        self.execution.send(sa.schema.CreateIndex(index))
+
+    def drop_index(self, index: sa.Index, online: bool) -> None:
+        """Drop an index."""
+        self.execution.send(sa.schema.DropIndex(index))
+
+    def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
+        """Add a named constraint that is missing."""
+        self.execution.send(sa.schema.AddConstraint(constraint))
+
+    def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
+        """Do what an earlier run has left to do for a constraint that is there."""
+
+    def drop_constraint(self, constraint: sa.Constraint) -> None:
+        """Drop a named constraint."""
+        self.execution.send(sa.schema.DropConstraint(constraint))
+
+    def alter_column(self, change: Change, online: bool) -> None:
+        """Change a column."""
+        place: dict[str, Any] = {"schema": change.schema}
+        if change.type_ is not None:
+            self.execution.send(ColumnType(change.table, change.column, change.type_, **place))
+        if change.nullable is not None:
+            self.execution.send(ColumnNullable(change.table, change.column, change.nullable, **place))
+        if change.server_default is not False:
+            self.execution.send(ColumnDefault(change.table, change.column, change.server_default, **place))
+        self.rename_column(change)
+
+    def rename_column(self, change: Change) -> None:
+        """Give a column its new name, if it gets one."""
+        if change.name is not None:
+            self.execution.send(RenameColumn(change.table, change.column, change.name, change.schema))
+
+    def create_types(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
+        """Make the types of columns that are things of their own: PostgreSQL's native enumerations."""
+
+    def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
+        """What a change of type does; see :func:`.column_types.compare`."""
+        from .column_types import compare
+
+        return compare(old, new, self.dialect)
+
+    def _comment(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
+        if self.dialect.supports_comments and not self.dialect.inline_comments:
+            for column in columns:
+                if column.comment is not None:
+                    self.execution.send(sa.schema.SetColumnComment(column))

@@ -1,0 +1,146 @@
+"""Bounds how long a schema change waits for its locks, and tells who is in the way.
+
+While a schema change waits for a lock, all that comes after it queues behind it, reads too. So it waits for a short time
+only, then everything is rolled back and the migration is tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from .database import Database
+
+_logger = logging.getLogger(__name__)
+
+_CHANGES = (
+    "ALTER",
+    "CREATE",
+    "DROP",
+    "TRUNCATE",
+    "COMMENT",
+    "LOCK",
+    "REINDEX",
+    "CLUSTER",
+    "REFRESH",
+    "RENAME",
+    "GRANT",
+    "REVOKE",
+)
+#: The shortest time-out, seconds: what is left to a transaction whose schema changes have waited long already.
+_LEAST = 0.05
+
+_POSTGRESQL_BLOCKERS = sa.text("""
+    SELECT a.pid, a.usename, a.application_name, a.state, CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS INTEGER)
+    FROM unnest(pg_blocking_pids(:session)) AS b (pid) JOIN pg_stat_activity AS a ON a.pid = b.pid
+    ORDER BY a.xact_start
+""")
+_MARIADB_BLOCKERS = sa.text("""
+    SELECT p.id, p.user, p.host, p.command, TIMESTAMPDIFF(SECOND, t.trx_started, now())
+    FROM information_schema.innodb_trx AS t JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
+    WHERE p.id <> :session AND EXISTS (
+        SELECT 1 FROM information_schema.processlist AS me WHERE me.id = :session AND me.state LIKE 'Waiting for%lock%'
+    )
+    ORDER BY t.trx_started LIMIT 5
+""")
+
+
+class LockGuard:
+    """Watches over the schema changes of one connection.
+
+    On PostgreSQL each gets ``lock_timeout`` for its statement; those of one transaction share the time, since the locks
+    that it has already block others while it waits for more. On MariaDB it is the session's ``lock_wait_timeout``.
+    SQLite has one lock, which is waited for at the begin of a transaction, when nothing is held.
+
+    :param connection: a new connection for migrating.
+    :param seconds: how long to wait.
+    """
+
+    def __init__(self, database: Database, connection: sa.Connection, seconds: float) -> None:
+        self._database = database
+        self._connection = connection
+        self._seconds = seconds
+        self._session = 0
+        self._armed = False
+        self._first: float | None = None
+        self._watch: threading.Timer | None = None
+        if database.dialect in ("mysql", "mariadb"):
+            # Whole seconds; innodb_lock_wait_timeout is for rows, which a migration's own data statements wait for.
+            connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {max(1, round(seconds))}")
+            self._session = connection.exec_driver_sql("SELECT connection_id()").scalar_one()
+            connection.rollback()
+        elif database.dialect != "postgresql":
+            return
+        self.watch(connection)
+        for event in ("commit", "rollback"):
+            sa.event.listen(connection, event, self._ended)
+
+    def watch(self, target: sa.Connection | Engine) -> None:
+        """Watch over what this connection, or those of this engine, send; they must share one driver connection."""
+        if self._database.dialect in ("postgresql", "mysql", "mariadb"):
+            sa.event.listen(target, "before_cursor_execute", self._before)
+            sa.event.listen(target, "after_cursor_execute", self._after)
+
+    def _before(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        changes = statement.lstrip().upper().startswith(_CHANGES)
+        if self._database.dialect == "postgresql":
+            if changes:
+                self._arm()
+            elif self._armed:
+                self._send("SET LOCAL lock_timeout TO DEFAULT")
+                self._armed = False
+        self._after()
+        if changes:
+            self._watch = threading.Timer(self._seconds * 0.6, self._tell)
+            self._watch.daemon = True
+            self._watch.start()
+
+    def _after(self, *_: Any) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _arm(self) -> None:
+        now = time.monotonic()
+        self._first = self._first or now
+        left = max(_LEAST, self._seconds - (now - self._first))
+        row = self._send(f"SELECT pg_backend_pid(), set_config('lock_timeout', '{round(left * 1000)}', true)")
+        self._session, self._armed = int(row[0]), True
+
+    def _send(self, statement: str) -> Any:
+        """Send a statement past SQLAlchemy's events, which have brought us here."""
+        driver: Any = self._connection.connection.dbapi_connection
+        with driver.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchone() if cursor.description else None
+
+    def _ended(self, *_: Any) -> None:
+        """``SET LOCAL`` ended with its transaction, and so did the locks."""
+        self._armed, self._first = False, None
+        self._after()
+
+    def _tell(self) -> None:
+        """Log who is in the way; in a thread, while the connection waits."""
+        try:
+            for line in blockers(self._database, self._session):
+                _logger.warning("db-smart: a schema change waits for a lock of %s", line)
+        except Exception as error:  # it is only said to help
+            _logger.debug("db-smart: who blocks cannot be told: %s", self._database.redact(error))
+
+
+def blockers(database: Database, session: int) -> Iterator[str]:
+    """Who keeps a session waiting: exactly on PostgreSQL; on MariaDB the open transactions, longest first.
+
+    :param session: the server's number of the waiting session.
+    """
+    query = _POSTGRESQL_BLOCKERS if database.dialect == "postgresql" else _MARIADB_BLOCKERS
+    with database.connect() as connection:
+        for number, user, client, state, seconds in connection.execute(query, {"session": session}):
+            where = f" {client}" if client else ""
+            yield f"session {number} ({user}{where}, {state}, its transaction began {seconds or 0} s ago)"

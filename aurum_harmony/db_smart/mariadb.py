@@ -1,0 +1,196 @@
+"""The forms of schema changes that leave a MariaDB or MySQL table usable.
+
+``LOCK=NONE`` makes the server do a change beside the table's traffic, or refuse it; see "InnoDB Online DDL Operations with
+the INPLACE Alter Algorithm" in its manual. A foreign key can be added so only without looking at the rows that are there;
+they are looked at afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.ddl.mysql import MySQLAlterDefault, MySQLModifyColumn
+from alembic.operations.schemaobj import SchemaObjects
+from sqlalchemy.schema import DDLElement
+
+from .catalog import Constraint
+from .ddl import render
+from .errors import DbSmartError
+from .forms import Change, Forms
+from .rules import BLOCKS, OLD_ROWS, Refused
+
+_ONLINE = ", LOCK=NONE"
+#: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
+_CANNOT = (1845, 1846)
+_DUPLICATE = 1062
+
+
+class MariadbForms(Forms):
+    """See the module."""
+
+    has_online = True
+
+    def add_columns(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
+    ) -> None:
+        """Add columns; foreign keys without looking at old rows."""
+        if not online:
+            super().add_columns(table, columns, constraints, online)
+            return
+        from .ddl import AddColumns
+
+        keys = any(isinstance(constraint, sa.ForeignKeyConstraint) for constraint in constraints)
+        if keys:
+            self.execution.promise(f"columns {table.schema} {table.name}")
+        with self._unchecked(keys):
+            self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
+
+    def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
+        """Look at the rows that are there."""
+        if self.execution.promised(f"columns {table.schema} {table.name}"):
+            names = {column.name for column in columns}
+            for constraint in table.constraints:
+                if (
+                    isinstance(constraint, sa.ForeignKeyConstraint)
+                    and {item.name for item in constraint.columns} & names
+                ):
+                    self._check_rows(constraint, None)
+
+    def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
+        """Drop a column."""
+        from alembic.ddl.base import DropColumn
+
+        change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
+        self._send(change, online, f"op.drop_column({table!r}, {column!r})")
+
+    def create_index(self, index: sa.Index, online: bool) -> None:
+        """Create an index, beside the table's traffic."""
+        assert index.table is not None
+        self._send(
+            sa.schema.CreateIndex(index),
+            online,
+            f"op.create_index({str(index.name)!r}, {index.table.name!r})",
+            " LOCK=NONE",
+        )
+
+    def drop_index(self, index: sa.Index, online: bool) -> None:
+        """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
+        self.execution.send(sa.schema.DropIndex(index))
+
+    def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
+        """Add a constraint; a foreign key for new rows first, then a look at the old ones."""
+        assert constraint.table is not None
+        what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
+        if isinstance(constraint, sa.ForeignKeyConstraint) and online:
+            self.execution.promise(f"key {constraint.name}")
+            with self._unchecked(True):
+                self._online(sa.schema.AddConstraint(constraint), what)
+            self._check_rows(constraint, str(constraint.name))
+        else:
+            self._send(sa.schema.AddConstraint(constraint), online, what)
+
+    def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
+        """Look at old rows where the run that added a foreign key may not have."""
+        if isinstance(constraint, sa.ForeignKeyConstraint) and self.execution.promised(f"key {constraint.name}"):
+            self._check_rows(constraint, existing.name)
+
+    def alter_column(self, change: Change, online: bool) -> None:
+        """Change a column; type and nullability in one ``MODIFY``, which must repeat all else that the column has."""
+        what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
+        if change.nullable is False and online:
+            missing = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
+            if missing:
+                raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
+        if change.type_ is not None or change.nullable is not None:
+            existing = change.existing
+            if existing.get("computed"):
+                raise DbSmartError(
+                    f"{what}: the column is computed; change it by op.execute(), with its whole definition."
+                )
+            default: Any = change.server_default
+            if default is False and existing["default"] is not None:
+                default = sa.text(existing["default"])
+            modify = MySQLModifyColumn(
+                change.table,
+                change.column,
+                schema=change.schema,
+                type_=change.type_ if change.type_ is not None else existing["type"],
+                nullable=existing["nullable"] if change.nullable is None else change.nullable,
+                default=None if default is False else default,
+                autoincrement=existing.get("autoincrement") is True,
+                comment=existing.get("comment") or False,
+            )
+            self._send(modify, online, what)
+        elif change.server_default is not False:
+            default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+            self._send(default, online, what)
+        self.rename_column(change)
+
+    @contextmanager
+    def _unchecked(self, keys: bool) -> Iterator[None]:
+        """Have the server add foreign keys without looking at the rows, which it can do online only so."""
+        if not keys:
+            yield
+            return
+        self.execution.send("SET SESSION foreign_key_checks = 0")
+        try:
+            yield
+        finally:
+            self.execution.send("SET SESSION foreign_key_checks = 1")
+
+    def _check_rows(self, constraint: sa.ForeignKeyConstraint, name: str | None) -> None:
+        """Look for rows that break a foreign key; where there are any, drop it again.
+
+        :raises Refused: there are.
+        """
+        table = sa.table(
+            constraint.parent.name, *map(sa.column, constraint.column_keys), schema=constraint.parent.schema
+        )
+        first = constraint.elements[0].column.table
+        targets = [element.column.name for element in constraint.elements]
+        target = sa.table(first.name, *map(sa.column, targets), schema=first.schema).alias("target")
+        pairs = list(zip(constraint.column_keys, targets, strict=True))
+        match = sa.and_(*(table.c[own] == target.c[other] for own, other in pairs))
+        broken = sa.and_(*(table.c[own].is_not(None) for own, _ in pairs), ~sa.exists().where(match))
+        query = sa.select(sa.func.count()).select_from(table).where(broken)
+        if self.execution.dry:
+            return
+        count = self.execution.connection.scalar(query)
+        if count:
+            if name is not None:
+                self.execution.send(
+                    sa.schema.DropConstraint(
+                        SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
+                    )
+                )
+            taken = "It was taken back. " if name is not None else ""
+            raise Refused(
+                OLD_ROWS,
+                f"The foreign key {name or ''} of {table.name!r} to {first.name!r}".replace("  ", " "),
+                f"{count} rows refer to what is not there. {taken}",
+            )
+
+    def _send(self, change: DDLElement, online: bool, what: str, more: str = _ONLINE) -> None:
+        if online:
+            self._online(change, what, more)
+        else:
+            self.execution.send(change)
+
+    def _online(self, change: DDLElement, what: str, more: str = _ONLINE) -> None:
+        """Send a change that is not to block.
+
+        :raises Refused: the server cannot do it so, or rows break it.
+        """
+        text = render(change, self.dialect)
+        try:
+            self.execution.send(text, more)
+        except sa.exc.DBAPIError as error:
+            code = error.orig.args[0] if error.orig is not None and error.orig.args else None
+            if code in _CANNOT:
+                raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
+            if code == _DUPLICATE:
+                raise Refused(OLD_ROWS, what, "Rows have the same values. ") from error
+            raise

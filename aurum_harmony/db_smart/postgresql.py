@@ -1,0 +1,246 @@
+"""The forms of schema changes that leave a PostgreSQL table usable.
+
+The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CONSTRAINT``, ``SET NOT NULL``, ``USING INDEX``) and
+``CREATE INDEX``, "Building Indexes Concurrently".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.ddl.base import ColumnDefault, ColumnNullable
+from alembic.ddl.postgresql import PostgresqlColumnType
+from alembic.operations.schemaobj import SchemaObjects
+from sqlalchemy.dialects.postgresql import CreateEnumType, NamedType
+
+from .catalog import Constraint
+from .column_types import free_on_postgresql
+from .ddl import UniqueUsingIndex, ValidateConstraint, render
+from .forms import Change, Forms
+from .rules import OLD_ROWS, PARTITIONED, REWRITE, Refused
+
+_MAX_NAME = 63
+_CALLS = re.compile(r"(\w+)\"?\s*\(")
+_VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND provolatile = 'v'").bindparams(
+    sa.bindparam("names", expanding=True)
+)
+_PARTITIONED = sa.text("SELECT count(*) FROM pg_class WHERE oid = CAST(:table AS regclass) AND relkind = 'p'")
+
+
+class PostgresqlForms(Forms):
+    """See the module."""
+
+    has_online = True
+
+    def add_columns(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
+    ) -> None:
+        """Add columns; a constraint is not validated yet, a volatile default is for later rows only."""
+        if not online:
+            super().add_columns(table, columns, constraints, online)
+            return
+        now: list[sa.Constraint] = []
+        for constraint in constraints:
+            if not isinstance(constraint, sa.UniqueConstraint):
+                constraint.dialect_options["postgresql"]["not_valid"] = True
+                now.append(constraint)
+        volatile = [column for column in columns if self._volatile(column)]
+        if now or volatile or len(now) < len(constraints):
+            self.execution.promise(_columns(table, columns))
+        defaults = [(column, column.server_default, column.nullable) for column in volatile]
+        for column in volatile:
+            column.server_default, column.nullable = None, True
+        super().add_columns(table, columns, now, online)
+        for column, default, nullable in defaults:
+            column.server_default, column.nullable = default, nullable
+            self.execution.send(ColumnDefault(table.name, column.name, default, schema=table.schema))
+
+    def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
+        """Validate the constraints, make the unique ones, and give old rows a volatile default."""
+        if not online or not self.execution.promised(_columns(table, columns)):
+            return
+        names = {column.name for column in columns}
+        for column in columns:
+            if self._volatile(column):
+                self._fill(table, column)
+        for existing in self.catalog.constraints(table.name, table.schema).values():
+            if not existing.valid:
+                self._validate(table.name, existing.name, table.schema)
+        for constraint in table.constraints:
+            if isinstance(constraint, sa.UniqueConstraint) and {column.name for column in constraint.columns} & names:
+                own = [column.name for column in constraint.columns]
+                constraint.name = constraint.name or _name(table.name, *own, "key")
+                if self.catalog.fold(str(constraint.name)) not in self.catalog.constraints(table.name, table.schema):
+                    self._add_unique(constraint)
+
+    def create_index(self, index: sa.Index, online: bool) -> None:
+        """Create an index, beside the table's traffic."""
+        if not online:
+            super().create_index(index, online)
+            return
+        table = index.table
+        assert table is not None
+        if self.execution.connection.scalar(_PARTITIONED, {"table": self._quoted(table.name, table.schema)}):
+            raise Refused(PARTITIONED, f"op.create_index({str(index.name)!r}, {table.name!r})")
+        index.dialect_options["postgresql"]["concurrently"] = True
+        failure = None
+        with self.execution.outside() as send:
+            try:
+                send(sa.schema.CreateIndex(index))
+            except sa.exc.IntegrityError as error:
+                send(sa.schema.DropIndex(index))  # what it leaves is invalid
+                failure = error
+        if failure is not None:
+            columns = ", ".join(str(column) for column in index.expressions)
+            raise Refused(
+                OLD_ROWS,
+                f"op.create_index({str(index.name)!r}, {table.name!r}, unique=True)",
+                f"Rows repeat {columns}. ",
+            ) from failure
+
+    def drop_index(self, index: sa.Index, online: bool) -> None:
+        """Drop an index, beside the table's traffic."""
+        if not online:
+            super().drop_index(index, online)
+            return
+        index.dialect_options["postgresql"]["concurrently"] = True
+        with self.execution.outside() as send:
+            send(sa.schema.DropIndex(index))
+
+    def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
+        """Add a constraint for new rows, then validate the old ones; a unique one by an index."""
+        if not online:
+            super().add_constraint(constraint, online)
+        elif isinstance(constraint, sa.UniqueConstraint):
+            self._add_unique(constraint)
+        else:
+            constraint.dialect_options["postgresql"]["not_valid"] = True
+            super().add_constraint(constraint, online)
+            assert constraint.table is not None
+            self._validate(constraint.table.name, str(constraint.name), constraint.table.schema)
+
+    def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
+        """Validate a constraint that an earlier run only added."""
+        if not existing.valid:
+            table = constraint.table
+            self._validate(table.name, existing.name, table.schema)
+
+    def alter_column(self, change: Change, online: bool) -> None:
+        """Change a column; NOT NULL by a validated check, which saves the scan under the exclusive lock."""
+        if change.type_ is not None:
+            if online and not free_on_postgresql(change.existing["type"], change.type_):
+                raise Refused(REWRITE, f"op.alter_column({change.table!r}, {change.column!r}, type_=…)")
+            self.create_types([sa.Column(change.column, change.type_)])
+            self.execution.send(
+                PostgresqlColumnType(
+                    change.table, change.column, change.type_, schema=change.schema, using=change.using
+                )
+            )
+        if change.server_default is not False:
+            default = ColumnDefault(change.table, change.column, change.server_default, schema=change.schema)
+            self.execution.send(default)
+        if change.nullable is not None:
+            self._set_nullable(change, online)
+        self.rename_column(change)
+
+    def create_types(self, columns: Any) -> None:
+        """Make the native types that are missing."""
+        for column in columns:
+            kind = column.type.dialect_impl(self.dialect)
+            if isinstance(kind, NamedType) and isinstance(kind, sa.Enum) and kind.native_enum:
+                connection: Any = self.execution.connection
+                if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
+                    self.execution.send(CreateEnumType(kind))
+
+    def _set_nullable(self, change: Change, online: bool) -> None:
+        plain = ColumnNullable(change.table, change.column, bool(change.nullable), schema=change.schema)
+        name = _name(change.table, change.column, "db_smart_not_null")
+        existing = self.catalog.constraints(change.table, change.schema).get(name)
+        if change.nullable or not (online or existing):
+            self.execution.send(plain)
+            return
+        where = sa.column(change.column).is_not(None)
+        check = SchemaObjects().check_constraint(
+            name, change.table, where, schema=change.schema, postgresql_not_valid=True
+        )
+        if existing is None:
+            self.execution.send(sa.schema.AddConstraint(check))
+        if existing is None or not existing.valid:
+            self._validate(change.table, name, change.schema)
+        # The manual: SET NOT NULL passes by the scan where a valid check proves it.
+        self.execution.send(plain)
+        self.execution.send(sa.schema.DropConstraint(check))
+
+    def _add_unique(self, constraint: sa.UniqueConstraint) -> None:
+        table = constraint.table
+        name, columns = str(constraint.name), [column.name for column in constraint.columns]
+        index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True)
+        existing = self.catalog.indexes(table.name, table.schema).get(name)
+        if existing is not None and not existing.valid:
+            self.drop_index(SchemaObjects().index(name, table.name, columns, schema=table.schema), True)
+            existing = None
+        if existing is None:
+            self.create_index(index, True)
+        self.execution.send(UniqueUsingIndex(table.name, name, table.schema))
+
+    def _validate(self, table: str, name: str, schema: str | None) -> None:
+        """Validate a constraint in a transaction of its own; where rows break it, drop it again.
+
+        :raises Refused: rows break it.
+        """
+        failure = None
+        with self.execution.outside() as send:
+            try:
+                send(ValidateConstraint(table, name, schema))
+            except sa.exc.IntegrityError as error:
+                failure = error
+        if failure is not None:
+            constraint = SchemaObjects().generic_constraint(name, table, "check", schema=schema)
+            self.execution.send(sa.schema.DropConstraint(constraint))
+            self.execution.cut()
+            raise Refused(OLD_ROWS, f"The constraint {name!r} of {table!r}", "It was taken back. ") from failure
+
+    def _fill(self, table: sa.Table, column: sa.Column[Any]) -> None:
+        """Give the rows that are there the volatile default of a new column, each its own."""
+        from .backfill import Backfill
+
+        default = column.server_default
+        assert isinstance(default, sa.DefaultClause)
+        value = sa.text(default.arg) if isinstance(default.arg, str) else default.arg
+        Backfill(self.execution, table.name, table.schema).update(
+            {column.name: value}, where=sa.column(column.name).is_(None)
+        )
+        if not column.nullable:
+            existing = self.catalog.columns(table.name, table.schema)[column.name]
+            change = Change(table.name, table.schema, column.name, existing, nullable=False)
+            if existing["nullable"]:
+                self._set_nullable(change, True)
+
+    def _volatile(self, column: sa.Column[Any]) -> bool:
+        """Whether a default is to be computed for each row, for which PostgreSQL would rewrite the table."""
+        default = column.server_default
+        if not isinstance(default, sa.DefaultClause) or isinstance(default.arg, str):
+            return False
+        names = [name.lower() for name in _CALLS.findall(render(default.arg, self.dialect, literal_binds=True))]
+        return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
+
+    def _quoted(self, table: str, schema: str | None) -> str:
+        quote = self.dialect.identifier_preparer.quote
+        return f"{quote(schema)}.{quote(table)}" if schema else quote(table)
+
+
+def _columns(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> str:
+    """What it is called that columns are being added."""
+    return f"columns {table.schema} {table.name} {sorted(column.name for column in columns)}"
+
+
+def _name(*parts: str) -> str:
+    """A name made of parts, as long as PostgreSQL allows."""
+    name = "_".join(parts)
+    if len(name.encode()) <= _MAX_NAME:
+        return name
+    return name.encode()[: _MAX_NAME - 9].decode(errors="ignore") + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -1,0 +1,56 @@
+"""Operations without a runner: one run of one migration, under the lock, as the runner has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+
+from aurum_harmony.db_smart import Operations, history
+from aurum_harmony.db_smart.database import Database, begin
+from aurum_harmony.db_smart.execution import Execution
+from aurum_harmony.db_smart.guard import LockGuard
+from aurum_harmony.db_smart.lock import lock_of
+from aurum_harmony.db_smart.migrations import Migration, Options
+from aurum_harmony.db_smart.settings import DdlSettings, LockSettings
+from aurum_harmony.db_smart.steps import Steps
+
+
+@contextmanager
+def operations(
+    database: Database, connection: sa.Connection | None = None, *, destructive: bool = False, name: str = "direct"
+) -> Iterator[Operations]:
+    """Operations in a transaction that is committed at the end, as that of a migration of this name.
+
+    :param connection: a connection of ``database``; a new one when ``None``.
+    """
+    if connection is None:
+        with database.connect() as new, operations(database, new, destructive=destructive, name=name) as op:
+            yield op
+        return
+    history.create_state(connection)
+    begin(connection)
+    history.create_tables(connection)
+    connection.commit()
+    ddl = DdlSettings()
+    migration = Migration(name, "0" * 64, Options(destructive=destructive), lambda op: None, True, __file__)
+    lock = lock_of(database, LockSettings())
+    with lock.held(lambda _: False):
+        guard = LockGuard(database, connection, ddl.lock_timeout)
+        begin(connection)
+        steps = Steps(connection, name, at_once=not database.transactional_ddl, begun=True)
+        execution = Execution(
+            database, connection, lock=lock, steps=steps, guard=guard, settings=ddl, transactional=True
+        )
+        op = Operations(execution, SQLAlchemy(), migration)
+        try:
+            yield op
+            op.finish()
+            steps.clear(connection)
+            connection.commit()
+        finally:
+            op.close()
+            execution.close()
+            connection.rollback()
