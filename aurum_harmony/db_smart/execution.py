@@ -97,6 +97,9 @@ class Execution:
         """An operation does something."""
         yield
 
+    def remark(self, text: str) -> None:
+        """In a dry run, say something that is no SQL."""
+
     def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
         """In a dry run, what a statement would do.
 

@@ -70,12 +70,14 @@ class LockGuard:
         self._armed = False
         self._first: float | None = None
         self._watch: threading.Timer | None = None
-        if database.dialect in ("mysql", "mariadb"):
+        # Not the application's: the migrating URL may lead elsewhere, which is found out later.
+        self._dialect = connection.dialect.name
+        if self._dialect in ("mysql", "mariadb"):
             # Whole seconds; innodb_lock_wait_timeout is for rows, which a migration's own data statements wait for.
             connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {max(1, round(seconds))}")
             self._session = connection.exec_driver_sql("SELECT connection_id()").scalar_one()
             connection.rollback()
-        elif database.dialect != "postgresql":
+        elif self._dialect != "postgresql":
             return
         self.watch(connection)
         for event in ("commit", "rollback"):
@@ -83,13 +85,13 @@ class LockGuard:
 
     def watch(self, target: sa.Connection | Engine) -> None:
         """Watch over what this connection, or those of this engine, send; they must share one driver connection."""
-        if self._database.dialect in ("postgresql", "mysql", "mariadb"):
+        if self._dialect in ("postgresql", "mysql", "mariadb"):
             sa.event.listen(target, "before_cursor_execute", self._before)
             sa.event.listen(target, "after_cursor_execute", self._after)
 
     def _before(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
         changes = statement.lstrip().upper().startswith(_CHANGES)
-        if self._database.dialect == "postgresql":
+        if self._dialect == "postgresql":
             if changes:
                 self._arm()
             elif self._armed:
@@ -139,8 +141,8 @@ def blockers(database: Database, session: int) -> Iterator[str]:
 
     :param session: the server's number of the waiting session.
     """
-    query = _POSTGRESQL_BLOCKERS if database.dialect == "postgresql" else _MARIADB_BLOCKERS
     with database.connect() as connection:
+        query = _POSTGRESQL_BLOCKERS if connection.dialect.name == "postgresql" else _MARIADB_BLOCKERS
         for number, user, client, state, seconds in connection.execute(query, {"session": session}):
             where = f" {client}" if client else ""
             yield f"session {number} ({user}{where}, {state}, its transaction began {seconds or 0} s ago)"

@@ -266,18 +266,20 @@ def record(connection: sa.Connection, migration: Migration, seconds: float, *, e
     :param seconds: how long the migration ran.
     :param error: why it failed, without password; ``None`` when it was applied.
     """
-    connection.execute(
-        history.insert(),
-        {
-            "name": migration.name,
-            "checksum": migration.checksum,
-            "applied_at": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds"),
-            "duration_ms": round(seconds * 1000, 3),
-            "applied_by": _applied_by(),
-            "outcome": "applied" if error is None else "failed",
-            "error": error,
-        },
-    )
+    connection.execute(history.insert(), row(migration, seconds, error=error))
+
+
+def row(migration: Migration, seconds: float, *, error: str | None = None) -> dict[str, Any]:
+    """One run as the history keeps it; see :func:`record`."""
+    return {
+        "name": migration.name,
+        "checksum": migration.checksum,
+        "applied_at": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds"),
+        "duration_ms": round(seconds * 1000, 3),
+        "applied_by": _applied_by(),
+        "outcome": "applied" if error is None else "failed",
+        "error": error,
+    }
 
 
 def seal(connection: sa.Connection, source: str, databases: Iterable[str]) -> State:
@@ -288,8 +290,8 @@ def seal(connection: sa.Connection, source: str, databases: Iterable[str]) -> St
     """
     applied = hashlib.sha256()
     columns = (history.c.id, history.c.name, history.c.checksum, history.c.outcome)
-    for row in connection.execute(sa.select(*columns).order_by(history.c.id)):
-        applied.update("\0".join(map(str, row)).encode())
+    for run in connection.execute(sa.select(*columns).order_by(history.c.id)):
+        applied.update("\0".join(map(str, run)).encode())
     values = {"applied": applied.hexdigest(), "source": source, "databases": json.dumps(list(databases))}
     connection.execute(state.update().where(state.c.id == 1).values(values))
     sealed = read_state(connection)

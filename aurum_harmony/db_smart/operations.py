@@ -40,14 +40,17 @@ class Operations:
     :param execution: the connection of the run.
     :param db: the application's Flask-SQLAlchemy.
     :param migration: the migration.
+    :param catalog: answers what the database has; one of its own when ``None``.
     """
 
-    def __init__(self, execution: Execution, db: SQLAlchemy, migration: Migration) -> None:
+    def __init__(
+        self, execution: Execution, db: SQLAlchemy, migration: Migration, catalog: Catalog | None = None
+    ) -> None:
         self._execution = execution
         self._connection = execution.connection
         self._db = db
         self._migration = migration
-        self._catalog = Catalog(execution.connection, dry=execution.dry)
+        self._catalog = catalog or Catalog(execution.connection)
         self._own_connection: sa.Connection | None = None
         execution.before_cut.append(self._settle)
 

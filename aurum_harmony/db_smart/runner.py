@@ -301,10 +301,9 @@ class Runner:
         except (sa.exc.SQLAlchemyError, LeaseLost) as second:
             connection.rollback()
             _logger.debug("The failure could not be recorded: %s", database.redact(second))
-        if not run.cut:
-            kept = "Nothing of it was kept"
-        else:
-            kept = "What it had committed is kept, and the next run goes on from there"
+        kept = "What it had committed is kept" if run.cut else "Nothing of it was kept"
+        if not database.transactional_ddl:
+            kept += " (there each schema change commits by itself)"
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
