@@ -257,6 +257,8 @@ def test_a_missing_column_or_constraint_is_a_clear_error() -> None:
         definition.set_type("z", "TEXT")
     with pytest.raises(DbSmartError, match="'t' has no constraint 'z'"):
         definition.drop_constraint("z")
+    with pytest.raises(DbSmartError, match="the only one of the table 't'"):
+        definition.drop_column("a")
 
 
 def test_a_table_made_by_a_query_is_edited(base: Base) -> None:
@@ -513,6 +515,15 @@ def test_strict_and_without_rowid_are_kept(base: Base) -> None:
     base.refused("cannot store TEXT value in INT column t.b", "t", values={"b": "'text'"})
 
 
+def test_autoincrement_goes_on_in_a_table_that_was_emptied(base: Base) -> None:
+    base.script("CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, a)")
+    base.script("INSERT INTO t (a) VALUES (1), (2); DELETE FROM t")
+    base.rebuild("t", methodcaller("set_type", "a", "INT"))
+    base.script("INSERT INTO t (a) VALUES (3)")
+    assert base.query("SELECT * FROM t") == [(3, 3)]
+    assert base.query("SELECT * FROM sqlite_sequence") == [("t", 3)]
+
+
 def test_full_text_search_over_the_table_goes_on(base: Base) -> None:
     base.script(
         "CREATE TABLE t (title TEXT, body TEXT); CREATE VIRTUAL TABLE found USING fts5(title, body, content='t');"
@@ -705,6 +716,28 @@ def test_a_column_that_others_name_cannot_be_dropped(base: Base, more: str, matc
     assert base.query("SELECT * FROM sqlite_master WHERE name = 'ix'") == []
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("CONSTRAINT one_code UNIQUE (code) ON CONFLICT REPLACE", "CHECK (1)"),
+        ("DEFAULT ('a:b')", "DEFAULT ('a;b')"),
+        ("VARCHAR(20)", "VARCHAR(30)"),
+        ("NOT NULL", "NULL"),
+        ("COLLATE NOCASE", "COLLATE RTRIM"),
+        ("STORED", "VIRTUAL"),
+    ],
+)
+def test_a_change_that_nobody_asked_for_is_refused(base: Base, old: str, new: str) -> None:
+    base.script(WORLD)
+
+    def damage(table: TableSql) -> None:
+        for element in table._elements:  # as an error in an edit could
+            for piece in element.pieces:
+                piece.text = piece.text.replace(old, new)
+
+    base.refused("it would have lost", "parent", damage)
+
+
 def test_values_for_a_column_that_is_not_there(base: Base) -> None:
     base.script("CREATE TABLE t (a, b AS (a))")
     base.refused("no column 'b', 'c' to give values", "t", values={"c": "1", "b": "2"})
@@ -743,6 +776,6 @@ def test_outside_a_transaction_it_is_one_of_its_own(base: Base) -> None:
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_a_kill_at_every_statement_leaves_the_old_table_or_the_new_one(sqlite_url: URL, journal: str) -> None:
     report = run_module("kill_rebuild", str(sqlite_url.database), journal)
-    assert report["kills"] > 60, report
+    assert report["kills"] > 30, report
     assert report["old"] + report["new"] == report["kills"], report
     assert report["new"] >= 1, report

@@ -34,7 +34,7 @@ _COLUMN_STARTS = {"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "REFERENCES", "NOT
 _COLUMN_STARTS |= {"GENERATED", "AS", "DEFERRABLE"}
 #: Words inside a constraint whose next word belongs to them and begins nothing.
 _TAKES_NEXT = {"CONSTRAINT", "DEFAULT", "COLLATE", "REFERENCES", "MATCH", "SET", "NOT", "ALWAYS"}
-_KINDS = {"references": "foreign", "as": "generated", "not null": "not null", "not deferrable": "deferrable"}
+_KINDS = {"references": "foreign", "as": "generated", "not deferrable": "deferrable"}
 
 
 class _Token(NamedTuple):
@@ -72,10 +72,14 @@ def _fold(name: str) -> str:
     return name.encode().lower().decode()
 
 
-def _identifiers(sql: str, kinds: tuple[str, ...] = ("word", "quoted")) -> set[str]:
-    """What may be a column in an expression or a list: the identifiers that are no functions, folded."""
+def _identifiers(sql: str, also: str = "") -> set[str]:
+    """What may be a column in an expression or a list: the identifiers that are no functions, folded.
+
+    :param also: another kind of token that is one.
+    """
+    kinds = ("word", "quoted", also)
     tokens = [*_significant(_tokens(sql)), _Token("other", "")]
-    return {_fold(one.name) for one, next_one in pairwise(tokens) if one.kind in kinds and next_one.text != "("}
+    return {_fold(one.name) for one, after in pairwise(tokens) if one.kind in kinds and after.text != "("}
 
 
 @dataclass
@@ -94,28 +98,25 @@ class _Piece:
             end -= 1
         words = _significant(tokens)
         name = None
-        if kind is None and words[0].key == "CONSTRAINT" and len(words) > 1:
-            name, words = words[1].name, words[2:]
         if kind is None:
-            kind = words[0].key.lower() if words else "constraint"
-            if kind == "not":
-                kind = f"not {words[1].key.lower()}"
+            if words[0].key == "CONSTRAINT" and len(words) > 1:
+                name, words = words[1].name, words[2:]
+            kind = " ".join(word.key for word in words[: 1 + (words[0].key == "NOT")]).lower() if words else ""
             kind = _KINDS.get(kind, kind)
         return cls(kind, name, _text(tokens[:end]), _text(tokens[end:]))
 
     @property
     def names(self) -> set[str]:
         """The identifiers between the first parentheses, folded."""
-        tokens = _tokens(self.text)
         depth, inside = 0, []
-        for token in tokens:
+        for token in _tokens(self.text):
             depth += (token.key == "(") - (token.key == ")")
             if depth:
                 inside.append(token)
             elif inside:
                 break
-        strings = ("word", "quoted") if self.kind in ("check", "generated") else ("word", "quoted", "string")
-        return _identifiers(_text(inside), strings)
+        lists = ("unique", "primary", "foreign")  # where even 'x' is a column
+        return _identifiers(_text(inside), "string" if self.kind in lists else "")
 
 
 class _Element:
@@ -123,41 +124,37 @@ class _Element:
 
     def __init__(self, tokens: list[_Token]) -> None:
         start = next((index for index, token in enumerate(tokens) if token.kind != "space"), len(tokens))
-        self.lead = _text(tokens[:start])
-        tokens = tokens[start:]
-        column = not tokens or tokens[0].key not in _TABLE_STARTS
-        groups: list[list[_Token]] = [[]]
-        if column:
+        self.lead, tokens = _text(tokens[:start]), tokens[start:]
+        self.column = None
+        self.pieces: list[_Piece] = []
+        starts = _TABLE_STARTS
+        if tokens and tokens[0].key not in _TABLE_STARTS:
             after = next((index for index in range(1, len(tokens)) if tokens[index].kind != "space"), len(tokens))
-            groups, tokens = [tokens[:after], []], tokens[after:]
-        first = 2 if column else 0  # the constraints begin there
-        starts = _COLUMN_STARTS if column else _TABLE_STARTS
+            self.column, starts = tokens[0].name, _COLUMN_STARTS
+            self.pieces, tokens = [_Piece.of(tokens[:after], "column")], tokens[after:]
+        groups: list[list[_Token]] = [[]]  # the type, then the constraints
         depth, previous = 0, ""
         for index, token in enumerate(tokens):
             if token.kind != "space":
-                taken = len(groups) > first and previous in _TAKES_NEXT
-                if (
-                    not depth
-                    and not taken
-                    and token.key in starts
-                    and not self._named(groups[-1], token, tokens[index:])
-                ):
+                taken = len(groups) > 1 and previous in _TAKES_NEXT
+                begins = token.key in starts and not depth and not taken
+                if begins and not self._goes_on(groups[-1], tokens[index:]):
                     groups.append([])
                 depth += (token.key == "(") - (token.key == ")")
                 previous = "" if taken or depth else token.key
             groups[-1].append(token)
-        self.pieces = [_Piece.of(group) for group in groups[first:] if group]
-        if column:
-            self.pieces[:0] = [_Piece.of(groups[0], "column"), _Piece.of(groups[1], "type")]
-        self.column = _significant(groups[0])[0].name if column and groups[0] else None
+        if self.column is not None:
+            self.pieces.append(_Piece.of(groups[0], "type"))
+        self.pieces += map(_Piece.of, groups[1:])
 
     @staticmethod
-    def _named(group: list[_Token], token: _Token, rest: list[_Token]) -> bool:
-        """Whether a word that could begin a constraint goes on with what was begun."""
-        if token.key == "GENERATED":  # alone it is a type
-            return [word.key for word in _significant(rest)[1:2]] != ["ALWAYS"]
-        words = _significant(group)
-        return token.key != "CONSTRAINT" and len(words) == 2 and words[0].key == "CONSTRAINT"
+    def _goes_on(group: Iterable[_Token], rest: Iterable[_Token]) -> bool:
+        """Whether a word that could begin a constraint is part of what has begun."""
+        word, after = [*_significant(rest), _Token("other", "")][:2]
+        if word.key == "GENERATED":  # alone it is a type
+            return after.key != "ALWAYS"
+        prefix = _significant(group)
+        return word.key != "CONSTRAINT" and len(prefix) == 2 and prefix[0].key == "CONSTRAINT"
 
     def put(self, kind: str, text: str | None) -> None:
         """Replace the pieces of a kind by one with this text, or by none."""
@@ -263,6 +260,11 @@ class TableSql:
         """
         element = self._edit(column)
         folded = _fold(column)
+        if len(self.columns) == 1:
+            raise DbSmartError(
+                f"The column {column!r} is the only one of the table {self.table!r}, so that it cannot be dropped. "
+                "Nothing was changed. Drop the table."
+            )
         used = [piece for piece in element.pieces if piece.kind == "primary"]
         alone: list[_Piece] = []
         for other in self._elements:
@@ -345,6 +347,8 @@ def needs_foreign_keys_off(connection: sa.Connection, table: str, schema: str | 
 
     To drop it is to delete its rows first, with every ``ON DELETE`` there is. ``PRAGMA foreign_keys`` can be switched
     only outside a transaction.
+
+    :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
     """
     return _Rebuild(connection, table, schema).would_cascade()
 
