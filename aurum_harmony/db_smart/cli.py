@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,13 +15,14 @@ from flask.cli import AppGroup
 from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import worst
-from .settings import boot_mode, flag_path, forced, lock_settings
+from .settings import boot_mode, ddl_settings, flag_path, forced, lock_settings
 from .signals import migration_applied, migration_started
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from .database import Database
+    from .dryrun import Preview
     from .extension import DbSmart
     from .gate import Gate, Plan
 
@@ -32,11 +33,14 @@ json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON a
 
 @group.command()
 @click.option("--force", is_flag=True, help="Run every repeatable migration again.")
-@click.option("--dry-run", is_flag=True, help="List what would run; write nothing anywhere.")
+@click.option("--dry-run", is_flag=True, help="List what would run and what it would do; write nothing anywhere.")
+@click.option("as_sql", "--sql", is_flag=True, help="Print the SQL that would run; write nothing anywhere.")
 @click.option("names", "--database", metavar="NAME", multiple=True, help="Only this database; can be repeated.")
 @json_option
-def migrate(force: bool, dry_run: bool, names: tuple[str, ...], as_json: bool) -> None:
+def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as_json: bool) -> None:
     """Apply the pending migrations."""
+    if as_sql and as_json:
+        raise click.UsageError("--sql and --json cannot be combined; --dry-run --json has the statements too.")
     app, smart = _current()
     applied: list[dict[str, Any]] = []
     selected: list[Database] = []
@@ -44,8 +48,13 @@ def migrate(force: bool, dry_run: bool, names: tuple[str, ...], as_json: bool) -
         gate = smart.gate(app)
         selected = _select(gate, names)
         plans = [gate.ask(database, force=force) for database in selected]
-        if dry_run:
-            _show_pending(plans, as_json)
+        if dry_run or as_sql:
+            with redirect_stdout(sys.stderr) if as_json or as_sql else nullcontext():
+                previews = smart.preview(app, plans)
+            if as_sql:
+                _show_script(app, plans, previews)
+            else:
+                _show_pending(plans, previews, as_json)
             return
         behind = [plan for plan in plans if plan.behind]
         with _progress(app, applied, as_json):
@@ -132,16 +141,49 @@ def _select(gate: Gate, names: tuple[str, ...]) -> list[Database]:
     return [database for database in gate.involved if not names or database.name in names]
 
 
-def _show_pending(plans: list[Plan], as_json: bool) -> None:
-    pending = [(plan.database.name, item.migration.name, item.reason) for plan in plans for item in plan.pending]
+def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> None:
+    shown = [(plan.database.name, preview) for plan in plans for preview in previews[plan.database.name]]
+    count = sum(len(plan.pending) for plan in plans)
     if as_json:
-        items = [{"database": database, "name": name, "reason": reason} for database, name, reason in pending]
+        items = [
+            {
+                "database": database,
+                "name": preview.name,
+                "reason": preview.reason,
+                "does": preview.does,
+                "satisfied": preview.satisfied,
+                "unknown": preview.unknown,
+                "error": preview.error,
+                "sql": preview.script,
+            }
+            for database, preview in shown
+            if preview.migration is not None
+        ]
         result = "pending" if items else "up-to-date"
         _print_json({"result": result, "applied": [], "error": None, "pending": items, "lock": None})
         return
-    for database, name, reason in pending:
-        click.echo(f"  {name}  {reason}  ({database})")
-    click.echo(f"Dry run: {len(pending)} to apply; nothing was written." if pending else "Dry run: nothing to apply.")
+    for database, preview in shown:
+        click.echo(f"  {preview.name}  {preview.reason}  ({database})")
+        for operation in preview.does:
+            click.echo(f"    would do   {operation}")
+        for operation in preview.satisfied:
+            click.echo(f"    satisfied  {operation}")
+        if preview.unknown is not None:
+            click.echo(f"    unknown    it uses {preview.unknown}")
+        if preview.error is not None:
+            click.echo(f"    would fail {preview.error}")
+    click.echo(f"Dry run: {count} to apply; nothing was written." if count else "Dry run: nothing to apply.")
+
+
+def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview]]) -> None:
+    from .dryrun import script
+
+    for plan in plans:
+        if previews[plan.database.name]:
+            for line in script(plan.database, previews[plan.database.name], ddl_settings(app)):
+                click.echo(line)
+    if not any(previews.values()):
+        click.echo("-- Nothing to apply.")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ afterwards as if it were there. What cannot be known so is said to be unknown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,12 +17,13 @@ from sqlalchemy.engine import Engine
 
 from . import history
 from .binding import bound
+from .catalog import Catalog
 from .database import Database
 from .ddl import render
 from .errors import DbSmartError
 from .execution import Execution, Send
 from .history import Pending
-from .migrations import Migration
+from .migrations import Migration, Options
 from .operations import Operations
 from .settings import DdlSettings
 from .steps import Steps, reads
@@ -39,6 +40,7 @@ _BEGIN, _COMMIT = "BEGIN", "COMMIT"
 class Preview:
     """What one migration would do.
 
+    :ivar migration: ``None`` for the tables of the models, which the first run makes.
     :ivar does: operations that would do something, in order.
     :ivar satisfied: operations that find nothing to do.
     :ivar unknown: why some of it cannot be known beforehand; ``None`` where all is.
@@ -46,8 +48,9 @@ class Preview:
     :ivar script: statements and, beginning with ``--``, remarks.
     """
 
-    migration: Migration
+    name: str
     reason: str
+    migration: Migration | None = None
     does: list[str] = field(default_factory=list)
     satisfied: list[str] = field(default_factory=list)
     unknown: str | None = None
@@ -55,28 +58,36 @@ class Preview:
     script: list[str] = field(default_factory=list)
 
 
-def preview(app: Flask, db: SQLAlchemy, database: Database, pending: Iterable[Pending]) -> list[Preview]:
+def preview(
+    app: Flask, db: SQLAlchemy, database: Database, pending: Iterable[Pending], *, models: sa.MetaData | None
+) -> list[Preview]:
     """What each pending migration of a database would do. Needs an application context.
 
-    Reads only, in a transaction of its own that is rolled back. A database that does not exist yet is taken as empty.
+    Reads only. A SQLite database is played through on a copy of its schema in memory, without its rows.
 
+    :param models: the models whose tables the run would make first, if it would.
     :raises DatabaseUnreachable: no connection could be made.
     """
-    if not database.exists:
-        engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
-        database = Database(database.name, database.key, engine)
     previews = []
-    with database.connect() as connection:
-        execution = DryExecution(database, connection)
+    with _opened(database) as (connection, catalog):
+        execution = DryExecution(database, connection, catalog)
+        if models is not None:
+            tables = Migration("", "", Options(), lambda op: None, True, "")
+            execution.current = Preview("tables of the models", "first run")
+            operations = Operations(execution, db, tables, catalog)
+            for table in models.sorted_tables:
+                if not operations.has_table(table.name, schema=table.schema):
+                    operations.sync(table)
+            if execution.current.does:
+                previews.append(execution.current)
         for item in pending:
-            shown = execution.current = Preview(item.migration, item.reason)
+            shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
             previews.append(shown)
             try:
                 with bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
-                    operations = Operations(execution, db, item.migration, execution.catalog)
-                    item.migration.function(operations)
+                    item.migration.function(Operations(execution, db, item.migration, catalog))
             except _Unforeseeable as error:
                 shown.unknown = str(error)
                 execution.remark(f"from here on it cannot be known beforehand: the migration uses {error}")
@@ -85,6 +96,56 @@ def preview(app: Flask, db: SQLAlchemy, database: Database, pending: Iterable[Pe
                 shown.error = database.redact(error)
                 execution.remark(f"it ends here: {shown.error}")
     return previews
+
+
+@contextmanager
+def _opened(database: Database) -> Iterator[tuple[sa.Connection, Catalog]]:
+    """A connection to play a run through, and what is there."""
+    if database.dialect != "sqlite":
+        with database.connect() as connection:
+            yield connection, Catalog(connection, dry=True)
+        return
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
+    copy = Database(database.name, database.key, engine)
+    with copy.connect() as connection:
+        if not database.exists:
+            yield connection, Catalog(connection)
+            return
+        with database.connect() as source:
+            _copy_schema(source, connection)
+            yield connection, _CopyCatalog(connection, source)
+
+
+class _CopyCatalog(Catalog):
+    """What a copy of a schema has; whether a table has rows, the source knows."""
+
+    def __init__(self, copy: sa.Connection, source: sa.Connection) -> None:
+        super().__init__(copy)
+        self._source = Catalog(source)
+
+    def empty(self, table: str, schema: str | None) -> bool:
+        """Whether a table has no rows; one that only the copy has is new."""
+        return not self._source.has_table(table, schema) or self._source.empty(table, schema)
+
+
+def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
+    order = "CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 WHEN 'view' THEN 3 ELSE 4 END, rowid"
+    query = (
+        f"SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY {order}"
+    )
+    for sql in source.exec_driver_sql(query).scalars().all():
+        # The tables behind a virtual one come with it; a view or trigger may be broken already.
+        with suppress(sa.exc.DBAPIError):
+            copy.exec_driver_sql(sql)
+    for record in ("sqlite_sequence", "sqlite_stat1"):  # what a rebuild has to move
+        if source.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = ?", (record,)).first():
+            with suppress(sa.exc.DBAPIError):
+                for row in source.exec_driver_sql(f"SELECT * FROM {record}"):
+                    copy.exec_driver_sql(f"INSERT INTO {record} VALUES ({', '.join('?' * len(row))})", tuple(row))
+    enforced = source.exec_driver_sql("PRAGMA foreign_keys").scalar_one()
+    copy.exec_driver_sql(f"PRAGMA foreign_keys = {enforced}")
+    source.rollback()
+    copy.rollback()
 
 
 def script(database: Database, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
@@ -107,9 +168,11 @@ def script(database: Database, previews: Iterable[Preview], settings: DdlSetting
     for table in history.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
     for shown in previews:
-        yield f"\n-- {shown.migration.name} ({shown.reason})"
+        yield f"\n-- {shown.name} ({shown.reason})"
         lines = [_BEGIN, *shown.script] if transactional else list(shown.script)
-        if shown.unknown is None and shown.error is None:
+        if shown.migration is None:
+            pass
+        elif shown.unknown is None and shown.error is None:
             insert = history.history.insert().values(history.row(shown.migration, 0.0))
             lines.append(render(insert, dialect, literal_binds=True))
         else:
@@ -124,19 +187,17 @@ class DryExecution(Execution):
 
     dry = True
 
-    def __init__(self, database: Database, connection: sa.Connection) -> None:
-        from .catalog import Catalog
-
+    def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog) -> None:
         self.database = database
         self.connection = connection
         self.transactional = True
         self.steps = Steps(connection, "", at_once=False, begun=False)
         self.before_cut = []
-        self.catalog = Catalog(connection, dry=True)
+        self.catalog = catalog
         self.current: Preview
 
     @property
-    def engine(self) -> Engine:  # type: ignore[override]
+    def engine(self) -> Engine:
         """There is none: what goes past the operations cannot be foreseen."""
         _unforeseeable("a connection of its own")
 
@@ -160,8 +221,26 @@ class DryExecution(Execution):
 
     def send(self, change: DDLElement | str, more: str = "") -> None:
         """Note one schema change."""
-        text = change if isinstance(change, str) else render(change, self.connection.dialect)
-        self.current.script.append(text + more)
+        text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
+        self.current.script.append(text)
+        if self.dialect == "sqlite":
+            self.connection.exec_driver_sql(text)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is sent past :meth:`send`, as the rebuild of a SQLite table is."""
+
+        def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+            if not reads(statement) or (statement.startswith("PRAGMA") and "=" in statement):
+                for value in parameters or ():
+                    statement = statement.replace("?", repr(value), 1)
+                self.current.script.append(statement)
+
+        sa.event.listen(self.connection, "before_cursor_execute", note)
+        try:
+            yield
+        finally:
+            sa.event.remove(self.connection, "before_cursor_execute", note)
 
     def cut(self) -> None:
         """Note the end of a transaction."""
@@ -180,7 +259,9 @@ class DryExecution(Execution):
         """Note a pragma for one transaction."""
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
         self.current.script += [_COMMIT, f"PRAGMA {name} = {value}", _BEGIN]
+        self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
         yield
+        self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
         self.current.script += [_COMMIT, f"PRAGMA {name} = {before}", _BEGIN]
 
     def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:

@@ -97,6 +97,11 @@ class Execution:
         """An operation does something."""
         yield
 
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """In a dry run, note what is sent past :meth:`send`."""
+        yield
+
     def remark(self, text: str) -> None:
         """In a dry run, say something that is no SQL."""
 
@@ -183,7 +188,7 @@ class Execution:
         self.connection.commit()
 
     def _send(self, connection: sa.Connection, change: DDLElement | str, more: str, *, alone: bool) -> None:
-        """Send a statement; one that is a transaction of its own, and leaves nothing behind, is tried again by itself."""
+        """Send a statement; one that is a transaction of its own and leaves nothing behind is tried again by itself."""
         text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
         for tries in itertools.count(1):
             try:

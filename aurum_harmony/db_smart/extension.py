@@ -33,6 +33,7 @@ from .signals import booted
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
+    from .dryrun import Preview
     from .flag import Flag
     from .history import State
     from .runner import Outcome
@@ -187,6 +188,22 @@ class DbSmart:
             _keep_flag(gate, lambda: gate.remember(outcome.states))
             state.verified = True
         return outcome
+
+    def preview(self, app: Flask, plans: list[Plan]) -> dict[str, list[Preview]]:
+        """What a run of these plans would do, by the name of the database; writes nothing.
+
+        Needs an application context.
+
+        :raises DbSmartError: a database cannot be reached.
+        """
+        from .dryrun import preview
+
+        db, found = self._state(app).db, {}
+        for plan in plans:
+            first = plan.state is None or not plan.state.source
+            models = db.metadatas.get(plan.database.key) if first and create_all(app) else None
+            found[plan.database.name] = preview(app, db, plan.database, plan.pending, models=models)
+        return found
 
     @staticmethod
     def _check_same(gate: Gate, database: Database, migrated: State) -> None:

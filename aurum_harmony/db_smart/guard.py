@@ -1,7 +1,7 @@
 """Bounds how long a schema change waits for its locks, and tells who is in the way.
 
-While a schema change waits for a lock, all that comes after it queues behind it, reads too. So it waits for a short time
-only, then everything is rolled back and the migration is tried again.
+While a schema change waits for a lock, all that comes after it queues behind it, reads too. So it waits for a short
+time only, then everything is rolled back and the migration is tried again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _CHANGES = (
 _LEAST = 0.05
 
 _POSTGRESQL_BLOCKERS = sa.text("""
-    SELECT a.pid, a.usename, a.application_name, a.state, CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS INTEGER)
+    SELECT a.pid, a.usename, a.application_name, a.state,
+        CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS INTEGER)
     FROM unnest(pg_blocking_pids(:session)) AS b (pid) JOIN pg_stat_activity AS a ON a.pid = b.pid
     ORDER BY a.xact_start
 """)

@@ -1,8 +1,8 @@
 """The forms of schema changes that leave a MariaDB or MySQL table usable.
 
-``LOCK=NONE`` makes the server do a change beside the table's traffic, or refuse it; see "InnoDB Online DDL Operations with
-the INPLACE Alter Algorithm" in its manual. A foreign key can be added so only without looking at the rows that are there;
-they are looked at afterwards.
+``LOCK=NONE`` makes the server do a change beside the table's traffic, or refuse it; see "InnoDB Online DDL Operations
+with the INPLACE Alter Algorithm" in its manual. A foreign key can be added so only without looking at the rows that are
+there; they are looked at afterwards.
 """
 
 from __future__ import annotations

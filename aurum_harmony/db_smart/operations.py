@@ -297,7 +297,7 @@ class Operations:
     ) -> None:
         """Add a foreign key where there is none of that name.
 
-        :param options: as in Alembic: ``onupdate``, ``ondelete``, ``deferrable``, ``initially``, ``match``, and of dialects.
+        :param options: as in Alembic: ``onupdate``, ``ondelete``, ``deferrable``, ``initially``, ``match`` and so on.
         :raises Refused: rows break it.
         """
         constraint = self._objects.foreign_key_constraint(
@@ -455,8 +455,8 @@ class Operations:
     ) -> Callable[[Callable[[Sequence[sa.Row[Any]]], object]], None]:
         """Call the decorated function with the rows of a table, batch by batch; see :mod:`~.backfill`.
 
-        What the function does by ``op.execute()``, ``op.session`` or ``op.connection`` is one short transaction with the
-        record of how far the work is.
+        What the function does by ``op.execute()``, ``op.session`` or ``op.connection`` is one short transaction with
+        the record of how far the work is.
 
         :param source: a table, or a ``SELECT`` from one table that has its primary key among its columns.
         """

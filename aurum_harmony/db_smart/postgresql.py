@@ -1,7 +1,7 @@
 """The forms of schema changes that leave a PostgreSQL table usable.
 
-The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CONSTRAINT``, ``SET NOT NULL``, ``USING INDEX``) and
-``CREATE INDEX``, "Building Indexes Concurrently".
+The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CONSTRAINT``, ``SET NOT NULL``,
+``USING INDEX``) and ``CREATE INDEX``, "Building Indexes Concurrently".
 """
 
 from __future__ import annotations

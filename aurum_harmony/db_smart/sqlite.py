@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import sqlalchemy as sa
-from alembic.ddl.base import DropColumn
 from alembic.operations.schemaobj import SchemaObjects
 
 from .ddl import AddColumns, default_text, render
@@ -47,13 +46,7 @@ class SqliteForms(Forms):
                     self.create_index(index, online)
 
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
-        """Drop a column; by a rebuild where the table's own constraints name it."""
-        if self.execution.dry:
-            self.execution.send(DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema))
-            return
-        for name, index in self.catalog.indexes(table, schema).items():
-            if column.lower() in [str(item).lower() for item in index.columns] and not name.startswith("sqlite_"):
-                self.drop_index(SchemaObjects().index(index.name, table, [column], schema=schema), online)
+        """Drop a column, and the indexes on it."""
         self._rebuild(table, schema, lambda sql: sql.drop_column(column))
 
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
@@ -111,5 +104,5 @@ class SqliteForms(Forms):
     ) -> None:
         connection = self.execution.connection
         off = needs_foreign_keys_off(connection, table, schema)
-        with self.execution.pragma("foreign_keys", "0") if off else nullcontext():
+        with self.execution.pragma("foreign_keys", "0") if off else nullcontext(), self.execution.noted():
             rebuild(connection, table, change, schema=schema, values=values)

@@ -1,9 +1,9 @@
 """Steps: how a migration that was cut short goes on.
 
-A migration is cut where the database commits at a schema change (MariaDB, MySQL), and where an operation commits because its
-work does not belong into a transaction with other work (an index built beside traffic, a backfill). Schema operations
-look before they act. For all else, each statement that changes something is recorded in the very transaction that makes
-the change, and a run that goes on passes by what is recorded.
+A migration is cut where the database commits at a schema change (MariaDB, MySQL), and where an operation commits
+because its work does not belong into a transaction with other work (an index built beside traffic, a backfill). Schema
+operations look before they act. For all else, each statement that changes something is recorded in the very
+transaction that makes the change, and a run that goes on passes by what is recorded.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ class StepCursor:
                 self._description, rows = codec.loads(self._passed.detail)
                 if rows is None:
                     raise DbSmartError(
-                        "What a statement returned before this migration was cut short cannot be given again, as its "
-                        "types or number do not allow to keep it. Have the migration ask for it with a SELECT instead of RETURNING"
+                        "What a statement returned before this migration was cut short cannot be given again: its "
+                        "types or its size did not allow to keep it. Ask for it by a SELECT instead of RETURNING"
                     )
                 self._rows = [tuple(row) for row in rows]
             return self._passed.rowcount
