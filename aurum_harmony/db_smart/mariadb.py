@@ -121,7 +121,7 @@ class MariadbForms(Forms):
                 nullable=existing["nullable"] if change.nullable is None else change.nullable,
                 default=None if default is False else default,
                 autoincrement=existing.get("autoincrement") is True,
-                comment=existing.get("comment") or False,
+                comment=existing.get("comment"),
             )
             self._send(modify, online, what)
         elif change.server_default is not False:
