@@ -192,7 +192,8 @@ def test_migrate_exits_3_when_another_one_migrates(project: Project) -> None:
 
 
 CHILD = """
-import sys
+import logging, sys
+logging.basicConfig(level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
