@@ -18,6 +18,7 @@ from .cli import group
 from .database import Database, databases, engines_of
 from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable
 from .gate import Gate, Plan, worst
+from .keepalive import kept_alive
 from .settings import boot_mode, create_all, flag_path, forced, lock_settings, migration_urls, set_defaults
 from .signals import booted
 
@@ -223,7 +224,7 @@ class DbSmart:
             _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
             force = None
         if force is not None:
-            with app.app_context():
+            with app.app_context(), kept_alive():
                 return self._migrate(app, gate, force, force=True)
         verdict = gate.by_flag()
         if verdict.holds:
@@ -236,6 +237,7 @@ class DbSmart:
         state.verified = True
         return decision
 
+    @kept_alive()
     def _ask(self, app: Flask, gate: Gate, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:
         """Levels 2 and 3: ask the databases, and migrate or refuse where one is behind.
 
