@@ -284,6 +284,30 @@ def test_a_signal_rolls_back_and_frees_the_lock(
     assert project.query("SELECT name FROM effects") == [("slow",)]
 
 
+def test_a_signal_in_the_middle_of_a_statement(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], tmp_path: Path
+) -> None:
+    """PyMySQL closes the connection then, so that the rollback fails; the signal must not be lost by that."""
+    project = make_project(new_url("mariadb"))
+    project.write("@migration\ndef sleep(op):\n    print('asleep', flush=True)\n    op.execute('SELECT SLEEP(60)')\n")
+    url = make_url(project.url).render_as_string(hide_password=False)
+    arguments = [str(project.directory), project.module, str(project.instance), url]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "asleep\n"
+        query = "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT SLEEP%'"
+        while not project.query(query):
+            threading.Event().wait(0.02)
+        child.terminate()
+        assert child.communicate(timeout=30)[0].startswith("Interrupted by SIGTERM")
+    assert child.returncode == 128 + signal.SIGTERM
+
+
 def test_a_stopped_holder_records_nothing_when_it_wakes(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:

@@ -171,6 +171,10 @@ class Runner:
                 connection.rollback()
                 raise
             except Exception as error:
+                ending = _ending(error)
+                if ending is not None:
+                    connection.invalidate()
+                    raise ending from None
                 if tries < _TRIES and migration.options.transactional and _transient(error):
                     connection.rollback()
                     _logger.info("db-smart: %r is tried again: %s", migration.name, database.redact(error))
@@ -308,6 +312,16 @@ class _Terminated(KeyboardInterrupt):
 
 def _raise_interrupt(*_: object) -> None:
     raise _Terminated
+
+
+def _ending(error: BaseException | None) -> BaseException | None:
+    """What ends this process, where an error of the cleaning up has taken its place.
+
+    PyMySQL closes a connection whose answer a signal interrupts, so that rolling back fails then.
+    """
+    while error is not None and isinstance(error, Exception):
+        error = error.__context__
+    return error
 
 
 def _transient(error: BaseException | None) -> bool:
