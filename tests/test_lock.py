@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,90 @@ def test_a_killed_holder_is_followed_by_the_next(
     assert decisions.count("migrated\n") == 1, decisions
     assert set(decisions) <= {"migrated\n", "verified\n", "skipped\n"}
     assert project.query("SELECT name FROM effects") == [("slow",)]
+
+
+@pytest.fixture
+def turns(sqlite_project: Project) -> Iterator[Callable[[float], threading.Event]]:
+    """Starts boots that wait for their turn beside the flag; the event is set when it comes, or the flag holds."""
+    sqlite_project.write(V1)
+    threads: list[threading.Thread] = []
+
+    def start(patience: float) -> threading.Event:
+        app, smart = sqlite_project.app()
+        gate, came = smart.gate(app), threading.Event()
+
+        def wait() -> None:
+            with gate.turn(gate.by_flag(), patience) as verdict:
+                assert verdict.holds is sqlite_project.flag.exists()
+                came.set()
+
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+        return came
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+HOLD_TURN = """
+import fcntl, sys
+fcntl.flock(file := open(sys.argv[1], "w"), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_boot(project: Project) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the turn until it is killed."""
+    project.instance.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLD_TURN, f"{project.flag}.lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_boot_waits_for_the_flag_of_another_one(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project):
+        came = turns(60)
+        assert not came.wait(0.3)
+        app, smart = sqlite_project.app()
+        with app.app_context():
+            gate = smart.gate(app)
+            smart.migrate(app, gate, gate.involved)  # writes the flag; a command waits for no turn
+        assert came.wait(20)
+
+
+def test_a_boot_goes_on_when_the_one_before_it_is_killed(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project) as process:
+        came = turns(60)
+        assert not came.wait(0.3)
+        process.kill()
+        assert came.wait(20)
+
+
+def test_a_boot_goes_on_when_the_one_before_it_hangs(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project):
+        assert turns(0.2).wait(20)
+        assert sqlite_project.boot(DB_SMART_LOCK_TIMEOUT=0.2).decision == "migrated"
+
+
+def test_a_boot_needs_no_turn(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    lock = Path(f"{sqlite_project.flag}.lock")
+    assert sqlite_project.boot(SQLALCHEMY_DATABASE_URI="sqlite://").decision == "migrated"
+    assert not lock.exists()
+    lock.mkdir(parents=True)  # cannot be opened as a file
+    assert sqlite_project.boot().decision == "migrated"
 
 
 def run_module(module: str, url: URL | str, *options: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
@@ -227,15 +228,19 @@ class DbSmart:
             with app.app_context(), kept_alive():
                 return self._migrate(app, gate, force, force=True)
         verdict = gate.by_flag()
-        if verdict.holds:
-            state.flag = verdict.flag
-            if verdict.stale and mode == "migrate":
-                _keep_flag(gate, lambda: gate.refresh(verdict))
-            return "skipped", verdict.reason, ()
-        with app.app_context():
-            decision = self._ask(app, gate, mode, verdict.reason)
-        state.verified = True
-        return decision
+        with ExitStack() as stack:
+            if not verdict.holds and mode == "migrate":
+                settings = lock_settings(app)
+                verdict = stack.enter_context(gate.turn(verdict, min(settings.lease, settings.timeout)))
+            if not verdict.holds:
+                stack.enter_context(app.app_context())
+                decision = self._ask(app, gate, mode, verdict.reason)
+                state.verified = True
+                return decision
+        state.flag = verdict.flag
+        if verdict.stale and mode == "migrate":
+            _keep_flag(gate, lambda: gate.refresh(verdict))
+        return "skipped", verdict.reason, ()
 
     @kept_alive()
     def _ask(self, app: Flask, gate: Gate, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:

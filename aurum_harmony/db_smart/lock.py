@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: The pause between two tries grows from the first to the second figure, seconds, and is jittered.
-_PAUSES = (0.02, 0.5)
+#: The pause between two tries grows from the first to the second figure, seconds, and is jittered. It is about a third
+#: of the time waited so far: a herd of waiters that comes back faster takes from the server what the holder needs.
+_PAUSES = (0.05, 3.0)
 #: How often at most the holder writes down which migration it is on, seconds.
 _NOTE_EVERY = 0.5
 #: How often a waiter says whom it waits for, seconds.
