@@ -231,7 +231,7 @@ class DbSmart:
         with ExitStack() as stack:
             if not verdict.holds and mode == "migrate":
                 settings = lock_settings(app)
-                verdict = stack.enter_context(gate.turn(verdict, min(settings.lease, settings.timeout)))
+                verdict = stack.enter_context(gate.turn(verdict, min(2 * settings.lease, settings.timeout)))
             if not verdict.holds:
                 stack.enter_context(app.app_context())
                 decision = self._ask(app, gate, mode, verdict.reason)

@@ -178,7 +178,7 @@ class Gate:
         lock beside the flag, goes on without. The kernel frees the lock when its process ends.
 
         :param verdict: what the flag said, which does not hold.
-        :param patience: the shortest wait, seconds; the longest is twice as long, as all must not leave at once.
+        :param patience: the longest wait, seconds; the shortest is half of it, as all must not leave at once.
         :returns: what the flag says now.
         """
         if verdict.holds or any(database.in_memory for database in self.databases.values()):
@@ -194,7 +194,7 @@ class Gate:
             yield verdict
             return
         try:
-            deadline = time.monotonic() + patience * random.uniform(1, 2)
+            deadline = time.monotonic() + patience * random.uniform(0.5, 1)
             pause, longest = _LOOK_EVERY
             seen, taken = None, False
             while not (verdict.holds or taken) and time.monotonic() < deadline:
