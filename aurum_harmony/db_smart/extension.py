@@ -229,12 +229,14 @@ class DbSmart:
                 return self._migrate(app, gate, force, force=True)
         verdict = gate.by_flag()
         with ExitStack() as stack:
+            if not verdict.holds:
+                stack.enter_context(kept_alive())
             if not verdict.holds and mode == "migrate":
                 settings = lock_settings(app)
                 verdict = stack.enter_context(gate.turn(verdict, min(2 * settings.lease, settings.timeout)))
             if not verdict.holds:
-                stack.enter_context(app.app_context())
-                decision = self._ask(app, gate, mode, verdict.reason)
+                with app.app_context():
+                    decision = self._ask(app, gate, mode, verdict.reason)
                 state.verified = True
                 return decision
         state.flag = verdict.flag
@@ -242,7 +244,6 @@ class DbSmart:
             _keep_flag(gate, lambda: gate.refresh(verdict))
         return "skipped", verdict.reason, ()
 
-    @kept_alive()
     def _ask(self, app: Flask, gate: Gate, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:
         """Levels 2 and 3: ask the databases, and migrate or refuse where one is behind.
 
@@ -321,7 +322,8 @@ class DbSmart:
                 _logger.warning("db-smart: boot trusted the flag, but %s", changed)
                 if mode == "migrate":
                     _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
-                decision, reason, applied = self._ask(app, gate, mode, changed)
+                with kept_alive():
+                    decision, reason, applied = self._ask(app, gate, mode, changed)
                 _report(app, decision, reason, started, gate.queries, applied)
             else:
                 _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)

@@ -33,6 +33,8 @@ _UNCHANGED = "nothing changed"
 _COMPLETE = "holds every migration of this code"
 #: How often a boot looks whether the one that asks before it is done, seconds.
 _LOOK_EVERY = (0.05, 0.25)
+#: How often it says for whom it waits, seconds.
+_TELL_EVERY = 5.0
 
 
 @dataclass(frozen=True)
@@ -188,20 +190,27 @@ class Gate:
             import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(f"{self.path}.lock", os.O_RDONLY | os.O_CREAT, 0o644)
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except (ImportError, OSError) as error:
             _logger.debug("db-smart: boots of this host do not wait for each other: %s", error)
             yield verdict
             return
         try:
             deadline = time.monotonic() + patience * random.uniform(0.5, 1)
+            told = float("-inf")
             pause, longest = _LOOK_EVERY
             seen, taken = None, False
             while not (verdict.holds or taken) and time.monotonic() < deadline:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     taken = True
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
                 except BlockingIOError:
+                    if time.monotonic() - told >= _TELL_EVERY:
+                        told = time.monotonic()
+                        holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "another one"
+                        _logger.info("db-smart: waiting for process %s of this host, which asks or migrates", holder)
                     threading.Event().wait(pause * random.uniform(0.5, 1.5))
                     pause = min(pause * 1.5, longest)
                 except OSError:  # a file system without locks
