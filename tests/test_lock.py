@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,8 @@ def test_migrate_exits_3_when_another_one_migrates(project: Project) -> None:
 
 
 CHILD = """
-import sys
+import logging, sys
+logging.basicConfig(level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -283,6 +285,30 @@ def test_a_signal_rolls_back_and_frees_the_lock(
     assert project.query("SELECT name FROM effects") == [("slow",)]
 
 
+def test_a_signal_in_the_middle_of_a_statement(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], tmp_path: Path
+) -> None:
+    """PyMySQL closes the connection then, so that the rollback fails; the signal must not be lost by that."""
+    project = make_project(new_url("mariadb"))
+    project.write("@migration\ndef sleep(op):\n    print('asleep', flush=True)\n    op.execute('SELECT SLEEP(60)')\n")
+    url = make_url(project.url).render_as_string(hide_password=False)
+    arguments = [str(project.directory), project.module, str(project.instance), url]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "asleep\n"
+        query = "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT SLEEP%'"
+        while not project.query(query):
+            threading.Event().wait(0.02)
+        child.terminate()
+        assert child.communicate(timeout=30)[0].startswith("Interrupted by SIGTERM")
+    assert child.returncode == 128 + signal.SIGTERM
+
+
 def test_a_stopped_holder_records_nothing_when_it_wakes(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:
@@ -326,6 +352,90 @@ def test_a_killed_holder_is_followed_by_the_next(
     assert decisions.count("migrated\n") == 1, decisions
     assert set(decisions) <= {"migrated\n", "verified\n", "skipped\n"}
     assert project.query("SELECT name FROM effects") == [("slow",)]
+
+
+@pytest.fixture
+def turns(sqlite_project: Project) -> Iterator[Callable[[float], threading.Event]]:
+    """Starts boots that wait for their turn beside the flag; the event is set when it comes, or the flag holds."""
+    sqlite_project.write(V1)
+    threads: list[threading.Thread] = []
+
+    def start(patience: float) -> threading.Event:
+        app, smart = sqlite_project.app()
+        gate, came = smart.gate(app), threading.Event()
+
+        def wait() -> None:
+            with gate.turn(gate.by_flag(), patience) as verdict:
+                assert verdict.holds is sqlite_project.flag.exists()
+                came.set()
+
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+        return came
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+HOLD_TURN = """
+import fcntl, sys
+fcntl.flock(file := open(sys.argv[1], "w"), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_boot(project: Project) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the turn until it is killed."""
+    project.instance.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLD_TURN, f"{project.flag}.lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_boot_waits_for_the_flag_of_another_one(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project):
+        came = turns(60)
+        assert not came.wait(0.3)
+        app, smart = sqlite_project.app()
+        with app.app_context():
+            gate = smart.gate(app)
+            smart.migrate(app, gate, gate.involved)  # writes the flag; a command waits for no turn
+        assert came.wait(20)
+
+
+def test_a_boot_goes_on_when_the_one_before_it_is_killed(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project) as process:
+        came = turns(60)
+        assert not came.wait(0.3)
+        process.kill()
+        assert came.wait(20)
+
+
+def test_a_boot_goes_on_when_the_one_before_it_hangs(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project):
+        assert turns(0.2).wait(20)
+        assert sqlite_project.boot(DB_SMART_LOCK_TIMEOUT=0.2).decision == "migrated"
+
+
+def test_a_boot_needs_no_turn(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    lock = Path(f"{sqlite_project.flag}.lock")
+    assert sqlite_project.boot(SQLALCHEMY_DATABASE_URI="sqlite://").decision == "migrated"
+    assert not lock.exists()
+    lock.mkdir(parents=True)  # cannot be opened as a file
+    assert sqlite_project.boot().decision == "migrated"
 
 
 def run_module(module: str, url: URL | str, *options: str) -> dict[str, Any]:

@@ -245,12 +245,11 @@ def transient(error: BaseException) -> bool:
 
 
 def _full(error: BaseException) -> bool:
-    """Whether a server refused a connection for the moment: all are taken, or it is starting."""
+    """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
     cause = getattr(error, "orig", None) or error
     text = str(cause)
     return bool(cause.args and cause.args[0] in (1040, 1203)) or any(
-        words in text
-        for words in ("too many clients", "connection slots are reserved", "the database system is starting")
+        words in text for words in ("too many clients", "connection slots are reserved", "the database system is ")
     )
 
 

@@ -205,8 +205,10 @@ def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> 
     for last in (False, True):
         try:
             return connection.execute(query).all()
-        except sa.exc.DBAPIError:
+        except sa.exc.DBAPIError as error:
             connection.rollback()
+            if error.connection_invalidated:
+                raise
             if not sa.inspect(connection).has_table(table.name):
                 return None
             if last:

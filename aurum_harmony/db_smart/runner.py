@@ -199,6 +199,10 @@ class Runner:
                 connection.rollback()
                 raise
             except Exception as error:
+                ending = _ending(error)
+                if ending is not None:
+                    connection.invalidate()
+                    raise ending from None
                 if tries <= self._ddl.retries and migration.options.transactional and _transient(error):
                     connection.rollback()
                     run.begun.add(migration.name)
@@ -350,6 +354,16 @@ class _Terminated(KeyboardInterrupt):
 
 def _raise_interrupt(*_: object) -> None:
     raise _Terminated
+
+
+def _ending(error: BaseException | None) -> BaseException | None:
+    """What ends this process, where an error of the cleaning up has taken its place.
+
+    PyMySQL closes a connection whose answer a signal interrupts, so that rolling back fails then.
+    """
+    while error is not None and isinstance(error, Exception):
+        error = error.__context__
+    return error
 
 
 def _transient(error: BaseException | None) -> bool:
