@@ -180,7 +180,7 @@ def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview
 
     for plan in plans:
         if previews[plan.database.name]:
-            for line in script(plan.database, previews[plan.database.name], ddl_settings(app)):
+            for line in script(plan, previews[plan.database.name], ddl_settings(app)):
                 click.echo(line)
     if not any(previews.values()):
         click.echo("-- Nothing to apply.")

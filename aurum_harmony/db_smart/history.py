@@ -69,18 +69,6 @@ progress = sa.Table(
     sa.Column("detail", sa.Text, comment="JSON: what a statement returned, or how far a backfill is"),
 )
 
-_NEW_STATE = {
-    "id": 1,
-    "applied": "",
-    "source": "",
-    "databases": "[]",
-    "token": 0,
-    "holder": "",
-    "lease_since": 0,
-    "lease_expires": 0,
-    "lease_migration": "",
-}
-
 #: The tables of this extension, which comparisons of models with the database leave out.
 TABLE_NAMES = frozenset(metadata.tables)
 
@@ -233,7 +221,7 @@ def create_state(connection: sa.Connection) -> None:
             begin(connection)
             state.create(connection, checkfirst=True)
             if connection.execute(sa.select(state.c.id)).first() is None:
-                connection.execute(state.insert().values({**_NEW_STATE, "database_id": uuid.uuid4().hex}))
+                connection.execute(state.insert().values(new_state()))
             connection.commit()
             return
         except sa.exc.DBAPIError:
@@ -246,6 +234,14 @@ def create_state(connection: sa.Connection) -> None:
             if attempt == tries:
                 raise
             threading.Event().wait(random.uniform(0, 0.05 * attempt))
+
+
+def new_state() -> dict[str, Any]:
+    """The state row of a database that has no history, with an id of its own."""
+    texts = ("applied", "source", "holder", "lease_migration")
+    numbers = ("token", "lease_since", "lease_expires")
+    names = {"id": 1, "database_id": uuid.uuid4().hex, "databases": "[]"}
+    return {**names, **dict.fromkeys(texts, ""), **dict.fromkeys(numbers, 0)}
 
 
 def create_tables(connection: sa.Connection) -> None:
