@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import BootReport, DbSmart
 
-from . import servers
+from . import processes, servers
 
 DIALECTS = ("sqlite", "postgresql", "mariadb")
 
@@ -43,6 +43,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the herds and the crashes came to, also when all tests pass."""
+    if processes.results:
+        terminalreporter.section("herds and crashes")
+        for line in processes.results:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[URL]:
     """A PostgreSQL server."""
@@ -60,9 +68,32 @@ def mariadb() -> URL:
     return url
 
 
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: URL) -> Iterator[URL]:
+    """PgBouncer in transaction mode before :func:`postgres`."""
+    with servers.pgbouncer_server(postgres) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _galera() -> Iterator[servers.GaleraCluster]:
+    with servers.galera_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def galera(_galera: servers.GaleraCluster) -> servers.GaleraCluster:
+    """A Galera cluster of three nodes, all of them running; a test may kill some."""
+    _galera.start()
+    return _galera
+
+
 @pytest.fixture
 def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], URL]]:
-    """Makes empty databases: ``new_url("sqlite" | "postgresql" | "mariadb")``."""
+    """Makes empty databases: ``new_url("sqlite" | "postgresql" | "pgbouncer" | "mariadb" | "galera")``.
+
+    That of the cluster is reached by its first node.
+    """
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -70,8 +101,15 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         def make(dialect: str) -> URL:
             if dialect == "sqlite":
                 return URL.create("sqlite", database=str(tmp_path / f"db{next(_numbers)}.sqlite"))
-            server = request.getfixturevalue({"postgresql": "postgres", "mariadb": "mariadb"}[dialect])
-            return stack.enter_context(servers.new_database(server))
+            if dialect == "galera":
+                return stack.enter_context(servers.new_database(request.getfixturevalue("galera").nodes[0].url))
+            if dialect == "mariadb":
+                return stack.enter_context(servers.new_database(request.getfixturevalue("mariadb")))
+            made = stack.enter_context(servers.new_database(request.getfixturevalue("postgres")))
+            if dialect == "postgresql":
+                return made
+            url: URL = request.getfixturevalue("pgbouncer").set(database=made.database)
+            return url
 
         yield make
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -26,9 +25,8 @@ from aurum_harmony.db_smart.lock import Lock, lock_of
 from aurum_harmony.db_smart.settings import LockSettings
 
 from .conftest import Project
+from .processes import ROOT, run_harness
 from .test_boot import V1
-
-ROOT = Path(__file__).parent.parent
 
 
 def pending(_: State) -> bool:
@@ -328,30 +326,27 @@ def test_a_killed_holder_is_followed_by_the_next(
     assert project.query("SELECT name FROM effects") == [("slow",)]
 
 
-def run_module(module: str, url: URL | str, *options: str) -> dict[str, Any]:
-    """Run one of the harnesses as a process, and return the JSON that it prints."""
-    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
-    result = subprocess.run(
-        [sys.executable, "-m", f"tests.{module}", text, *options], capture_output=True, text=True, cwd=ROOT
-    )
-    assert result.returncode == 0, result.stderr
-    print(f"{module} {make_url(text).get_backend_name() if '://' in text else text}: {result.stdout}")
-    report: dict[str, Any] = json.loads(result.stdout)
-    return {**report, "stderr": result.stderr}
-
-
-def test_64_processes_boot_at_once_and_every_effect_happens_once(url: URL) -> None:
-    report = run_module("herd", url)
-    for round_name, effects in (("cold", 99), ("one pending", 100), ("none pending", 100)):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "pgbouncer", "mariadb", "galera"])
+def test_64_processes_boot_at_once_and_every_effect_happens_once(
+    kind: str, new_url: Callable[[str], URL], request: pytest.FixtureRequest
+) -> None:
+    url = new_url(kind)
+    nodes = request.getfixturevalue("galera").nodes if kind == "galera" else []
+    report = run_harness("herd", kind, [url.set(port=node.port) for node in nodes] or [url])
+    for round_name, effects in (("cold", 99), ("one pending", 100), ("no flag", 100), ("flag", 100)):
         result = report[round_name]
         assert (result["failed"], result["repeated"], result["effects"]) == (0, 0, effects), report
-    # Nothing pending takes no lease: its token has not moved.
-    assert report["none pending"]["token"] == report["one pending"]["token"]
+    # Nothing pending takes no lock: with a flag nothing is asked, else it is only read.
+    assert [report["flag"][key] for key in ("connections", "statements")] == [0, 0]
+    assert report["no flag"]["connections"] == report["no flag"]["statements"] == 64
+    assert report["no flag"]["writes"] == 0
+    assert report["flag"]["token"] == report["no flag"]["token"] == report["one pending"]["token"]
 
 
 @pytest.mark.slow
 def test_a_kill_at_every_statement_boundary_loses_and_repeats_nothing(url: URL) -> None:
-    report = run_module("crash", url)
+    report = run_harness("crash", url.get_backend_name(), [url])
     assert report["kills"] > 100
     assert (report["converged"], report["failed"]) == (report["kills"], 0), report
     assert (report["lost"], report["repeated"]) == (0, 0)
