@@ -21,6 +21,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
+#: PyMySQL reads all certificates of the system for each connection, 50 ms of computing, also where the server has none.
+_PLAIN = {"ssl_disabled": "1"}
+
+#: Ports that were given to servers, which may not listen on them yet.
+_given: set[int] = set()
+
 
 def require_servers() -> bool:
     """Whether a missing server is a failure."""
@@ -61,7 +67,7 @@ def mariadb_server() -> URL | None:
     given = os.environ.get("TEST_MARIADB_URL")
     candidates = [given] if given else ["mysql+pymysql://root@127.0.0.1:3306/"]
     for candidate in candidates:
-        url = make_url(candidate).set(drivername="mysql+pymysql")
+        url = make_url(candidate).set(drivername="mysql+pymysql").update_query_dict(_PLAIN)
         engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
         try:
             with engine.connect():
@@ -97,8 +103,10 @@ def free_ports(count: int) -> list[int]:
     for port in random.sample(range(10_000, 32_000), 1000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            found.append(port)
+            if port not in _given:
+                found.append(port)
         if len(found) == count:
+            _given.update(found)
             return found
     raise OSError("no port is free")
 
@@ -172,7 +180,7 @@ class MariadbServer:
 
     def __init__(self, directory: Path, *options: str) -> None:
         (self.port,) = free_ports(1)
-        self.url = URL.create("mysql+pymysql", "root", host="127.0.0.1", port=self.port)
+        self.url = URL.create("mysql+pymysql", "root", host="127.0.0.1", port=self.port, query=_PLAIN)
         self.log = directory / "log"
         self._common = ["--no-defaults", f"--datadir={directory / 'data'}"]
         if os.geteuid() == 0:
@@ -303,7 +311,8 @@ def galera_cluster(size: int = 3) -> Iterator[GaleraCluster]:
 
 
 def query(url: URL, sql: str) -> list[Any]:
-    """Rows of one query on a connection of its own."""
+    """Rows of one statement on a connection of its own."""
     engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     with engine.connect() as connection:
-        return [tuple(row) for row in connection.exec_driver_sql(sql)]
+        result = connection.exec_driver_sql(sql)
+        return [tuple(row) for row in result] if result.returns_rows else []
