@@ -7,15 +7,14 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import history
 from aurum_harmony.db_smart.database import Database, begin
@@ -25,7 +24,7 @@ from aurum_harmony.db_smart.lock import Lock, lock_of
 from aurum_harmony.db_smart.settings import LockSettings
 
 from .conftest import Project
-from .processes import ROOT, run_harness
+from .processes import run_harness
 from .test_boot import V1
 
 
@@ -189,24 +188,6 @@ def test_migrate_exits_3_when_another_one_migrates(project: Project) -> None:
     assert project.run("migrate").exit_code == 0
 
 
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
-from aurum_harmony.db_smart import DbSmart
-from aurum_harmony.db_smart.errors import DbSmartError
-app = Flask("child", instance_path=sys.argv[3])
-app.config.update(SQLALCHEMY_DATABASE_URI=sys.argv[4], DB_SMART_LEASE_SECONDS=1)
-db = SQLAlchemy(app)
-smart = DbSmart(app, db, migrations=sys.argv[2])
-try:
-    print(smart.boot(app).decision, flush=True)
-except DbSmartError as error:
-    print(error.message, flush=True)
-    sys.exit(error.exit_code)
-"""
-
 SLOW = """
 @migration
 def quick(op):
@@ -223,40 +204,6 @@ def slow(op):
 """
 
 
-@pytest.fixture
-def start_child(project: Project, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a process that boots; with a gate it stops in the middle of a migration until the gate is opened."""
-    project.write(SLOW)
-
-    started: list[subprocess.Popen[str]] = []
-
-    def start(gate: Path | None = None) -> subprocess.Popen[str]:
-        url = make_url(project.url).render_as_string(hide_password=False)
-        arguments = [str(project.directory), project.module, str(project.instance), url]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"GATE": str(gate)} if gate else {})}
-        process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
-
-
 def in_the_middle(child: subprocess.Popen[str]) -> None:
     """Wait until a child is in the middle of its migration."""
     assert child.stdout is not None
@@ -268,6 +215,7 @@ def in_the_middle(child: subprocess.Popen[str]) -> None:
 def test_a_signal_rolls_back_and_frees_the_lock(
     project: Project, start_child: Callable[..., subprocess.Popen[str]], gate: Path, number: signal.Signals
 ) -> None:
+    project.write(SLOW)
     child = start_child(gate)
     in_the_middle(child)
     child.send_signal(number)
@@ -284,6 +232,7 @@ def test_a_signal_rolls_back_and_frees_the_lock(
 def test_a_stopped_holder_records_nothing_when_it_wakes(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:
+    project.write(SLOW)
     if project.dialect == "sqlite":
         # A file lock stays with a stopped process: the others wait, and then have nothing to do.
         child = start_child(gate)
@@ -315,6 +264,7 @@ def test_a_stopped_holder_records_nothing_when_it_wakes(
 def test_a_killed_holder_is_followed_by_the_next(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:
+    project.write(SLOW)
     child = start_child(gate)
     in_the_middle(child)
     waiters = [start_child() for _ in range(3)]
@@ -336,7 +286,7 @@ def test_64_processes_boot_at_once_and_every_effect_happens_once(
     report = run_harness("herd", kind, [url.set(port=node.port) for node in nodes] or [url])
     for round_name, effects in (("cold", 99), ("one pending", 100), ("no flag", 100), ("flag", 100)):
         result = report[round_name]
-        assert (result["failed"], result["repeated"], result["effects"]) == (0, 0, effects), report
+        assert (result["failed"], result["repeated"], result["effects"]) == (0, 0, effects), report["stderr"] or report
     # Nothing pending takes no lock: with a flag nothing is asked, else it is only read.
     assert [report["flag"][key] for key in ("connections", "statements")] == [0, 0]
     assert report["no flag"]["connections"] == report["no flag"]["statements"] == 64
@@ -345,8 +295,9 @@ def test_64_processes_boot_at_once_and_every_effect_happens_once(
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_statement_boundary_loses_and_repeats_nothing(url: URL) -> None:
-    report = run_harness("crash", url.get_backend_name(), [url])
-    assert report["kills"] > 100
-    assert (report["converged"], report["failed"]) == (report["kills"], 0), report
+@pytest.mark.parametrize("options", [(), ("--random", "100")], ids=["every-boundary", "random"])
+def test_a_kill_at_any_moment_loses_and_repeats_nothing(url: URL, options: tuple[str, ...]) -> None:
+    report = run_harness("crash", url.get_backend_name(), [url], *options)
+    assert report["kills"] >= 100
+    assert (report["converged"], report["failed"]) == (report["kills"], 0), report["stderr"] or report
     assert (report["lost"], report["repeated"]) == (0, 0)
