@@ -282,13 +282,18 @@ except DbSmartError as error:
 
 @pytest.fixture
 def start_child(project: Project) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a process that boots; with a gate it stops in the middle of a migration until the gate is opened."""
+    """Starts a process that boots; with a gate it stops in the middle of a migration until the gate is opened.
+
+    With a flag of its own it is as on a host of its own: it does not wait for the others' flag, but for the lock.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def start(gate: Path | None = None) -> subprocess.Popen[str]:
+    def start(gate: Path | None = None, flag: str = ".db_migration_completed") -> subprocess.Popen[str]:
         url = make_url(project.url).render_as_string(hide_password=False)
         arguments = [str(project.directory), project.module, str(project.instance), url]
-        environment = {**os.environ, "PYTHONPATH": str(processes.ROOT), **({"GATE": str(gate)} if gate else {})}
+        environment = {**os.environ, "PYTHONPATH": str(processes.ROOT), "FLASK_DB_SMART_FLAG": flag}
+        if gate is not None:
+            environment["GATE"] = str(gate)
         process = subprocess.Popen(
             [sys.executable, "-c", CHILD, *arguments],
             stdout=subprocess.PIPE,

@@ -41,7 +41,7 @@ def test_an_index_is_built_concurrently_while_others_wait(project: Project, star
     project.write(CONCURRENTLY)
     with connected(project.url) as bystander:
         bystander.exec_driver_sql("INSERT INTO things (id, name) VALUES (1, 'x')")  # the index must wait for this
-        children = [start_child() for _ in range(9)]
+        children = [start_child(flag=f"flag{number}") for number in range(9)]
         holder = wait_until(
             lambda: project.query("SELECT holder FROM db_smart_state WHERE lease_migration = 'index_things'")
         )[0][0]

@@ -183,7 +183,7 @@ def test_who_waits_outlasts_a_restart_of_the_server(
     project.write(EFFECTS)
     child = start_child(gate)
     in_the_middle(child)
-    waiters = [start_child() for _ in range(2)]
+    waiters = [start_child(flag=f"flag{number}") for number in range(2)]
     for waiter in waiters:
         line_with(waiter, "waiting for")
     with own_server.down():
