@@ -22,6 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.engine import make_url
 
 from aurum_harmony.db_smart import DbSmart
 
@@ -98,7 +99,7 @@ MODULE = "crash_migrations"
 def make_app(folder: Path, url: str) -> tuple[Flask, DbSmart]:
     """The application whose processes are killed."""
     app = Flask("crash", instance_path=str(folder))
-    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_LEASE_SECONDS=0.3, DB_SMART_CREATE_ALL=False)
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_LEASE_SECONDS=0.2, DB_SMART_CREATE_ALL=False)
     db = SQLAlchemy()
 
     class Effect(db.Model):  # type: ignore[name-defined,misc]
@@ -166,10 +167,14 @@ class Rounds:
         for path in self.folder.iterdir():
             if path.suffix != ".py" and path.is_file():
                 path.unlink()
-        engine = sa.create_engine(self.url, poolclass=sa.pool.NullPool)
-        metadata = sa.MetaData()
-        metadata.reflect(engine)
-        metadata.drop_all(engine)
+        url = make_url(self.url)
+        if url.database is None or url.get_backend_name() == "sqlite":
+            return
+        # As a whole: dropping table by table takes longer than a boot.
+        what = "SCHEMA public" if url.get_backend_name() == "postgresql" else f"DATABASE {url.database}"
+        with sa.create_engine(url, poolclass=sa.pool.NullPool).begin() as connection:
+            connection.exec_driver_sql(f"DROP {what}{' CASCADE' * ('SCHEMA' in what)}")
+            connection.exec_driver_sql(f"CREATE {what}")
 
     def recover(self) -> None:
         """Boot once more after a kill, and count what it finds."""

@@ -6,8 +6,6 @@ import atexit
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -83,33 +81,16 @@ class OwnPostgres(OwnServer):
 class OwnMariaDB(OwnServer):
     """MariaDB from the machine's programs."""
 
-    _process: subprocess.Popen[str]
-
     def _make(self) -> URL:
-        install = shutil.which("mariadb-install-db")
-        self._program = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
-        if install is None or self._program is None:
+        if servers.program("mariadbd") is None:
             servers.missing("there is no mariadbd to start a server of one's own")
-        data = self.folder / "data"
-        options = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
-        subprocess.run([str(install), *options], check=True, capture_output=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._options = ["--no-defaults", f"--datadir={data}", f"--socket={self.folder}/socket", "--user=root"]
-        self._options += [f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={self.folder}/pid"]
-        return URL.create("mysql+pymysql", "root", host="127.0.0.1", port=port)
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "mysql")
+        self._server = servers.MariadbServer(self.folder)
+        return self._server.url
 
     def start(self) -> None:
-        self._process = subprocess.Popen([str(self._program), *self._options], stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr is not None
-        said = []
-        for line in self._process.stderr:
-            said.append(line)
-            if "ready for connections" in line:
-                return
-        raise AssertionError("".join(said))
+        self._server.start()
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._server.kill()

@@ -18,10 +18,8 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from .conftest import DIALECTS, Project
-from .test_lock import ROOT, run_module
-from .test_outage import eventually
-
-pytest.importorskip("gunicorn", reason="Gunicorn is for Unix")
+from .processes import ROOT, run_harness
+from .servers import wait_until
 
 WORKERS = 8
 TIMEOUT = 3  # seconds
@@ -110,7 +108,7 @@ class Gunicorn:
     @property
     def port(self) -> int:
         """Where it listens."""
-        return int(eventually(lambda: re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log.read_text()))[1])
+        return int(wait_until(lambda: re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log.read_text()))[0])
 
     def answer(self, *_: object) -> int | None:
         """The process id of the worker that answers; ``None`` when one was killed under the request."""
@@ -135,7 +133,7 @@ class Gunicorn:
                 answered.update(pid for pid in pool.map(self.answer, range(4 * WORKERS)) if pid is not None)
             return len(answered) == WORKERS
 
-        eventually(all_answered)
+        wait_until(all_answered)
 
     def began(self) -> list[int]:
         """Who began the long migration, in order."""
@@ -211,7 +209,7 @@ def test_gunicorn_kills_the_worker_that_migrates(
 ) -> None:
     """SIGABRT is how Gunicorn begins to kill, and frees the lock; a worker that hangs gets SIGKILL after it."""
     server = gunicorn(lease=lease)
-    (first,) = eventually(server.began)
+    (first,) = wait_until(server.began)
     os.kill(first, number)
     server.serve_all()
     assert len(server.began()) == 2
@@ -223,5 +221,5 @@ def test_gunicorn_kills_the_worker_that_migrates(
 @pytest.mark.parametrize("url", DIALECTS, indirect=True)
 @pytest.mark.parametrize("options", [(), ("--shared-flag",)], ids=["own-flags", "shared-flag"])
 def test_pods_of_two_releases_boot_in_turn_and_at_once(url: URL, options: tuple[str, ...]) -> None:
-    report = run_module("rolling", url, *options)
+    report = run_harness("rolling", url.get_backend_name(), [url], *options)
     assert (report["failed"], report["repeated"], report["lost"]) == (0, 0, 0), report

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import history
 from aurum_harmony.db_smart.database import Database, begin
@@ -27,9 +26,9 @@ from aurum_harmony.db_smart.lock import Lock, lock_of
 from aurum_harmony.db_smart.settings import LockSettings
 
 from .conftest import Project
+from .processes import run_harness
+from .servers import wait_until
 from .test_boot import V1
-
-ROOT = Path(__file__).parent.parent
 
 
 def pending(_: State) -> bool:
@@ -192,25 +191,6 @@ def test_migrate_exits_3_when_another_one_migrates(project: Project) -> None:
     assert project.run("migrate").exit_code == 0
 
 
-CHILD = """
-import logging, sys
-logging.basicConfig(level=logging.INFO)
-sys.path.insert(0, sys.argv[1])
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
-from aurum_harmony.db_smart import DbSmart
-from aurum_harmony.db_smart.errors import DbSmartError
-app = Flask("child", instance_path=sys.argv[3])
-app.config.update(SQLALCHEMY_DATABASE_URI=sys.argv[4], DB_SMART_LEASE_SECONDS=1)
-db = SQLAlchemy(app)
-smart = DbSmart(app, db, migrations=sys.argv[2])
-try:
-    print(smart.boot(app).decision, flush=True)
-except DbSmartError as error:
-    print(error.message, flush=True)
-    sys.exit(error.exit_code)
-"""
-
 SLOW = """
 @migration
 def quick(op):
@@ -227,40 +207,6 @@ def slow(op):
 """
 
 
-@pytest.fixture
-def start_child(project: Project, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a process that boots; with a gate it stops in the middle of a migration until the gate is opened."""
-    project.write(SLOW)
-
-    started: list[subprocess.Popen[str]] = []
-
-    def start(gate: Path | None = None) -> subprocess.Popen[str]:
-        url = make_url(project.url).render_as_string(hide_password=False)
-        arguments = [str(project.directory), project.module, str(project.instance), url]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"GATE": str(gate)} if gate else {})}
-        process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
-
-
 def in_the_middle(child: subprocess.Popen[str]) -> None:
     """Wait until a child is in the middle of its migration."""
     assert child.stdout is not None
@@ -272,6 +218,7 @@ def in_the_middle(child: subprocess.Popen[str]) -> None:
 def test_a_signal_rolls_back_and_frees_the_lock(
     project: Project, start_child: Callable[..., subprocess.Popen[str]], gate: Path, number: signal.Signals
 ) -> None:
+    project.write(SLOW)
     child = start_child(gate)
     in_the_middle(child)
     child.send_signal(number)
@@ -285,33 +232,26 @@ def test_a_signal_rolls_back_and_frees_the_lock(
     assert project.query("SELECT name FROM effects") == [("slow",)]
 
 
+@pytest.mark.parametrize("url", ["mariadb"], indirect=True)
 def test_a_signal_in_the_middle_of_a_statement(
-    make_project: Callable[..., Project], new_url: Callable[[str], URL], tmp_path: Path
+    project: Project, start_child: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """PyMySQL closes the connection then, so that the rollback fails; the signal must not be lost by that."""
-    project = make_project(new_url("mariadb"))
     project.write("@migration\ndef sleep(op):\n    print('asleep', flush=True)\n    op.execute('SELECT SLEEP(60)')\n")
-    url = make_url(project.url).render_as_string(hide_password=False)
-    arguments = [str(project.directory), project.module, str(project.instance), url]
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "asleep\n"
-        query = "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT SLEEP%'"
-        while not project.query(query):
-            threading.Event().wait(0.02)
-        child.terminate()
-        assert child.communicate(timeout=30)[0].startswith("Interrupted by SIGTERM")
+    child = start_child()
+    assert child.stdout is not None
+    assert child.stdout.readline() == "asleep\n"
+    query = "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT SLEEP%'"
+    wait_until(lambda: project.query(query))
+    child.terminate()
+    assert child.communicate(timeout=30)[0].startswith("Interrupted by SIGTERM")
     assert child.returncode == 128 + signal.SIGTERM
 
 
 def test_a_stopped_holder_records_nothing_when_it_wakes(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:
+    project.write(SLOW)
     if project.dialect == "sqlite":
         # A file lock stays with a stopped process: the others wait, and then have nothing to do.
         child = start_child(gate)
@@ -343,6 +283,7 @@ def test_a_stopped_holder_records_nothing_when_it_wakes(
 def test_a_killed_holder_is_followed_by_the_next(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:
+    project.write(SLOW)
     child = start_child(gate)
     in_the_middle(child)
     waiters = [start_child() for _ in range(3)]
@@ -438,30 +379,28 @@ def test_a_boot_needs_no_turn(sqlite_project: Project) -> None:
     assert sqlite_project.boot().decision == "migrated"
 
 
-def run_module(module: str, url: URL | str, *options: str) -> dict[str, Any]:
-    """Run one of the harnesses as a process, and return the JSON that it prints."""
-    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
-    result = subprocess.run(
-        [sys.executable, "-m", f"tests.{module}", text, *options], capture_output=True, text=True, cwd=ROOT
-    )
-    assert result.returncode == 0, result.stderr
-    print(f"{module} {make_url(text).get_backend_name() if '://' in text else text}: {result.stdout}")
-    report: dict[str, Any] = json.loads(result.stdout)
-    return {**report, "stderr": result.stderr}
-
-
-def test_64_processes_boot_at_once_and_every_effect_happens_once(url: URL) -> None:
-    report = run_module("herd", url)
-    for round_name, effects in (("cold", 99), ("one pending", 100), ("none pending", 100)):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "pgbouncer", "mariadb", "galera"])
+def test_64_processes_boot_at_once_and_every_effect_happens_once(
+    kind: str, new_url: Callable[[str], URL], request: pytest.FixtureRequest
+) -> None:
+    url = new_url(kind)
+    nodes = request.getfixturevalue("galera").nodes if kind == "galera" else []
+    report = run_harness("herd", kind, [url.set(port=node.port) for node in nodes] or [url])
+    for round_name, effects in (("cold", 99), ("one pending", 100), ("no flag", 100), ("flag", 100)):
         result = report[round_name]
-        assert (result["failed"], result["repeated"], result["effects"]) == (0, 0, effects), report
-    # Nothing pending takes no lease: its token has not moved.
-    assert report["none pending"]["token"] == report["one pending"]["token"]
+        assert (result["failed"], result["repeated"], result["effects"]) == (0, 0, effects), report["stderr"] or report
+    # Nothing pending takes no lock: with a flag nothing is asked, else it is only read.
+    assert [report["flag"][key] for key in ("connections", "statements")] == [0, 0]
+    assert report["no flag"]["connections"] == report["no flag"]["statements"] == 64
+    assert report["no flag"]["writes"] == 0
+    assert report["flag"]["token"] == report["no flag"]["token"] == report["one pending"]["token"]
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_statement_boundary_loses_and_repeats_nothing(url: URL) -> None:
-    report = run_module("crash", url)
-    assert report["kills"] > 100
-    assert (report["converged"], report["failed"]) == (report["kills"], 0), report
+@pytest.mark.parametrize("options", [(), ("--random", "100")], ids=["every-boundary", "random"])
+def test_a_kill_at_any_moment_loses_and_repeats_nothing(url: URL, options: tuple[str, ...]) -> None:
+    report = run_harness("crash", url.get_backend_name(), [url], *options)
+    assert report["kills"] >= 100
+    assert (report["converged"], report["failed"]) == (report["kills"], 0), report["stderr"] or report
     assert (report["lost"], report["repeated"]) == (0, 0)

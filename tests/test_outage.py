@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +15,8 @@ from sqlalchemy.engine import URL
 from . import servers
 from .conftest import Project
 from .own_servers import OwnMariaDB, OwnPostgres, OwnServer
-from .test_lock import gate, in_the_middle, start_child
-
-__all__ = ["gate", "start_child"]  # fixtures
+from .servers import wait_until
+from .test_lock import in_the_middle
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -63,15 +60,6 @@ def connected(url: URL | str, **options: Any) -> Iterator[sa.Connection]:
         yield connection
 
 
-def eventually(question: Callable[[], Any]) -> Any:
-    """Ask until the answer is true; for what only the database can tell."""
-    deadline = time.monotonic() + 30
-    while not (answer := question()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        threading.Event().wait(0.02)
-    return answer
-
-
 def line_with(process: subprocess.Popen[str], words: str) -> None:
     """Wait until a process logs something."""
     assert process.stderr is not None
@@ -106,7 +94,7 @@ def heartbeat_waiting(project: Project) -> Iterator[tuple[Callable[[set[int]], N
         theirs = sessions(admin)
         with connected(project.url) as blocker:
             blocker.exec_driver_sql("SELECT * FROM db_smart_state FOR UPDATE")
-            heart = eventually(lambda: sessions(admin, "UPDATE db_smart_state%lease_migration"))
+            heart = wait_until(lambda: sessions(admin, "UPDATE db_smart_state%lease_migration"))
             kill = "SELECT pg_terminate_backend(%s)" if admin.dialect.name == "postgresql" else "KILL %s"
 
             def cut(numbers: set[int]) -> None:
@@ -195,7 +183,7 @@ def test_who_waits_outlasts_a_restart_of_the_server(
     project.write(EFFECTS)
     child = start_child(gate)
     in_the_middle(child)
-    waiters = [start_child() for _ in range(2)]
+    waiters = [start_child(flag=f"flag{number}") for number in range(2)]
     for waiter in waiters:
         line_with(waiter, "waiting for")
     with own_server.down():
