@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history
+from . import history, snapshot
 from .binding import bound
 from .database import Database, begin, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
@@ -126,6 +126,8 @@ class Runner:
         digest = self._gate.sources.digest
         if plan.state is not None and not plan.behind and plan.state.source == digest:
             return plan.state
+        if plan.behind:
+            snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
         if plan.state is None or not plan.state.source:
             self._first_run(database, connection)

@@ -21,6 +21,7 @@ DEFAULTS: Mapping[str, object] = {
     "DB_SMART_MIGRATION_URL": None,
     "DB_SMART_LOCK_TIMEOUT": 600,
     "DB_SMART_LEASE_SECONDS": 15,
+    "DB_SMART_SNAPSHOTS": 3,
 }
 
 
@@ -45,6 +46,11 @@ def set_defaults(app: Flask) -> None:
 def flag_path(app: Flask) -> Path:
     """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder."""
     return Path(app.instance_path, str(app.config["DB_SMART_FLAG"]))
+
+
+def snapshot_folder(app: Flask) -> Path:
+    """Where the snapshots of an application's SQLite databases are: ``snapshots`` in the instance folder."""
+    return Path(app.instance_path, "snapshots")
 
 
 def boot_mode(app: Flask) -> str:
@@ -76,6 +82,23 @@ def lock_settings(app: Flask) -> LockSettings:
     """
     timeout = _seconds(app, "DB_SMART_LOCK_TIMEOUT", 0)
     return LockSettings(timeout, _seconds(app, "DB_SMART_LEASE_SECONDS", 0.2))
+
+
+def snapshots(app: Flask) -> int:
+    """``DB_SMART_SNAPSHOTS``: how many snapshots of each SQLite database are kept, 0 for none.
+
+    :raises ConfigError: it is no whole number.
+    """
+    value = app.config["DB_SMART_SNAPSHOTS"]
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise ConfigError(
+            f"DB_SMART_SNAPSHOTS is {value!r}; it must be a whole number, at least 0. Nothing was changed."
+        )
+    return number
 
 
 def create_all(app: Flask) -> bool:
