@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import ConfigError, DbSmartError
+from aurum_harmony.db_smart.errors import Interrupted
 from aurum_harmony.db_smart.settings import set_defaults, snapshots
 from aurum_harmony.db_smart.snapshot import Snapshot, find, listed, restore
 
@@ -356,6 +357,14 @@ def test_a_killed_copy_is_no_snapshot_and_goes_at_the_next_run(counting: Project
     assert list(files(folder)) == [item.path.name for item in taken(counting)]
 
 
+def test_sigterm_in_the_midst_of_the_copy(counting: Project) -> None:
+    watched(counting, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        counting.boot()
+    assert files(counting.instance / "snapshots") == {}
+    assert "items" not in counting.tables()
+
+
 @pytest.fixture
 def small_disk(counting: Project) -> Iterator[Path]:
     """A file system of 6 MB in the place of the snapshot folder."""
@@ -427,10 +436,15 @@ def file_limit() -> Iterator[None]:
 
 
 def test_a_limit_on_the_size_of_files(counting: Project) -> None:
+    counting.config["DB_SMART_SNAPSHOTS"] = 1
+    counting.boot()
+    before = files(counting.instance / "snapshots")
+    counting.write(V2)
     with file_limit(), pytest.raises(DbSmartError, match="disk I/O error|database or disk is full"):
         counting.boot()
-    assert files(counting.instance / "snapshots") == {}
-    assert counting.tables() == {"first", "second", "filler"}
+    assert len(before) == 1
+    assert files(counting.instance / "snapshots") == before  # the only one is not given up for one that fails
+    assert counting.columns("items") == {"id", "name"}
 
 
 def test_a_folder_that_cannot_be_made(counting: Project) -> None:
@@ -495,14 +509,25 @@ def test_it_is_not_removed_for_what_it_replaces(migrated: tuple[Project, Snapsho
 
 
 def test_boot_notices_it_in_spite_of_the_flag(migrated: tuple[Project, Snapshot]) -> None:
-    """As where another host has a flag of its own."""
+    """As where another host has a flag of its own; with a process that has the database open, as it is in use."""
     project, snapshot = migrated
-    for _ in range(2):
-        assert project.boot().decision == "skipped"
-        put_back(project, snapshot)
-        report = project.boot()
-        assert "was changed or an older copy put back" in report.reason
-        assert report.applied == ("add_price",)
+    script = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1])\n"
+        "connection.execute('SELECT * FROM items').fetchall()\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(file_of(project))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        for _ in range(2):
+            assert project.boot().decision == "skipped"
+            put_back(project, snapshot)
+            report = project.boot()
+            assert "was changed or an older copy put back" in report.reason
+            assert report.applied == ("add_price",)
 
 
 def test_there_is_none(sqlite_project: Project) -> None:
