@@ -172,13 +172,14 @@ def _write_back(
         elif status in (_BUSY, _LOCKED) and time.monotonic() > deadline:
             raise OSError(f"other connections kept it locked for {timeout:g} s (DB_SMART_LOCK_TIMEOUT)")
 
-    with closing(sqlite3.connect(path, timeout=1)) as target:
+    with closing(sqlite3.connect(path, timeout=timeout)) as target:
         wal = _pragma(target, "journal_mode") == "wal"
         if wal and _pragma(target, "page_size") != _pragma(source, "page_size"):
             raise OSError(
                 "in WAL mode its page size cannot change to that of the snapshot; to change the mode, end every "
                 "process that uses it and run PRAGMA journal_mode=DELETE on it"
             )
+        target.execute("PRAGMA busy_timeout=1000")  # from here on step() is asked in between
         # One page at a time: the first step must not be the last one, and must fit into the memory of the connection.
         source.backup(target, pages=1, progress=step, sleep=0.05)
         with suppress(sqlite3.Error):  # it is done; in WAL mode this makes the header, which boot looks at, say so
