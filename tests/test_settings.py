@@ -187,6 +187,7 @@ def test_defaults_are_set() -> None:
         "DB_SMART_MIGRATION_URL": None,
         "DB_SMART_LOCK_TIMEOUT": 600,
         "DB_SMART_LEASE_SECONDS": 15,
+        "DB_SMART_SNAPSHOTS": 3,
     }
 
 
