@@ -18,7 +18,7 @@ from aurum_harmony.db_smart.database import Database, begin
 from aurum_harmony.db_smart.errors import DbSmartError
 from aurum_harmony.db_smart.rebuild import TableSql, needs_foreign_keys_off, rebuild
 
-from .test_lock import run_module
+from .processes import run_harness
 
 needs_strict = pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 37), reason="STRICT needs SQLite 3.37")
 
@@ -783,7 +783,7 @@ def test_outside_a_transaction_it_is_one_of_its_own(base: Base) -> None:
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_a_kill_at_every_statement_leaves_the_old_table_or_the_new_one(sqlite_url: URL, journal: str) -> None:
-    report = run_module("kill_rebuild", str(sqlite_url.database), journal)
+    report = run_harness("kill_rebuild", f"sqlite, {journal}", [sqlite_url], journal)
     assert report["kills"] > 30, report
     assert report["old"] + report["new"] == report["kills"], report
     assert report["new"] >= 1, report

@@ -1,4 +1,4 @@
-"""The commands ``flask db-smart migrate|status|reset-flag``."""
+"""The commands ``flask db-smart migrate|status|snapshots|restore|unlock|reset-flag``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import worst
 from .settings import boot_mode, ddl_settings, flag_path, forced, lock_settings
-from .signals import migration_applied, migration_started
+from .signals import migration_applied, migration_started, snapshot_taken
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flask import Flask
 
     from .database import Database
@@ -116,15 +118,71 @@ def unlock(names: tuple[str, ...], yes: bool) -> None:
             click.echo(f"Database {database.name}: left as it is.")
 
 
+@group.command()
+@click.option("names", "--database", metavar="NAME", multiple=True, help="Only this database; can be repeated.")
+@json_option
+def snapshots(names: tuple[str, ...], as_json: bool) -> None:
+    """List the snapshots of SQLite databases, oldest first."""
+    from .snapshot import listed
+
+    app, smart = _current()
+    found = [item for database in _files(smart.gate(app), names) for item in listed(app, database)]
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": item.path.name,
+                    "database": item.database,
+                    "taken_at": item.taken_at.isoformat(),
+                    "before": item.before,
+                    "size": item.size,
+                }
+                for item in found
+            ]
+        )
+        return
+    for item in found:
+        click.echo(f"{item.path.name}  {item.size / 1e6:.1f} MB")
+    if not found:
+        click.echo("There are no snapshots.")
+
+
+@group.command()
+@click.argument("name", required=False)
+@click.option("names", "--database", metavar="NAME", multiple=True, help="The newest of this database.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def restore(name: str | None, names: tuple[str, ...], yes: bool) -> None:
+    """Put back a snapshot, by default the newest; what it replaces is kept."""
+    from . import snapshot
+
+    app, smart = _current()
+    database, chosen = snapshot.find(app, _files(smart.gate(app), names), name)
+    if not yes and not click.confirm(f"Database {database.name}: put back {chosen.path.name} ({database.url})?"):
+        click.echo(f"Database {database.name}: left as it is.")
+        return
+    kept = snapshot.restore(app, database, chosen)
+    click.echo(f"Database {database.name}: put back {chosen.path.name}.")
+    if kept is not None:
+        click.echo(f"What was there before is {kept}.")
+    _remove_flag(app)
+    click.echo("Start the application again: its boot applies what is now pending.")
+
+
 @group.command("reset-flag")
 def reset_flag() -> None:
     """Remove the flag file, so that the next boot asks the database."""
-    path = flag_path(_current()[0])
+    app, _ = _current()
+    path = flag_path(app)
+    removed = _remove_flag(app)
+    click.echo(f"Removed the flag {path}." if removed else f"There is no flag {path}; nothing to remove.")
+
+
+def _remove_flag(app: Flask) -> bool:
+    path = flag_path(app)
     try:
-        removed = flag.remove(path)
+        return flag.remove(path)
     except OSError as error:
         raise DbSmartError(f"Cannot remove the flag {path}: {error.strerror}. Remove it by hand.") from None
-    click.echo(f"Removed the flag {path}." if removed else f"There is no flag {path}; nothing to remove.")
 
 
 def _current() -> tuple[Flask, DbSmart]:
@@ -134,11 +192,22 @@ def _current() -> tuple[Flask, DbSmart]:
 
 def _select(gate: Gate, names: tuple[str, ...]) -> list[Database]:
     """The databases that the options name, or all that the migrations concern."""
+    named = _named(gate, names)
+    return [database for database in gate.involved if database in named]
+
+
+def _files(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+    """The SQLite files among the databases; whatever the migrations are, as they may not even load."""
+    return [database for database in _named(gate, names) if database.path is not None]
+
+
+def _named(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+    """The databases of the application that the options name, or all."""
     for name in names:
         if name not in gate.databases:
             known = ", ".join(gate.databases)
             raise click.BadParameter(f"There is no database {name!r}; there is: {known}.", param_hint="--database")
-    return [database for database in gate.involved if not names or database.name in names]
+    return [database for name, database in gate.databases.items() if not names or name in names]
 
 
 def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> None:
@@ -212,12 +281,16 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
         def on_started(_: object, migration: str, database: str, index: int, total: int) -> None:
             advance(f"{migration} ({index} of {total})", index - 1, total)
 
+        def on_snapshot(_: object, database: str, path: Path) -> None:
+            echo(f"  snapshot of {database}: {path}")
+
         def on_applied(_: object, migration: str, database: str, duration: float, **_more: object) -> None:
             applied.append({"name": migration, "duration_ms": round(duration * 1000, 3)})
             echo(f"  {migration}  {duration * 1000:.1f} ms" + ("" if database == "default" else f"  ({database})"))
 
         stack.enter_context(migration_started.connected_to(on_started, sender=app))
         stack.enter_context(migration_applied.connected_to(on_applied, sender=app))
+        stack.enter_context(snapshot_taken.connected_to(on_snapshot, sender=app))
         yield
 
 
@@ -324,5 +397,5 @@ def _show_status(report: dict[str, Any]) -> None:
     click.echo(f"Next boot: will {'' if boot['will_migrate'] else 'not '}migrate, {boot['reason']}")
 
 
-def _print_json(value: dict[str, Any]) -> None:
+def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))

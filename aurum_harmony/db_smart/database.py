@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 100
 #: How long to come back to a server that has no connection left, seconds.
 _FULL_SECONDS = 60.0
+#: SQLite files that are open for their header, by device and inode; see :func:`_read_header`.
+_open_files: dict[tuple[int, int], int] = {}
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
 
@@ -101,9 +103,7 @@ class Database:
         """
         if self.path is None:
             return None
-        with open(self.path, "rb") as file:
-            header = file.read(_HEADER_BYTES)
-            inode = os.fstat(file.fileno()).st_ino
+        header, inode = _read_header(self.path)
         return {
             "inode": inode,
             "wal": int(header[18:19] == b"\2"),
@@ -218,6 +218,26 @@ class Database:
 
     def _count(self, *_: Any) -> None:
         self.queries += 1
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file, and its inode.
+
+    The file is never closed again: on POSIX that would end every lock that this process holds on it, and so let
+    another one write into a transaction (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_
+    separate_thread_doing_close_).
+    """
+    if os.name == "nt":  # no such locks, and an open file could not be replaced
+        with open(path, "rb") as file:
+            return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
+    found = os.stat(path)
+    key = (found.st_dev, found.st_ino)
+    descriptor = _open_files.get(key)
+    if descriptor is None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        _open_files[found.st_dev, found.st_ino] = descriptor
+    return os.pread(descriptor, _HEADER_BYTES, 0), found.st_ino
 
 
 def begin(connection: sa.Connection) -> None:

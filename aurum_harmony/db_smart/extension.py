@@ -104,7 +104,8 @@ class DbSmart:
         """Register the commands and the first-request hook on an application. Touches no file and no database.
 
         Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
-        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``; and ``FORCE_DB_MIGRATION`` at each boot.
+        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``; and
+        ``FORCE_DB_MIGRATION`` at each boot.
 
         :param db: the application's Flask-SQLAlchemy; the one registered on ``app`` when ``None``.
         :param migrations: dotted name of a module or package.

@@ -180,13 +180,13 @@ class _Lease(Lock):
             "lease_migration": "",
         }
         with self.database.connect() as connection:
-            found = read_state(connection)
-            connection.rollback()
-            if found is not None and done(found):
-                return None
-            if found is None or found.holder is not None:
-                return False
             try:
+                found = read_state(connection)
+                connection.rollback()
+                if found is not None and done(found):
+                    return None
+                if found is None or found.holder is not None:
+                    return False
                 begin(connection)
                 if connection.execute(state.update().where(free).values(take)).rowcount != 1:
                     return False

@@ -7,16 +7,16 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history
+from . import history, snapshot
 from .binding import bound, commit_session
 from .database import Database, begin, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
@@ -32,6 +32,8 @@ from .signals import migration_applied, migration_failed, migration_started
 from .steps import Steps
 
 _logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -142,25 +144,48 @@ class Runner:
         wal_version = _wal_schema_version(connection)
         plan = self._gate.by_connection(database, connection, force=force)
         connection.rollback()  # what was only read
-        digest = self._gate.sources.digest
-        if plan.state is not None and not plan.behind and plan.state.source == digest:
+        if plan.state is not None and not plan.behind and plan.state.source == self._gate.sources.digest:
             return plan.state
+        if plan.behind:
+            snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
-        begun = self._prepare(database, connection, first=plan.state is None or not plan.state.source)
         guard = LockGuard(database, connection, self._ddl.lock_timeout)
+        first = plan.state is None or not plan.state.source
+        begun = self._retried(connection, lambda: self._prepare(database, connection, first=first))
         run = _DatabaseRun(database, connection, lock, guard, begun)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
+        moved = bool(plan.pending) and wal_version is not None and wal_version == _wal_schema_version(connection)
+        connection.rollback()
+        return self._retried(connection, lambda: self._seal(connection, lock, moved=moved, wal=wal_version is not None))
+
+    def _retried(self, connection: sa.Connection, work: Callable[[], R]) -> R:
+        """Do what is one transaction, again where another one was in the way."""
+        for tries in itertools.count(1):
+            try:
+                return work()
+            except sa.exc.DBAPIError as error:
+                connection.rollback()
+                if tries > self._ddl.retries or not transient(error):
+                    raise
+            back_off(tries)
+        raise AssertionError
+
+    def _seal(self, connection: sa.Connection, lock: Lock, *, moved: bool, wal: bool) -> State:
+        """Write down what the history holds now.
+
+        :param moved: whether to make a schema change that leaves nothing. In WAL mode only such a one surely shows in
+            the file's header, by which boot tells this file from an older copy of it.
+        """
         begin(connection)
-        if plan.pending and wal_version is not None and wal_version == _wal_schema_version(connection):
-            # In WAL mode only a schema change surely shows in the file's header, by which boot tells this file from
-            # an older copy of it.
+        if moved:
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         lock.confirm(connection)
-        state = history.seal(connection, digest, [item.name for item in self._gate.involved])
+        involved = [item.name for item in self._gate.involved]
+        state = history.seal(connection, self._gate.sources.digest, involved)
         connection.commit()
-        if wal_version is not None:
+        if wal:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
         return state
 
