@@ -39,6 +39,7 @@ class Execution:
     :param guard: watches over ``connection``.
     :param settings: for schema changes.
     :param transactional: whether the migration runs in a transaction.
+    :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
     """
 
     #: Whether nothing is really sent.
@@ -54,17 +55,21 @@ class Execution:
         guard: LockGuard,
         settings: DdlSettings,
         transactional: bool,
+        tell: Callable[..., object] = lambda **_: None,
     ) -> None:
         self.database = database
         self.connection = connection
         self.steps = steps
         self.settings = settings
         self.transactional = transactional
+        self.tell = tell
         self._lock = lock
         self._guard = guard
         self._savepoints: Savepoints | None = None
         #: Called before a transaction is cut: ends what its users left open.
         self.before_cut: list[Callable[[], None]] = []
+        #: Called after a rollback that the migration's code did not ask for: brings its users to a new start.
+        self.after_rollback: list[Callable[[], None]] = []
 
     @property
     def dialect(self) -> str:
@@ -127,8 +132,29 @@ class Execution:
         :raises LeaseLost: somebody else has taken the lock; nothing was committed.
         """
         if self.transactional:
-            self._commit()
+            self.commit()
             begin(self.connection)
+
+    def commit(self) -> None:
+        """Commit as :meth:`cut` does, without beginning anew: what follows does so when it has work.
+
+        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
+        """
+        for settle in self.before_cut:
+            settle()
+        self.steps.store()
+        self.confirm()
+        if self._savepoints is not None:
+            self._savepoints.cut()
+        self.connection.commit()
+
+    def rollback(self) -> None:
+        """Take back the open transaction, so that it can be tried again."""
+        if self._savepoints is not None:
+            self._savepoints.cut()
+        self.connection.rollback()
+        for renew in self.after_rollback:
+            renew()
 
     @contextmanager
     def outside(self) -> Iterator[Send]:
@@ -139,7 +165,7 @@ class Execution:
         if not self.transactional:
             yield self.send
             return
-        self._commit()
+        self.commit()
         with self.database.connect(autocommit=True) as own:
             yield lambda change, more="": self._send(own, change, more, alone=False)
         begin(self.connection)
@@ -148,14 +174,14 @@ class Execution:
     def pragma(self, name: str, value: str) -> Iterator[None]:
         """Cut the migration, and set a pragma of SQLite that cannot be changed in a transaction for one of its own."""
         if self.transactional:
-            self._commit()
+            self.commit()
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
         self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
         self.connection.rollback()
         begin(self.connection)
         try:
             yield
-            self._commit()
+            self.commit()
         finally:
             self.connection.rollback()
             self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
@@ -177,15 +203,6 @@ class Execution:
         :raises LeaseLost: it does not.
         """
         self._lock.confirm(self.connection)
-
-    def _commit(self) -> None:
-        for settle in self.before_cut:
-            settle()
-        self.steps.store()
-        self.confirm()
-        if self._savepoints is not None:
-            self._savepoints.cut()
-        self.connection.commit()
 
     def _send(self, connection: sa.Connection, change: DDLElement | str, more: str, *, alone: bool) -> None:
         """Send a statement; one that is a transaction of its own and leaves nothing behind is tried again by itself."""

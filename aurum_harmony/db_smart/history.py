@@ -15,7 +15,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
+from . import codec
 from .database import begin
 from .migrations import MAX_NAME, Migration
 
@@ -152,6 +153,39 @@ class State:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a backfill is.
+
+    :ivar done: rows.
+    :ivar total: rows, estimated.
+    :ivar rate: rows per second; 0 where it stands still.
+    """
+
+    migration: str
+    done: int
+    total: int
+    rate: float
+
+    @property
+    def eta(self) -> float | None:
+        """How long it will take, seconds; ``None`` where nothing can be said."""
+        return round(max(0, self.total - self.done) / self.rate, 1) if self.rate else None
+
+    def report(self) -> dict[str, Any]:
+        """As ``status`` has it in JSON."""
+        return {**asdict(self), "eta_s": self.eta}
+
+    @staticmethod
+    def of(report: dict[str, Any]) -> Progress:
+        """What :meth:`report` gave."""
+        return Progress(**{name: value for name, value in report.items() if name != "eta_s"})
+
+    def __str__(self) -> str:
+        text = f"{self.migration}: {self.done:,} of ~{self.total:,} rows"
+        return text if self.eta is None else f"{text}, {self.rate:,.0f} rows/s, about {self.eta:,.0f} s left"
+
+
+@dataclass(frozen=True)
 class Pending:
     """A migration to run, and why."""
 
@@ -256,6 +290,24 @@ def create_tables(connection: sa.Connection) -> None:
 def begun(connection: sa.Connection) -> set[str]:
     """Names of migrations that an earlier run has cut short. One query."""
     return set(connection.scalars(sa.select(progress.c.migration).distinct()))
+
+
+def read_progress(connection: sa.Connection, *, running: bool) -> Progress | None:
+    """The backfill that is not finished; ``None`` where there is none. One query.
+
+    :param running: whether somebody is at it.
+    """
+    query = sa.select(progress.c.migration, progress.c.row_count, progress.c.detail)
+    try:
+        rows = connection.execute(query.where(progress.c.step.like("backfill:%"))).all()
+    except sa.exc.DBAPIError:  # no such table, one of an earlier release, or no right to read it
+        connection.rollback()
+        return None
+    for migration, done, text in rows:
+        detail = codec.loads(text)
+        if not detail["finished"]:
+            return Progress(migration, done, detail["total"], detail["rate"] if running else 0.0)
+    return None
 
 
 def record(connection: sa.Connection, migration: Migration, seconds: float, *, error: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import signal
@@ -17,7 +18,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from . import history, snapshot
-from .binding import bound, commit_session
+from .binding import bound, commit_session, rollback_session
 from .database import Database, begin, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
 from .execution import Execution, back_off
@@ -28,7 +29,7 @@ from .lock import Lock, lock_of
 from .migrations import Migration, location
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
-from .signals import migration_applied, migration_failed, migration_started
+from .signals import migration_applied, migration_failed, migration_progress, migration_started
 from .steps import Steps
 
 _logger = logging.getLogger(__name__)
@@ -278,8 +279,12 @@ class Runner:
             guard=run.guard,
             settings=self._ddl,
             transactional=transactional,
+            tell=functools.partial(
+                migration_progress.send, self._app, migration=migration.name, database=run.database.name
+            ),
         )
-        run.cut = not transactional or not run.database.transactional_ddl
+        execution.after_rollback.append(lambda: rollback_session(self._db))
+        run.cut = not transactional or not run.database.transactional_ddl or migration.name in run.begun
 
         def before_cut() -> None:
             commit_session(self._db)
