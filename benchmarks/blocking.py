@@ -379,8 +379,8 @@ def main() -> int:
             "processors": os.cpu_count(),
             "packages": {name: version(name) for name in _PACKAGES},
         }
-        report = {"machine": machine, "options": asdict(options), "remarks": remarks}
-        report["rows"] = [row.report() for row in rows]
+        found_rows = [row.report() for row in rows]
+        report = {"machine": machine, "options": asdict(options), "remarks": remarks, "rows": found_rows}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

@@ -21,7 +21,7 @@ from aurum_harmony.db_smart.errors import ConfigError, MigrationFailed
 from aurum_harmony.db_smart.settings import DdlSettings, ddl_settings
 
 from .conftest import Project
-from .test_outage import eventually
+from .servers import wait_until
 
 TABLE = """
 @migration
@@ -69,7 +69,7 @@ class Client:
     def passes(self) -> None:
         """Wait until a statement that begins after this call has ended."""
         before = self._count
-        eventually(lambda: self._count > before + 1 or self._work.done())
+        wait_until(lambda: self._count > before + 1 or self._work.done())
         assert not self._work.done(), self._work.exception()
 
 
@@ -93,11 +93,27 @@ def booting(project: Project, **config: Any) -> Iterator[Future[BootReport]]:
         yield pool.submit(lambda: project.boot(**config))
 
 
+class Tries:
+    """How often something was tried again, by the log."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    @property
+    def count(self) -> int:
+        return self._caplog.text.count("tried again")
+
+    def another(self, boot: Future[BootReport]) -> None:
+        """Wait until a boot tries once more."""
+        before = self.count
+        wait_until(lambda: self.count > before or boot.done())
+        assert not boot.done()
+
+
 @pytest.fixture
-def tries(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-    """How often something was tried again."""
+def tries(caplog: pytest.LogCaptureFixture) -> Tries:
     caplog.set_level(logging.INFO)
-    return lambda: caplog.text.count("tried again")
+    return Tries(caplog)
 
 
 @pytest.fixture(params=["postgresql", "mariadb"])
@@ -158,31 +174,26 @@ def extend(op):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_long_reader_delays_the_migration_and_not_the_application(
-    items: Project, tries: Callable[[], int], change: str
-) -> None:
+def test_a_long_reader_delays_the_migration_and_not_the_application(items: Project, tries: Tries, change: str) -> None:
     items.write(TABLE + CHANGES[change])
     clients = [Client(items.url, READ), Client(items.url, WRITE)]
     with ExitStack() as stack, holding(items.url) as holder, booting(items) as boot:
         for client in clients:
             stack.enter_context(client)
-        for number in range(1, 3):
-            eventually(lambda least=number: tries() >= least or boot.done())
+        for _ in range(2):
+            tries.another(boot)
             for client in clients:
                 client.passes()  # it would not, if the change waited for the holder
         assert not boot.done()
         holder.commit()
         assert boot.result(60).applied == ("extend",)
-    print(change, items.dialect, [round(client.longest, 2) for client in clients])
     assert all(client.longest < SHORT + 10 for client in clients)
     assert items.columns("items") == {"id", "n", "a", "b"}
     assert items.query("SELECT id FROM items ORDER BY id") == [(1,), (2,), (3,)]
     assert items.history()[-1] == ("extend", "applied")
 
 
-def test_a_long_reader_of_sqlite_delays_the_commit_and_not_other_readers(
-    sqlite_project: Project, tries: Callable[[], int]
-) -> None:
+def test_a_long_reader_of_sqlite_delays_the_commit_and_not_other_readers(sqlite_project: Project, tries: Tries) -> None:
     sqlite_project.config["DB_SMART_DDL_LOCK_TIMEOUT"] = 0.2
     sqlite_project.write(TABLE)
     sqlite_project.boot()
@@ -192,8 +203,8 @@ def test_a_long_reader_of_sqlite_delays_the_commit_and_not_other_readers(
         Client(sqlite_project.url, READ) as reader,  # which gives up sooner than the driver's usual 5 s
         booting(sqlite_project) as boot,
     ):
-        for number in range(1, 3):
-            eventually(lambda least=number: tries() >= least or boot.done())
+        for _ in range(2):
+            tries.another(boot)
             reader.passes()
         assert not boot.done()
         holder.commit()
@@ -220,11 +231,11 @@ def test_a_long_writer_of_sqlite_delays_the_begin(sqlite_project: Project) -> No
 
 
 def test_tables_of_the_models_wait_for_a_short_time_too(
-    make_project: Callable[..., Project], new_url: Callable[[str], URL], tries: Callable[[], int]
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], tries: Tries
 ) -> None:
     def models(db: SQLAlchemy) -> None:
         sa.Table("items", db.metadata, sa.Column("id", sa.Integer, primary_key=True))
-        reference = sa.Column("item_id", sa.ForeignKey("items.id"))
+        reference: sa.Column[int] = sa.Column("item_id", sa.ForeignKey("items.id"))
         sa.Table("parts", db.metadata, sa.Column("id", sa.Integer, primary_key=True), reference)
 
     project = make_project(new_url("postgresql"), {"DB_SMART_DDL_LOCK_TIMEOUT": SHORT})
@@ -234,9 +245,8 @@ def test_tables_of_the_models_wait_for_a_short_time_too(
     # A foreign key asks for a lock of the table that it refers to, which this one excludes.
     lock = "LOCK TABLE items IN ROW EXCLUSIVE MODE"
     with holding(project.url, lock) as holder, Client(project.url, WRITE) as writer, booting(project) as boot:
-        eventually(lambda: tries() >= 1 or boot.done())
+        tries.another(boot)
         writer.passes()
-        assert not boot.done()
         holder.commit()
         boot.result(60)
     assert "parts" in project.tables()
@@ -284,7 +294,7 @@ def extend():
     assert items.boot().applied == ("extend",)
 
 
-def test_a_change_of_data_waits_for_its_rows_as_long_as_it_takes(items: Project, tries: Callable[[], int]) -> None:
+def test_a_change_of_data_waits_for_its_rows_as_long_as_it_takes(items: Project, tries: Tries) -> None:
     items.write(
         TABLE
         + """
@@ -306,11 +316,11 @@ def change(op):
         "AND time >= 3",
     }[items.dialect]
     with holding(items.url, "UPDATE items SET n = 10 WHERE id = 1") as holder, booting(items) as boot:
-        eventually(lambda: items.query(waiting) or boot.done())
+        wait_until(lambda: items.query(waiting) or boot.done())
         assert not boot.done()
         holder.commit()
         assert boot.result(60).applied == ("change",)
-    assert tries() == 0
+    assert tries.count == 0
     assert items.query("SELECT n FROM items ORDER BY id") == [(11,), (1,)]
 
 
@@ -331,7 +341,7 @@ def extend(op):
         "AND clock_timestamp() - query_start > interval '1 s'"
     )
     with holding(project.url) as holder, booting(project, DB_SMART_DDL_LOCK_TIMEOUT=20) as boot:
-        eventually(lambda: project.query(waiting))
+        wait_until(lambda: project.query(waiting))
         holder.commit()
         boot.result(60)
     timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
@@ -388,7 +398,7 @@ VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('ix_item
 
 
 def test_an_index_is_built_behind_a_long_reader(
-    postgresql_items: Project, caplog: pytest.LogCaptureFixture, tries: Callable[[], int]
+    postgresql_items: Project, caplog: pytest.LogCaptureFixture, tries: Tries
 ) -> None:
     project = postgresql_items
     project.write(TABLE + INDEX)
@@ -399,11 +409,11 @@ def test_an_index_is_built_behind_a_long_reader(
         booting(project) as boot,
     ):
         pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        eventually(lambda: project.query(BUILDING))
+        wait_until(lambda: project.query(BUILDING))
         reader.passes()
         writer.passes()
-        eventually(lambda: f"a schema change waits for session {pid} (" in caplog.text)
-        eventually(
+        wait_until(lambda: f"a schema change waits for session {pid} (" in caplog.text)
+        wait_until(
             lambda: project.query(
                 "SELECT 1 FROM pg_stat_activity JOIN pg_stat_progress_create_index USING (pid) "
                 f"WHERE clock_timestamp() - query_start > interval '{3 * SHORT} s'"
@@ -414,7 +424,7 @@ def test_an_index_is_built_behind_a_long_reader(
         assert not boot.done()
         holder.commit()
         assert boot.result(60).applied == ("add_index",)
-    assert tries() == 0
+    assert tries.count == 0
     assert project.query(VALID) == [(True,)]
 
 
@@ -422,7 +432,7 @@ def test_an_index_whose_build_was_ended_is_built_anew(postgresql_items: Project)
     project = postgresql_items
     project.write(TABLE + INDEX)
     with holding(project.url, SNAPSHOT) as holder, booting(project) as boot:
-        ((pid,),) = eventually(lambda: project.query(BUILDING))
+        ((pid,),) = wait_until(lambda: project.query(BUILDING))
         project.query("SELECT pg_terminate_backend(:pid)", pid=pid)
         with pytest.raises(MigrationFailed, match="terminating connection"):
             boot.result(60)
