@@ -252,6 +252,22 @@ def begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def commit(connection: sa.Connection) -> None:
+    """Commit; what SQLite cannot commit is rolled back.
+
+    It would stay open otherwise, keep new readers out, and SQLAlchemy has forgotten it.
+
+    :raises sqlalchemy.exc.DBAPIError: it could not be committed.
+    """
+    try:
+        connection.commit()
+    except sa.exc.DBAPIError:
+        if connection.dialect.name == "sqlite":
+            driver: Any = connection.connection.dbapi_connection
+            driver.rollback()
+        raise
+
+
 def transient(error: BaseException) -> bool:
     """Whether a database error says that the same transaction may succeed when tried again.
 

@@ -9,16 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.schema import DDLElement
 
 from .binding import Savepoints
-from .database import Database, begin, transient
+from .database import Database, begin, commit, transient
 from .ddl import render
-from .guard import LockGuard
+from .guard import LockGuard, guarded
 from .lock import Lock
 from .settings import DdlSettings
 from .steps import Steps
@@ -27,6 +27,7 @@ _logger = logging.getLogger(__name__)
 
 #: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
 Send = Callable[..., None]
+T = TypeVar("T")
 
 
 class Execution:
@@ -81,7 +82,7 @@ class Execution:
     def engine(self) -> Engine:
         """What ``db.engine`` is during the migration."""
         if not self.transactional:
-            return self.database.engine
+            return guarded(self.database, self.settings.lock_timeout)
         self._savepoints = Savepoints(self.connection, self.steps)
         self._guard.watch(self._savepoints.engine)
         return self._savepoints.engine
@@ -124,7 +125,7 @@ class Execution:
         :param more: text for its end, such as ``, LOCK=NONE``.
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
-        self._send(self.connection, change, more, alone=not self.transactional)
+        self._send(self.connection, change, more)
 
     def cut(self) -> None:
         """Commit what was done so far, with the record of its steps, and begin the next transaction.
@@ -146,7 +147,7 @@ class Execution:
         self.confirm()
         if self._savepoints is not None:
             self._savepoints.cut()
-        self.connection.commit()
+        commit(self.connection)
 
     def rollback(self) -> None:
         """Take back the open transaction, so that it can be tried again."""
@@ -167,7 +168,8 @@ class Execution:
             return
         self.commit()
         with self.database.connect(autocommit=True) as own:
-            yield lambda change, more="": self._send(own, change, more, alone=False)
+            LockGuard(self.database, own, self.settings.lock_timeout)
+            yield lambda change, more="": self._send(own, change, more)
         begin(self.connection)
 
     @contextmanager
@@ -204,19 +206,32 @@ class Execution:
         """
         self._lock.confirm(self.connection)
 
-    def _send(self, connection: sa.Connection, change: DDLElement | str, more: str, *, alone: bool) -> None:
-        """Send a statement; one that is a transaction of its own and leaves nothing behind is tried again by itself."""
+    def alone(self, send: Callable[[], T], text: str) -> T:
+        """Send a statement; where it is a transaction of its own that leaves nothing behind, try it again by itself.
+
+        :param text: its SQL.
+        """
+        retries = 0 if self.transactional or "CONCURRENTLY" in text.upper() else self.settings.retries
+        return tried_again(self.database, send, retries)
+
+    def _send(self, connection: sa.Connection, change: DDLElement | str, more: str) -> None:
         text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
-        for tries in itertools.count(1):
-            try:
-                # Without parameters, so that no driver takes a percent sign for one.
-                connection.exec_driver_sql(text, execution_options={"no_parameters": True})
-                return
-            except sa.exc.DBAPIError as error:
-                if not alone or not transient(error) or tries > self.settings.retries or "CONCURRENTLY" in text:
-                    raise
-                _logger.info("db-smart: tried again: %s", self.database.redact(error))
-            back_off(tries)
+        # Without parameters, so that no driver takes a percent sign for one.
+        options = {"no_parameters": True}
+        self.alone(lambda: connection.exec_driver_sql(text, execution_options=options), text)
+
+
+def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:
+    """Do what leaves nothing behind when it fails, again and again while others are in its way."""
+    for tries in itertools.count(1):
+        try:
+            return action()
+        except sa.exc.DBAPIError as error:
+            if not transient(error) or tries > retries:
+                raise
+            _logger.info("db-smart: tried again: %s", database.redact(error))
+        back_off(tries)
+    raise AssertionError  # never reached
 
 
 def back_off(tries: int) -> None:

@@ -8,10 +8,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
@@ -19,9 +19,9 @@ from flask_sqlalchemy import SQLAlchemy
 
 from . import history, snapshot
 from .binding import bound, commit_session, rollback_session
-from .database import Database, begin, transient
+from .database import Database, begin, commit, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
-from .execution import Execution, back_off
+from .execution import Execution, back_off, tried_again
 from .gate import Gate
 from .guard import LockGuard
 from .history import Pending, State
@@ -33,8 +33,6 @@ from .signals import migration_applied, migration_failed, migration_progress, mi
 from .steps import Steps
 
 _logger = logging.getLogger(__name__)
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -152,42 +150,31 @@ class Runner:
         outcome.changed |= plan.behind
         guard = LockGuard(database, connection, self._ddl.lock_timeout)
         first = plan.state is None or not plan.state.source
-        begun = self._retried(connection, lambda: self._prepare(database, connection, first=first))
+        begun = tried_again(database, lambda: self._prepare(database, connection, first=first), self._ddl.retries)
         run = _DatabaseRun(database, connection, lock, guard, begun)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
-        moved = bool(plan.pending) and wal_version is not None and wal_version == _wal_schema_version(connection)
-        connection.rollback()
-        return self._retried(connection, lambda: self._seal(connection, lock, moved=moved, wal=wal_version is not None))
+        changed = wal_version if plan.pending else None
+        state = tried_again(database, lambda: self._seal(connection, lock, changed), self._ddl.retries)
+        if wal_version is not None:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        return state
 
-    def _retried(self, connection: sa.Connection, work: Callable[[], R]) -> R:
-        """Do what is one transaction, again where another one was in the way."""
-        for tries in itertools.count(1):
-            try:
-                return work()
-            except sa.exc.DBAPIError as error:
-                connection.rollback()
-                if tries > self._ddl.retries or not transient(error):
-                    raise
-            back_off(tries)
-        raise AssertionError
+    def _seal(self, connection: sa.Connection, lock: Lock, wal_version: int | None) -> State:
+        """Bring the state row up to date.
 
-    def _seal(self, connection: sa.Connection, lock: Lock, *, moved: bool, wal: bool) -> State:
-        """Write down what the history holds now.
-
-        :param moved: whether to make a schema change that leaves nothing. In WAL mode only such a one surely shows in
-            the file's header, by which boot tells this file from an older copy of it.
+        :param wal_version: the schema cookie before migrations ran, on SQLite in WAL mode.
         """
+        connection.rollback()  # what a try before this one has left
         begin(connection)
-        if moved:
+        if wal_version is not None and wal_version == _wal_schema_version(connection):
+            # In WAL mode only a schema change surely shows in the file's header, by which boot tells this file from
+            # an older copy of it.
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         lock.confirm(connection)
-        involved = [item.name for item in self._gate.involved]
-        state = history.seal(connection, self._gate.sources.digest, involved)
-        connection.commit()
-        if wal:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        state = history.seal(connection, self._gate.sources.digest, [item.name for item in self._gate.involved])
+        commit(connection)
         return state
 
     def _prepare(self, database: Database, connection: sa.Connection, *, first: bool) -> set[str]:
@@ -195,6 +182,7 @@ class Runner:
 
         :returns: names of migrations that an earlier run has cut short.
         """
+        connection.rollback()  # what a try before this one has left
         if first:
             history.create_state(connection)
         begin(connection)
@@ -203,7 +191,7 @@ class Runner:
         if first and self._create_all and metadata is not None:
             metadata.create_all(connection)
         begun = history.begun(connection)
-        connection.commit()
+        commit(connection)
         return begun
 
     def _apply(self, run: _DatabaseRun, item: Pending, index: int, total: int) -> Run:
@@ -260,7 +248,7 @@ class Runner:
         run.lock.confirm(connection)
         history.record(connection, migration, duration)
         steps.clear(connection)
-        connection.commit()
+        commit(connection)
         return duration
 
     def _call(self, run: _DatabaseRun, connection: sa.Connection, migration: Migration) -> Steps:
@@ -269,6 +257,7 @@ class Runner:
         :returns: its steps.
         """
         transactional = migration.options.transactional
+        guard = run.guard if transactional else LockGuard(run.database, connection, self._ddl.lock_timeout)
         at_once = not transactional or not run.database.transactional_ddl
         steps = Steps(connection, migration.name, at_once=at_once, begun=migration.name in run.begun)
         execution = Execution(
@@ -276,7 +265,7 @@ class Runner:
             connection,
             lock=run.lock,
             steps=steps,
-            guard=run.guard,
+            guard=guard,
             settings=self._ddl,
             transactional=transactional,
             tell=functools.partial(
@@ -331,7 +320,7 @@ class Runner:
             begin(connection)
             run.lock.confirm(connection)
             history.record(connection, migration, seconds, error=cause)
-            connection.commit()
+            commit(connection)
         except (sa.exc.SQLAlchemyError, LeaseLost) as second:
             connection.rollback()
             _logger.debug("The failure could not be recorded: %s", database.redact(second))
@@ -340,12 +329,18 @@ class Runner:
             kept += " (there each schema change commits by itself)"
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
+        advice = "Mend the cause"
+        if _transient(error):
+            advice = (
+                "Other sessions were in its way each time it was tried; where the database can tell, the log names "
+                "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
+            )
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
         return MigrationFailed(
             f"Migration {migration.name!r} failed on the database {database.name!r} ({database.url}): {cause}."
             f"\n  At: {location(error, migration.path)}"
             + (f"\n  Statement: {statement}" if statement else "")
-            + f"\n{kept}. Mend the cause and {again}.",
+            + f"\n{kept}. {advice} and {again}.",
             migration=migration.name,
             database=database.name,
             statement=statement,
