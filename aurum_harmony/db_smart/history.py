@@ -245,29 +245,27 @@ def create_state(connection: sa.Connection) -> None:
 
     :raises sqlalchemy.exc.DBAPIError: the database refuses them.
     """
-    tries = 10
-    for attempt in range(1, tries + 1):
+    failure: sa.exc.DBAPIError | None = None
+    for attempt in range(10):
         try:
-            if read_state(connection) is not None:
-                connection.rollback()
-                return
+            found = read_state(connection)
             connection.rollback()
+            if found is not None:
+                return
+            if attempt:
+                threading.Event().wait(random.uniform(0, 0.05 * attempt))
             begin(connection)
             state.create(connection, checkfirst=True)
             if connection.execute(sa.select(state.c.id)).first() is None:
                 connection.execute(state.insert().values(new_state()))
             connection.commit()
             return
-        except sa.exc.DBAPIError:
-            # Another one made it between our look and our act; databases report that in many ways.
+        except sa.exc.DBAPIError as error:
+            # Another one made it between our look and our act; databases report that in many ways. Look again.
             connection.rollback()
-            if read_state(connection) is not None:
-                connection.rollback()
-                return
-            connection.rollback()
-            if attempt == tries:
-                raise
-            threading.Event().wait(random.uniform(0, 0.05 * attempt))
+            failure = error
+    assert failure is not None
+    raise failure
 
 
 def new_state() -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Lock(ABC):
     def left_behind(self) -> str | None:
         """Name of a holder that is gone without having released the lock; ``None`` where there is none.
 
-        Watches for a heartbeat, for at most half a lease. Writes nothing.
+        Watches for a heartbeat, for at most three quarters of a lease: two are due by then. Writes nothing.
 
         :raises LockHeld: the holder is alive.
         """
@@ -230,7 +230,7 @@ class _Lease(Lock):
         found = self._lease()
         if found is None or not found.holder:
             return None
-        deadline = time.monotonic() + self.settings.lease / 2
+        deadline = time.monotonic() + self.settings.lease * 0.75
         while found.lease_expires >= found.now and time.monotonic() < deadline:
             threading.Event().wait(0.1)
             later = self._lease()
