@@ -76,5 +76,5 @@ def _driver(text: str) -> tuple[Any, str]:
         return psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)), "%s"
     import pymysql
 
-    options = {"host": url.host, "port": url.port or 3306, "user": url.username, "password": url.password or ""}
-    return pymysql.connect(database=url.database, **options), "%s"  # type: ignore[arg-type]
+    options: dict[str, Any] = {"host": url.host, "port": url.port or 3306, "user": url.username}
+    return pymysql.connect(**options, password=url.password or "", database=url.database), "%s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -87,7 +88,7 @@ def execute(url: URL | str, sql: str, **parameters: Any) -> None:
         connection.execute(sa.text(sql), parameters)
 
 
-PLUS_ONE = {"n": sa.column("n") + 1}
+PLUS_ONE: dict[str, Any] = {"n": sa.column("n") + 1}
 
 
 @contextmanager
@@ -148,7 +149,7 @@ def test_each_row_once_whatever_the_key(
     make_table(url, *columns(database.dialect), values=values)
     with small_batches(monkeypatch), operations(database) as op:
         op.backfill("items", PLUS_ONE)
-        seen = []
+        seen: list[tuple[Any, ...]] = []
         op.batches("items")(lambda rows: seen.extend(tuple(row)[:-2] for row in rows))
     assert numbers(url) == [(1, ROWS)]
     assert len(seen) == len(set(seen)) == ROWS
@@ -226,6 +227,9 @@ def test_a_float_is_no_key(new_url: Callable[[str], URL], dialect: str) -> None:
 
 
 def test_wrong_uses_are_clear_errors(items: sa.Table, database: Database) -> None:
+    def read(select: sa.Select[Any], op: Any) -> None:
+        op.batches(select)(print)
+
     def fails(match: str, action: Callable[[Any], object]) -> None:
         with pytest.raises(DbSmartError, match=match), operations(database) as op:
             action(op)
@@ -239,7 +243,7 @@ def test_wrong_uses_are_clear_errors(items: sa.Table, database: Database) -> Non
         sa.select(items.c.n).limit(3),
         sa.select(items.c.n).group_by(items.c.n),
     ):
-        fails("a SELECT from one table", lambda op, select=select: op.batches(select)(print))
+        fails("a SELECT from one table", functools.partial(read, select))
     fails("cannot have", lambda op: op.batches("items")(lambda _: op.backfill("items", PLUS_ONE)))
     if database.dialect != "sqlite":
         fails("cannot set 'id'", lambda op: op.backfill("items", {"id": sa.column("id") + 1}))
@@ -539,7 +543,7 @@ def test_a_locked_row_holds_up_its_batch_only(items: sa.Table, url: URL, databas
     """The one who has the row lets go when the batch has given up for the first time."""
     other = engine_of(url).connect()
     held = {"sqlite": "BEGIN IMMEDIATE"}.get(database.dialect, "UPDATE items SET s = 'x' WHERE id > 8000")
-    let_go = []
+    let_go: list[bool] = []
 
     def pause() -> bool:
         if database.dialect == "sqlite" and not let_go and not other.in_transaction():
@@ -579,7 +583,7 @@ def test_who_lost_the_lease_stops(new_url: Callable[[str], URL]) -> None:
 def test_no_snapshot_lasts_longer_than_a_batch(new_url: Callable[[str], URL], monkeypatch: pytest.MonkeyPatch) -> None:
     url = new_url("postgresql")
     make_table(url, Column("id", Integer, primary_key=True), values=lambda number: (number + 1,))
-    states = set()
+    states: set[tuple[Any, ...]] = set()
 
     def pause() -> bool:
         with engine_of(url).connect() as connection:
@@ -647,10 +651,8 @@ HELD = """
     import os
 
     def held():
-        with open(os.environ["READY"], "w"):
-            pass
-        with open(os.environ["GO"]):
-            pass
+        os.write(int(os.environ["READY"]), b"x")
+        os.read(int(os.environ["GO"]), 1)
         return False
 
     asked = []
@@ -666,33 +668,30 @@ HELD = """
 
 
 @contextmanager
-def held_backfill(project: Project, **options: Any) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None]]]:
+def held_backfill(project: Project, **options: Any) -> Iterator[tuple[subprocess.Popen[str], Callable[[], object]]]:
     """A process that stands in its third batch until it is let go."""
     make_table(project.url, Column("id", Integer, primary_key=True), values=lambda number: (number + 1,))
     project.write(HELD)
-    ready, go = project.directory / "ready", project.directory / "go"
-    os.mkfifo(ready)
-    os.mkfifo(go)
+    ready, its_ready = os.pipe()
+    its_go, go = os.pipe()
     url = make_url(project.url).render_as_string(hide_password=False)
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(project.directory), project.module, url],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "READY": str(ready), "GO": str(go)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "READY": str(its_ready), "GO": str(its_go)},
+        pass_fds=(its_ready, its_go),
         text=True,
         **options,
     )
-    with open(ready):
-        pass
-
-    def let_go() -> None:
-        with open(go, "w"):
-            pass
-
+    os.close(its_ready)
+    os.close(its_go)
     try:
-        yield process, let_go
+        assert os.read(ready, 1), "it has ended before its third batch"
+        yield process, lambda: os.write(go, b"x")
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+        process.kill()
+        process.communicate()
+        os.close(ready)
+        os.close(go)
 
 
 SCRIPT = """
@@ -740,7 +739,7 @@ def test_status_tells_it_from_another_process(project: Project) -> None:
 def test_status_tells_what_a_kill_has_left(sqlite_project: Project) -> None:
     with held_backfill(sqlite_project) as (process, _):
         process.kill()
-        process.wait()
+        process.communicate()
         report = json.loads(sqlite_project.run("status", "--json").stdout)
     assert report["lock"] is None
     assert 250 < report["progress"]["done"] < ROWS
@@ -825,7 +824,7 @@ def boot_small(folder: Path, url: str, module: str, boundary: int | None) -> Non
     DbSmart(app, SQLAlchemy(app), migrations=module).boot(app)
 
 
-def killed_round(project: Project, kill: Callable[[int], int]) -> bool:
+def killed_round(project: Project, kill: Callable[[], int]) -> bool:
     """One boot that is killed, and one that finishes: each row is done once by each of the three.
 
     :returns: whether it was killed.
@@ -837,7 +836,7 @@ def killed_round(project: Project, kill: Callable[[int], int]) -> bool:
     metadata.drop_all(engine)
     project.flag.unlink(missing_ok=True)
     make_table(url, Column("id", Integer, primary_key=True), values=lambda number: (number * 2 + 1,), rows=400)
-    code = kill(0)
+    code = kill()
     assert code in (0, -signal.SIGKILL)
     if code:
         assert ended(forked(boot_small, project.instance, url, project.module, None)) == 0
@@ -851,11 +850,15 @@ def killed_round(project: Project, kill: Callable[[int], int]) -> bool:
 def test_killed_at_every_statement_boundary(project: Project) -> None:
     project.write(KILLED, header="")
     url = make_url(project.url).render_as_string(hide_password=False)
-    boundary = 1
-    while killed_round(
-        project, lambda _, at=boundary: ended(forked(boot_small, project.instance, url, project.module, at))
-    ):
+    boundary = 0
+    killed = True
+    while killed:
         boundary += 1
+
+        def kill(at: int = boundary) -> int:
+            return ended(forked(boot_small, project.instance, url, project.module, at))
+
+        killed = killed_round(project, kill)
     assert boundary > 60
 
 
@@ -864,10 +867,10 @@ def test_killed_at_random(project: Project) -> None:
     project.write(KILLED, header="")
     url = make_url(project.url).render_as_string(hide_password=False)
     started = time.perf_counter()
-    killed_round(project, lambda _: ended(forked(boot_small, project.instance, url, project.module, None)))
+    killed_round(project, lambda: ended(forked(boot_small, project.instance, url, project.module, None)))
     length = time.perf_counter() - started
 
-    def kill(_: int) -> int:
+    def kill() -> int:
         pid = forked(boot_small, project.instance, url, project.module, None)
         time.sleep(random.uniform(0, length))  # the moment is the point
         os.kill(pid, signal.SIGKILL)
