@@ -41,7 +41,7 @@ _TELL_EVERY = 5.0
 #: The shortest and the longest time between two questions whether to pause, seconds.
 _PAUSES = (0.05, 1.0)
 #: The least rest on SQLite, as a fraction of the batch: who waits for its lock comes and looks, and must find it free.
-_SQLITE_REST = 0.06
+_SQLITE_REST = 0.04
 
 _Key = list[Any]
 #: Does a batch, given its range and the keys for it, and whether to look for rows that still match. Returns how many
