@@ -7,17 +7,19 @@ there; they are looked at afterwards.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from alembic.ddl.mysql import MySQLAlterDefault, MySQLModifyColumn
+from alembic.ddl.base import DropColumn
+from alembic.ddl.mysql import MySQLAlterDefault
 from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
-from .ddl import render
+from .ddl import AddColumns, ModifyColumn, render
 from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import BLOCKS, OLD_ROWS, Refused
@@ -26,6 +28,12 @@ _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
 _DUPLICATE = 1062
+#: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
+_DEFINITION = re.compile(
+    r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
+    r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)"
+)
+_DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
 
 
 class MariadbForms(Forms):
@@ -40,8 +48,6 @@ class MariadbForms(Forms):
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
-        from .ddl import AddColumns
-
         keys = any(isinstance(constraint, sa.ForeignKeyConstraint) for constraint in constraints)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
@@ -61,8 +67,6 @@ class MariadbForms(Forms):
 
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
         """Drop a column."""
-        from alembic.ddl.base import DropColumn
-
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
         self._send(change, online, f"op.drop_column({table!r}, {column!r})")
 
@@ -98,36 +102,41 @@ class MariadbForms(Forms):
             self._check_rows(constraint, existing.name)
 
     def alter_column(self, change: Change, online: bool) -> None:
-        """Change a column; type and nullability in one ``MODIFY``, which must repeat all else that the column has."""
+        """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
         if change.nullable is False and online:
             missing = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
             if missing:
                 raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
+        if change.server_default is not False:
+            default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+            self._send(default, online, what)
         if change.type_ is not None or change.nullable is not None:
-            existing = change.existing
-            if existing.get("computed"):
+            if change.existing.get("computed"):
                 raise DbSmartError(
                     f"{what}: the column is computed; change it by op.execute(), with its whole definition."
                 )
-            default: Any = change.server_default
-            if default is False and existing["default"] is not None:
-                default = sa.text(existing["default"])
-            modify = MySQLModifyColumn(
-                change.table,
-                change.column,
-                schema=change.schema,
-                type_=change.type_ if change.type_ is not None else existing["type"],
-                nullable=existing["nullable"] if change.nullable is None else change.nullable,
-                default=None if default is False else default,
-                autoincrement=existing.get("autoincrement") is True,
-                comment=existing.get("comment"),
-            )
-            self._send(modify, online, what)
-        elif change.server_default is not False:
-            default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
-            self._send(default, online, what)
+            self._send(ModifyColumn(change.table, change.column, self._definition(change), change.schema), online, what)
         self.rename_column(change)
+
+    def _definition(self, change: Change) -> str:
+        """The definition that a column is to have: the one that the server shows, edited."""
+        preparer = self.dialect.identifier_preparer
+        name = preparer.format_table(sa.table(change.table, schema=change.schema))
+        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
+        start = f"  {preparer.quote_identifier(change.existing['name'])} "
+        line = next(line for line in lines if line.startswith(start)).removeprefix(start).rstrip(",")
+        found = _DEFINITION.fullmatch(line)
+        assert found is not None, line
+        kind, characters, null, more = found.groups(default="")
+        if change.type_ is not None:
+            kind = change.type_.compile(dialect=self.dialect)
+            if not isinstance(change.type_, sa.String) or " COLLATE " in kind or " CHARACTER SET " in kind:
+                characters = ""
+        if change.nullable is not None:
+            null = " NULL" if change.nullable else " NOT NULL"
+            more = _DEFAULT_NULL.sub(r"\1", more)
+        return kind + characters + null + more
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:
