@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -55,6 +55,23 @@ def facts(connection: sa.Connection, schema: str | None = None) -> Facts:
         if not name.startswith("db_smart_"):
             found[name] = {**ask(connection, name, schema), "rows": _rows(connection, name, schema)}
     return found
+
+
+def drop_tables(engine: sa.Engine, keep: Collection[str] = ()) -> None:
+    """Drop all tables and views, whatever refers to them."""
+    off = {"sqlite": "PRAGMA foreign_keys = OFF", "mysql": "SET foreign_key_checks = 0"}
+    with engine.connect() as connection:
+        connection.exec_driver_sql(off.get(engine.dialect.name, "SELECT 1"))
+        quote = connection.dialect.identifier_preparer.quote
+        cascade = " CASCADE" if engine.dialect.name == "postgresql" else ""
+        for kind, names in (
+            ("VIEW", sa.inspect(connection).get_view_names()),
+            ("TABLE", sa.inspect(connection).get_table_names()),
+        ):
+            for name in names:
+                if name not in keep:
+                    connection.exec_driver_sql(f"DROP {kind} {quote(name)}{cascade}")
+        connection.commit()
 
 
 def differences(one: Facts, other: Facts) -> dict[str, Any]:

@@ -24,15 +24,18 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from aurum_harmony.db_smart import Operations
+from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.database import Database
 from aurum_harmony.db_smart.history import TABLE_NAMES
+from aurum_harmony.db_smart.rules import RULES, Refused
 
 from . import servers
 from .direct import operations, statements
-from .facts import differences, facts
+from .facts import differences, drop_tables, facts
 
 #: A name that must be quoted everywhere.
 NAME = "Order line"
@@ -119,21 +122,6 @@ def build(database: Database, made: sa.MetaData) -> None:
             )
 
 
-def wipe(database: Database) -> None:
-    """Drop all tables but those of the extension, which take time to make."""
-    off = {"sqlite": "PRAGMA foreign_keys = OFF", "mysql": "SET foreign_key_checks = 0"}
-    with database.engine.connect() as connection:
-        connection.exec_driver_sql(off.get(database.dialect, "SELECT 1"))
-        if database.dialect == "sqlite":
-            connection.exec_driver_sql("DROP VIEW IF EXISTS totals")
-        for name in sa.inspect(connection).get_table_names():
-            if name not in TABLE_NAMES:
-                cascade = " CASCADE" if database.dialect == "postgresql" else ""
-                quoted = connection.dialect.identifier_preparer.quote(name)
-                connection.exec_driver_sql(f"DROP TABLE {quoted}{cascade}")
-        connection.commit()
-
-
 @pytest.fixture(scope="module", params=["sqlite", "sqlite with foreign keys", "postgresql", "mariadb"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A database of each kind in turn, for the whole module, as making one takes longer than most tests."""
@@ -151,9 +139,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def database(server: Database) -> Iterator[Database]:
-    """The database, without tables of other tests."""
+    """The database, without tables of other tests; those of the extension stay, as they take time to make."""
     yield server
-    wipe(server)
+    drop_tables(server.engine, keep=TABLE_NAMES)
 
 
 def seen(database: Database) -> Any:
@@ -166,7 +154,7 @@ def put(final: Items, *added: Any) -> None:
 
 
 def add_nullable(final: Items) -> Action:
-    new = [
+    new: list[Any] = [
         Column("Town", String(40), comment="where, 100%"),
         Column("group", Integer),
         Column("rate", Numeric(8, 3), server_default=text("1.5")),
@@ -177,7 +165,7 @@ def add_nullable(final: Items) -> Action:
 
 
 def add_not_null_with_default(final: Items) -> Action:
-    new = [
+    new: list[Any] = [
         Column("Kind", String(40), nullable=False, server_default='it\'s 100%: "x" :y'),
         Column("flag", Boolean, nullable=False, server_default=sa.true()),
         Column("score", Integer, nullable=False, server_default="7"),
@@ -193,7 +181,7 @@ def add_with_expression_as_default(final: Items) -> Action:
 
 
 def add_foreign_key_column(final: Items) -> Action:
-    new = [
+    new: list[Any] = [
         Column("Customer Id", Integer, ForeignKey("customer.id", ondelete="SET NULL"), index=True),
         Column("parent", Integer, ForeignKey(f"{NAME}.id", name="fk_parent")),
     ]
@@ -220,7 +208,7 @@ def add_column_with_check(final: Items) -> Action:
 
 
 def add_column_with_index(final: Items) -> Action:
-    new = [
+    new: list[Any] = [
         Column("Indexed", Integer, index=True),
         Column("other", Integer, index=True, nullable=False, server_default="3"),
     ]
@@ -431,6 +419,358 @@ def test_the_result_is_that_of_a_fresh_build(database: Database, case: Case) -> 
     result = seen(database)
     assert statements(database, run) == []
     assert differences(seen(database), result) == {}
-    wipe(database)
+    drop_tables(database.engine, keep=TABLE_NAMES)
     build(database, metadata(final))
     assert differences(result, seen(database)) == {}
+
+
+def columns_of(database: Database, table: str = NAME) -> dict[str, Any]:
+    with database.engine.connect() as connection:
+        return {column["name"]: column for column in sa.inspect(connection).get_columns(table)}
+
+
+def sent(database: Database, action: Action) -> list[str]:
+    """The schema changes of operations on the populated table."""
+
+    def run() -> None:
+        with operations(database, destructive=True) as op:
+            action(op)
+
+    return statements(database, run)
+
+
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+def test_postgresql_takes_the_forms_that_leave_the_table_usable(database: Database) -> None:
+    build(database, metadata(items()))
+    assert sent(database, lambda op: op.create_index("ix_a", NAME, ["level"])) == [
+        'CREATE INDEX CONCURRENTLY ix_a ON "Order line" (level)'
+    ]
+    assert sent(database, lambda op: op.drop_index("ix_a", NAME)) == ["DROP INDEX CONCURRENTLY ix_a"]
+    assert sent(database, lambda op: op.create_check_constraint("ck", NAME, "level < 100")) == [
+        'ALTER TABLE "Order line" ADD CONSTRAINT ck CHECK (level < 100) NOT VALID',
+        'ALTER TABLE "Order line" VALIDATE CONSTRAINT ck',
+    ]
+    assert sent(
+        database, lambda op: op.create_foreign_key("fk", NAME, "customer", ["customer_id"], ["id"], ondelete="CASCADE")
+    ) == [
+        'ALTER TABLE "Order line" ADD CONSTRAINT fk FOREIGN KEY(customer_id) REFERENCES customer (id) '
+        "ON DELETE CASCADE NOT VALID",
+        'ALTER TABLE "Order line" VALIDATE CONSTRAINT fk',
+    ]
+    assert sent(database, lambda op: op.create_unique_constraint("uq", NAME, ["select"])) == [
+        'CREATE UNIQUE INDEX CONCURRENTLY uq ON "Order line" ("select")',
+        'ALTER TABLE "Order line" ADD CONSTRAINT uq UNIQUE USING INDEX uq',
+    ]
+    name = '"Order line_select_db_smart_not_null"'
+    assert sent(database, lambda op: op.alter_column(NAME, "select", nullable=False)) == [
+        f'ALTER TABLE "Order line" ADD CONSTRAINT {name} CHECK ("select" IS NOT NULL) NOT VALID',
+        f'ALTER TABLE "Order line" VALIDATE CONSTRAINT {name}',
+        'ALTER TABLE "Order line" ALTER COLUMN "select" SET NOT NULL',
+        f'ALTER TABLE "Order line" DROP CONSTRAINT {name}',
+    ]
+    first, *more = sent(
+        database,
+        lambda op: op.add_columns(
+            NAME,
+            Column("one", Integer, ForeignKey("customer.id")),
+            Column("two", Integer, CheckConstraint("two > 0"), server_default="1"),
+            Column("three", Integer, unique=True),
+        ),
+    )
+    assert first == (
+        "ALTER TABLE \"Order line\" ADD COLUMN one INTEGER, ADD COLUMN two INTEGER DEFAULT '1', "
+        "ADD COLUMN three INTEGER, "
+        'ADD CONSTRAINT "Order line_one_fkey" FOREIGN KEY(one) REFERENCES customer (id) NOT VALID, '
+        'ADD CONSTRAINT "Order line_two_check" CHECK (two > 0) NOT VALID'
+    )
+    assert more == [
+        'ALTER TABLE "Order line" VALIDATE CONSTRAINT "Order line_one_fkey"',
+        'CREATE UNIQUE INDEX CONCURRENTLY "Order line_three_key" ON "Order line" (three)',
+        'ALTER TABLE "Order line" ADD CONSTRAINT "Order line_three_key" UNIQUE USING INDEX "Order line_three_key"',
+        'ALTER TABLE "Order line" VALIDATE CONSTRAINT "Order line_two_check"',
+    ]
+
+
+def plain_forms(op: Operations, online: bool) -> None:
+    op.create_index("ix_a", NAME, ["level"], online=online)
+    op.drop_index("ix_a", NAME, online=online)
+    op.create_foreign_key("fk", NAME, "customer", ["customer_id"], ["id"], online=online)
+    op.create_check_constraint("ck", NAME, "level < 100", online=online)
+    op.create_unique_constraint("uq", NAME, ["select"], online=online)
+    op.alter_column(NAME, "select", nullable=False, online=online)
+    op.add_columns(NAME, Column("one", Integer, ForeignKey("customer.id"), index=True), online=online)
+
+
+@pytest.mark.parametrize("online", [True, False], ids=["an empty table", "online=False"])
+@pytest.mark.parametrize("server", ["postgresql", "mariadb"], indirect=True)
+def test_the_plain_forms(database: Database, online: bool) -> None:
+    build(database, metadata(items()))
+    if online:
+        with database.engine.begin() as connection:
+            connection.execute(sa.table("child").delete())
+            connection.execute(sa.table(NAME).delete())
+    text = "\n".join(sent(database, lambda op: plain_forms(op, online)))
+    assert text.count("\n") >= 7
+    for form in ("CONCURRENTLY", "NOT VALID", "VALIDATE", "USING INDEX", "LOCK", "foreign_key_checks"):
+        assert form not in text, text
+
+
+@pytest.mark.parametrize("server", ["mariadb"], indirect=True)
+def test_mariadb_is_asked_not_to_lock(database: Database) -> None:
+    build(database, metadata(items()))
+
+    def action(op: Operations) -> None:
+        op.create_index("ix_a", NAME, ["level"])
+        op.create_unique_constraint("uq", NAME, ["select"])
+        op.alter_column(NAME, "select", nullable=False)
+        op.alter_column(NAME, "note", server_default="none")
+        op.create_foreign_key("fk", NAME, "customer", ["customer_id"], ["id"])
+        op.add_columns(NAME, Column("one", Integer, ForeignKey("customer.id")), Column("two", Integer))
+        op.drop_column(NAME, "two")
+
+    changes = [change for change in sent(database, action) if not change.startswith("SET")]
+    assert len(changes) == 7
+    assert all(change.endswith("LOCK=NONE") for change in changes), changes
+
+
+MODIFIED = """
+    latin VARCHAR(40) CHARACTER SET latin1 COLLATE latin1_bin{0} DEFAULT 'x' COMMENT 'it''s 100%% \\\\ :x, y',
+    binary_order VARCHAR(10) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin{0} COMMENT 'NOT NULL, DEFAULT NULL',
+    `number (1)` INT(8) UNSIGNED ZEROFILL{0} DEFAULT 5,
+    changed DATETIME(3){0} DEFAULT CURRENT_TIMESTAMP(3) ON UPDATE CURRENT_TIMESTAMP(3),
+    expression VARCHAR(40){0} DEFAULT (concat('a', ' NOT NULL', upper('b'))),
+    checked INT{0} DEFAULT 3 CHECK (checked > 0),
+    hidden INT{0} INVISIBLE DEFAULT 1,
+    kind ENUM('a', 'NOT NULL (', 'it''s'){0} DEFAULT 'a'
+"""
+
+
+@pytest.mark.parametrize("server", ["mariadb"], indirect=True)
+def test_mariadb_keeps_all_else_that_a_column_has(database: Database) -> None:
+    def create(null: str) -> list[str]:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS t")
+            connection.exec_driver_sql(
+                f"CREATE TABLE t (id INT UNSIGNED AUTO_INCREMENT PRIMARY KEY, {MODIFIED.format(null)})"
+            )
+        return shown()
+
+    def shown() -> list[str]:
+        with database.engine.connect() as connection:
+            text: str = connection.exec_driver_sql("SHOW CREATE TABLE t").one()[1]
+            return text.split("\n")
+
+    def alter(op: Operations, nullable: bool) -> None:
+        for name in columns_of(database, "t"):
+            if name != "id":
+                op.alter_column("t", name, nullable=nullable)
+
+    expected = create(" NOT NULL")
+    assert create("") != expected
+    sent(database, lambda op: alter(op, False))
+    assert shown() == expected
+    sent(database, lambda op: alter(op, True))
+    assert shown() == create("")
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE t ADD small VARCHAR(20) COMPRESSED CHARACTER SET latin1")
+    assert sent(database, lambda op: op.alter_column("t", "binary_order", type_=String(12))) == [
+        "ALTER TABLE t MODIFY binary_order VARCHAR(12) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin DEFAULT NULL "
+        "COMMENT 'NOT NULL, DEFAULT NULL'"
+    ]
+    assert sent(database, lambda op: op.alter_column("t", "small", nullable=False)) == [
+        "ALTER TABLE t MODIFY small varchar(20) /*M!100301 COMPRESSED*/ CHARACTER SET latin1 "
+        "COLLATE latin1_swedish_ci NOT NULL"
+    ]
+    sent(database, lambda op: op.alter_column("t", "id", type_=mysql.BIGINT(unsigned=True)))
+    assert "  `id` bigint(20) unsigned NOT NULL AUTO_INCREMENT," in shown()
+
+
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+def test_another_schema(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql('DROP SCHEMA IF EXISTS "My schema" CASCADE; CREATE SCHEMA "My schema"')
+        connection.exec_driver_sql(
+            'CREATE TABLE "My schema".t (id INTEGER PRIMARY KEY, "Name" TEXT); '
+            "INSERT INTO \"My schema\".t VALUES (1, 'x')"
+        )
+
+    def action(op: Operations) -> None:
+        place: Any = {"schema": "My schema"}
+        op.add_columns(
+            "t",
+            Column("parent", Integer, ForeignKey("My schema.t.id"), index=True),
+            Column("code", Integer, unique=True),
+            Column("kind", Integer, nullable=False, server_default="1"),
+            **place,
+        )
+        op.create_index("ix", "t", ["Name"], **place)
+        op.create_check_constraint("ck", "t", "kind > 0", **place)
+        op.create_unique_constraint("uq", "t", ["Name"], **place)
+        op.create_foreign_key("fk", "t", "t", ["kind"], ["id"], source_schema="My schema", referent_schema="My schema")
+        op.alter_column("t", "Name", nullable=False, server_default="50%", **place)
+
+    def undo(op: Operations) -> None:
+        op.drop_index("ix", "t", schema="My schema")
+        op.alter_column("t", "code", new_column_name="Code", schema="My schema")
+        for name in ("ck", "uq", "fk"):
+            op.drop_constraint(name, "t", schema="My schema")
+        op.drop_column("t", "Code", schema="My schema")
+        op.rename_table("t", "u", schema="My schema")
+        op.drop_table("u", schema="My schema")
+
+    assert len(sent(database, action)) == 17
+    assert sent(database, action) == []
+    with database.engine.connect() as connection:
+        found = facts(connection, "My schema")["t"]
+    assert [constraint[0] for constraint in found["constraints"]] == [
+        "ck", "fk", "t_code_key", "t_parent_fkey", "t_pkey", "uq"
+    ]  # fmt: skip
+    assert all(constraint[3] for constraint in found["constraints"])
+    assert found["rows"] == [(1, "x", None, None, 1)]
+    assert len(sent(database, undo)) == 8
+    assert sent(database, lambda op: op.drop_table("u", schema="My schema")) == []
+
+
+class Model(DeclarativeBase):
+    pass
+
+
+class Line(Model):
+    __tablename__ = NAME
+    id: Mapped[int] = mapped_column(primary_key=True)
+    Mixed: Mapped[str | None] = mapped_column(String(40), index=True)
+    owner_id: Mapped[int | None] = mapped_column(ForeignKey("owner.id"))
+    state: Mapped[str] = mapped_column(String(10), server_default="new%")
+
+
+class Owner(Model):
+    __tablename__ = "owner"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    serial: Mapped[str | None] = mapped_column(String(10), unique=True)
+
+
+def test_sync_adds_what_a_model_has(database: Database) -> None:
+    build(database, metadata(items()))
+    before = columns_of(database)
+
+    def action(op: Operations) -> None:
+        op.sync(Owner)
+        op.sync(Line)
+
+    assert sent(database, action) != []
+    assert sent(database, action) == []
+    after = columns_of(database)
+    assert set(after) == {*before, "owner_id", "state"}
+    assert not after["state"]["nullable"]
+    with database.engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        assert {"ix_Order line_Mixed", "ix Mixed"} <= {index["name"] for index in inspector.get_indexes(NAME)}
+        assert "owner" in {key["referred_table"] for key in inspector.get_foreign_keys(NAME)}
+        assert connection.exec_driver_sql("SELECT DISTINCT state FROM " + quoted(connection)).all() == [("new%",)]
+    with pytest.raises(DbSmartError, match=r"takes a model or a table, not 'x'"), operations(database) as op:
+        op.sync("x")
+
+
+def quoted(connection: sa.Connection) -> str:
+    return connection.dialect.identifier_preparer.quote(NAME)
+
+
+# Refusals: what is refused, with which words; and that nothing is changed.
+REFUSED: dict[str, tuple[str, Action]] = {
+    "drop column": (
+        "DS101 .*drop_column.*destroys its data.*destructive=True",
+        lambda op: op.drop_column(NAME, "note"),
+    ),
+    "drop table": ("DS102 .*drop_table.*destroys its data.*destructive=True", lambda op: op.drop_table("spare")),
+    "rename column": (
+        "DS103 .*'Mixed'.*to 'new'.*breaks the release",
+        lambda op: op.alter_column(NAME, "Mixed", new_column_name="new"),
+    ),
+    "rename table": ("DS104 .*breaks the release", lambda op: op.rename_table("spare", "new")),
+    "shorter": ("DS105 .*'Mixed'.*VARCHAR", lambda op: op.alter_column(NAME, "Mixed", type_=String(39))),
+    "fewer digits": ("DS105 ", lambda op: op.alter_column(NAME, "amount", type_=Numeric(10, 1))),
+    "another type": ("DS105 ", lambda op: op.alter_column(NAME, "level", type_=String(10))),
+}
+ROWS_IN_THE_WAY: dict[str, tuple[str, Action]] = {
+    "no value": (
+        "DS203 .*Column\\('rank'.*Give it a server_default",
+        lambda op: op.add_column(NAME, Column("rank", Integer, nullable=False)),
+    ),
+    "null": ("(?s)(NULL|NOT NULL|null)", lambda op: op.alter_column(NAME, "Mixed", nullable=False)),
+    "foreign key": (
+        "(DS204|violate)",
+        lambda op: op.create_foreign_key("fk", NAME, "customer", ["id"], ["id"]),
+    ),
+    "check": (
+        "(?i)(DS204|constraint)",
+        lambda op: op.create_check_constraint("ck", NAME, "level > 2", online=op.connection.dialect.name != "mysql"),
+    ),
+    "unique index": ("(DS204|UNIQUE)", lambda op: op.create_index("ux", NAME, ["level"], unique=True)),
+    "unique constraint": ("(DS204|UNIQUE)", lambda op: op.create_unique_constraint("uq", NAME, ["level"])),
+}
+#: Where a column brings a constraint that its own default breaks, the column is there already when that shows.
+COLUMNS_IN_THE_WAY: dict[str, Column[Any]] = {
+    "unique column": Column("rank", Integer, unique=True, server_default="1"),
+    "foreign key column": Column("rank", Integer, ForeignKey("customer.id"), server_default="99"),
+    "checked column": Column("rank", Integer, CheckConstraint("rank < 5"), server_default="9"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_destroys_or_breaks_is_refused(database: Database, what: str) -> None:
+    message, action = REFUSED[what]
+    build(database, metadata(items()))
+    before = seen(database)
+    with pytest.raises(Refused, match=message) as caught, operations(database) as op:
+        action(op)
+    assert caught.value.rule is RULES[caught.value.rule.id]
+    assert differences(seen(database), before) == {}
+    if what in ("fewer digits", "another type") and database.dialect == "postgresql":
+        with pytest.raises(Refused, match="DS201 .*rewrite the table.*online=False"):
+            sent(database, action)
+        return
+    if what in ("shorter", "fewer digits", "another type") and database.dialect == "mysql":
+        with pytest.raises(Refused, match="DS202 .*LOCK=NONE.*online=False"):
+            sent(database, action)
+        return
+    assert sent(database, action) != []
+    assert differences(seen(database), before) != {}
+
+
+@pytest.mark.parametrize("what", ROWS_IN_THE_WAY)
+def test_rows_in_the_way_are_a_clear_message_and_nothing_is_left_behind(database: Database, what: str) -> None:
+    message, action = ROWS_IN_THE_WAY[what]
+    build(database, metadata(items()))
+    before = seen(database)
+    with pytest.raises((DbSmartError, sa.exc.DBAPIError), match=message), operations(database) as op:
+        action(op)
+    assert differences(seen(database), before) == {}
+
+
+@pytest.mark.parametrize("what", COLUMNS_IN_THE_WAY)
+def test_a_column_whose_default_breaks_its_constraint(database: Database, what: str) -> None:
+    if database.dialect == "mysql" and what == "checked column":
+        return  # MariaDB does not look at the rows when a column with a check is added
+    column = COLUMNS_IN_THE_WAY[what]
+    build(database, metadata(items()))
+    before = seen(database)
+    with pytest.raises((DbSmartError, sa.exc.DBAPIError), match="(DS204|UNIQUE|CHECK|CONSTRAINT|violate)"):
+        sent(database, lambda op: op.add_column(NAME, column))
+    with database.engine.begin() as connection:
+        if "rank" in columns_of(database):
+            left = facts(connection)[NAME]
+            for kind in ("constraints", "foreign keys"):
+                assert left.get(kind) == before[NAME].get(kind)
+            assert not [line for line in left.get("others", []) if "rank" in line and "CONSTRAINT" in line]
+            connection.execute(sa.update(sa.table(NAME, sa.column("rank"))).values(rank=None))
+        else:
+            assert differences(facts(connection), before) == {}
+            column = Column("rank", column.type, unique=column.unique)
+    sent(database, lambda op: op.add_column(NAME, column))
+    with database.engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        found = [key["constrained_columns"] for key in inspector.get_foreign_keys(NAME)]
+        found += [key["column_names"] for key in inspector.get_unique_constraints(NAME)]
+        found += [list(map(str, key["column_names"])) for key in inspector.get_indexes(NAME) if key["unique"]]
+        checks = [check for check in inspector.get_check_constraints(NAME) if "rank" in check["sqltext"]]
+    assert (["rank"] in found or bool(checks)) == (column.unique or bool(column.foreign_keys or column.constraints))

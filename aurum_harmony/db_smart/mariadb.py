@@ -55,15 +55,16 @@ class MariadbForms(Forms):
             self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
-        """Look at the rows that are there."""
-        if self.execution.promised(f"columns {table.schema} {table.name}"):
-            names = {column.name for column in columns}
-            for constraint in table.constraints:
-                if (
-                    isinstance(constraint, sa.ForeignKeyConstraint)
-                    and {item.name for item in constraint.columns} & names
-                ):
-                    self._check_rows(constraint, None)
+        """Look at the rows that are there; a foreign key that was taken back is added again."""
+        if not self.execution.promised(f"columns {table.schema} {table.name}"):
+            return
+        names = {column.name for column in columns}
+        for constraint in table.foreign_key_constraints:
+            if names.intersection(constraint.column_keys):
+                if self._name_of(constraint) is None:
+                    self.add_constraint(constraint, online)
+                else:
+                    self._check_rows(constraint)
 
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
         """Drop a column."""
@@ -92,14 +93,14 @@ class MariadbForms(Forms):
             self.execution.promise(f"key {constraint.name}")
             with self._unchecked(True):
                 self._online(sa.schema.AddConstraint(constraint), what)
-            self._check_rows(constraint, str(constraint.name))
+            self._check_rows(constraint)
         else:
             self._send(sa.schema.AddConstraint(constraint), online, what)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
         if isinstance(constraint, sa.ForeignKeyConstraint) and self.execution.promised(f"key {constraint.name}"):
-            self._check_rows(constraint, existing.name)
+            self._check_rows(constraint)
 
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
@@ -150,7 +151,18 @@ class MariadbForms(Forms):
         finally:
             self.execution.send("SET SESSION foreign_key_checks = 1")
 
-    def _check_rows(self, constraint: sa.ForeignKeyConstraint, name: str | None) -> None:
+    def _name_of(self, constraint: sa.ForeignKeyConstraint) -> str | None:
+        """What a foreign key, which may have no name of ours, is called in the database."""
+        columns = [self.catalog.fold(column) for column in constraint.column_keys]
+        for existing in self.catalog.constraints(constraint.parent.name, constraint.parent.schema).values():
+            same = constraint.name is None or self.catalog.fold(existing.name) == self.catalog.fold(
+                str(constraint.name)
+            )
+            if existing.kind == "foreign" and same and [*map(self.catalog.fold, existing.columns)] == columns:
+                return existing.name
+        return None
+
+    def _check_rows(self, constraint: sa.ForeignKeyConstraint) -> None:
         """Look for rows that break a foreign key; where there are any, drop it again.
 
         :raises Refused: there are.
@@ -169,17 +181,13 @@ class MariadbForms(Forms):
             return
         count = self.execution.connection.scalar(query)
         if count:
-            if name is not None:
-                self.execution.send(
-                    sa.schema.DropConstraint(
-                        SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
-                    )
-                )
-            taken = "It was taken back. " if name is not None else ""
+            name = str(self._name_of(constraint))
+            key = SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
+            self.execution.send(sa.schema.DropConstraint(key))
             raise Refused(
                 OLD_ROWS,
-                f"The foreign key {name or ''} of {table.name!r} to {first.name!r}".replace("  ", " "),
-                f"{count} rows refer to what is not there. {taken}",
+                f"The foreign key {name!r} of {table.name!r} to {first.name!r}",
+                f"{count} rows refer to what is not there. It was taken back. ",
             )
 
     def _send(self, change: DDLElement, online: bool, what: str, more: str = _ONLINE) -> None:
