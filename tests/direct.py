@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
@@ -16,6 +18,9 @@ from aurum_harmony.db_smart.lock import lock_of
 from aurum_harmony.db_smart.migrations import Migration, Options
 from aurum_harmony.db_smart.settings import DdlSettings, LockSettings
 from aurum_harmony.db_smart.steps import Steps
+
+_CHANGES = ("ALTER", "CREATE", "DROP", "COMMENT", "RENAME", "SET SESSION FOREIGN_KEY_CHECKS")
+_OWN = re.compile("|".join(history.TABLE_NAMES))
 
 
 @contextmanager
@@ -54,3 +59,19 @@ def operations(
             op.close()
             execution.close()
             connection.rollback()
+
+
+def statements(database: Database, action: Callable[[], None]) -> list[str]:
+    """The schema changes that an action sends, but for those of the extension's own tables."""
+    sent: list[str] = []
+
+    def listen(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.lstrip().upper().startswith(_CHANGES) and not _OWN.search(statement):
+            sent.append(statement)
+
+    sa.event.listen(database.engine, "before_cursor_execute", listen)
+    try:
+        action()
+    finally:
+        sa.event.remove(database.engine, "before_cursor_execute", listen)
+    return sent

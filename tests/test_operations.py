@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.database import Database
 
-from .direct import operations
+from .direct import operations, statements
 
 
 @pytest.fixture
@@ -43,22 +43,6 @@ Ops = Callable[..., Any]
 def columns(database: Database, table: str) -> dict[str, Any]:
     with database.engine.connect() as connection:
         return {column["name"]: column for column in sa.inspect(connection).get_columns(table)}
-
-
-def statements(database: Database, action: Callable[[], None]) -> list[str]:
-    """The schema changes that an action sends."""
-    sent: list[str] = []
-
-    def listen(_: Any, __: Any, statement: str, *___: Any) -> None:
-        if statement.lstrip().upper().startswith(("ALTER", "CREATE", "DROP")) and "db_smart_" not in statement:
-            sent.append(statement)
-
-    sa.event.listen(database.engine, "before_cursor_execute", listen)
-    try:
-        action()
-    finally:
-        sa.event.remove(database.engine, "before_cursor_execute", listen)
-    return sent
 
 
 def test_add_columns_adds_what_is_missing_in_one_statement(database: Database, ops: Ops) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from operator import le
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeEngine
 
-#: Integers by what they hold.
-_RANKS: tuple[type[TypeEngine[int]], ...] = (sa.SmallInteger, sa.Integer, sa.BigInteger)
+#: Of the texts of MariaDB.
+_BITS_OF_LENGTH = {"TINYTEXT": 8, "TEXT": 16, "MEDIUMTEXT": 24, "LONGTEXT": 32}
+#: What ends the name of a type.
+_MORE = re.compile(r"\s*\(| CHARACTER SET | COLLATE ")
 
 
 def compare(old: TypeEngine[object], new: TypeEngine[object], dialect: Dialect) -> Literal["same", "wider", "other"]:
@@ -21,19 +25,20 @@ def compare(old: TypeEngine[object], new: TypeEngine[object], dialect: Dialect) 
     """
     if _text(old, dialect) == _text(new, dialect):
         return "same"
+    alike = type(old) is type(new) or _affinity(old, dialect) == _affinity(new, dialect)
+    sizes: tuple[tuple[float, ...], tuple[float, ...]] = (), ()
+    if isinstance(old, sa.Enum) or isinstance(new, sa.Enum):
+        return "other"
     if isinstance(old, sa.String) and isinstance(new, sa.String):
-        if isinstance(old, sa.Enum) or isinstance(new, sa.Enum):
-            return "other"
-        return "wider" if _length(new) >= _length(old) else "other"
-    if isinstance(old, sa.Integer) and isinstance(new, sa.Integer):
-        return "wider" if _rank(new) >= _rank(old) else "other"
-    if isinstance(old, sa.Float) and isinstance(new, sa.Float):
-        return "same" if _affinity(old, dialect) == _affinity(new, dialect) else "other"
-    if isinstance(old, sa.Numeric) and isinstance(new, sa.Numeric):
-        return "wider" if _digits(new) >= _digits(old) and (new.scale or 0) >= (old.scale or 0) else "other"
-    if type(old) is type(new) or _affinity(old, dialect) == _affinity(new, dialect):
+        sizes = (_length(old, dialect),), (_length(new, dialect),)
+    elif isinstance(old, sa.Integer) and isinstance(new, sa.Integer):
+        sizes = _range(old), _range(new)
+    elif isinstance(old, sa.Numeric) and isinstance(new, sa.Numeric) and not isinstance(old, sa.Float):
+        sizes = _digits(old, dialect), _digits(new, dialect)
+    collation = getattr(new, "collation", None)
+    if alike and sizes[0] == sizes[1] and collation in (None, getattr(old, "collation", None)):
         return "same"
-    return "other"
+    return "wider" if (sizes[0] or alike) and all(map(le, *sizes)) else "other"
 
 
 def free_on_postgresql(old: TypeEngine[object], new: TypeEngine[object]) -> bool:
@@ -56,23 +61,28 @@ def _affinity(kind: TypeEngine[object], dialect: Dialect) -> str:
     """The type as the database calls it, without its arguments; synonyms as Alembic knows them."""
     from alembic.migration import MigrationContext
 
-    text = _text(kind, dialect).partition("(")[0].strip()
+    text = _MORE.split(_text(kind, dialect))[0]
     synonyms = MigrationContext(dialect, None, {}).impl.type_synonyms
     return min([text, *(word for group in synonyms if text in group for word in group)])
 
 
-def _length(kind: sa.String) -> float:
-    return float("inf") if kind.length is None else kind.length
+def _length(kind: sa.String, dialect: Dialect) -> float:
+    """Characters, or for a text of MariaDB bytes."""
+    bits = _BITS_OF_LENGTH.get(_text(kind, dialect).partition(" ")[0], 0)
+    if kind.length is None:
+        return 2**bits - 1 if bits and dialect.name in ("mysql", "mariadb") else float("inf")
+    return kind.length
 
 
-def _rank(kind: sa.Integer) -> int:
-    text = type(kind).__name__.upper()
-    for rank, base in reversed(list(enumerate(_RANKS))):
-        if isinstance(kind, base) and not (base is sa.Integer and text in ("TINYINT", "MEDIUMINT")):
-            return rank * 10
-    return {"TINYINT": -10, "MEDIUMINT": 5}.get(text, 10)
+def _range(kind: sa.Integer) -> tuple[int, int]:
+    """The bits that hold what is below zero, and above."""
+    small = 16 if isinstance(kind, sa.SmallInteger) else 64 if isinstance(kind, sa.BigInteger) else 32
+    bits = {"TINYINT": 8, "MEDIUMINT": 24}.get(type(kind).__name__, small)
+    return (0, bits) if getattr(kind, "unsigned", False) else (bits - 1, bits - 1)
 
 
-def _digits(kind: sa.Numeric[Any]) -> float:
-    """Digits before the point."""
-    return float("inf") if kind.precision is None else kind.precision - (kind.scale or 0)
+def _digits(kind: sa.Numeric[Any], dialect: Dialect) -> tuple[float, float]:
+    """Digits before the point, and behind it."""
+    if kind.precision is None:
+        return (10, 0) if dialect.name in ("mysql", "mariadb") else (float("inf"), float("inf"))
+    return kind.precision - (kind.scale or 0), kind.scale or 0

@@ -19,17 +19,24 @@ def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
 
     :param options: as ``compile_kwargs`` of SQLAlchemy.
     """
-    plain = copy.copy(dialect)
-    plain.paramstyle, plain.positional = "named", False
-    plain.identifier_preparer = plain.preparer(plain)
-    return str(element.compile(dialect=plain, compile_kwargs=options)).strip()
+    return str(element.compile(dialect=_plain(dialect), compile_kwargs=options)).strip()
 
 
 def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
     """The default of a column as SQL, ``None`` where it has none."""
-    compiler: Any = dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]
+    plain = _plain(dialect)
+    compiler: Any = plain.ddl_compiler(plain, None)  # type: ignore[arg-type]
     text: str | None = compiler.get_column_default_string(column)
     return text
+
+
+def _plain(dialect: Dialect) -> Dialect:
+    """A dialect that does not double percent signs."""
+    plain = copy.copy(dialect)
+    plain.paramstyle, plain.positional = "named", False
+    plain.identifier_preparer = plain.preparer(plain)
+    plain.__dict__.pop("_type_memos", None)  # how literals are written
+    return plain
 
 
 class AddColumns(DDLElement):
@@ -94,6 +101,24 @@ class UniqueUsingIndex(DDLElement):
 def _unique_using_index(element: UniqueUsingIndex, compiler: DDLCompiler, **_: Any) -> str:
     name = compiler.preparer.quote(element.name)
     return f"{alter_table(compiler, element.table, element.schema)} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}"
+
+
+class ModifyColumn(DDLElement):
+    """MariaDB's ``MODIFY``, with a whole definition as SQL."""
+
+    inherit_cache = False
+
+    def __init__(self, table: str, column: str, definition: str, schema: str | None) -> None:
+        self.table = table
+        self.column = column
+        self.definition = definition
+        self.schema = schema
+
+
+@compiles(ModifyColumn)
+def _modify_column(element: ModifyColumn, compiler: DDLCompiler, **_: Any) -> str:
+    column = compiler.preparer.quote(element.column)
+    return f"{alter_table(compiler, element.table, element.schema)} MODIFY {column} {element.definition}"
 
 
 class RenameColumn(DDLElement):

@@ -7,17 +7,19 @@ there; they are looked at afterwards.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from alembic.ddl.mysql import MySQLAlterDefault, MySQLModifyColumn
+from alembic.ddl.base import DropColumn
+from alembic.ddl.mysql import MySQLAlterDefault
 from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
-from .ddl import render
+from .ddl import AddColumns, ModifyColumn, render
 from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import BLOCKS, OLD_ROWS, Refused
@@ -26,6 +28,12 @@ _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
 _DUPLICATE = 1062
+#: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
+_DEFINITION = re.compile(
+    r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
+    r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)"
+)
+_DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
 
 
 class MariadbForms(Forms):
@@ -40,8 +48,6 @@ class MariadbForms(Forms):
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
-        from .ddl import AddColumns
-
         keys = any(isinstance(constraint, sa.ForeignKeyConstraint) for constraint in constraints)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
@@ -49,20 +55,19 @@ class MariadbForms(Forms):
             self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
-        """Look at the rows that are there."""
-        if self.execution.promised(f"columns {table.schema} {table.name}"):
-            names = {column.name for column in columns}
-            for constraint in table.constraints:
-                if (
-                    isinstance(constraint, sa.ForeignKeyConstraint)
-                    and {item.name for item in constraint.columns} & names
-                ):
-                    self._check_rows(constraint, None)
+        """Look at the rows that are there; a foreign key that was taken back is added again."""
+        if not self.execution.promised(f"columns {table.schema} {table.name}"):
+            return
+        names = {column.name for column in columns}
+        for constraint in table.foreign_key_constraints:
+            if names.intersection(constraint.column_keys):
+                if self._name_of(constraint) is None:
+                    self.add_constraint(constraint, online)
+                else:
+                    self._check_rows(constraint)
 
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
         """Drop a column."""
-        from alembic.ddl.base import DropColumn
-
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
         self._send(change, online, f"op.drop_column({table!r}, {column!r})")
 
@@ -88,46 +93,51 @@ class MariadbForms(Forms):
             self.execution.promise(f"key {constraint.name}")
             with self._unchecked(True):
                 self._online(sa.schema.AddConstraint(constraint), what)
-            self._check_rows(constraint, str(constraint.name))
+            self._check_rows(constraint)
         else:
             self._send(sa.schema.AddConstraint(constraint), online, what)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
         if isinstance(constraint, sa.ForeignKeyConstraint) and self.execution.promised(f"key {constraint.name}"):
-            self._check_rows(constraint, existing.name)
+            self._check_rows(constraint)
 
     def alter_column(self, change: Change, online: bool) -> None:
-        """Change a column; type and nullability in one ``MODIFY``, which must repeat all else that the column has."""
+        """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
         if change.nullable is False and online:
             missing = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
             if missing:
                 raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
+        if change.server_default is not False:
+            default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+            self._send(default, online, what)
         if change.type_ is not None or change.nullable is not None:
-            existing = change.existing
-            if existing.get("computed"):
+            if change.existing.get("computed"):
                 raise DbSmartError(
                     f"{what}: the column is computed; change it by op.execute(), with its whole definition."
                 )
-            default: Any = change.server_default
-            if default is False and existing["default"] is not None:
-                default = sa.text(existing["default"])
-            modify = MySQLModifyColumn(
-                change.table,
-                change.column,
-                schema=change.schema,
-                type_=change.type_ if change.type_ is not None else existing["type"],
-                nullable=existing["nullable"] if change.nullable is None else change.nullable,
-                default=None if default is False else default,
-                autoincrement=existing.get("autoincrement") is True,
-                comment=existing.get("comment"),
-            )
-            self._send(modify, online, what)
-        elif change.server_default is not False:
-            default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
-            self._send(default, online, what)
+            self._send(ModifyColumn(change.table, change.column, self._definition(change), change.schema), online, what)
         self.rename_column(change)
+
+    def _definition(self, change: Change) -> str:
+        """The definition that a column is to have: the one that the server shows, edited."""
+        preparer = self.dialect.identifier_preparer
+        name = preparer.format_table(sa.table(change.table, schema=change.schema))
+        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
+        start = f"  {preparer.quote_identifier(change.existing['name'])} "
+        line = next(line for line in lines if line.startswith(start)).removeprefix(start).rstrip(",")
+        found = _DEFINITION.fullmatch(line)
+        assert found is not None, line
+        kind, characters, null, more = found.groups(default="")
+        if change.type_ is not None:
+            kind = change.type_.compile(dialect=self.dialect)
+            if not isinstance(change.type_, sa.String) or " COLLATE " in kind or " CHARACTER SET " in kind:
+                characters = ""
+        if change.nullable is not None:
+            null = " NULL" if change.nullable else " NOT NULL"
+            more = _DEFAULT_NULL.sub(r"\1", more)
+        return kind + characters + null + more
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:
@@ -141,7 +151,18 @@ class MariadbForms(Forms):
         finally:
             self.execution.send("SET SESSION foreign_key_checks = 1")
 
-    def _check_rows(self, constraint: sa.ForeignKeyConstraint, name: str | None) -> None:
+    def _name_of(self, constraint: sa.ForeignKeyConstraint) -> str | None:
+        """What a foreign key, which may have no name of ours, is called in the database."""
+        columns = [self.catalog.fold(column) for column in constraint.column_keys]
+        for existing in self.catalog.constraints(constraint.parent.name, constraint.parent.schema).values():
+            same = constraint.name is None or self.catalog.fold(existing.name) == self.catalog.fold(
+                str(constraint.name)
+            )
+            if existing.kind == "foreign" and same and [*map(self.catalog.fold, existing.columns)] == columns:
+                return existing.name
+        return None
+
+    def _check_rows(self, constraint: sa.ForeignKeyConstraint) -> None:
         """Look for rows that break a foreign key; where there are any, drop it again.
 
         :raises Refused: there are.
@@ -160,17 +181,13 @@ class MariadbForms(Forms):
             return
         count = self.execution.connection.scalar(query)
         if count:
-            if name is not None:
-                self.execution.send(
-                    sa.schema.DropConstraint(
-                        SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
-                    )
-                )
-            taken = "It was taken back. " if name is not None else ""
+            name = str(self._name_of(constraint))
+            key = SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
+            self.execution.send(sa.schema.DropConstraint(key))
             raise Refused(
                 OLD_ROWS,
-                f"The foreign key {name or ''} of {table.name!r} to {first.name!r}".replace("  ", " "),
-                f"{count} rows refer to what is not there. {taken}",
+                f"The foreign key {name!r} of {table.name!r} to {first.name!r}",
+                f"{count} rows refer to what is not there. It was taken back. ",
             )
 
     def _send(self, change: DDLElement, online: bool, what: str, more: str = _ONLINE) -> None:

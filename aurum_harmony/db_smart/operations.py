@@ -115,12 +115,21 @@ class Operations:
         :raises Refused: the table has rows, and a column that is NOT NULL has nothing for them.
         """
         copies = [column._copy() for column in columns]
-        present = self._catalog.present(table, [column.name for column in copies], schema)
-        missing = [column for column in copies if self._catalog.fold(column.name) not in present]
-        if not missing and not any(column.index or column.unique or column.foreign_keys for column in copies):
-            self._execution.satisfied(f"add_columns({table!r}, {', '.join(repr(column.name) for column in copies)})")
+        self._add_columns(self._described(table, copies, schema), copies, online)
+
+    def _add_columns(self, described: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
+        """Add columns of a table to it.
+
+        :param described: a table with at least these columns, and with what they need.
+        """
+        table, schema = described.name, described.schema
+        present = self._catalog.present(table, [column.name for column in columns], schema)
+        missing = [column for column in columns if self._catalog.fold(column.name) not in present]
+        if not missing and not any(
+            column.index or column.unique or column.foreign_keys or column.constraints for column in columns
+        ):
+            self._execution.satisfied(f"add_columns({table!r}, {', '.join(repr(column.name) for column in columns)})")
             return
-        described = self._described(table, copies, schema)
         busy = self._busy(table, schema, online)
         for column in missing:
             if not column.nullable and not _has_value(column) and not self._catalog.empty(table, schema):
@@ -135,7 +144,7 @@ class Operations:
             ]
             with self._execution.operation(f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"):
                 self._forms.add_columns(described, missing, constraints, busy)
-        self._forms.finish_columns(described, copies if busy else missing, busy)
+        self._forms.finish_columns(described, columns if busy else missing, busy)
         planned = self._catalog.plan(table, schema)
         if planned is not None:
             planned.columns.update({self._catalog.fold(column.name): _reflected(column) for column in missing})
@@ -173,9 +182,9 @@ class Operations:
             self._create_table(described)
             return
         present = self._catalog.columns(table.name, table.schema)
-        columns = [column for column in table.columns if self._catalog.fold(column.name) not in present]
+        columns = [column for column in described.columns if self._catalog.fold(column.name) not in present]
         if columns:
-            self.add_columns(table.name, *columns, schema=table.schema, online=online)
+            self._add_columns(described, columns, online)
         self._create_indexes(described, self._busy(table.name, table.schema, online))
 
     def drop_table(self, table: str, *, schema: str | None = None) -> None:

@@ -43,39 +43,35 @@ class PostgresqlForms(Forms):
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
-        now: list[sa.Constraint] = []
-        for constraint in constraints:
-            if not isinstance(constraint, sa.UniqueConstraint):
-                constraint.dialect_options["postgresql"]["not_valid"] = True
-                now.append(constraint)
+        own = _constraints(table, columns)
         volatile = [column for column in columns if self._volatile(column)]
-        if now or volatile or len(now) < len(constraints):
+        if own or volatile:
             self.execution.promise(_columns(table, columns))
-        defaults = [(column, column.server_default, column.nullable) for column in volatile]
+        before = [(column, column.server_default, column.nullable, column.constraints) for column in columns]
+        for column in columns:
+            column.constraints = set()
         for column in volatile:
             column.server_default, column.nullable = None, True
+        now = [constraint for constraint in own if not isinstance(constraint, sa.UniqueConstraint)]
         super().add_columns(table, columns, now, online)
-        for column, default, nullable in defaults:
-            column.server_default, column.nullable = default, nullable
-            self.execution.send(ColumnDefault(table.name, column.name, default, schema=table.schema))
+        for column, default, nullable, checks in before:
+            column.server_default, column.nullable, column.constraints = default, nullable, checks
+            if column in volatile:
+                self.execution.send(ColumnDefault(table.name, column.name, default, schema=table.schema))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
-        """Validate the constraints, make the unique ones, and give old rows a volatile default."""
+        """Give old rows a volatile default, validate the constraints, and make those that are missing."""
         if not online or not self.execution.promised(_columns(table, columns)):
             return
-        names = {column.name for column in columns}
         for column in columns:
             if self._volatile(column):
                 self._fill(table, column)
-        for existing in self.catalog.constraints(table.name, table.schema).values():
-            if not existing.valid:
-                self._validate(table.name, existing.name, table.schema)
-        for constraint in table.constraints:
-            if isinstance(constraint, sa.UniqueConstraint) and {column.name for column in constraint.columns} & names:
-                own = [column.name for column in constraint.columns]
-                constraint.name = constraint.name or _name(table.name, *own, "key")
-                if self.catalog.fold(str(constraint.name)) not in self.catalog.constraints(table.name, table.schema):
-                    self._add_unique(constraint)
+        for constraint in _constraints(table, columns):
+            existing = self.catalog.constraints(table.name, table.schema).get(str(constraint.name))
+            if existing is None:
+                self.add_constraint(constraint, online)
+            else:
+                self.finish_constraint(constraint, existing)
 
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index, beside the table's traffic."""
@@ -231,6 +227,27 @@ class PostgresqlForms(Forms):
     def _quoted(self, table: str, schema: str | None) -> str:
         quote = self.dialect.identifier_preparer.quote
         return f"{quote(schema)}.{quote(table)}" if schema else quote(table)
+
+
+def _constraints(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> list[Any]:
+    """The constraints that come with columns, not validated yet, and named as PostgreSQL does."""
+    names = {column.name for column in columns}
+    found: list[Any] = []
+    for constraint in table.constraints:
+        own = [column.name for column in getattr(constraint, "columns", ())]
+        if names.intersection(own) and not isinstance(constraint, sa.PrimaryKeyConstraint):
+            end = {sa.UniqueConstraint: "key", sa.ForeignKeyConstraint: "fkey"}.get(type(constraint), "check")
+            constraint.name = constraint.name or _name(table.name, *own, end)
+            found.append(constraint)
+    for column in columns:
+        for number, check in enumerate(column.constraints):
+            name = check.name or _name(table.name, column.name, f"check{number or ''}")
+            assert isinstance(check, sa.CheckConstraint)
+            found.append(SchemaObjects().check_constraint(str(name), table.name, check.sqltext, schema=table.schema))
+    for constraint in found:
+        if not isinstance(constraint, sa.UniqueConstraint):
+            constraint.dialect_options["postgresql"]["not_valid"] = True
+    return sorted(found, key=lambda constraint: str(constraint.name))
 
 
 def _columns(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> str:
