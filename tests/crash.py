@@ -330,7 +330,7 @@ class Rounds:
         """All tables and rows; of effects, whose numbers are the database's, the names."""
         with self.engine.connect() as connection:
             found = facts(connection)
-            effects = dict(connection.execute(sa.text("SELECT id, name FROM effects")).tuples().all())
+            effects: dict[int, str] = dict(connection.execute(sa.text("SELECT id, name FROM effects")).tuples().all())
         found["effects"]["rows"] = Counter(effects.values())
         if self.operations:
             found["pairs"]["rows"] = sorted((effects.get(effect), name) for _, effect, name in found["pairs"]["rows"])
