@@ -24,7 +24,7 @@ from flask_sqlalchemy import SQLAlchemy
 from aurum_harmony.db_smart import DbSmart, snapshot
 from aurum_harmony.db_smart.database import databases
 
-from .crash import ended, forked
+from .crash import ended, forked, preload
 
 ROWS = 1000
 
