@@ -24,7 +24,7 @@ from flask_sqlalchemy import SQLAlchemy
 from aurum_harmony.db_smart import DbSmart, snapshot
 from aurum_harmony.db_smart.database import databases
 
-from .crash import ended, forked, preload
+from .crash import ended, forked
 
 ROWS = 1000
 
