@@ -25,6 +25,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import DbSmart
+from aurum_harmony.db_smart.history import TABLE_NAMES
 from aurum_harmony.db_smart.steps import reads
 
 from .facts import differences, drop_tables, facts
@@ -313,17 +314,22 @@ class Rounds:
     def empty(self) -> None:
         """Empty the database and forget the flag."""
         for path in self.folder.iterdir():
-            if path.suffix != ".py" and path.is_file():
+            if path.suffix != ".py" and path.is_file() and not (self.operations and "sqlite" in path.name):
                 path.unlink()
-        drop_tables(self.engine)
-        if self.operations:
-            populate(self.engine)
+        if not self.operations:
+            drop_tables(self.engine)
+            return
+        drop_tables(self.engine, keep=TABLE_NAMES)  # those of the extension take longest to make, and stay
+        with self.engine.begin() as connection:
+            for name in TABLE_NAMES.intersection(sa.inspect(connection).get_table_names()):
+                connection.execute(sa.table(name).delete())
+        populate(self.engine)
 
     def content(self) -> Any:
         """All tables and rows; of effects, whose numbers are the database's, the names."""
         with self.engine.connect() as connection:
             found = facts(connection)
-            effects = dict(connection.execute(sa.text("SELECT id, name FROM effects")).tuples().all())
+            effects = {row[0]: row[1] for row in connection.execute(sa.text("SELECT id, name FROM effects"))}
         found["effects"]["rows"] = Counter(effects.values())
         if self.operations:
             found["pairs"]["rows"] = sorted((effects.get(effect), name) for _, effect, name in found["pairs"]["rows"])

@@ -353,5 +353,16 @@ def test_64_processes_boot_at_once_and_every_effect_happens_once(url: URL) -> No
 def test_a_kill_at_every_statement_boundary_loses_and_repeats_nothing(url: URL) -> None:
     report = run_module("crash", url)
     assert report["kills"] > 100
+    assert_nothing_lost(report)
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_statement_boundary_of_the_operations_changes_nothing(url: URL) -> None:
+    report = run_module("crash", url, "--operations")
+    assert report["kills"] > 80
+    assert_nothing_lost(report)
+
+
+def assert_nothing_lost(report: dict[str, Any]) -> None:
     assert (report["converged"], report["failed"]) == (report["kills"], 0), report
-    assert (report["lost"], report["repeated"]) == (0, 0)
+    assert (report["lost"], report["repeated"]) == (0, 0), report

@@ -66,12 +66,13 @@ def _affinity(kind: TypeEngine[object], dialect: Dialect) -> str:
     return min([text, *(word for group in synonyms if text in group for word in group)])
 
 
-def _length(kind: sa.String, dialect: Dialect) -> float:
+def _length(kind: TypeEngine[Any], dialect: Dialect) -> float:
     """Characters, or for a text of MariaDB bytes."""
     bits = _BITS_OF_LENGTH.get(_text(kind, dialect).partition(" ")[0], 0)
-    if kind.length is None:
+    length: int | None = kind.length  # type: ignore[attr-defined]
+    if length is None:
         return 2**bits - 1 if bits and dialect.name in ("mysql", "mariadb") else float("inf")
-    return kind.length
+    return length
 
 
 def _range(kind: sa.Integer) -> tuple[int, int]:
