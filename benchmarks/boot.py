@@ -102,11 +102,11 @@ def warm_boot(laboratory: Laboratory, fleets: list[Fleet], options: Options) -> 
         contenders = {
             "db-smart, one module": Job(ours.warm, fleet.module),
             "db-smart, a file each": Job(ours.warm, fleet.files),
-            "Flask-Migrate upgrade()": Job(peers.flask_migrate_warm, fleet.flask_migrate),
+            "Flask-Migrate upgrade()": Job(peers.flask_migrate_upgrade, fleet.flask_migrate),
             "db.create_all()": Job(peers.create_all, fleet.files),
         }
         if fleet.yoyo is not None:
-            contenders["yoyo apply"] = Job(peers.yoyo_warm, fleet.yoyo)
+            contenders["yoyo apply"] = Job(peers.yoyo_apply, fleet.yoyo)
         if fleet.django is not None:
             contenders["Django migrate"] = Job(peers.django_warm, fleet.django)
         if fleet.database == "SQLite":
@@ -184,8 +184,8 @@ def applying(laboratory: Laboratory, fleet: Fleet, options: Options) -> list[Row
     jobs = mine | {
         "bare driver": Job(floors.driver, fleet.files),
         "bare driver, with a row each": Job(floors.driver_and_record, fleet.files),
-        "Flask-Migrate upgrade()": Job(peers.flask_migrate_apply, fleet.flask_migrate),
-        "yoyo apply": Job(peers.yoyo_apply, fleet.yoyo),
+        "Flask-Migrate upgrade()": Job(peers.flask_migrate_upgrade, fleet.flask_migrate, new=True),
+        "yoyo apply": Job(peers.yoyo_apply, fleet.yoyo, new=True),
     }
     if options.django_apply:
         jobs["Django migrate"] = Job(peers.django_apply, fleet.django)

@@ -34,10 +34,12 @@ class Job:
     """What one process is to do.
 
     :ivar project: what to run ``sample`` with; ``None`` for a program.
+    :ivar new: whether on a new SQLite database.
     """
 
     sample: Callable[[Project], Result] | Path
     project: Project | None = None
+    new: bool = False
 
 
 class Laboratory:
@@ -65,7 +67,7 @@ class Laboratory:
         else:
             assert job.project is not None
             name = f"{job.sample.__module__}:{job.sample.__name__}"
-            arguments, given = ["-m", "benchmarks.sample", name], json.dumps(asdict(job.project))
+            arguments, given = ["-m", "benchmarks.sample", name, *["new"] * job.new], json.dumps(asdict(job.project))
         with tempfile.TemporaryFile("w+") as source, tempfile.TemporaryFile("w+") as out:
             source.write(given)
             source.seek(0)

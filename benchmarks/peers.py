@@ -37,18 +37,12 @@ def flask_migrate_prepare(project: Project) -> Result:
     return {}
 
 
-def flask_migrate_warm(project: Project) -> Result:
-    """``upgrade()`` at head."""
+def flask_migrate_upgrade(project: Project) -> Result:
+    """``upgrade()``: with nothing to do, or of all revisions on a new database."""
     app, flask_migrate = _flask_migrate(project)
     with app.app_context(), timed() as result:
         flask_migrate.upgrade()
     return result
-
-
-def flask_migrate_apply(project: Project) -> Result:
-    """``upgrade()`` of all revisions."""
-    with scratch(project) as new:
-        return flask_migrate_warm(new)
 
 
 def yoyo_prepare(project: Project) -> Result:
@@ -60,18 +54,12 @@ def yoyo_prepare(project: Project) -> Result:
     return {}
 
 
-def yoyo_warm(project: Project) -> Result:
-    """Apply with nothing to apply."""
+def yoyo_apply(project: Project) -> Result:
+    """Apply: nothing, or all on a new database."""
     run = _yoyo(project)
     with timed() as result:
         run()
     return result
-
-
-def yoyo_apply(project: Project) -> Result:
-    """Apply all."""
-    with scratch(project) as new:
-        return yoyo_warm(new)
 
 
 def django_prepare(project: Project) -> Result:

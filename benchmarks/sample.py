@@ -1,4 +1,4 @@
-"""One sample in a process of its own: ``python -m benchmarks.sample MODULE:FUNCTION < project.json``."""
+"""One sample in a process of its own: ``python -m benchmarks.sample MODULE:FUNCTION [new] < project.json``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from tempfile import TemporaryDirectory
@@ -40,11 +40,15 @@ def scratch(project: Project) -> Iterator[Project]:
 
 
 def main() -> None:
-    """Take the sample that the command line names of the project on standard input; print it as JSON."""
+    """Take the sample that the command line names of the project on standard input; print it as JSON.
+
+    With ``new`` it is taken on a new SQLite database.
+    """
     module, _, function = sys.argv[1].partition(":")
     project = Project(**json.load(sys.stdin))
     sys.path.insert(0, project.directory)
-    result = getattr(import_module(module), function)(project)
+    with scratch(project) if sys.argv[2:] == ["new"] else nullcontext(project) as where:
+        result = getattr(import_module(module), function)(where)
     print(f"\n{json.dumps(result)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import BootReport, DbSmart
 
-from . import servers
+from . import processes, servers
 
 DIALECTS = ("sqlite", "postgresql", "mariadb")
 
@@ -43,6 +44,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the herds and the crashes came to, also when all tests pass."""
+    if processes.results:
+        terminalreporter.section("herds and crashes")
+        for line in processes.results:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[URL]:
     """A PostgreSQL server."""
@@ -60,9 +69,32 @@ def mariadb() -> URL:
     return url
 
 
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: URL) -> Iterator[URL]:
+    """PgBouncer in transaction mode before :func:`postgres`."""
+    with servers.pgbouncer_server(postgres) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _galera() -> Iterator[servers.GaleraCluster]:
+    with servers.galera_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def galera(_galera: servers.GaleraCluster) -> Iterator[servers.GaleraCluster]:
+    """A Galera cluster of three nodes; those that a test kills are started again."""
+    yield _galera
+    _galera.start()
+
+
 @pytest.fixture
 def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], URL]]:
-    """Makes empty databases: ``new_url("sqlite" | "postgresql" | "mariadb")``."""
+    """Makes empty databases: ``new_url("sqlite" | "postgresql" | "pgbouncer" | "mariadb" | "galera")``.
+
+    That of the cluster is reached by its last node; a test may kill the others.
+    """
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -70,8 +102,15 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         def make(dialect: str) -> URL:
             if dialect == "sqlite":
                 return URL.create("sqlite", database=str(tmp_path / f"db{next(_numbers)}.sqlite"))
-            server = request.getfixturevalue({"postgresql": "postgres", "mariadb": "mariadb"}[dialect])
-            return stack.enter_context(servers.new_database(server))
+            if dialect == "galera":
+                return stack.enter_context(servers.new_database(request.getfixturevalue("galera").nodes[-1].url))
+            if dialect == "mariadb":
+                return stack.enter_context(servers.new_database(request.getfixturevalue("mariadb")))
+            made = stack.enter_context(servers.new_database(request.getfixturevalue("postgres")))
+            if dialect == "postgresql":
+                return made
+            url: URL = request.getfixturevalue("pgbouncer").set(database=made.database)
+            return url
 
         yield make
 
@@ -219,3 +258,60 @@ def project(make_project: Callable[..., Project], url: URL) -> Project:
 def sqlite_project(make_project: Callable[..., Project], sqlite_url: URL) -> Project:
     """A project on SQLite."""
     return make_project(sqlite_url)
+
+
+CHILD = """
+import logging, sys
+logging.basicConfig(level=logging.INFO)
+sys.path.insert(0, sys.argv[1])
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from aurum_harmony.db_smart import DbSmart
+from aurum_harmony.db_smart.errors import DbSmartError
+app = Flask("child", instance_path=sys.argv[3])
+app.config.update(SQLALCHEMY_DATABASE_URI=sys.argv[4], DB_SMART_LEASE_SECONDS=1)
+db = SQLAlchemy(app)
+smart = DbSmart(app, db, migrations=sys.argv[2])
+try:
+    print(smart.boot(app).decision, flush=True)
+except DbSmartError as error:
+    print(error.message, flush=True)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def start_child(project: Project) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a process that boots; with a gate it stops in the middle of a migration until the gate is opened.
+
+    With a flag of its own it is as on a host of its own: it does not wait for the others' flag, but for the lock.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(gate: Path | None = None, flag: str = ".db_migration_completed") -> subprocess.Popen[str]:
+        url = make_url(project.url).render_as_string(hide_password=False)
+        arguments = [str(project.directory), project.module, str(project.instance), url]
+        environment = {**os.environ, "PYTHONPATH": str(processes.ROOT), "FLASK_DB_SMART_FLAG": flag}
+        if gate is not None:
+            environment["GATE"] = str(gate)
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    return path

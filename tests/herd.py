@@ -1,7 +1,7 @@
 """Boot many processes at once and count failures and repeated effects: ``python -m tests.herd URL [--processes N]``.
 
-The processes are forked after import and wait for one starting signal. Three rounds: on an empty database, with one
-migration pending, and with none.
+The processes are forked after import and wait for one starting signal. Four rounds: on an empty database, with one
+migration pending, with none but no flag, and with none and a flag. Several URLs are the nodes of one cluster.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
@@ -43,36 +44,58 @@ def effect_{number}(op):
 """
 
 
-def boot(folder: Path, url: str, own_flag: bool, start: int) -> None:
-    """Wait for the starting signal and boot, with a flag of its own where every host has one."""
-    flag = f"flag{os.getpid()}" if own_flag else ".db_migration_completed"
+ROUNDS = ("cold", "one pending", "no flag", "flag")
+
+
+def boot(folder: Path, url: str, flag: str, start: int, told: int) -> None:
+    """Wait for the starting signal, boot, and tell the number of connections, statements and writes."""
+    counts: Counter[str] = Counter(connections=0, statements=0, writes=0)
+
+    def connected(*_: Any) -> None:
+        counts["connections"] += 1
+
+    def sent(connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        counts["statements"] += 1
+        counts["writes"] += not statement.lstrip().startswith("SELECT")
+
+    sa.event.listen(sa.pool.Pool, "connect", connected)
+    sa.event.listen(sa.Engine, "before_cursor_execute", sent)
     app = Flask("herd", instance_path=str(folder))
-    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_FLAG=flag, DB_SMART_LOCK_TIMEOUT=120)
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_FLAG=flag, DB_SMART_LOCK_TIMEOUT=300)
     db = SQLAlchemy(app)
     smart = DbSmart(app, db, migrations=MODULE)
     os.read(start, 1)
     smart.boot(app)
+    os.write(told, json.dumps(counts).encode() + b"\n")
 
 
-def herd(folder: Path, url: str, processes: int, *, own_flag: bool) -> int:
-    """Boot many at once.
+def herd(folder: Path, urls: list[str], processes: int, *, own_flags: bool) -> Counter[str]:
+    """Boot many at once, spread over the URLs, each with a flag of its own or with one for each URL.
 
-    :returns: how many failed.
+    :returns: how many failed, and the sums of what they sent.
     """
     start, go = os.pipe()
+    hear, told = os.pipe()
     pids = []
-    for _ in range(processes):
-        pids.append(forked(boot, folder, url, own_flag, start))
+    for number in range(processes):
+        host = number % len(urls)
+        flag = f"flag_of_process_{number}" if own_flags else f"flag{host}"
+        pids.append(forked(boot, folder, urls[host], flag, start, told))
     os.write(go, b"x" * processes)
-    os.close(go)
-    os.close(start)
-    return sum(ended(pid) != 0 for pid in pids)
+    for end in (go, start, told):
+        os.close(end)
+    counts: Counter[str] = Counter(failed=0)
+    with open(hear) as lines:
+        for line in lines:
+            counts.update(json.loads(line))
+    counts["failed"] = sum(ended(pid) != 0 for pid in pids)
+    return counts
 
 
 def main() -> None:
-    """Run the three rounds and print what they came to as JSON."""
+    """Run the rounds and print what they came to as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url")
+    parser.add_argument("urls", nargs="+", help="several for the nodes of one cluster")
     parser.add_argument("--processes", type=int, default=64)
     parser.add_argument("--migrations", type=int, default=100)
     arguments = parser.parse_args()
@@ -84,24 +107,26 @@ def main() -> None:
         for number in range(1, arguments.migrations):
             (package / f"m{number:04}.py").write_text(MORE.format(number=number))
         sys.path.insert(0, name)
-        url = arguments.url if "://" in arguments.url else f"sqlite:///{name}/herd.sqlite"
-        engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        urls = [url if "://" in url else f"sqlite:///{name}/herd.sqlite" for url in arguments.urls]
+        engine = sa.create_engine(urls[0], poolclass=sa.pool.NullPool)
         report: dict[str, object] = {}
-        for round_name in ("cold", "one pending", "none pending"):
+        for round_name in ROUNDS:
             if round_name == "one pending":
                 number = arguments.migrations
                 (package / f"m{number:04}.py").write_text(MORE.format(number=number))
                 shutil.rmtree(package / "__pycache__", ignore_errors=True)
-            failed = herd(folder, url, arguments.processes, own_flag=round_name != "none pending")
+            elif round_name == "no flag":
+                for flag in folder.glob("flag_of_process_*"):
+                    flag.unlink()
+            # The round "one pending" leaves behind the flags that the last one finds.
+            counts = herd(folder, urls, arguments.processes, own_flags=round_name in ("cold", "no flag"))
             with engine.connect() as connection:
+                if len(urls) > 1:  # what another node has committed may not be here yet
+                    connection.exec_driver_sql("SET wsrep_sync_wait = 1")
                 effects = Counter(connection.scalars(sa.text("SELECT name FROM effects")))
                 token = connection.scalar(sa.text("SELECT token FROM db_smart_state"))
-            report[round_name] = {
-                "failed": failed,
-                "effects": len(effects),
-                "repeated": sum(count > 1 for count in effects.values()),
-                "token": token,
-            }
+            repeated = sum(count > 1 for count in effects.values())
+            report[round_name] = {**counts, "effects": len(effects), "repeated": repeated, "token": token}
         print(json.dumps(report))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from aurum_harmony.db_smart.database import Database, begin
 from aurum_harmony.db_smart.rebuild import TableSql, rebuild
@@ -76,10 +77,10 @@ def content(path: Path) -> list[Any]:
 def main() -> None:
     """Kill at each boundary and print the count as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("url", help="of a SQLite database that does not exist")
     parser.add_argument("journal_mode")
     arguments = parser.parse_args()
-    path: Path = arguments.file
+    path = Path(str(make_url(arguments.url).database))
     with closing(sqlite3.connect(path)) as driver:
         driver.execute(f"PRAGMA journal_mode = {arguments.journal_mode}")
         driver.executescript(TABLES)

@@ -1,17 +1,50 @@
-"""Other processes for the tests: another Python, another user."""
+"""Other processes for the tests: another Python, another user, herds and crashes."""
 
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import URL
+
+ROOT = Path(__file__).parent.parent
 
 #: Ends a script's rights to read what its mode forbids, as root may read everything.
 BECOME_NOBODY = "import os\nif os.geteuid() == 0:\n    os.seteuid(65534)\n"
+
+#: What the herds and the crashes came to, a line each.
+results: list[str] = []
+
+
+def run_harness(module: str, name: str, urls: Iterable[URL], *options: str) -> dict[str, Any]:
+    """Run ``tests.herd`` or ``tests.crash`` in a new process, return its report and keep it for the summary.
+
+    :param name: what kind of database it is.
+    :raises AssertionError: it fails.
+    """
+    texts = [url.render_as_string(hide_password=False) for url in urls]
+    started = time.monotonic()
+    found = subprocess.run(
+        [sys.executable, "-m", f"tests.{module}", *texts, *options], capture_output=True, text=True, cwd=ROOT
+    )
+    title = f"{module} on {name}, {time.monotonic() - started:.0f} s: "
+    if found.returncode != 0:
+        results.append(title + "failed")
+        raise AssertionError(found.stderr)
+    report: dict[str, Any] = json.loads(found.stdout)
+    rounds = report if isinstance(next(iter(report.values())), dict) else {"": report}
+    for round_name, counts in rounds.items():
+        results.append(title + ", ".join([round_name] * bool(round_name) + [f"{k} {v}" for k, v in counts.items()]))
+    return {**report, "stderr": found.stderr}
 
 
 def run_python(script: str, *args: str, python: str = sys.executable, options: tuple[str, ...] = ()) -> str:
@@ -21,13 +54,12 @@ def run_python(script: str, *args: str, python: str = sys.executable, options: t
 
     :raises AssertionError: it fails.
     """
-    checkout = str(Path(__file__).parent.parent)
     found = subprocess.run(
         [python, "-B", "-W", "ignore", *options, "-c", script, *args],
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": checkout, "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
         timeout=60,
         check=False,
     )

@@ -19,8 +19,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import ConfigError, DatabaseBehind, DatabaseUnreachable, DbSmartError, MigrationError
+from aurum_harmony.db_smart.database import Database, begin
 
 from .conftest import HEADER, Project
+from .processes import run_python
 from .test_boot import V1, V2
 
 DATA = V1 + "\n@migration(once=True)\ndef seed(op):\n    op.execute(\"INSERT INTO items (id, name) VALUES (1, 'a')\")\n"
@@ -419,3 +421,20 @@ def test_a_locked_database_is_one_clear_message(sqlite_project: Project) -> None
         sqlite_project.boot()
     blocker.close()
     assert sqlite_project.boot().decision == "migrated"
+
+
+def test_looking_at_the_file_ends_no_lock_of_this_process(sqlite_project: Project) -> None:
+    """POSIX ends every lock of a process on a file when the process closes any descriptor of it."""
+    sqlite_project.write(V1)
+    sqlite_project.boot()
+    engine = sa.create_engine(sqlite_project.url, poolclass=sa.pool.NullPool)
+    database = Database("default", None, engine)
+    with database.connect() as connection:
+        begin(connection)
+        assert database.file_state() is not None
+        try_to_write = (
+            "import sqlite3, sys\n"
+            "try: sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')\n"
+            "except sqlite3.OperationalError as error: print(error)\n"
+        )
+        assert run_python(try_to_write, str(database.path)) == "database is locked\n"

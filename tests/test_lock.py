@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import history
 from aurum_harmony.db_smart.database import Database, begin
@@ -26,9 +26,9 @@ from aurum_harmony.db_smart.lock import Lock, lock_of
 from aurum_harmony.db_smart.settings import LockSettings
 
 from .conftest import Project
+from .processes import run_harness
+from .servers import wait_until
 from .test_boot import V1
-
-ROOT = Path(__file__).parent.parent
 
 
 def pending(_: State) -> bool:
@@ -110,7 +110,7 @@ def test_a_waiter_gets_it_as_soon_as_it_is_free(make_lock: Callable[..., Lock]) 
 
 
 def test_a_lease_outlives_its_length_by_its_heartbeat(make_lease: Callable[..., Lock]) -> None:
-    first, second = make_lease(lease=0.5), make_lease(timeout=1.5)
+    first, second = make_lease(lease=1.5), make_lease(timeout=4)
     with first.held(pending), pytest.raises(LockTimeout), second.held(pending):
         pass
 
@@ -191,24 +191,6 @@ def test_migrate_exits_3_when_another_one_migrates(project: Project) -> None:
     assert project.run("migrate").exit_code == 0
 
 
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
-from aurum_harmony.db_smart import DbSmart
-from aurum_harmony.db_smart.errors import DbSmartError
-app = Flask("child", instance_path=sys.argv[3])
-app.config.update(SQLALCHEMY_DATABASE_URI=sys.argv[4], DB_SMART_LEASE_SECONDS=1)
-db = SQLAlchemy(app)
-smart = DbSmart(app, db, migrations=sys.argv[2])
-try:
-    print(smart.boot(app).decision, flush=True)
-except DbSmartError as error:
-    print(error.message, flush=True)
-    sys.exit(error.exit_code)
-"""
-
 SLOW = """
 @migration
 def quick(op):
@@ -225,40 +207,6 @@ def slow(op):
 """
 
 
-@pytest.fixture
-def start_child(project: Project, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a process that boots; with a gate it stops in the middle of a migration until the gate is opened."""
-    project.write(SLOW)
-
-    started: list[subprocess.Popen[str]] = []
-
-    def start(gate: Path | None = None) -> subprocess.Popen[str]:
-        url = make_url(project.url).render_as_string(hide_password=False)
-        arguments = [str(project.directory), project.module, str(project.instance), url]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"GATE": str(gate)} if gate else {})}
-        process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
-
-
 def in_the_middle(child: subprocess.Popen[str]) -> None:
     """Wait until a child is in the middle of its migration."""
     assert child.stdout is not None
@@ -270,6 +218,7 @@ def in_the_middle(child: subprocess.Popen[str]) -> None:
 def test_a_signal_rolls_back_and_frees_the_lock(
     project: Project, start_child: Callable[..., subprocess.Popen[str]], gate: Path, number: signal.Signals
 ) -> None:
+    project.write(SLOW)
     child = start_child(gate)
     in_the_middle(child)
     child.send_signal(number)
@@ -283,9 +232,26 @@ def test_a_signal_rolls_back_and_frees_the_lock(
     assert project.query("SELECT name FROM effects") == [("slow",)]
 
 
+@pytest.mark.parametrize("url", ["mariadb"], indirect=True)
+def test_a_signal_in_the_middle_of_a_statement(
+    project: Project, start_child: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """PyMySQL closes the connection then, so that the rollback fails; the signal must not be lost by that."""
+    project.write("@migration\ndef sleep(op):\n    print('asleep', flush=True)\n    op.execute('SELECT SLEEP(60)')\n")
+    child = start_child()
+    assert child.stdout is not None
+    assert child.stdout.readline() == "asleep\n"
+    query = "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT SLEEP%'"
+    wait_until(lambda: project.query(query))
+    child.terminate()
+    assert child.communicate(timeout=30)[0].startswith("Interrupted by SIGTERM")
+    assert child.returncode == 128 + signal.SIGTERM
+
+
 def test_a_stopped_holder_records_nothing_when_it_wakes(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:
+    project.write(SLOW)
     if project.dialect == "sqlite":
         # A file lock stays with a stopped process: the others wait, and then have nothing to do.
         child = start_child(gate)
@@ -317,6 +283,7 @@ def test_a_stopped_holder_records_nothing_when_it_wakes(
 def test_a_killed_holder_is_followed_by_the_next(
     start_child: Callable[..., subprocess.Popen[str]], gate: Path, project: Project
 ) -> None:
+    project.write(SLOW)
     child = start_child(gate)
     in_the_middle(child)
     waiters = [start_child() for _ in range(3)]
@@ -328,41 +295,114 @@ def test_a_killed_holder_is_followed_by_the_next(
     assert project.query("SELECT name FROM effects") == [("slow",)]
 
 
-def run_module(module: str, url: URL | str, *options: str) -> dict[str, Any]:
-    """Run one of the harnesses as a process, and return the JSON that it prints."""
-    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
-    result = subprocess.run(
-        [sys.executable, "-m", f"tests.{module}", text, *options], capture_output=True, text=True, cwd=ROOT
-    )
-    assert result.returncode == 0, result.stderr
-    print(f"{module} {make_url(text).get_backend_name() if '://' in text else text}: {result.stdout}")
-    report: dict[str, Any] = json.loads(result.stdout)
-    return {**report, "stderr": result.stderr}
+@pytest.fixture
+def turns(sqlite_project: Project) -> Iterator[Callable[[float], threading.Event]]:
+    """Starts boots that wait for their turn beside the flag; the event is set when it comes, or the flag holds."""
+    sqlite_project.write(V1)
+    threads: list[threading.Thread] = []
+
+    def start(patience: float) -> threading.Event:
+        app, smart = sqlite_project.app()
+        gate, came = smart.gate(app), threading.Event()
+
+        def wait() -> None:
+            with gate.turn(gate.by_flag(), patience) as verdict:
+                assert verdict.holds is sqlite_project.flag.exists()
+                came.set()
+
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+        return came
+
+    yield start
+    for thread in threads:
+        thread.join()
 
 
-def test_64_processes_boot_at_once_and_every_effect_happens_once(url: URL) -> None:
-    report = run_module("herd", url)
-    for round_name, effects in (("cold", 99), ("one pending", 100), ("none pending", 100)):
+HOLD_TURN = """
+import fcntl, sys
+fcntl.flock(file := open(sys.argv[1], "w"), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_boot(project: Project) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the turn until it is killed."""
+    project.instance.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLD_TURN, f"{project.flag}.lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_boot_waits_for_the_flag_of_another_one(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project):
+        came = turns(60)
+        assert not came.wait(0.3)
+        app, smart = sqlite_project.app()
+        with app.app_context():
+            gate = smart.gate(app)
+            smart.migrate(app, gate, gate.involved)  # writes the flag; a command waits for no turn
+        assert came.wait(20)
+
+
+def test_a_boot_goes_on_when_the_one_before_it_is_killed(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project) as process:
+        came = turns(60)
+        assert not came.wait(0.3)
+        process.kill()
+        assert came.wait(20)
+
+
+def test_a_boot_goes_on_when_the_one_before_it_hangs(
+    sqlite_project: Project, turns: Callable[[float], threading.Event]
+) -> None:
+    with another_boot(sqlite_project):
+        assert turns(0.2).wait(20)
+        assert sqlite_project.boot(DB_SMART_LOCK_TIMEOUT=0.2).decision == "migrated"
+
+
+def test_a_boot_needs_no_turn(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    lock = Path(f"{sqlite_project.flag}.lock")
+    assert sqlite_project.boot(SQLALCHEMY_DATABASE_URI="sqlite://").decision == "migrated"
+    assert not lock.exists()
+    lock.mkdir(parents=True)  # cannot be opened as a file
+    assert sqlite_project.boot().decision == "migrated"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "pgbouncer", "mariadb", "galera"])
+def test_64_processes_boot_at_once_and_every_effect_happens_once(
+    kind: str, new_url: Callable[[str], URL], request: pytest.FixtureRequest
+) -> None:
+    url = new_url(kind)
+    nodes = request.getfixturevalue("galera").nodes if kind == "galera" else []
+    report = run_harness("herd", kind, [url.set(port=node.port) for node in nodes] or [url])
+    for round_name, effects in (("cold", 99), ("one pending", 100), ("no flag", 100), ("flag", 100)):
         result = report[round_name]
-        assert (result["failed"], result["repeated"], result["effects"]) == (0, 0, effects), report
-    # Nothing pending takes no lease: its token has not moved.
-    assert report["none pending"]["token"] == report["one pending"]["token"]
+        assert (result["failed"], result["repeated"], result["effects"]) == (0, 0, effects), report["stderr"] or report
+    # Nothing pending takes no lock: with a flag nothing is asked, else it is only read.
+    assert [report["flag"][key] for key in ("connections", "statements")] == [0, 0]
+    assert report["no flag"]["connections"] == report["no flag"]["statements"] == 64
+    assert report["no flag"]["writes"] == 0
+    assert report["flag"]["token"] == report["no flag"]["token"] == report["one pending"]["token"]
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_statement_boundary_loses_and_repeats_nothing(url: URL) -> None:
-    report = run_module("crash", url)
-    assert report["kills"] > 100
-    assert_nothing_lost(report)
-
-
-@pytest.mark.slow
-def test_a_kill_at_every_statement_boundary_of_the_operations_changes_nothing(url: URL) -> None:
-    report = run_module("crash", url, "--operations")
-    assert report["kills"] > 80
-    assert_nothing_lost(report)
-
-
-def assert_nothing_lost(report: dict[str, Any]) -> None:
-    assert (report["converged"], report["failed"]) == (report["kills"], 0), report
-    assert (report["lost"], report["repeated"]) == (0, 0), report
+@pytest.mark.parametrize(
+    "options", [(), ("--random", "100"), ("--operations",)], ids=["every-boundary", "random", "operations"]
+)
+def test_a_kill_at_any_moment_loses_and_repeats_nothing(url: URL, options: tuple[str, ...]) -> None:
+    report = run_harness("crash", url.get_backend_name(), [url], *options)
+    assert report["kills"] >= 100
+    assert (report["converged"], report["failed"]) == (report["kills"], 0), report["stderr"] or report
+    assert (report["lost"], report["repeated"]) == (0, 0)

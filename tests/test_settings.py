@@ -189,6 +189,7 @@ def test_defaults_are_set() -> None:
         "DB_SMART_LEASE_SECONDS": 15,
         "DB_SMART_DDL_LOCK_TIMEOUT": 2,
         "DB_SMART_DDL_RETRIES": 30,
+        "DB_SMART_SNAPSHOTS": 3,
     }
 
 

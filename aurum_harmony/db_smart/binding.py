@@ -51,6 +51,12 @@ def commit_session(db: SQLAlchemy) -> None:
         db.session.commit()
 
 
+def rollback_session(db: SQLAlchemy) -> None:
+    """Let ``db.session``, if it was used, forget a transaction that was taken back."""
+    if db.session.registry.has():
+        db.session.rollback()
+
+
 class _ThreadEngines(Mapping[str | None, Engine]):
     """The application's engines, of which the thread that made it sees some replaced."""
 

@@ -1,9 +1,11 @@
-"""The commands ``flask db-smart migrate|status|reset-flag``."""
+"""The commands ``flask db-smart migrate|status|snapshots|restore|unlock|reset-flag``."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
@@ -16,15 +18,20 @@ from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import worst
 from .settings import boot_mode, ddl_settings, flag_path, forced, lock_settings
-from .signals import migration_applied, migration_started
+from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flask import Flask
 
     from .database import Database
     from .dryrun import Preview
     from .extension import DbSmart
     from .gate import Gate, Plan
+    from .history import Progress
+
+_logger = logging.getLogger(__name__)
 
 group = AppGroup("db-smart", help="Keep the database up to date with this code.")
 
@@ -116,15 +123,71 @@ def unlock(names: tuple[str, ...], yes: bool) -> None:
             click.echo(f"Database {database.name}: left as it is.")
 
 
+@group.command()
+@click.option("names", "--database", metavar="NAME", multiple=True, help="Only this database; can be repeated.")
+@json_option
+def snapshots(names: tuple[str, ...], as_json: bool) -> None:
+    """List the snapshots of SQLite databases, oldest first."""
+    from .snapshot import listed
+
+    app, smart = _current()
+    found = [item for database in _files(smart.gate(app), names) for item in listed(app, database)]
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": item.path.name,
+                    "database": item.database,
+                    "taken_at": item.taken_at.isoformat(),
+                    "before": item.before,
+                    "size": item.size,
+                }
+                for item in found
+            ]
+        )
+        return
+    for item in found:
+        click.echo(f"{item.path.name}  {item.size / 1e6:.1f} MB")
+    if not found:
+        click.echo("There are no snapshots.")
+
+
+@group.command()
+@click.argument("name", required=False)
+@click.option("names", "--database", metavar="NAME", multiple=True, help="The newest of this database.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def restore(name: str | None, names: tuple[str, ...], yes: bool) -> None:
+    """Put back a snapshot, by default the newest; what it replaces is kept."""
+    from . import snapshot
+
+    app, smart = _current()
+    database, chosen = snapshot.find(app, _files(smart.gate(app), names), name)
+    if not yes and not click.confirm(f"Database {database.name}: put back {chosen.path.name} ({database.url})?"):
+        click.echo(f"Database {database.name}: left as it is.")
+        return
+    kept = snapshot.restore(app, database, chosen)
+    click.echo(f"Database {database.name}: put back {chosen.path.name}.")
+    if kept is not None:
+        click.echo(f"What was there before is {kept}.")
+    _remove_flag(app)
+    click.echo("Start the application again: its boot applies what is now pending.")
+
+
 @group.command("reset-flag")
 def reset_flag() -> None:
     """Remove the flag file, so that the next boot asks the database."""
-    path = flag_path(_current()[0])
+    app, _ = _current()
+    path = flag_path(app)
+    removed = _remove_flag(app)
+    click.echo(f"Removed the flag {path}." if removed else f"There is no flag {path}; nothing to remove.")
+
+
+def _remove_flag(app: Flask) -> bool:
+    path = flag_path(app)
     try:
-        removed = flag.remove(path)
+        return flag.remove(path)
     except OSError as error:
         raise DbSmartError(f"Cannot remove the flag {path}: {error.strerror}. Remove it by hand.") from None
-    click.echo(f"Removed the flag {path}." if removed else f"There is no flag {path}; nothing to remove.")
 
 
 def _current() -> tuple[Flask, DbSmart]:
@@ -134,11 +197,22 @@ def _current() -> tuple[Flask, DbSmart]:
 
 def _select(gate: Gate, names: tuple[str, ...]) -> list[Database]:
     """The databases that the options name, or all that the migrations concern."""
+    named = _named(gate, names)
+    return [database for database in gate.involved if database in named]
+
+
+def _files(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+    """The SQLite files among the databases; whatever the migrations are, as they may not even load."""
+    return [database for database in _named(gate, names) if database.path is not None]
+
+
+def _named(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+    """The databases of the application that the options name, or all."""
     for name in names:
         if name not in gate.databases:
             known = ", ".join(gate.databases)
             raise click.BadParameter(f"There is no database {name!r}; there is: {known}.", param_hint="--database")
-    return [database for database in gate.involved if not names or database.name in names]
+    return [database for name, database in gate.databases.items() if not names or name in names]
 
 
 def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> None:
@@ -180,7 +254,7 @@ def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview
 
     for plan in plans:
         if previews[plan.database.name]:
-            for line in script(plan.database, previews[plan.database.name], ddl_settings(app)):
+            for line in script(plan, previews[plan.database.name], ddl_settings(app)):
                 click.echo(line)
     if not any(previews.values()):
         click.echo("-- Nothing to apply.")
@@ -190,34 +264,60 @@ def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview
 def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Iterator[None]:
     """Print each migration with its time as it is applied, and collect them in ``applied``.
 
-    On a terminal a progress line says which one runs. With JSON, what migrations print goes to stderr.
+    On a terminal a progress line says which one runs, and another one how far a backfill is; elsewhere a backfill
+    prints a line every few seconds. With JSON, what migrations print goes to stderr.
     """
+    from .history import Progress
+
     with ExitStack() as stack:
         echo: Any = click.echo
         advance: Any = lambda *_: None  # noqa: E731
+        told = float("-inf")
+
+        def print_line(done: Progress) -> None:
+            nonlocal told
+            # Where the application logs such lines, it has logged this one.
+            if time.monotonic() - told >= 5 and not _logger.isEnabledFor(logging.INFO):
+                told = time.monotonic()
+                click.echo(f"  {done}", err=True)
+
+        fill: Any = print_line
         if as_json:
             stack.enter_context(redirect_stdout(sys.stderr))
         elif sys.stdout.isatty():
-            from rich.progress import Progress
+            import rich.progress
 
-            progress = stack.enter_context(Progress(transient=True))
+            progress = stack.enter_context(rich.progress.Progress(transient=True))
             task = progress.add_task("", total=None)
+            rows = progress.add_task("", visible=False)
 
             def echo(line: str) -> None:
                 progress.console.print(line, markup=False, highlight=False)
 
             def advance(description: str, done: int, total: int) -> None:
                 progress.update(task, description=description, completed=done, total=total)
+                progress.update(rows, visible=False)
+
+            def fill(done: Progress) -> None:
+                progress.update(rows, description=str(done), completed=done.done, total=done.total, visible=True)
 
         def on_started(_: object, migration: str, database: str, index: int, total: int) -> None:
             advance(f"{migration} ({index} of {total})", index - 1, total)
+
+        def on_snapshot(_: object, database: str, path: Path) -> None:
+            echo(f"  snapshot of {database}: {path}")
 
         def on_applied(_: object, migration: str, database: str, duration: float, **_more: object) -> None:
             applied.append({"name": migration, "duration_ms": round(duration * 1000, 3)})
             echo(f"  {migration}  {duration * 1000:.1f} ms" + ("" if database == "default" else f"  ({database})"))
 
+        def on_progress(_: object, migration: str, done: int, total: int, rate: float, **_more: object) -> None:
+            fill(Progress(migration, done, total, rate))
+
+        stack.enter_context(migration_progress.connected_to(on_progress, sender=app))
         stack.enter_context(migration_started.connected_to(on_started, sender=app))
         stack.enter_context(migration_applied.connected_to(on_applied, sender=app))
+        stack.enter_context(snapshot_taken.connected_to(on_snapshot, sender=app))
         yield
 
 
@@ -231,12 +331,13 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
             plan = gate.ask(database)
         except DatabaseUnreachable as error:
             notes.append(error.message)
-            entries.append(_entry(database, "unreachable", None, None))
+            entries.append(_entry(database, "unreachable", None, None, None))
             continue
         if plan.behind:
             behind.append(plan.said)
         notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
-        entries.append(_entry(database, plan.status, plan, _lock(app, database)))
+        lock = _lock(app, database)
+        entries.append(_entry(database, plan.status, plan, lock, _backfill(database, running=lock is not None)))
     states = [entry["state"] for entry in entries]
     state = worst(states)
     mode, force = boot_mode(app), forced(app)
@@ -258,8 +359,8 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         "reason": verdict.reason,
     }
     boot = {"will_migrate": will, "reason": reason}
-    lock = _first(entry["lock"] for entry in entries)
-    return {"state": state, "databases": entries, "lock": lock, "flag": file, "boot": boot}, notes
+    first = {key: _first(entry[key] for entry in entries) for key in ("lock", "progress")}
+    return {"state": state, "databases": entries, **first, "flag": file, "boot": boot}, notes
 
 
 def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
@@ -278,11 +379,24 @@ def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
     }
 
 
+def _backfill(database: Database, *, running: bool) -> dict[str, Any] | None:
+    """How far a backfill is that is not finished."""
+    from .history import read_progress
+
+    if not database.exists:
+        return None
+    with database.connect() as connection:
+        found = read_progress(connection, running=running)
+    return None if found is None else found.report()
+
+
 def _first(values: Iterable[Any]) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _entry(database: Database, state: str, plan: Plan | None, lock: dict[str, Any] | None) -> dict[str, Any]:
+def _entry(
+    database: Database, state: str, plan: Plan | None, lock: dict[str, Any] | None, progress: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         "name": database.name,
         "url": database.url,
@@ -301,16 +415,21 @@ def _entry(database: Database, state: str, plan: Plan | None, lock: dict[str, An
         "pending": [{"name": item.migration.name, "reason": item.reason} for item in (plan.pending if plan else [])],
         "unknown": plan.unknown if plan else [],
         "lock": lock,
+        "progress": progress,
     }
 
 
 def _show_status(report: dict[str, Any]) -> None:
+    from .history import Progress
+
     for entry in report["databases"]:
         click.echo(f"Database {entry['name']}: {entry['state']}  {entry['url']}")
         if entry["lock"]:
             lock = entry["lock"]
             on = f", on {lock['migration']}" if lock["migration"] else ""
             click.echo(f"  migrating now: {lock['holder']} since {lock['since'][:19].replace('T', ' ')} UTC{on}")
+        if entry["progress"]:
+            click.echo(f"  backfill  {Progress.of(entry['progress'])}")
         for item in entry["applied"]:
             when = item["applied_at"][:19].replace("T", " ")
             click.echo(f"  applied  {item['name']}  {when} UTC  {item['duration_ms']:.1f} ms  {item['applied_by']}")
@@ -324,5 +443,5 @@ def _show_status(report: dict[str, Any]) -> None:
     click.echo(f"Next boot: will {'' if boot['will_migrate'] else 'not '}migrate, {boot['reason']}")
 
 
-def _print_json(value: dict[str, Any]) -> None:
+def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))

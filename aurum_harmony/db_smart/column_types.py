@@ -16,7 +16,7 @@ _BITS_OF_LENGTH = {"TINYTEXT": 8, "TEXT": 16, "MEDIUMTEXT": 24, "LONGTEXT": 32}
 _MORE = re.compile(r"\s*\(| CHARACTER SET | COLLATE ")
 
 
-def compare(old: TypeEngine[object], new: TypeEngine[object], dialect: Dialect) -> Literal["same", "wider", "other"]:
+def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Literal["same", "wider", "other"]:
     """What a change of type does to the values that are there.
 
     :param old: as reflected.
@@ -43,7 +43,7 @@ def compare(old: TypeEngine[object], new: TypeEngine[object], dialect: Dialect) 
     return "wider" if all(map(le, *sizes)) else "other"
 
 
-def free_on_postgresql(old: TypeEngine[object], new: TypeEngine[object]) -> bool:
+def free_on_postgresql(old: TypeEngine[Any], new: TypeEngine[Any]) -> bool:
     """Whether PostgreSQL makes a change to a wider type in place, without rewriting the table.
 
     See ``ALTER COLUMN TYPE`` in its manual: binary coercible, or an unconstrained domain of it.
@@ -55,11 +55,11 @@ def free_on_postgresql(old: TypeEngine[object], new: TypeEngine[object]) -> bool
     return False
 
 
-def _text(kind: TypeEngine[object], dialect: Dialect) -> str:
+def _text(kind: TypeEngine[Any], dialect: Dialect) -> str:
     return kind.compile(dialect=dialect).upper()
 
 
-def _affinity(kind: TypeEngine[object], dialect: Dialect) -> str:
+def _affinity(kind: TypeEngine[Any], dialect: Dialect) -> str:
     """The type as the database calls it, without its arguments; synonyms as Alembic knows them."""
     from alembic.migration import MigrationContext
 

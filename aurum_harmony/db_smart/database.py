@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 100
 #: How long to come back to a server that has no connection left, seconds.
 _FULL_SECONDS = 60.0
+#: SQLite files that are open for their header, by device and inode; see :func:`_read_header`.
+_open_files: dict[tuple[int, int], int] = {}
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
 
@@ -101,9 +103,7 @@ class Database:
         """
         if self.path is None:
             return None
-        with open(self.path, "rb") as file:
-            header = file.read(_HEADER_BYTES)
-            inode = os.fstat(file.fileno()).st_ino
+        header, inode = _read_header(self.path)
         return {
             "inode": inode,
             "wal": int(header[18:19] == b"\2"),
@@ -220,6 +220,26 @@ class Database:
         self.queries += 1
 
 
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file, and its inode.
+
+    The file is never closed again: on POSIX that would end every lock that this process holds on it, and so let
+    another one write into a transaction (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_
+    separate_thread_doing_close_).
+    """
+    if os.name == "nt":  # no such locks, and an open file could not be replaced
+        with open(path, "rb") as file:
+            return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
+    found = os.stat(path)
+    key = (found.st_dev, found.st_ino)
+    descriptor = _open_files.get(key)
+    if descriptor is None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        _open_files[found.st_dev, found.st_ino] = descriptor
+    return os.pread(descriptor, _HEADER_BYTES, 0), found.st_ino
+
+
 def begin(connection: sa.Connection) -> None:
     """Begin a transaction that will write.
 
@@ -230,6 +250,22 @@ def begin(connection: sa.Connection) -> None:
     connection.begin()
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def commit(connection: sa.Connection) -> None:
+    """Commit; what SQLite cannot commit is rolled back.
+
+    It would stay open otherwise, keep new readers out, and SQLAlchemy has forgotten it.
+
+    :raises sqlalchemy.exc.DBAPIError: it could not be committed.
+    """
+    try:
+        connection.commit()
+    except sa.exc.DBAPIError:
+        if connection.dialect.name == "sqlite":
+            driver: Any = connection.connection.dbapi_connection
+            driver.rollback()
+        raise
 
 
 def transient(error: BaseException) -> bool:
@@ -245,12 +281,11 @@ def transient(error: BaseException) -> bool:
 
 
 def _full(error: BaseException) -> bool:
-    """Whether a server refused a connection for the moment: all are taken, or it is starting."""
+    """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
     cause = getattr(error, "orig", None) or error
     text = str(cause)
     return bool(cause.args and cause.args[0] in (1040, 1203)) or any(
-        words in text
-        for words in ("too many clients", "connection slots are reserved", "the database system is starting")
+        words in text for words in ("too many clients", "connection slots are reserved", "the database system is ")
     )
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy.schema import DDLElement
 
+    from .gate import Plan
+
 _BEGIN, _COMMIT = "BEGIN", "COMMIT"
 
 
@@ -148,11 +150,13 @@ def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
     copy.rollback()
 
 
-def script(database: Database, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
+def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
     """The previews as SQL for the database's own client, line by line, with transaction boundaries.
 
-    The history is written too, so that the next boot finds the migrations applied.
+    The history is written too, so that the next boot finds the migrations applied. From the first one on that cannot be
+    known whole, they are remarks.
     """
+    database = plan.database
     dialect = database.app_engine.dialect
     kind = "mysql" if dialect.name == "mariadb" else dialect.name
     client = {"postgresql": "psql", "mysql": "mariadb", "sqlite": "sqlite3"}.get(kind, "its client")
@@ -167,16 +171,21 @@ def script(database: Database, previews: Iterable[Preview], settings: DdlSetting
     transactional = database.transactional_ddl
     for table in history.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
+    if plan.state is None:
+        yield f"{render(history.state.insert().values(history.new_state()), dialect, literal_binds=True)};"
+    known = True
     for shown in previews:
         yield f"\n-- {shown.name} ({shown.reason})"
+        known = known and shown.unknown is None and shown.error is None
+        if not known:
+            # Half of a migration would be done twice, and what comes after it may build on the other half.
+            yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
+            yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
+            continue
         lines = [_BEGIN, *shown.script] if transactional else list(shown.script)
-        if shown.migration is None:
-            pass
-        elif shown.unknown is None and shown.error is None:
+        if shown.migration is not None:
             insert = history.history.insert().values(history.row(shown.migration, 0.0))
             lines.append(render(insert, dialect, literal_binds=True))
-        else:
-            lines.append("-- not recorded as applied: db-smart runs it at the next boot")
         if transactional:
             lines.append(_COMMIT)
         yield from (line if line.startswith("--") else f"{line};" for line in _without_empty_transactions(lines))
@@ -276,7 +285,7 @@ class DryExecution(Execution):
                 self.send(render(bound_statement, dialect, literal_binds=True))
             except (sa.exc.CompileError, NotImplementedError, DbSmartError):
                 self.remark(f"with values that have no form in SQL: {statement}")
-        return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS nothing WHERE 1 = 0")
+        return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
 
     def confirm(self) -> None:
         """No lock is held."""

@@ -9,16 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.schema import DDLElement
 
 from .binding import Savepoints
-from .database import Database, begin, transient
+from .database import Database, begin, commit, transient
 from .ddl import render
-from .guard import LockGuard
+from .guard import LockGuard, guarded
 from .lock import Lock
 from .settings import DdlSettings
 from .steps import Steps
@@ -27,6 +27,7 @@ _logger = logging.getLogger(__name__)
 
 #: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
 Send = Callable[..., None]
+T = TypeVar("T")
 
 
 class Execution:
@@ -39,6 +40,7 @@ class Execution:
     :param guard: watches over ``connection``.
     :param settings: for schema changes.
     :param transactional: whether the migration runs in a transaction.
+    :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
     """
 
     #: Whether nothing is really sent.
@@ -54,17 +56,21 @@ class Execution:
         guard: LockGuard,
         settings: DdlSettings,
         transactional: bool,
+        tell: Callable[..., object] = lambda **_: None,
     ) -> None:
         self.database = database
         self.connection = connection
         self.steps = steps
         self.settings = settings
         self.transactional = transactional
+        self.tell = tell
         self._lock = lock
         self._guard = guard
         self._savepoints: Savepoints | None = None
         #: Called before a transaction is cut: ends what its users left open.
         self.before_cut: list[Callable[[], None]] = []
+        #: Called after a rollback that the migration's code did not ask for: brings its users to a new start.
+        self.after_rollback: list[Callable[[], None]] = []
 
     @property
     def dialect(self) -> str:
@@ -76,7 +82,7 @@ class Execution:
     def engine(self) -> Engine:
         """What ``db.engine`` is during the migration."""
         if not self.transactional:
-            return self.database.engine
+            return guarded(self.database, self.settings.lock_timeout)
         self._savepoints = Savepoints(self.connection, self.steps)
         self._guard.watch(self._savepoints.engine)
         return self._savepoints.engine
@@ -119,7 +125,7 @@ class Execution:
         :param more: text for its end, such as ``, LOCK=NONE``.
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
-        self._send(self.connection, change, more, alone=not self.transactional)
+        self._send(self.connection, change, more)
 
     def cut(self) -> None:
         """Commit what was done so far, with the record of its steps, and begin the next transaction.
@@ -127,8 +133,29 @@ class Execution:
         :raises LeaseLost: somebody else has taken the lock; nothing was committed.
         """
         if self.transactional:
-            self._commit()
+            self.commit()
             begin(self.connection)
+
+    def commit(self) -> None:
+        """Commit as :meth:`cut` does, without beginning anew: what follows does so when it has work.
+
+        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
+        """
+        for settle in self.before_cut:
+            settle()
+        self.steps.store()
+        self.confirm()
+        if self._savepoints is not None:
+            self._savepoints.cut()
+        commit(self.connection)
+
+    def rollback(self) -> None:
+        """Take back the open transaction, so that it can be tried again."""
+        if self._savepoints is not None:
+            self._savepoints.cut()
+        self.connection.rollback()
+        for renew in self.after_rollback:
+            renew()
 
     @contextmanager
     def outside(self) -> Iterator[Send]:
@@ -139,23 +166,24 @@ class Execution:
         if not self.transactional:
             yield self.send
             return
-        self._commit()
+        self.commit()
         with self.database.connect(autocommit=True) as own:
-            yield lambda change, more="": self._send(own, change, more, alone=False)
+            LockGuard(self.database, own, self.settings.lock_timeout)
+            yield lambda change, more="": self._send(own, change, more)
         begin(self.connection)
 
     @contextmanager
     def pragma(self, name: str, value: str) -> Iterator[None]:
         """Cut the migration, and set a pragma of SQLite that cannot be changed in a transaction for one of its own."""
         if self.transactional:
-            self._commit()
+            self.commit()
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
         self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
         self.connection.rollback()
         begin(self.connection)
         try:
             yield
-            self._commit()
+            self.commit()
         finally:
             self.connection.rollback()
             self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
@@ -178,28 +206,32 @@ class Execution:
         """
         self._lock.confirm(self.connection)
 
-    def _commit(self) -> None:
-        for settle in self.before_cut:
-            settle()
-        self.steps.store()
-        self.confirm()
-        if self._savepoints is not None:
-            self._savepoints.cut()
-        self.connection.commit()
+    def alone(self, send: Callable[[], T], text: str) -> T:
+        """Send a statement; where it is a transaction of its own that leaves nothing behind, try it again by itself.
 
-    def _send(self, connection: sa.Connection, change: DDLElement | str, more: str, *, alone: bool) -> None:
-        """Send a statement; one that is a transaction of its own and leaves nothing behind is tried again by itself."""
+        :param text: its SQL.
+        """
+        retries = 0 if self.transactional or "CONCURRENTLY" in text.upper() else self.settings.retries
+        return tried_again(self.database, send, retries)
+
+    def _send(self, connection: sa.Connection, change: DDLElement | str, more: str) -> None:
         text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
-        for tries in itertools.count(1):
-            try:
-                # Without parameters, so that no driver takes a percent sign for one.
-                connection.exec_driver_sql(text, execution_options={"no_parameters": True})
-                return
-            except sa.exc.DBAPIError as error:
-                if not alone or not transient(error) or tries > self.settings.retries or "CONCURRENTLY" in text:
-                    raise
-                _logger.info("db-smart: tried again: %s", self.database.redact(error))
-            back_off(tries)
+        # Without parameters, so that no driver takes a percent sign for one.
+        options = {"no_parameters": True}
+        self.alone(lambda: connection.exec_driver_sql(text, execution_options=options), text)
+
+
+def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:
+    """Do what leaves nothing behind when it fails, again and again while others are in its way."""
+    for tries in itertools.count(1):
+        try:
+            return action()
+        except sa.exc.DBAPIError as error:
+            if not transient(error) or tries > retries:
+                raise
+            _logger.info("db-smart: tried again: %s", database.redact(error))
+        back_off(tries)
+    raise AssertionError  # never reached
 
 
 def back_off(tries: int) -> None:

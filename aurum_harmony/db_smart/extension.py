@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from .cli import group
 from .database import Database, databases, engines_of
 from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable
 from .gate import Gate, Plan, worst
+from .keepalive import kept_alive
 from .settings import (
     boot_mode,
     create_all,
@@ -102,7 +104,8 @@ class DbSmart:
         """Register the commands and the first-request hook on an application. Touches no file and no database.
 
         Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
-        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``; and ``FORCE_DB_MIGRATION`` at each boot.
+        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``; and
+        ``FORCE_DB_MIGRATION`` at each boot.
 
         :param db: the application's Flask-SQLAlchemy; the one registered on ``app`` when ``None``.
         :param migrations: dotted name of a module or package.
@@ -249,18 +252,24 @@ class DbSmart:
             _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
             force = None
         if force is not None:
-            with app.app_context():
+            with app.app_context(), kept_alive():
                 return self._migrate(app, gate, force, force=True)
         verdict = gate.by_flag()
-        if verdict.holds:
-            state.flag = verdict.flag
-            if verdict.stale and mode == "migrate":
-                _keep_flag(gate, lambda: gate.refresh(verdict))
-            return "skipped", verdict.reason, ()
-        with app.app_context():
-            decision = self._ask(app, gate, mode, verdict.reason)
-        state.verified = True
-        return decision
+        with ExitStack() as stack:
+            if not verdict.holds:
+                stack.enter_context(kept_alive())
+            if not verdict.holds and mode == "migrate":
+                settings = lock_settings(app)
+                verdict = stack.enter_context(gate.turn(verdict, min(2 * settings.lease, settings.timeout)))
+            if not verdict.holds:
+                with app.app_context():
+                    decision = self._ask(app, gate, mode, verdict.reason)
+                state.verified = True
+                return decision
+        state.flag = verdict.flag
+        if verdict.stale and mode == "migrate":
+            _keep_flag(gate, lambda: gate.refresh(verdict))
+        return "skipped", verdict.reason, ()
 
     def _ask(self, app: Flask, gate: Gate, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:
         """Levels 2 and 3: ask the databases, and migrate or refuse where one is behind.
@@ -340,7 +349,8 @@ class DbSmart:
                 _logger.warning("db-smart: boot trusted the flag, but %s", changed)
                 if mode == "migrate":
                     _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
-                decision, reason, applied = self._ask(app, gate, mode, changed)
+                with kept_alive():
+                    decision, reason, applied = self._ask(app, gate, mode, changed)
                 _report(app, decision, reason, started, gate.queries, applied)
             else:
                 _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)

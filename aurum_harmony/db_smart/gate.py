@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import random
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +27,14 @@ if TYPE_CHECKING:
     from .migrations import Migration
 
 
+_logger = logging.getLogger(__name__)
+
 _UNCHANGED = "nothing changed"
 _COMPLETE = "holds every migration of this code"
+#: How often a boot looks whether the one that asks before it is done, seconds.
+_LOOK_EVERY = (0.05, 0.25)
+#: How often it says for whom it waits, seconds.
+_TELL_EVERY = 5.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,63 @@ class Gate:
             reason = _UNCHANGED if same else "only time stamps or places of the migrations changed"
             return FlagVerdict(True, reason, flag, stale=True)
         return FlagVerdict(False, _sources_changed(flag, sources), flag)
+
+    @contextmanager
+    def turn(self, verdict: FlagVerdict, patience: float) -> Iterator[FlagVerdict]:
+        """Let one boot on this host at a time ask the databases; the others wait for the flag that it writes.
+
+        It spares the server a herd of workers, and decides nothing: who has waited long enough, or cannot use a file
+        lock beside the flag, goes on without. The kernel frees the lock when its process ends.
+
+        :param verdict: what the flag said, which does not hold.
+        :param patience: the longest wait, seconds; the shortest is half of it, as all must not leave at once.
+        :returns: what the flag says now.
+        """
+        if verdict.holds or any(database.in_memory for database in self.databases.values()):
+            yield verdict
+            return
+        try:
+            import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
+
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except (ImportError, OSError) as error:
+            _logger.debug("db-smart: boots of this host do not wait for each other: %s", error)
+            yield verdict
+            return
+        try:
+            deadline = time.monotonic() + patience * random.uniform(0.5, 1)
+            told = float("-inf")
+            pause, longest = _LOOK_EVERY
+            seen, taken = None, False
+            while not (verdict.holds or taken) and time.monotonic() < deadline:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    taken = True
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                except BlockingIOError:
+                    if time.monotonic() - told >= _TELL_EVERY:
+                        told = time.monotonic()
+                        holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "another one"
+                        _logger.info("db-smart: waiting for process %s of this host, which asks or migrates", holder)
+                    threading.Event().wait(pause * random.uniform(0.5, 1.5))
+                    pause = min(pause * 1.5, longest)
+                except OSError:  # a file system without locks
+                    break
+                before, seen = seen, self._flag_stamp()
+                if seen != before:
+                    verdict = self.by_flag()
+            yield verdict
+        finally:
+            os.close(descriptor)
+
+    def _flag_stamp(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def by_row(self) -> list[Plan] | None:
         """Level 2, the short way: does the state row of each database say that these very sources are applied?

@@ -7,9 +7,11 @@ time only, then everything is rolled back and the migration is tried again.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,19 +21,16 @@ from .database import Database
 
 _logger = logging.getLogger(__name__)
 
-_CHANGES = (
-    "ALTER",
-    "CREATE",
-    "DROP",
-    "TRUNCATE",
-    "COMMENT",
-    "LOCK",
-    "REINDEX",
-    "CLUSTER",
-    "REFRESH",
-    "RENAME",
-    "GRANT",
-    "REVOKE",
+_CHANGE = re.compile(
+    r"(\s|--[^\n]*\n|/\*([^*]|\*(?!/))*\*/)*"
+    r"(ALTER|CREATE|DROP|TRUNCATE|COMMENT|LOCK|REINDEX|CLUSTER|REFRESH|RENAME|GRANT|REVOKE)\b",
+    re.IGNORECASE,
+)
+#: What PostgreSQL runs only outside of a transaction, or under a lock that nobody queues behind.
+_ALONE = re.compile(
+    r"\bCONCURRENTLY\b|\bVALIDATE\s+CONSTRAINT\b|\bREINDEX\s+SCHEMA\b|^\s*(LOCK\b|CLUSTER\s*;?\s*$)"
+    r"|\b(CREATE|ALTER|DROP|REINDEX)\s+(DATABASE|SYSTEM|TABLESPACE|SUBSCRIPTION)\b",
+    re.IGNORECASE,
 )
 #: The shortest time-out, seconds: what is left to a transaction whose schema changes have waited long already.
 _LEAST = 0.05
@@ -56,8 +55,10 @@ class LockGuard:
     """Watches over the schema changes of one connection.
 
     On PostgreSQL each gets ``lock_timeout`` for its statement; those of one transaction share the time, since the locks
-    that it has already block others while it waits for more. On MariaDB it is the session's ``lock_wait_timeout``.
-    SQLite has one lock, which is waited for at the begin of a transaction, when nothing is held.
+    that it has already block others while it waits for more. In autocommit a change gets a transaction of its own, as
+    nothing else may be set for one statement alone behind PgBouncer. On MariaDB it is the session's
+    ``lock_wait_timeout``. SQLite has one lock, which is waited for at the begin of a transaction, when nothing is held,
+    and at its end, when new readers wait too.
 
     :param connection: a new connection for migrating.
     :param seconds: how long to wait.
@@ -68,53 +69,83 @@ class LockGuard:
         self._connection = connection
         self._seconds = seconds
         self._session = 0
-        self._armed = False
-        self._first: float | None = None
+        #: How long the schema changes of this transaction took.
+        self._spent = 0.0
+        self._started: float | None = None
+        #: The ``lock_timeout`` before ours; ``None`` where there is none of ours.
+        self._before_ours: str | None = None
         self._watch: threading.Timer | None = None
         # Not the application's: the migrating URL may lead elsewhere, which is found out later.
         self._dialect = connection.dialect.name
-        if self._dialect in ("mysql", "mariadb"):
+        if self._dialect == "sqlite" and not database.in_memory:
+            self._bound_commits()
+        elif self._dialect in ("mysql", "mariadb"):
             # Whole seconds; innodb_lock_wait_timeout is for rows, which a migration's own data statements wait for.
             connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {max(1, round(seconds))}")
             self._session = connection.exec_driver_sql("SELECT connection_id()").scalar_one()
             connection.rollback()
-        elif self._dialect != "postgresql":
-            return
         self.watch(connection)
-        for event in ("commit", "rollback"):
-            sa.event.listen(connection, event, self._ended)
 
     def watch(self, target: sa.Connection | Engine) -> None:
         """Watch over what this connection, or those of this engine, send; they must share one driver connection."""
         if self._dialect in ("postgresql", "mysql", "mariadb"):
             sa.event.listen(target, "before_cursor_execute", self._before)
             sa.event.listen(target, "after_cursor_execute", self._after)
+            if target is self._connection:
+                for event in ("commit", "rollback"):
+                    sa.event.listen(target, event, self._ended)
+
+    def _bound_commits(self) -> None:
+        driver: Any = self._connection.connection.dbapi_connection
+        (usual,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        ours = min(usual, round(self._seconds * 1000))
+        sa.event.listen(self._connection, "begin", lambda _: driver.execute(f"PRAGMA busy_timeout = {usual}"))
+        sa.event.listen(self._connection, "commit", lambda _: driver.execute(f"PRAGMA busy_timeout = {ours}"))
 
     def _before(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
-        changes = statement.lstrip().upper().startswith(_CHANGES)
+        self._quiet()
+        if self._before_ours is not None:  # the change before has failed
+            self._before_ours = None
+            if self._autocommit:
+                self._send("ROLLBACK")
+        if not _CHANGE.match(statement):
+            return
         if self._dialect == "postgresql":
-            if changes:
-                self._arm()
-            elif self._armed:
-                self._send("SET LOCAL lock_timeout TO DEFAULT")
-                self._armed = False
-        self._after()
-        if changes:
-            self._watch = threading.Timer(self._seconds * 0.6, self._tell)
-            self._watch.daemon = True
-            self._watch.start()
+            with suppress(Exception):  # of a transaction that has failed, as the statement itself will say
+                self._arm(statement)
+        self._started = time.monotonic()
+        self._watch = threading.Timer(self._seconds / 2, self._tell)
+        self._watch.daemon = True
+        self._watch.start()
 
     def _after(self, *_: Any) -> None:
+        self._quiet()
+        if self._started is not None:
+            self._spent += time.monotonic() - self._started
+            self._started = None
+        if self._before_ours is not None:
+            before, self._before_ours = self._before_ours, None
+            self._send("COMMIT" if self._autocommit else f"SET LOCAL lock_timeout = '{before}'")
+
+    def _arm(self, statement: str) -> None:
+        bounded = "NULL"
+        if not self._autocommit or not _ALONE.search(statement):
+            if self._autocommit:
+                self._send("BEGIN")
+                self._spent = 0.0
+            left = max(_LEAST, self._seconds - self._spent)
+            bounded = f"current_setting('lock_timeout'), set_config('lock_timeout', '{round(left * 1000)}', true)"
+        self._session, self._before_ours, *_ = self._send(f"SELECT pg_backend_pid(), {bounded}")
+
+    def _quiet(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
 
-    def _arm(self) -> None:
-        now = time.monotonic()
-        self._first = self._first or now
-        left = max(_LEAST, self._seconds - (now - self._first))
-        row = self._send(f"SELECT pg_backend_pid(), set_config('lock_timeout', '{round(left * 1000)}', true)")
-        self._session, self._armed = int(row[0]), True
+    @property
+    def _autocommit(self) -> bool:
+        driver: Any = self._connection.connection.dbapi_connection
+        return bool(driver.autocommit)
 
     def _send(self, statement: str) -> Any:
         """Send a statement past SQLAlchemy's events, which have brought us here."""
@@ -125,16 +156,26 @@ class LockGuard:
 
     def _ended(self, *_: Any) -> None:
         """``SET LOCAL`` ended with its transaction, and so did the locks."""
-        self._armed, self._first = False, None
-        self._after()
+        self._quiet()
+        self._spent, self._started, self._before_ours = 0.0, None, None
 
     def _tell(self) -> None:
         """Log who is in the way; in a thread, while the connection waits."""
         try:
             for line in blockers(self._database, self._session):
-                _logger.warning("db-smart: a schema change waits for a lock of %s", line)
+                _logger.warning("db-smart: a schema change waits for %s", line)
         except Exception as error:  # it is only said to help
             _logger.debug("db-smart: who blocks cannot be told: %s", self._database.redact(error))
+
+
+def guarded(database: Database, seconds: float) -> Engine:
+    """The engine for migrating, each of whose connections has a guard.
+
+    :param seconds: how long to wait.
+    """
+    engine = database.engine.execution_options()
+    sa.event.listen(engine, "engine_connect", lambda connection: LockGuard(database, connection, seconds))
+    return engine
 
 
 def blockers(database: Database, session: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
+from . import codec
 from .database import begin
 from .migrations import MAX_NAME, Migration
 
@@ -68,18 +69,6 @@ progress = sa.Table(
     sa.Column("last_row_id", sa.BigInteger, nullable=False),
     sa.Column("detail", sa.Text, comment="JSON: what a statement returned, or how far a backfill is"),
 )
-
-_NEW_STATE = {
-    "id": 1,
-    "applied": "",
-    "source": "",
-    "databases": "[]",
-    "token": 0,
-    "holder": "",
-    "lease_since": 0,
-    "lease_expires": 0,
-    "lease_migration": "",
-}
 
 #: The tables of this extension, which comparisons of models with the database leave out.
 TABLE_NAMES = frozenset(metadata.tables)
@@ -164,6 +153,39 @@ class State:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a backfill is.
+
+    :ivar done: rows.
+    :ivar total: rows, estimated.
+    :ivar rate: rows per second; 0 where it stands still.
+    """
+
+    migration: str
+    done: int
+    total: int
+    rate: float
+
+    @property
+    def eta(self) -> float | None:
+        """How long it will take, seconds; ``None`` where nothing can be said."""
+        return round(max(0, self.total - self.done) / self.rate, 1) if self.rate else None
+
+    def report(self) -> dict[str, Any]:
+        """As ``status`` has it in JSON."""
+        return {**asdict(self), "eta_s": self.eta}
+
+    @staticmethod
+    def of(report: dict[str, Any]) -> Progress:
+        """What :meth:`report` gave."""
+        return Progress(**{name: value for name, value in report.items() if name != "eta_s"})
+
+    def __str__(self) -> str:
+        text = f"{self.migration}: {self.done:,} of ~{self.total:,} rows"
+        return text if self.eta is None else f"{text}, {self.rate:,.0f} rows/s, about {self.eta:,.0f} s left"
+
+
+@dataclass(frozen=True)
 class Pending:
     """A migration to run, and why."""
 
@@ -205,8 +227,10 @@ def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> 
     for last in (False, True):
         try:
             return connection.execute(query).all()
-        except sa.exc.DBAPIError:
+        except sa.exc.DBAPIError as error:
             connection.rollback()
+            if error.connection_invalidated:
+                raise
             if not sa.inspect(connection).has_table(table.name):
                 return None
             if last:
@@ -221,29 +245,35 @@ def create_state(connection: sa.Connection) -> None:
 
     :raises sqlalchemy.exc.DBAPIError: the database refuses them.
     """
-    tries = 10
-    for attempt in range(1, tries + 1):
+    failure: sa.exc.DBAPIError | None = None
+    for attempt in range(10):
         try:
-            if read_state(connection) is not None:
-                connection.rollback()
-                return
+            found = read_state(connection)
             connection.rollback()
+            if found is not None:
+                return
+            if attempt:
+                threading.Event().wait(random.uniform(0, 0.05 * attempt))
             begin(connection)
             state.create(connection, checkfirst=True)
             if connection.execute(sa.select(state.c.id)).first() is None:
-                connection.execute(state.insert().values({**_NEW_STATE, "database_id": uuid.uuid4().hex}))
+                connection.execute(state.insert().values(new_state()))
             connection.commit()
             return
-        except sa.exc.DBAPIError:
-            # Another one made it between our look and our act; databases report that in many ways.
+        except sa.exc.DBAPIError as error:
+            # Another one made it between our look and our act; databases report that in many ways. Look again.
             connection.rollback()
-            if read_state(connection) is not None:
-                connection.rollback()
-                return
-            connection.rollback()
-            if attempt == tries:
-                raise
-            threading.Event().wait(random.uniform(0, 0.05 * attempt))
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def new_state() -> dict[str, Any]:
+    """The state row of a database that has no history, with an id of its own."""
+    texts = ("applied", "source", "holder", "lease_migration")
+    numbers = ("token", "lease_since", "lease_expires")
+    names = {"id": 1, "database_id": uuid.uuid4().hex, "databases": "[]"}
+    return {**names, **dict.fromkeys(texts, ""), **dict.fromkeys(numbers, 0)}
 
 
 def create_tables(connection: sa.Connection) -> None:
@@ -258,6 +288,24 @@ def create_tables(connection: sa.Connection) -> None:
 def begun(connection: sa.Connection) -> set[str]:
     """Names of migrations that an earlier run has cut short. One query."""
     return set(connection.scalars(sa.select(progress.c.migration).distinct()))
+
+
+def read_progress(connection: sa.Connection, *, running: bool) -> Progress | None:
+    """The backfill that is not finished; ``None`` where there is none. One query.
+
+    :param running: whether somebody is at it.
+    """
+    query = sa.select(progress.c.migration, progress.c.row_count, progress.c.detail)
+    try:
+        rows = connection.execute(query.where(progress.c.step.like("backfill:%"))).all()
+    except sa.exc.DBAPIError:  # no such table, one of an earlier release, or no right to read it
+        connection.rollback()
+        return None
+    for migration, done, text in rows:
+        detail = codec.loads(text)
+        if not detail["finished"]:
+            return Progress(migration, done, detail["total"], detail["rate"] if running else 0.0)
+    return None
 
 
 def record(connection: sa.Connection, migration: Migration, seconds: float, *, error: str | None = None) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from .database import Database, begin, transient
-from .errors import LeaseLost, LockHeld, LockTimeout
+from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout
 from .history import Holder, State, epoch_us, read_state, state
 from .settings import LockSettings
 
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: The pause between two tries grows from the first to the second figure, seconds, and is jittered.
-_PAUSES = (0.02, 0.5)
+#: The pause between two tries grows from the first to the second figure, seconds, and is jittered. It is about a third
+#: of the time waited so far: a herd of waiters that comes back faster takes from the server what the holder needs.
+_PAUSES = (0.05, 3.0)
 #: How often at most the holder writes down which migration it is on, seconds.
 _NOTE_EVERY = 0.5
 #: How often a waiter says whom it waits for, seconds.
@@ -83,7 +84,7 @@ class Lock(ABC):
     def left_behind(self) -> str | None:
         """Name of a holder that is gone without having released the lock; ``None`` where there is none.
 
-        Watches for a heartbeat, for at most half a lease. Writes nothing.
+        Watches for a heartbeat, for at most three quarters of a lease: two are due by then. Writes nothing.
 
         :raises LockHeld: the holder is alive.
         """
@@ -102,6 +103,7 @@ class Lock(ABC):
         :param done: see :meth:`try_acquire`.
         :returns: whether the lock is held; ``False`` when there was nothing left to do.
         :raises LockTimeout: it was not free in time.
+        :raises DatabaseUnreachable: it could not be asked all that time.
         """
         if not self._wait(done):
             yield False
@@ -114,23 +116,34 @@ class Lock(ABC):
     def _wait(self, done: Callable[[State], bool]) -> bool:
         deadline = time.monotonic() + self.settings.timeout
         told = float("-inf")
+        lost = False
         pause, longest = _PAUSES
         while True:
-            taken = self.try_acquire(done)
-            if taken is not False:
-                return taken is True
             now = time.monotonic()
-            if now >= deadline:
-                raise LockTimeout(
-                    f"The database {self.database.name!r} ({self.database.url}) is being migrated by {self._who()}; "
-                    f"waited {self.settings.timeout:g} s for it (DB_SMART_LOCK_TIMEOUT). This process changed nothing. "
-                    "Start again when it is done; 'flask db-smart status' shows it."
-                )
-            if now - told >= _TELL_EVERY:
-                told = now
-                _logger.info("db-smart: waiting for %s, which migrates %r", self._who(), self.database.name)
+            try:
+                taken = self.try_acquire(done)
+                if taken is not False:
+                    return taken is True
+                if now >= deadline:
+                    raise LockTimeout(
+                        f"The database {self.database.name!r} ({self.database.url}) is being migrated by {self._who()};"
+                        f" waited {self.settings.timeout:g} s for it (DB_SMART_LOCK_TIMEOUT). This process changed "
+                        "nothing. Start again when it is done; 'flask db-smart status' shows it."
+                    )
+                if now - told >= _TELL_EVERY:
+                    told = now
+                    _logger.info("db-smart: waiting for %s, which migrates %r", self._who(), self.database.name)
+                lost = False
+            except (DatabaseUnreachable, sa.exc.DBAPIError) as error:
+                # The database has answered this process before: it may be restarting, and come back.
+                if now >= deadline or not (isinstance(error, DatabaseUnreachable) or error.connection_invalidated):
+                    raise
+                if not lost or now - told >= _TELL_EVERY:
+                    told = now
+                    _logger.warning("db-smart: waiting for the database: %s", self.database.redact(error))
+                lost = True
             # Those that began together must not come back together.
-            threading.Event().wait(min(pause * random.uniform(0.5, 1.5), deadline - now))
+            threading.Event().wait(min(pause * random.uniform(0.5, 1.5), max(deadline - now, 0)))
             pause = min(pause * 1.5, longest)
 
     def _who(self) -> str:
@@ -167,13 +180,13 @@ class _Lease(Lock):
             "lease_migration": "",
         }
         with self.database.connect() as connection:
-            found = read_state(connection)
-            connection.rollback()
-            if found is not None and done(found):
-                return None
-            if found is None or found.holder is not None:
-                return False
             try:
+                found = read_state(connection)
+                connection.rollback()
+                if found is not None and done(found):
+                    return None
+                if found is None or found.holder is not None:
+                    return False
                 begin(connection)
                 if connection.execute(state.update().where(free).values(take)).rowcount != 1:
                     return False
@@ -217,7 +230,7 @@ class _Lease(Lock):
         found = self._lease()
         if found is None or not found.holder:
             return None
-        deadline = time.monotonic() + self.settings.lease / 2
+        deadline = time.monotonic() + self.settings.lease * 0.75
         while found.lease_expires >= found.now and time.monotonic() < deadline:
             threading.Event().wait(0.1)
             later = self._lease()

@@ -69,6 +69,7 @@ class Operations:
         self._catalog = catalog or Catalog(execution.connection)
         self._own_connection: sa.Connection | None = None
         execution.before_cut.append(self._settle)
+        execution.after_rollback.append(self._renew)
 
     @property
     def session(self) -> scoped_session[Session]:
@@ -102,7 +103,7 @@ class Operations:
         if self._execution.dry:
             return self._execution.pretend(query, parameters)
         connection = self._own() if self._execution.transactional else self._connection
-        return connection.execute(query, parameters)
+        return self._execution.alone(lambda: connection.execute(query, parameters), str(query))
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
         """Whether there is such a table or view."""
@@ -477,7 +478,7 @@ class Operations:
 
         with self._execution.operation(f"backfill({table!r})"):
             condition = sa.text(where) if isinstance(where, str) else where
-            Backfill(self._execution, table, schema, Pace(batch_seconds, throttle, pause)).update(set_, where=condition)
+            Backfill(self._execution, table, schema, Pace(batch_seconds, throttle, pause)).update(set_, condition)
 
     def batches(
         self,
@@ -493,15 +494,14 @@ class Operations:
         What the function does by ``op.execute()``, ``op.session`` or ``op.connection`` is one short transaction with
         the record of how far the work is.
 
-        :param source: a table, or a ``SELECT`` from one table that has its primary key among its columns.
+        :param source: a table, or a plain ``SELECT`` from one table.
         """
         from .backfill import Backfill, Pace
 
         def run(function: Callable[[Sequence[sa.Row[Any]]], object]) -> None:
             name = getattr(function, "__name__", "function")
             with self._execution.operation(f"batches({name})"):
-                backfill = Backfill.over(self._execution, source, schema, Pace(batch_seconds, throttle, pause))
-                backfill.call(function, settle=self._settle_batch)
+                Backfill(self._execution, source, schema, Pace(batch_seconds, throttle, pause)).call(function)
 
         return run
 
@@ -544,10 +544,9 @@ class Operations:
         if self._own_connection is not None:
             self._own_connection.commit()
 
-    def _settle_batch(self) -> None:
-        self._settle()
-        if self._db.session.registry.has():
-            self._db.session.commit()
+    def _renew(self) -> None:
+        if self._own_connection is not None:
+            self._own_connection.rollback()
 
     def _described(self, table: str, items: Sequence[Any], schema: str | None, **options: Any) -> sa.Table:
         described: sa.Table = self._objects.table(table, *items, schema=schema, **options)

@@ -208,7 +208,7 @@ class PostgresqlForms(Forms):
         assert isinstance(default, sa.DefaultClause)
         value = sa.text(default.arg) if isinstance(default.arg, str) else default.arg
         Backfill(self.execution, table.name, table.schema).update(
-            {column.name: value}, where=sa.column(column.name).is_(None)
+            {column.name: value}, sa.column(column.name).is_(None)
         )
         if not column.nullable:
             existing = self.catalog.columns(table.name, table.schema)[column.name]

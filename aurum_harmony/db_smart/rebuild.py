@@ -544,23 +544,21 @@ class _Rebuild:
 
     def _broken(self, dropped: Set[str] = frozenset()) -> dict[str, str]:
         """Views that cannot be read, and tables and views whose triggers do not compile, with the reason."""
-        probes: dict[str, list[str]] = {}
-        found = {}
+        probes, found = {}, {}
         for item in self._stored("view", "trigger"):
             # SQLite takes "x" for a string where there is no column x, and says nothing.
             quoted = {_fold(token.name) for token in _tokens(item.sql) if token.text.startswith('"')}
             if quoted & dropped and _fold(self.table) in _identifiers(item.sql):
                 found[f"the {item.kind} {item.name!r}"] = f"it names {min(quoted & dropped)!r}"
             if item.kind == "view":
-                probes[f"the view {item.name!r}"] = [f"SELECT * FROM {self._at(item.name, item.schema)}"]
+                probes[f"the view {item.name!r}"] = f"SELECT * FROM {self._at(item.name, item.schema)}"
             else:
-                probes[f"a trigger on {item.table!r}"] = self._writes(item)
-        for what, statements in probes.items():
-            for statement in statements:
-                try:
-                    self._rows(f"EXPLAIN {statement}")
-                except sa.exc.DBAPIError as error:
-                    found[what] = str(error.orig)
+                probes |= {f"a trigger on {item.table!r} for {sql[:6]}": sql for sql in self._writes(item)}
+        for what, statement in probes.items():
+            try:
+                self._rows(f"EXPLAIN {statement}")
+            except sa.exc.DBAPIError as error:
+                found[what] = str(error.orig)
         return found
 
     def _writes(self, trigger: _Stored) -> list[str]:

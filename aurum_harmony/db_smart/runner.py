@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import signal
@@ -16,11 +17,11 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history
-from .binding import bound, commit_session
-from .database import Database, begin, transient
+from . import history, snapshot
+from .binding import bound, commit_session, rollback_session
+from .database import Database, begin, commit, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
-from .execution import Execution, back_off
+from .execution import Execution, back_off, tried_again
 from .gate import Gate
 from .guard import LockGuard
 from .history import Pending, State
@@ -28,7 +29,7 @@ from .lock import Lock, lock_of
 from .migrations import Migration, location
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
-from .signals import migration_applied, migration_failed, migration_started
+from .signals import migration_applied, migration_failed, migration_progress, migration_started
 from .steps import Steps
 
 _logger = logging.getLogger(__name__)
@@ -142,26 +143,38 @@ class Runner:
         wal_version = _wal_schema_version(connection)
         plan = self._gate.by_connection(database, connection, force=force)
         connection.rollback()  # what was only read
-        digest = self._gate.sources.digest
-        if plan.state is not None and not plan.behind and plan.state.source == digest:
+        if plan.state is not None and not plan.behind and plan.state.source == self._gate.sources.digest:
             return plan.state
+        if plan.behind:
+            snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
-        begun = self._prepare(database, connection, first=plan.state is None or not plan.state.source)
         guard = LockGuard(database, connection, self._ddl.lock_timeout)
+        first = plan.state is None or not plan.state.source
+        begun = tried_again(database, lambda: self._prepare(database, connection, first=first), self._ddl.retries)
         run = _DatabaseRun(database, connection, lock, guard, begun)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
+        changed = wal_version if plan.pending else None
+        state = tried_again(database, lambda: self._seal(connection, lock, changed), self._ddl.retries)
+        if wal_version is not None:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        return state
+
+    def _seal(self, connection: sa.Connection, lock: Lock, wal_version: int | None) -> State:
+        """Bring the state row up to date.
+
+        :param wal_version: the schema cookie before migrations ran, on SQLite in WAL mode.
+        """
+        connection.rollback()  # what a try before this one has left
         begin(connection)
-        if plan.pending and wal_version is not None and wal_version == _wal_schema_version(connection):
+        if wal_version is not None and wal_version == _wal_schema_version(connection):
             # In WAL mode only a schema change surely shows in the file's header, by which boot tells this file from
             # an older copy of it.
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         lock.confirm(connection)
-        state = history.seal(connection, digest, [item.name for item in self._gate.involved])
-        connection.commit()
-        if wal_version is not None:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        state = history.seal(connection, self._gate.sources.digest, [item.name for item in self._gate.involved])
+        commit(connection)
         return state
 
     def _prepare(self, database: Database, connection: sa.Connection, *, first: bool) -> set[str]:
@@ -169,6 +182,7 @@ class Runner:
 
         :returns: names of migrations that an earlier run has cut short.
         """
+        connection.rollback()  # what a try before this one has left
         if first:
             history.create_state(connection)
         begin(connection)
@@ -177,7 +191,7 @@ class Runner:
         if first and self._create_all and metadata is not None:
             metadata.create_all(connection)
         begun = history.begun(connection)
-        connection.commit()
+        commit(connection)
         return begun
 
     def _apply(self, run: _DatabaseRun, item: Pending, index: int, total: int) -> Run:
@@ -199,6 +213,10 @@ class Runner:
                 connection.rollback()
                 raise
             except Exception as error:
+                ending = _ending(error)
+                if ending is not None:
+                    connection.invalidate()
+                    raise ending from None
                 if tries <= self._ddl.retries and migration.options.transactional and _transient(error):
                     connection.rollback()
                     run.begun.add(migration.name)
@@ -230,7 +248,7 @@ class Runner:
         run.lock.confirm(connection)
         history.record(connection, migration, duration)
         steps.clear(connection)
-        connection.commit()
+        commit(connection)
         return duration
 
     def _call(self, run: _DatabaseRun, connection: sa.Connection, migration: Migration) -> Steps:
@@ -239,6 +257,7 @@ class Runner:
         :returns: its steps.
         """
         transactional = migration.options.transactional
+        guard = run.guard if transactional else LockGuard(run.database, connection, self._ddl.lock_timeout)
         at_once = not transactional or not run.database.transactional_ddl
         steps = Steps(connection, migration.name, at_once=at_once, begun=migration.name in run.begun)
         execution = Execution(
@@ -246,11 +265,15 @@ class Runner:
             connection,
             lock=run.lock,
             steps=steps,
-            guard=run.guard,
+            guard=guard,
             settings=self._ddl,
             transactional=transactional,
+            tell=functools.partial(
+                migration_progress.send, self._app, migration=migration.name, database=run.database.name
+            ),
         )
-        run.cut = not transactional or not run.database.transactional_ddl
+        execution.after_rollback.append(lambda: rollback_session(self._db))
+        run.cut = not transactional or not run.database.transactional_ddl or migration.name in run.begun
 
         def before_cut() -> None:
             commit_session(self._db)
@@ -297,7 +320,7 @@ class Runner:
             begin(connection)
             run.lock.confirm(connection)
             history.record(connection, migration, seconds, error=cause)
-            connection.commit()
+            commit(connection)
         except (sa.exc.SQLAlchemyError, LeaseLost) as second:
             connection.rollback()
             _logger.debug("The failure could not be recorded: %s", database.redact(second))
@@ -306,12 +329,18 @@ class Runner:
             kept += " (there each schema change commits by itself)"
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
+        advice = "Mend the cause"
+        if _transient(error):
+            advice = (
+                "Other sessions were in its way each time it was tried; where the database can tell, the log names "
+                "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
+            )
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
         return MigrationFailed(
             f"Migration {migration.name!r} failed on the database {database.name!r} ({database.url}): {cause}."
             f"\n  At: {location(error, migration.path)}"
             + (f"\n  Statement: {statement}" if statement else "")
-            + f"\n{kept}. Mend the cause and {again}.",
+            + f"\n{kept}. {advice} and {again}.",
             migration=migration.name,
             database=database.name,
             statement=statement,
@@ -350,6 +379,16 @@ class _Terminated(KeyboardInterrupt):
 
 def _raise_interrupt(*_: object) -> None:
     raise _Terminated
+
+
+def _ending(error: BaseException | None) -> BaseException | None:
+    """What ends this process, where an error of the cleaning up has taken its place.
+
+    PyMySQL closes a connection whose answer a signal interrupts, so that rolling back fails then.
+    """
+    while error is not None and isinstance(error, Exception):
+        error = error.__context__
+    return error
 
 
 def _transient(error: BaseException | None) -> bool:

@@ -23,6 +23,7 @@ DEFAULTS: Mapping[str, object] = {
     "DB_SMART_LEASE_SECONDS": 15,
     "DB_SMART_DDL_LOCK_TIMEOUT": 2,
     "DB_SMART_DDL_RETRIES": 30,
+    "DB_SMART_SNAPSHOTS": 3,
 }
 
 
@@ -55,6 +56,11 @@ def set_defaults(app: Flask) -> None:
 def flag_path(app: Flask) -> Path:
     """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder."""
     return Path(app.instance_path, str(app.config["DB_SMART_FLAG"]))
+
+
+def snapshot_folder(app: Flask) -> Path:
+    """Where the snapshots of an application's SQLite databases are: ``snapshots`` in the instance folder."""
+    return Path(app.instance_path, "snapshots")
 
 
 def boot_mode(app: Flask) -> str:
@@ -93,12 +99,15 @@ def ddl_settings(app: Flask) -> DdlSettings:
 
     :raises ConfigError: one is no number, or too small.
     """
-    retries = app.config["DB_SMART_DDL_RETRIES"]
-    if not str(retries).strip().isdecimal():
-        raise ConfigError(
-            f"DB_SMART_DDL_RETRIES is {retries!r}; it must be a whole number, at least 0. Nothing was changed."
-        )
-    return DdlSettings(_seconds(app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05), int(retries))
+    return DdlSettings(_seconds(app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05), _whole(app, "DB_SMART_DDL_RETRIES"))
+
+
+def snapshots(app: Flask) -> int:
+    """``DB_SMART_SNAPSHOTS``: how many snapshots of each SQLite database are kept, 0 for none.
+
+    :raises ConfigError: it is no whole number.
+    """
+    return _whole(app, "DB_SMART_SNAPSHOTS")
 
 
 def create_all(app: Flask) -> bool:
@@ -123,6 +132,13 @@ def migration_urls(app: Flask) -> dict[str, str]:
         if url:
             found[str(name or "default")] = url
     return found
+
+
+def _whole(app: Flask, key: str) -> int:
+    value = app.config[key]
+    if not str(value).strip().isdecimal():
+        raise ConfigError(f"{key} is {value!r}; it must be a whole number, at least 0. Nothing was changed.")
+    return int(value)
 
 
 def _seconds(app: Flask, key: str, least: float) -> float:

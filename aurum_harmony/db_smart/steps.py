@@ -54,7 +54,7 @@ class Steps:
 
     def __init__(self, connection: sa.Connection, migration: str, *, at_once: bool, begun: bool) -> None:
         self._connection = connection
-        self._migration = migration
+        self.migration = migration
         self.at_once = at_once
         self._begun = begun
         self._counts: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Steps:
     def clear(self, connection: sa.Connection) -> None:
         """Forget all steps, in the transaction that records the migration."""
         if self._begun:
-            connection.execute(progress.delete().where(progress.c.migration == self._migration))
+            connection.execute(progress.delete().where(progress.c.migration == self.migration))
 
     def store(self) -> None:
         """Write down the steps that were made and not written down yet, in the transaction that is open."""
@@ -108,12 +108,6 @@ class Steps:
         """Whether this run or an earlier one has begun it, so that it is to be finished."""
         return _promise(what) in self._done
 
-    def unfinished(self, kind: str) -> dict[str, str]:
-        """The details of steps of a kind that is not SQL, by the rest of their key."""
-        return {
-            key[len(kind) + 1 :]: done.detail or "" for key, done in self._done.items() if key.startswith(f"{kind}:")
-        }
-
     def cursor(self, driver_cursor: Any) -> StepCursor:
         """A cursor that records what it does."""
         return StepCursor(self, driver_cursor)
@@ -122,17 +116,34 @@ class Steps:
         """The key of the step that a statement is; ``None`` when it changes nothing or is no step."""
         if self.paused or reads(statement) or statement.lstrip().upper().startswith(_CONTROL):
             return None
-        text = hashlib.sha256(statement.encode()).hexdigest()[:40]
-        self._counts[text] += 1
-        return f"{text}:{self._counts[text]}"
+        return self.number(statement)
+
+    def number(self, text: str) -> str:
+        """A key made of a text and of the how-manieth of that text this is."""
+        digest = hashlib.sha256(text.encode()).hexdigest()[:40]
+        self._counts[digest] += 1
+        return f"{digest}:{self._counts[digest]}"
 
     def done(self, step: str) -> _Done | None:
         """What a step said when an earlier run did it."""
         return self._done.get(step)
 
+    def save(self, step: str, row_count: int, detail: str) -> None:
+        """Write down how far a step is that takes many transactions, in the one that is open."""
+        values = {"row_count": row_count, "detail": detail}
+        with self.pause():
+            if step in self._done:
+                mine = sa.and_(progress.c.migration == self.migration, progress.c.step == step)
+                self._connection.execute(progress.update().where(mine).values(values))
+            else:
+                row = {"migration": self.migration, "step": step, "last_row_id": 0, **values}
+                self._connection.execute(progress.insert(), row)
+        self._done[step] = _Done(row_count, 0, detail)
+        self._begun = True
+
     def record(self, step: str, rowcount: int, lastrowid: int | None, detail: str | None) -> None:
         """Note a step, and write it down where that cannot wait."""
-        values = {"migration": self._migration, "step": step, "row_count": rowcount, "last_row_id": lastrowid or 0}
+        values = {"migration": self.migration, "step": step, "row_count": rowcount, "last_row_id": lastrowid or 0}
         self._made.append({**values, "detail": detail})
         if self.at_once:
             self.store()

@@ -1,0 +1,225 @@
+"""Deployments: workers of Gunicorn that boot at once, and pods of two releases in turn."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import URL, make_url
+
+from .conftest import DIALECTS, Project
+from .processes import ROOT, run_harness
+from .servers import wait_until
+
+WORKERS = 8
+TIMEOUT = 3  # seconds
+
+SERVED = """
+import json
+import os
+import time
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from aurum_harmony.db_smart import DbSmart
+
+
+def answer():
+    time.sleep(0.05)  # so that the next request goes to another worker
+    return str(os.getpid())
+
+
+def create_app(boot):
+    app = Flask("served", instance_path=os.environ["INSTANCE"])
+    app.config.update(json.loads(os.environ["CONFIG"]))
+    db = SQLAlchemy(app)
+    smart = DbSmart(app, db, migrations=os.environ["MIGRATIONS"])
+    app.add_url_rule("/", view_func=answer)
+    if boot:
+        report()
+        smart.boot(app)
+    return app
+"""
+
+# Gunicorn 22 and newer have no time-out before a worker's first report. Older ones count from the start, which this
+# does from the boot of db-smart: how long eight workers need to import at once is not the question.
+CONFIGURATION = """
+import alembic.operations, psycopg, pymysql
+import aurum_harmony.db_smart.runner
+import served
+
+control_socket_disable = True
+
+
+def post_fork(server, worker):
+    served.report = worker.notify
+"""
+
+LONG = """
+@migration
+def make_effects(op):
+    op.create_table("effects", Column("id", Integer, primary_key=True), Column("name", String(20)))
+
+@migration
+def longer_than_the_timeout(op):
+    import os, time
+    with open(os.environ["BEGUN"], "a") as begun:
+        begun.write("%d\\n" % os.getpid())
+    for number in range(6):
+        op.execute(f"INSERT INTO effects (name) VALUES ('{number}')")
+        dialect = op.connection.dialect.name
+        if dialect == "postgresql":
+            op.execute("SELECT pg_sleep(1)")
+        elif dialect == "sqlite":
+            time.sleep(1)
+        else:
+            op.execute("SELECT SLEEP(1)")
+"""
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, new_url: Callable[[str], URL]) -> URL:
+    """An empty database of the kind that the test names."""
+    return new_url(request.param)
+
+
+@dataclass
+class Gunicorn:
+    """A running Gunicorn.
+
+    :ivar begun: file with the process id of each worker that began the long migration.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    begun: Path
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(wait_until(lambda: re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log.read_text()))[0])
+
+    def answer(self, *_: object) -> int | None:
+        """The process id of the worker that answers; ``None`` when one was killed under the request."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", "/")
+            response = connection.getresponse()
+            text = response.read().decode()
+            assert response.status == 200, text
+            return int(text)
+        except (ConnectionError, http.client.RemoteDisconnected):
+            return None
+        finally:
+            connection.close()
+
+    def serve_all(self) -> None:
+        """Send requests until every worker has answered one."""
+        answered: set[int] = set()
+
+        def all_answered() -> bool:
+            with ThreadPoolExecutor(2 * WORKERS) as pool:
+                answered.update(pid for pid in pool.map(self.answer, range(4 * WORKERS)) if pid is not None)
+            return len(answered) == WORKERS
+
+        wait_until(all_answered)
+
+    def began(self) -> list[int]:
+        """Who began the long migration, in order."""
+        return [int(pid) for pid in self.begun.read_text().split()] if self.begun.exists() else []
+
+
+@pytest.fixture
+def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
+    """Starts Gunicorn with :data:`WORKERS` workers on a database without history."""
+    project.write(LONG)
+    (tmp_path / "served.py").write_text(SERVED)
+    (tmp_path / "gunicorn.conf.py").write_text(CONFIGURATION)
+    log, begun = tmp_path / "log", tmp_path / "begun"
+    log.touch()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*, worker_class: str = "sync", boot: bool = True, lease: float = 15) -> Gunicorn:
+        url = make_url(project.url).render_as_string(hide_password=False)
+        options = ["--workers", str(WORKERS), "--timeout", str(TIMEOUT), "--worker-class", worker_class]
+        options += ["--bind", "127.0.0.1:0", "--error-logfile", str(log), f"served:create_app({boot})"]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
+            "INSTANCE": str(project.instance),
+            "MIGRATIONS": project.module,
+            "CONFIG": json.dumps({"SQLALCHEMY_DATABASE_URI": url, "DB_SMART_LEASE_SECONDS": lease}),
+            "BEGUN": str(begun),
+        }
+        process = subprocess.Popen([sys.executable, "-m", "gunicorn", *options], cwd=tmp_path, env=environment)
+        started.append(process)
+        return Gunicorn(process, log, begun)
+
+    yield start
+    for process in started:
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()
+
+
+def every_effect_is_there_once(project: Project) -> None:
+    assert project.query("SELECT name FROM effects ORDER BY id") == [(str(number),) for number in range(6)]
+    assert project.history() == [("make_effects", "applied"), ("longer_than_the_timeout", "applied")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("url", "worker_class", "boot"),
+    [
+        ("sqlite", "sync", True),
+        ("postgresql", "sync", True),
+        ("mariadb", "sync", True),
+        ("postgresql", "gthread", True),
+        ("sqlite", "sync", False),
+        ("postgresql", "sync", False),
+    ],
+    indirect=["url"],
+)
+def test_a_migration_longer_than_the_timeout_of_gunicorn(
+    project: Project, gunicorn: Callable[..., Gunicorn], worker_class: str, boot: bool
+) -> None:
+    """At boot, or at the first request where nothing booted."""
+    server = gunicorn(worker_class=worker_class, boot=boot)
+    server.serve_all()
+    assert len(server.began()) == 1
+    assert "WORKER TIMEOUT" not in server.log.read_text()
+    every_effect_is_there_once(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", DIALECTS, indirect=True)
+@pytest.mark.parametrize(("number", "lease"), [(signal.SIGABRT, 60), (signal.SIGSTOP, 5)], ids=["abort", "hung"])
+def test_gunicorn_kills_the_worker_that_migrates(
+    project: Project, gunicorn: Callable[..., Gunicorn], number: signal.Signals, lease: float
+) -> None:
+    """SIGABRT is how Gunicorn begins to kill, and frees the lock; a worker that hangs gets SIGKILL after it."""
+    server = gunicorn(lease=lease)
+    (first,) = wait_until(server.began)
+    os.kill(first, number)
+    server.serve_all()
+    assert len(server.began()) == 2
+    if number == signal.SIGSTOP:
+        assert "WORKER TIMEOUT" in server.log.read_text()
+    every_effect_is_there_once(project)
+
+
+@pytest.mark.parametrize("url", DIALECTS, indirect=True)
+@pytest.mark.parametrize("options", [(), ("--shared-flag",)], ids=["own-flags", "shared-flag"])
+def test_pods_of_two_releases_boot_in_turn_and_at_once(url: URL, options: tuple[str, ...]) -> None:
+    report = run_harness("rolling", url.get_backend_name(), [url], *options)
+    assert (report["failed"], report["repeated"], report["lost"]) == (0, 0, 0), report
