@@ -398,7 +398,9 @@ def test_64_processes_boot_at_once_and_every_effect_happens_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--random", "100")], ids=["every-boundary", "random"])
+@pytest.mark.parametrize(
+    "options", [(), ("--random", "100"), ("--operations",)], ids=["every-boundary", "random", "operations"]
+)
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(url: URL, options: tuple[str, ...]) -> None:
     report = run_harness("crash", url.get_backend_name(), [url], *options)
     assert report["kills"] >= 100

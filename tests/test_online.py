@@ -24,11 +24,12 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from aurum_harmony.db_smart import DbSmartError, Operations
+from aurum_harmony.db_smart.column_types import compare
 from aurum_harmony.db_smart.database import Database
 from aurum_harmony.db_smart.history import TABLE_NAMES
 from aurum_harmony.db_smart.rules import RULES, Refused
@@ -491,6 +492,37 @@ def test_postgresql_takes_the_forms_that_leave_the_table_usable(database: Databa
     ]
 
 
+VOLATILE: dict[str, Any] = {
+    "gen_random_uuid()": sa.Uuid(),
+    "clock_timestamp()": sa.DateTime(timezone=True),
+    "random() * 100": sa.Float(),
+}
+
+
+@pytest.mark.parametrize("default", VOLATILE)
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+def test_a_volatile_default_is_computed_for_each_row_without_a_rewrite(database: Database, default: str) -> None:
+    def file() -> Any:
+        with database.engine.connect() as connection:
+            return connection.scalar(text("SELECT pg_relation_filenode(CAST('\"Order line\"' AS regclass))"))
+
+    final = items()
+    column = Column("own", VOLATILE[default], nullable=False, unique=True, server_default=text(default))
+    build(database, metadata(items()))
+    before = file()
+    assert sent(database, lambda op: op.add_column(NAME, column)) != []
+    assert file() == before
+    assert sent(database, lambda op: op.add_column(NAME, column)) == []
+    with database.engine.connect() as connection:
+        counts = connection.execute(text('SELECT count(DISTINCT own), count(*) FROM "Order line"')).one()
+    assert tuple(counts) == (200, 200)
+    result = seen(database)
+    put(final, column)
+    drop_tables(database.engine, keep=TABLE_NAMES)
+    build(database, metadata(final))
+    assert differences(result, seen(database)).keys() == {f"{NAME}: rows"}
+
+
 def plain_forms(op: Operations, online: bool) -> None:
     op.create_index("ix_a", NAME, ["level"], online=online)
     op.drop_index("ix_a", NAME, online=online)
@@ -774,3 +806,33 @@ def test_a_column_whose_default_breaks_its_constraint(database: Database, what: 
         found += [list(map(str, key["column_names"])) for key in inspector.get_indexes(NAME) if key["unique"]]
         checks = [check for check in inspector.get_check_constraints(NAME) if "rank" in check["sqltext"]]
     assert (["rank"] in found or bool(checks)) == (column.unique or bool(column.foreign_keys or column.constraints))
+
+
+TYPES: list[tuple[Any, Any, str]] = [
+    (mysql.INTEGER(display_width=11), Integer(), "same"),
+    (mysql.INTEGER(unsigned=True), Integer(), "other"),
+    (mysql.INTEGER(unsigned=True), sa.BigInteger(), "wider"),
+    (mysql.MEDIUMINT(), Integer(), "wider"),
+    (mysql.TINYINT(display_width=1), Boolean(), "same"),
+    (mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), sa.JSON(), "same"),
+    (mysql.LONGTEXT(), Text(), "other"),
+    (mysql.VARCHAR(70_000), Text(), "other"),
+    (mysql.VARCHAR(40, collation="utf8mb4_bin"), String(40), "same"),
+    (mysql.VARCHAR(40), String(40, collation="utf8mb4_bin"), "wider"),
+    (mysql.DECIMAL(10, 2), Numeric(10, 2), "same"),
+    (mysql.DATETIME(), sa.DateTime(), "same"),
+    (mysql.DATETIME(), mysql.DATETIME(fsp=6), "other"),
+    (postgresql.TIMESTAMP(), postgresql.TIMESTAMP(timezone=True), "other"),
+    (postgresql.TIMESTAMP(), sa.DateTime(), "same"),
+    (postgresql.ARRAY(Integer), postgresql.ARRAY(Text), "other"),
+    (postgresql.DOUBLE_PRECISION(53), sa.Float(), "same"),
+    (postgresql.NUMERIC(10, 2), Numeric(), "wider"),
+    (postgresql.VARCHAR(40), Text(), "wider"),
+    (postgresql.TEXT(), String(40), "other"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "relation"), TYPES, ids=repr)
+def test_types_are_compared_by_what_they_hold(old: Any, new: Any, relation: str) -> None:
+    kind: Any = mysql if ".mysql." in type(old).__module__ else postgresql
+    assert compare(old, new, kind.dialect()) == relation

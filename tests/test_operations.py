@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.operations import Operations as AlembicOperations
 from sqlalchemy import Boolean, Column, Date, Enum, Float, ForeignKey, Integer, Numeric, String, Text, func, text
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import DbSmartError
+from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.database import Database
 
 from .direct import operations, statements
@@ -241,3 +243,34 @@ def test_the_same_columns_can_be_used_for_several_tables(database: Database, ops
         op.add_columns("order", *shared)
     for table in ("one", "two", "order"):
         assert {"a", "b"} <= set(columns(database, table))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["add_column", "create_table", "create_index", "drop_index", "alter_column", "create_foreign_key"]
+    + ["create_check_constraint", "create_unique_constraint", "drop_constraint", "drop_column", "drop_table"]
+    + ["rename_table"],
+)
+def test_arguments_are_called_as_in_alembic(name: str) -> None:
+    ours, theirs = (
+        [
+            parameter.name
+            for parameter in inspect.signature(getattr(kind, name)).parameters.values()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        for kind in (Operations, AlembicOperations)
+    )
+    assert ours == theirs
+
+
+def test_former_names_of_arguments(database: Database, ops: Ops) -> None:
+    def run() -> None:
+        with ops(destructive=True) as op:
+            op.create_table("gone", Column("id", Integer, primary_key=True), if_not_exists=True)
+            op.add_column(table="order", column=Column("level", Integer))
+            op.create_index(name="ix", table="order", columns=["level"])
+            op.create_index(index_name="ix", table_name="order", columns=["level"], if_not_exists=True)
+            op.drop_index(name="ix", table="order")
+            op.drop_table(table="gone")
+
+    assert len(statements(database, run)) == 5

@@ -25,20 +25,22 @@ def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Lit
     """
     if _text(old, dialect) == _text(new, dialect):
         return "same"
-    alike = type(old) is type(new) or _affinity(old, dialect) == _affinity(new, dialect)
-    sizes: tuple[tuple[float, ...], tuple[float, ...]] = (), ()
+    alike = _affinity(old, dialect) == _affinity(new, dialect)
+    sizes: tuple[tuple[float, ...], tuple[float, ...]]
     if isinstance(old, sa.Enum) or isinstance(new, sa.Enum):
         return "other"
     if isinstance(old, sa.String) and isinstance(new, sa.String):
         sizes = (_length(old, dialect),), (_length(new, dialect),)
+        alike &= new.collation in (None, old.collation)
     elif isinstance(old, sa.Integer) and isinstance(new, sa.Integer):
         sizes = _range(old), _range(new)
     elif isinstance(old, sa.Numeric) and isinstance(new, sa.Numeric) and not isinstance(old, sa.Float):
         sizes = _digits(old, dialect), _digits(new, dialect)
-    collation = getattr(new, "collation", None)
-    if alike and sizes[0] == sizes[1] and collation in (None, getattr(old, "collation", None)):
+    else:  # of one class, it is their arguments that differ; of two, their spelling
+        return "same" if alike and type(old) is not type(new) else "other"
+    if alike and sizes[0] == sizes[1]:
         return "same"
-    return "wider" if (sizes[0] or alike) and all(map(le, *sizes)) else "other"
+    return "wider" if all(map(le, *sizes)) else "other"
 
 
 def free_on_postgresql(old: TypeEngine[Any], new: TypeEngine[Any]) -> bool:
@@ -66,12 +68,13 @@ def _affinity(kind: TypeEngine[Any], dialect: Dialect) -> str:
     return min([text, *(word for group in synonyms if text in group for word in group)])
 
 
-def _length(kind: sa.String, dialect: Dialect) -> float:
+def _length(kind: TypeEngine[Any], dialect: Dialect) -> float:
     """Characters, or for a text of MariaDB bytes."""
     bits = _BITS_OF_LENGTH.get(_text(kind, dialect).partition(" ")[0], 0)
-    if kind.length is None:
+    length: int | None = kind.length  # type: ignore[attr-defined]
+    if length is None:
         return 2**bits - 1 if bits and dialect.name in ("mysql", "mariadb") else float("inf")
-    return kind.length
+    return length
 
 
 def _range(kind: sa.Integer) -> tuple[int, int]:

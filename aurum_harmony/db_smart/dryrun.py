@@ -201,7 +201,7 @@ class DryExecution(Execution):
         self.connection = connection
         self.transactional = True
         self.steps = Steps(connection, "", at_once=False, begun=False)
-        self.before_cut = []
+        self.before_cut, self.after_rollback = [], []
         self.catalog = catalog
         self.current: Preview
 

@@ -8,8 +8,8 @@ into several transactions where that form needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import sqlalchemy as sa
 
@@ -29,6 +29,22 @@ if TYPE_CHECKING:
     from .rules import Rule
 
 ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _formerly(**names: str) -> Callable[[_F], _F]:
+    """Let a method take former names of its arguments too, and Alembic's ``if_exists``, which goes without saying."""
+
+    def mark(function: _F) -> _F:
+        @wraps(function)
+        def call(*args: Any, **given: Any) -> Any:
+            for implied in ("if_exists", "if_not_exists"):
+                given.pop(implied, None)
+            return function(*args, **{names.get(name, name): value for name, value in given.items()})
+
+        return cast(_F, call)
+
+    return mark
 
 
 class Operations:
@@ -100,9 +116,12 @@ class Operations:
         """
         return bool(self._catalog.present(table, [column], schema))
 
-    def add_column(self, table: str, column: sa.Column[Any], *, schema: str | None = None, online: bool = True) -> None:
+    @_formerly(table="table_name")
+    def add_column(
+        self, table_name: str, column: sa.Column[Any], *, schema: str | None = None, online: bool = True
+    ) -> None:
         """Add one column where it is missing; see :meth:`add_columns`."""
-        self.add_columns(table, column, schema=schema, online=online)
+        self.add_columns(table_name, column, schema=schema, online=online)
 
     def add_columns(self, table: str, *columns: sa.Column[Any], schema: str | None = None, online: bool = True) -> None:
         """Add those columns that the table lacks, with their foreign keys, unique constraints and indexes.
@@ -150,7 +169,10 @@ class Operations:
             planned.columns.update({self._catalog.fold(column.name): _reflected(column) for column in missing})
         self._create_indexes(described, busy)
 
-    def create_table(self, table: str, *items: sa.schema.SchemaItem, schema: str | None = None, **options: Any) -> None:
+    @_formerly(table="table_name")
+    def create_table(
+        self, table_name: str, *items: sa.schema.SchemaItem, schema: str | None = None, **options: Any
+    ) -> None:
         """Create a table where it is missing, and those of its indexes that are missing.
 
         A table that exists is left as it is, whatever its columns; :meth:`sync` adds what it lacks.
@@ -159,7 +181,7 @@ class Operations:
         :param options: as in :class:`sqlalchemy.Table`, such as ``comment`` or ``mysql_engine``.
         """
         copies = [item._copy() if isinstance(item, (sa.Column, sa.Constraint)) else item for item in items]
-        self._create_table(self._described(table, copies, schema, **options))
+        self._create_table(self._described(table_name, copies, schema, **options))
 
     def sync(self, model: Any, *, online: bool = True) -> None:
         """Add to a table what the model has and the table lacks: the table itself, columns, indexes.
@@ -187,19 +209,20 @@ class Operations:
             self._add_columns(described, columns, online)
         self._create_indexes(described, self._busy(table.name, table.schema, online))
 
-    def drop_table(self, table: str, *, schema: str | None = None) -> None:
+    @_formerly(table="table_name")
+    def drop_table(self, table_name: str, *, schema: str | None = None) -> None:
         """Drop a table where there is one. Destructive.
 
         :raises Refused: the migration is not marked as destructive.
         """
-        what = f"drop_table({table!r})"
-        if not self.has_table(table, schema=schema):
+        what = f"drop_table({table_name!r})"
+        if not self.has_table(table_name, schema=schema):
             self._execution.satisfied(what)
             return
         self._ask("DROP_TABLE", f"op.{what}")
         with self._execution.operation(what):
-            self._forms.drop_table(self._described(table, [], schema))
-        self._catalog.plan_drop(table, schema)
+            self._forms.drop_table(self._described(table_name, [], schema))
+        self._catalog.plan_drop(table_name, schema)
 
     def rename_table(self, old_table_name: str, new_table_name: str, *, schema: str | None = None) -> None:
         """Give a table another name, where the old one is there and the new one is not. Destructive.
@@ -356,6 +379,7 @@ class Operations:
         constraint = self._objects.unique_constraint(constraint_name, table_name, columns, schema=schema, **options)
         self._add_constraint(constraint, "unique", list(columns), online)
 
+    @_formerly()
     def drop_constraint(
         self, constraint_name: str, table_name: str, type_: str | None = None, *, schema: str | None = None
     ) -> None:
@@ -378,10 +402,11 @@ class Operations:
         if planned is not None:
             planned.constraints.pop(self._catalog.fold(constraint_name), None)
 
+    @_formerly(name="index_name", table="table_name")
     def create_index(
         self,
-        name: str,
-        table: str,
+        index_name: str,
+        table_name: str,
         columns: ColumnNames,
         *,
         schema: str | None = None,
@@ -398,36 +423,37 @@ class Operations:
         :raises DbSmartError: the table has an index of that name on other columns.
         :raises Refused: it is unique, and rows have the same values.
         """
-        index = self._objects.index(name, table, list(columns), schema=schema, unique=unique, **options)
-        existing = self._catalog.indexes(table, schema).get(self._catalog.fold(name))
+        index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
+        existing = self._catalog.indexes(table_name, schema).get(self._catalog.fold(index_name))
         if existing is None or not existing.valid:
-            self._create_index(index, existing, self._busy(table, schema, online))
+            self._create_index(index, existing, self._busy(table_name, schema, online))
             return
         if all(isinstance(column, str) for column in columns) and None not in existing.columns:
             wanted = [self._catalog.fold(str(column)) for column in columns]
             if [self._catalog.fold(str(column)) for column in existing.columns] != wanted or existing.unique != unique:
+                on = ", ".join(map(str, existing.columns)) + (" (unique)" if existing.unique else "")
                 raise DbSmartError(
-                    f"The table {table!r} already has an index {name!r}, on {', '.join(map(str, existing.columns))}"
-                    f"{' (unique)' if existing.unique else ''}. Drop it first with op.drop_index(), "
-                    "or give the new one another name."
+                    f"The table {table_name!r} already has an index {index_name!r}, on {on}. "
+                    "Drop it first with op.drop_index(), or give the new one another name."
                 )
-        self._execution.satisfied(f"create_index({name!r}, {table!r})")
+        self._execution.satisfied(f"create_index({index_name!r}, {table_name!r})")
 
-    def drop_index(self, name: str, table: str, *, schema: str | None = None, online: bool = True) -> None:
+    @_formerly(name="index_name", table="table_name")
+    def drop_index(self, index_name: str, table_name: str, *, schema: str | None = None, online: bool = True) -> None:
         """Drop an index where there is one; a table that is missing has none."""
-        what = f"drop_index({name!r}, {table!r})"
+        what = f"drop_index({index_name!r}, {table_name!r})"
         found = None
-        if self.has_table(table, schema=schema):
-            found = self._catalog.indexes(table, schema).get(self._catalog.fold(name))
+        if self.has_table(table_name, schema=schema):
+            found = self._catalog.indexes(table_name, schema).get(self._catalog.fold(index_name))
         if found is None:
             self._execution.satisfied(what)
             return
-        index = self._objects.index(found.name, table, [], schema=schema)
+        index = self._objects.index(found.name, table_name, [], schema=schema)
         with self._execution.operation(what):
-            self._forms.drop_index(index, self._busy(table, schema, online))
-        planned = self._catalog.plan(table, schema)
+            self._forms.drop_index(index, self._busy(table_name, schema, online))
+        planned = self._catalog.plan(table_name, schema)
         if planned is not None:
-            planned.indexes.pop(self._catalog.fold(name), None)
+            planned.indexes.pop(self._catalog.fold(index_name), None)
 
     def backfill(
         self,
