@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -31,6 +30,8 @@ def make_items(op):
 """
 READ = "SELECT count(*) FROM items"
 WRITE = "UPDATE items SET n = n + 1 WHERE id = 2"
+Start = Callable[..., Future[BootReport]]
+
 #: What lets the application pass; MariaDB rounds it up to a second.
 SHORT = 0.5
 
@@ -86,11 +87,11 @@ def holding(url: URL | str, statement: str = READ) -> Iterator[sa.Connection]:
         yield connection
 
 
-@contextmanager
-def booting(project: Project, **config: Any) -> Iterator[Future[BootReport]]:
-    """A boot in another thread."""
+@pytest.fixture
+def start_boot(new_url: object) -> Iterator[Start]:
+    """Boots a project in another thread."""
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(lambda: project.boot(**config))
+        yield lambda project, **config: pool.submit(lambda: project.boot(**config))
 
 
 class Tries:
@@ -174,10 +175,13 @@ def extend(op):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_long_reader_delays_the_migration_and_not_the_application(items: Project, tries: Tries, change: str) -> None:
+def test_a_long_reader_delays_the_migration_and_not_the_application(
+    items: Project, tries: Tries, change: str, start_boot: Start
+) -> None:
     items.write(TABLE + CHANGES[change])
     clients = [Client(items.url, READ), Client(items.url, WRITE)]
-    with ExitStack() as stack, holding(items.url) as holder, booting(items) as boot:
+    with ExitStack() as stack, holding(items.url) as holder:
+        boot = start_boot(items)
         for client in clients:
             stack.enter_context(client)
         for _ in range(2):
@@ -193,7 +197,9 @@ def test_a_long_reader_delays_the_migration_and_not_the_application(items: Proje
     assert items.history()[-1] == ("extend", "applied")
 
 
-def test_a_long_reader_of_sqlite_delays_the_commit_and_not_other_readers(sqlite_project: Project, tries: Tries) -> None:
+def test_a_long_reader_of_sqlite_delays_the_commit_and_not_other_readers(
+    sqlite_project: Project, tries: Tries, start_boot: Start
+) -> None:
     sqlite_project.config["DB_SMART_DDL_LOCK_TIMEOUT"] = 0.2
     sqlite_project.write(TABLE)
     sqlite_project.boot()
@@ -201,8 +207,8 @@ def test_a_long_reader_of_sqlite_delays_the_commit_and_not_other_readers(sqlite_
     with (
         holding(sqlite_project.url) as holder,
         Client(sqlite_project.url, READ) as reader,  # which gives up sooner than the driver's usual 5 s
-        booting(sqlite_project) as boot,
     ):
+        boot = start_boot(sqlite_project)
         for _ in range(2):
             tries.another(boot)
             reader.passes()
@@ -212,7 +218,7 @@ def test_a_long_reader_of_sqlite_delays_the_commit_and_not_other_readers(sqlite_
     assert sqlite_project.query("SELECT id FROM items ORDER BY id") == [(1,), (2,), (3,)]
 
 
-def test_a_long_writer_of_sqlite_delays_the_begin(sqlite_project: Project) -> None:
+def test_a_long_writer_of_sqlite_delays_the_begin(sqlite_project: Project, start_boot: Start) -> None:
     sqlite_project.config.update(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0.1}})
     sqlite_project.write(TABLE)
     sqlite_project.boot()
@@ -220,8 +226,8 @@ def test_a_long_writer_of_sqlite_delays_the_begin(sqlite_project: Project) -> No
     with (
         holding(sqlite_project.url, "INSERT INTO items (id, n) VALUES (4, 0)") as holder,
         Client(sqlite_project.url, READ) as reader,
-        booting(sqlite_project) as boot,
     ):
+        boot = start_boot(sqlite_project)
         for _ in range(3):
             reader.passes()
         assert not boot.done()
@@ -231,7 +237,7 @@ def test_a_long_writer_of_sqlite_delays_the_begin(sqlite_project: Project) -> No
 
 
 def test_tables_of_the_models_wait_for_a_short_time_too(
-    make_project: Callable[..., Project], new_url: Callable[[str], URL], tries: Tries
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], tries: Tries, start_boot: Start
 ) -> None:
     def models(db: SQLAlchemy) -> None:
         sa.Table("items", db.metadata, sa.Column("id", sa.Integer, primary_key=True))
@@ -244,7 +250,8 @@ def test_tables_of_the_models_wait_for_a_short_time_too(
     project.write("")
     # A foreign key asks for a lock of the table that it refers to, which this one excludes.
     lock = "LOCK TABLE items IN ROW EXCLUSIVE MODE"
-    with holding(project.url, lock) as holder, Client(project.url, WRITE) as writer, booting(project) as boot:
+    with holding(project.url, lock) as holder, Client(project.url, WRITE) as writer:
+        boot = start_boot(project)
         tries.another(boot)
         writer.passes()
         holder.commit()
@@ -294,7 +301,9 @@ def extend():
     assert items.boot().applied == ("extend",)
 
 
-def test_a_change_of_data_waits_for_its_rows_as_long_as_it_takes(items: Project, tries: Tries) -> None:
+def test_a_change_of_data_waits_for_its_rows_as_long_as_it_takes(
+    items: Project, tries: Tries, start_boot: Start
+) -> None:
     items.write(
         TABLE
         + """
@@ -315,7 +324,8 @@ def change(op):
         "mysql": "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'UPDATE items%' "
         "AND time >= 3",
     }[items.dialect]
-    with holding(items.url, "UPDATE items SET n = 10 WHERE id = 1") as holder, booting(items) as boot:
+    with holding(items.url, "UPDATE items SET n = 10 WHERE id = 1") as holder:
+        boot = start_boot(items)
         wait_until(lambda: items.query(waiting) or boot.done())
         assert not boot.done()
         holder.commit()
@@ -324,7 +334,7 @@ def change(op):
     assert items.query("SELECT n FROM items ORDER BY id") == [(11,), (1,)]
 
 
-def test_the_changes_of_a_transaction_share_the_time(postgresql_items: Project) -> None:
+def test_the_changes_of_a_transaction_share_the_time(postgresql_items: Project, start_boot: Start) -> None:
     project = postgresql_items
     project.write(
         TABLE
@@ -340,7 +350,8 @@ def extend(op):
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
         "AND clock_timestamp() - query_start > interval '1 s'"
     )
-    with holding(project.url) as holder, booting(project, DB_SMART_DDL_LOCK_TIMEOUT=20) as boot:
+    with holding(project.url) as holder:
+        boot = start_boot(project, DB_SMART_DDL_LOCK_TIMEOUT=20)
         wait_until(lambda: project.query(waiting))
         holder.commit()
         boot.result(60)
@@ -398,7 +409,7 @@ VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('ix_item
 
 
 def test_an_index_is_built_behind_a_long_reader(
-    postgresql_items: Project, caplog: pytest.LogCaptureFixture, tries: Tries
+    postgresql_items: Project, caplog: pytest.LogCaptureFixture, tries: Tries, start_boot: Start
 ) -> None:
     project = postgresql_items
     project.write(TABLE + INDEX)
@@ -406,8 +417,8 @@ def test_an_index_is_built_behind_a_long_reader(
         holding(project.url, SNAPSHOT) as holder,
         Client(project.url, READ) as reader,
         Client(project.url, WRITE) as writer,
-        booting(project) as boot,
     ):
+        boot = start_boot(project)
         pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         wait_until(lambda: project.query(BUILDING))
         reader.passes()
@@ -428,10 +439,11 @@ def test_an_index_is_built_behind_a_long_reader(
     assert project.query(VALID) == [(True,)]
 
 
-def test_an_index_whose_build_was_ended_is_built_anew(postgresql_items: Project) -> None:
+def test_an_index_whose_build_was_ended_is_built_anew(postgresql_items: Project, start_boot: Start) -> None:
     project = postgresql_items
     project.write(TABLE + INDEX)
-    with holding(project.url, SNAPSHOT) as holder, booting(project) as boot:
+    with holding(project.url, SNAPSHOT) as holder:
+        boot = start_boot(project)
         ((pid,),) = wait_until(lambda: project.query(BUILDING))
         project.query("SELECT pg_terminate_backend(:pid)", pid=pid)
         with pytest.raises(MigrationFailed, match="terminating connection"):
