@@ -17,7 +17,7 @@ from alembic.ddl.postgresql import PostgresqlColumnType
 from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.dialects.postgresql import CreateEnumType, NamedType
 
-from .catalog import Constraint
+from .catalog import Constraint, Kind
 from .column_types import free_on_postgresql
 from .ddl import UniqueUsingIndex, ValidateConstraint, render
 from .forms import Change, Forms
@@ -54,6 +54,11 @@ class PostgresqlForms(Forms):
             column.server_default, column.nullable = None, True
         now = [constraint for constraint in own if not isinstance(constraint, sa.UniqueConstraint)]
         super().add_columns(table, columns, now, online)
+        planned = self.catalog.plan(table.name, table.schema)
+        if planned is not None:
+            for constraint in now:
+                kind: Kind = "foreign" if isinstance(constraint, sa.ForeignKeyConstraint) else "check"
+                planned.constraints[str(constraint.name)] = Constraint(str(constraint.name), kind, [], valid=False)
         for column, default, nullable, checks in before:
             column.server_default, column.nullable, column.constraints = default, nullable, checks
             if column in volatile:
