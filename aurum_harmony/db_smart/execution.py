@@ -206,19 +206,15 @@ class Execution:
         """
         self._lock.confirm(self.connection)
 
-    def alone(self, send: Callable[[], T], text: str) -> T:
-        """Send a statement; where it is a transaction of its own that leaves nothing behind, try it again by itself.
-
-        :param text: its SQL.
-        """
-        retries = 0 if self.transactional or "CONCURRENTLY" in text.upper() else self.settings.retries
-        return tried_again(self.database, send, retries)
+    def alone(self, send: Callable[[], T]) -> T:
+        """Send a statement; where it is a transaction of its own, try it again by itself."""
+        return tried_again(self.database, send, 0 if self.transactional else self.settings.retries)
 
     def _send(self, connection: sa.Connection, change: DDLElement | str, more: str) -> None:
         text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
         # Without parameters, so that no driver takes a percent sign for one.
         options = {"no_parameters": True}
-        self.alone(lambda: connection.exec_driver_sql(text, execution_options=options), text)
+        self.alone(lambda: connection.exec_driver_sql(text, execution_options=options))
 
 
 def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:
@@ -227,7 +223,8 @@ def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:
         try:
             return action()
         except sa.exc.DBAPIError as error:
-            if not transient(error) or tries > retries:
+            # An index that could not be built concurrently stays, and is invalid.
+            if tries > retries or not transient(error) or "CONCURRENTLY" in (error.statement or "").upper():
                 raise
             _logger.info("db-smart: tried again: %s", database.redact(error))
         back_off(tries)

@@ -103,7 +103,7 @@ class Operations:
         if self._execution.dry:
             return self._execution.pretend(query, parameters)
         connection = self._own() if self._execution.transactional else self._connection
-        return self._execution.alone(lambda: connection.execute(query, parameters), str(query))
+        return self._execution.alone(lambda: connection.execute(query, parameters))
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
         """Whether there is such a table or view."""
