@@ -261,7 +261,8 @@ def sqlite_project(make_project: Callable[..., Project], sqlite_url: URL) -> Pro
 
 
 CHILD = """
-import logging, sys
+import logging, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 logging.basicConfig(level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from flask import Flask
@@ -291,9 +292,7 @@ def start_child(project: Project) -> Iterator[Callable[..., subprocess.Popen[str
     def start(gate: Path | None = None, flag: str = ".db_migration_completed") -> subprocess.Popen[str]:
         url = make_url(project.url).render_as_string(hide_password=False)
         arguments = [str(project.directory), project.module, str(project.instance), url]
-        environment = {**os.environ, "PYTHONPATH": str(processes.ROOT), "FLASK_DB_SMART_FLAG": flag}
-        if gate is not None:
-            environment["GATE"] = str(gate)
+        environment = processes.environment(FLASK_DB_SMART_FLAG=flag, **({} if gate is None else {"GATE": str(gate)}))
         process = subprocess.Popen(
             [sys.executable, "-c", CHILD, *arguments],
             stdout=subprocess.PIPE,

@@ -9,14 +9,17 @@ it is killed from outside at a random moment. One more boot must then finish, wi
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
+import pkgutil
 import random
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,8 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import make_url
 
-# Those that boot loads when it needs them, too: else each forked process would take half of its time to do so.
-from aurum_harmony.db_smart import DbSmart, mariadb, postgresql, runner, sqlite  # noqa: F401
+from aurum_harmony import db_smart
+from aurum_harmony.db_smart import DbSmart
 from aurum_harmony.db_smart.steps import reads
 
 from .facts import differences, facts
@@ -280,6 +283,13 @@ def boot(folder: Path, url: str) -> None:
     smart.boot(app)
 
 
+def preload() -> None:
+    """Import once what each forked process would import by itself, which takes longer than all that it does."""
+    modules = [module.name for module in pkgutil.iter_modules(db_smart.__path__, f"{db_smart.__name__}.")]
+    for name in [*modules, "alembic.migration", "alembic.operations", "filelock", "psycopg", "pymysql"]:
+        import_module(name)
+
+
 def forked(action: Any, *arguments: Any) -> int:
     """Run an action in a forked process.
 
@@ -324,7 +334,10 @@ class Rounds:
             if path.suffix != ".py" and path.is_file():
                 path.unlink()
         url = make_url(self.url)
-        if url.get_backend_name() != "sqlite":
+        if url.get_backend_name() == "sqlite":
+            for name in glob.glob(f"{glob.escape(str(url.database))}*"):
+                os.unlink(name)
+        else:
             # As a whole: dropping table by table takes longer than a boot.
             what = "SCHEMA public" if url.get_backend_name() == "postgresql" else f"DATABASE {url.database}"
             with self.engine.begin() as connection:
@@ -337,7 +350,9 @@ class Rounds:
         """All tables and rows; of effects, whose numbers are the database's, the names."""
         with self.engine.connect() as connection:
             found = facts(connection)
-            effects = {row[0]: row[1] for row in connection.execute(sa.text("SELECT id, name FROM effects"))}
+            effects: dict[int, str] = {
+                row.id: row.name for row in connection.execute(sa.text("SELECT id, name FROM effects"))
+            }
         found["effects"]["rows"] = Counter(effects.values())
         if self.operations:
             found["pairs"]["rows"] = sorted((effects.get(effect), name) for _, effect, name in found["pairs"]["rows"])
@@ -397,6 +412,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, metavar="N", help="N kills at random moments instead of at each boundary")
     parser.add_argument("--operations", action="store_true", help="schema changes of every kind on tables with rows")
     arguments = parser.parse_args()
+    preload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sys.path.insert(0, name)

@@ -22,7 +22,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import DbSmart
 
-from .crash import ended, forked
+from .crash import ended, forked, preload
 
 MODULE = "herd_migrations"
 FIRST = """
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=64)
     parser.add_argument("--migrations", type=int, default=100)
     arguments = parser.parse_args()
+    preload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         package = folder / MODULE

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -21,8 +22,16 @@ ROOT = Path(__file__).parent.parent
 #: Ends a script's rights to read what its mode forbids, as root may read everything.
 BECOME_NOBODY = "import os\nif os.geteuid() == 0:\n    os.seteuid(65534)\n"
 
+_BYTECODE = tempfile.TemporaryDirectory(prefix="bytecode")
+
 #: What the herds and the crashes came to, a line each.
 results: list[str] = []
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a new process that imports this checkout; byte code is kept between such processes."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": _BYTECODE.name, **more}
 
 
 def run_harness(module: str, name: str, urls: Iterable[URL], *options: str) -> dict[str, Any]:
@@ -34,7 +43,11 @@ def run_harness(module: str, name: str, urls: Iterable[URL], *options: str) -> d
     texts = [url.render_as_string(hide_password=False) for url in urls]
     started = time.monotonic()
     found = subprocess.run(
-        [sys.executable, "-m", f"tests.{module}", *texts, *options], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", f"tests.{module}", *texts, *options],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
     )
     title = f"{module} on {name}, {time.monotonic() - started:.0f} s: "
     if found.returncode != 0:
