@@ -53,6 +53,12 @@ class MariadbForms(Forms):
             self.execution.promise(f"columns {table.schema} {table.name}")
         with self._unchecked(keys):
             self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
+        planned = self.catalog.plan(table.name, table.schema)
+        if planned is not None:
+            for number, constraint in enumerate(constraints):
+                if isinstance(constraint, sa.ForeignKeyConstraint):
+                    name = str(constraint.name or f"{table.name}_ibfk_{number}")
+                    planned.constraints[name] = Constraint(name, "foreign", list(constraint.column_keys))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Look at the rows that are there; a foreign key that was taken back is added again."""
@@ -109,15 +115,20 @@ class MariadbForms(Forms):
             missing = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
             if missing:
                 raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
+        changes: list[DDLElement] = []
         if change.server_default is not False:
             default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
-            self._send(default, online, what)
+            changes.append(default)
+            if not self.execution.dry:
+                self._send(changes.pop(), online, what)  # first, as the old one may not fit the new type
         if change.type_ is not None or change.nullable is not None:
             if change.existing.get("computed"):
                 raise DbSmartError(
                     f"{what}: the column is computed; change it by op.execute(), with its whole definition."
                 )
             self._send(ModifyColumn(change.table, change.column, self._definition(change), change.schema), online, what)
+        for later in changes:  # in a dry run, where the definition shown does not have it yet
+            self._send(later, online, what)
         self.rename_column(change)
 
     def _definition(self, change: Change) -> str:
@@ -126,8 +137,11 @@ class MariadbForms(Forms):
         name = preparer.format_table(sa.table(change.table, schema=change.schema))
         lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
         start = f"  {preparer.quote_identifier(change.existing['name'])} "
-        line = next(line for line in lines if line.startswith(start)).removeprefix(start).rstrip(",")
-        found = _DEFINITION.fullmatch(line)
+        line = next((line for line in lines if line.startswith(start)), None)
+        if line is None:  # a column that a dry run has planned
+            existing = change.existing
+            line = f"{existing['type'].compile(dialect=self.dialect)}{'' if existing['nullable'] else ' NOT NULL'}"
+        found = _DEFINITION.fullmatch(line.removeprefix(start).rstrip(","))
         assert found is not None, line
         kind, characters, null, more = found.groups(default="")
         if change.type_ is not None:
