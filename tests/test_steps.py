@@ -239,7 +239,7 @@ def test_a_column_that_was_renamed_is_not_missed_in_the_next_run(url: URL) -> No
         action(op)
     with engine.connect() as connection:
         (column,) = (one for one in sa.inspect(connection).get_columns("t") if one["name"] == "renamed")
-    assert column["type"].length == 30
+    assert str(column["type"]).startswith("VARCHAR(30)")
 
 
 def test_the_table_of_an_earlier_release_gets_its_new_column(url: URL) -> None:
