@@ -223,6 +223,25 @@ def test_the_part_that_failed_can_be_edited(database: Database) -> None:
     assert names(database) == ["a", "mended"]
 
 
+def test_a_column_that_was_renamed_is_not_missed_in_the_next_run(url: URL) -> None:
+    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+    T.create(engine)
+
+    def action(op: Operations) -> None:
+        op.alter_column("t", "name", type_=String(30), nullable=True)
+        op.alter_column("t", "name", new_column_name="renamed")
+        cut(op)
+
+    with suppress(Stop), operations(Database("default", None, engine), destructive=True) as op:
+        action(op)
+        raise Stop
+    with operations(Database("default", None, engine), destructive=True) as op:
+        action(op)
+    with engine.connect() as connection:
+        (column,) = (one for one in sa.inspect(connection).get_columns("t") if one["name"] == "renamed")
+    assert str(column["type"]).startswith("VARCHAR(30)")
+
+
 def test_the_table_of_an_earlier_release_gets_its_new_column(url: URL) -> None:
     engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     with engine.begin() as connection:

@@ -295,6 +295,10 @@ class Operations:
         new = None if new_column_name in (None, column_name) else new_column_name
         if fold(column_name) not in columns and new is not None and fold(new) in columns:
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
+        renaming = f"rename {schema} {table_name} {column_name}"
+        if fold(column_name) not in columns and self._execution.promised(renaming):
+            self._execution.satisfied(what)  # an earlier run got as far as to rename it, later in the migration
+            return
         if fold(column_name) not in columns:
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and fold(new) in columns and fold(new) != fold(column_name):
@@ -313,6 +317,7 @@ class Operations:
             change.server_default = server_default
         if change.name is not None:
             self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
+            self._execution.promise(renaming)
         self._alter(change, what, online)
 
     def create_foreign_key(
