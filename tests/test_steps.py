@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from aurum_harmony.db_smart import DbSmartError, Operations, codec, history
 from aurum_harmony.db_smart.database import Database
 
+from .conftest import Project
 from .direct import operations
 
 T = sa.Table(
@@ -293,3 +294,34 @@ def test_a_value_without_a_form_is_refused(value: Any) -> None:
 
 def test_buffers_come_back_as_bytes() -> None:
     assert codec.loads(codec.dumps([memoryview(b"a"), bytearray(b"b")])) == [b"a", b"b"]
+
+
+def test_a_run_goes_on_past_what_it_has_renamed_and_dropped(project: Project) -> None:
+    """Where schema changes commit, or the migration was cut, its first operations do not find their tables any more."""
+    project.write("""
+        @migration
+        def old(op):
+            op.create_table("t", Column("id", Integer, primary_key=True), Column("a", Integer), Column("n", Integer))
+            op.execute("INSERT INTO t (id, a, n) VALUES (1, 1, 0)")
+    """)
+    project.boot()
+    work = """
+        @migration(destructive=True)
+        def moves(op):
+            op.alter_column("t", "a", server_default="5")
+            op.add_columns("t", Column("b", Integer))
+            op.create_index("ix_t_b", "t", ["b"])
+            op.execute("UPDATE t SET b = a, n = n + 1")
+            op.drop_column("t", "a")
+            op.rename_table("t", "u")
+            op.backfill("u", {"n": text("n + 10")})
+            raise ValueError("in the end")
+    """
+    project.write(work)
+    for _ in range(2):
+        with pytest.raises(DbSmartError, match="in the end"):
+            project.boot()
+    project.file.write_text(project.file.read_text().replace('raise ValueError("in the end")', ""))
+    project.boot()
+    assert project.query("SELECT * FROM u") == [(1, 11, 1)]
+    assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]

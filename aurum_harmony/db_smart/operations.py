@@ -7,6 +7,7 @@ into several transactions where that form needs it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 _F = TypeVar("_F", bound=Callable[..., Any])
+#: Where an object is in memory, as its representation has it.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def _formerly(**names: str) -> Callable[[_F], _F]:
@@ -45,6 +48,26 @@ def _formerly(**names: str) -> Callable[[_F], _F]:
         return cast(_F, call)
 
     return mark
+
+
+def _step(function: _F) -> _F:
+    """Pass an operation by that an earlier run, which was cut short, has done.
+
+    It would find nothing to do; or not find its table, which the migration has renamed or dropped since.
+    """
+
+    @wraps(function)
+    def call(self: Operations, *args: Any, **given: Any) -> None:
+        steps = self._execution.steps
+        if steps.paused:  # a batch is done whole or not at all
+            function(self, *args, **given)
+            return
+        key = steps.number(f"{function.__name__} {_ADDRESS.sub('', repr((args, given)))}")
+        if steps.done(key) is None:
+            function(self, *args, **given)
+            steps.record(key, 0, None, None)
+
+    return cast(_F, call)
 
 
 class Operations:
@@ -123,6 +146,7 @@ class Operations:
         """Add one column where it is missing; see :meth:`add_columns`."""
         self.add_columns(table_name, column, schema=schema, online=online)
 
+    @_step
     def add_columns(self, table: str, *columns: sa.Column[Any], schema: str | None = None, online: bool = True) -> None:
         """Add those columns that the table lacks, with their foreign keys, unique constraints and indexes.
 
@@ -170,6 +194,7 @@ class Operations:
         self._create_indexes(described, busy)
 
     @_formerly(table="table_name")
+    @_step
     def create_table(
         self, table_name: str, *items: sa.schema.SchemaItem, schema: str | None = None, **options: Any
     ) -> None:
@@ -183,6 +208,7 @@ class Operations:
         copies = [item._copy() if isinstance(item, (sa.Column, sa.Constraint)) else item for item in items]
         self._create_table(self._described(table_name, copies, schema, **options))
 
+    @_step
     def sync(self, model: Any, *, online: bool = True) -> None:
         """Add to a table what the model has and the table lacks: the table itself, columns, indexes.
 
@@ -210,6 +236,7 @@ class Operations:
         self._create_indexes(described, self._busy(table.name, table.schema, online))
 
     @_formerly(table="table_name")
+    @_step
     def drop_table(self, table_name: str, *, schema: str | None = None) -> None:
         """Drop a table where there is one. Destructive.
 
@@ -224,6 +251,7 @@ class Operations:
             self._forms.drop_table(self._described(table_name, [], schema))
         self._catalog.plan_drop(table_name, schema)
 
+    @_step
     def rename_table(self, old_table_name: str, new_table_name: str, *, schema: str | None = None) -> None:
         """Give a table another name, where the old one is there and the new one is not. Destructive.
 
@@ -244,6 +272,7 @@ class Operations:
             self._forms.rename_table(old_table_name, new_table_name, schema)
         self._catalog.plan_drop(old_table_name, schema, new_table_name)
 
+    @_step
     def drop_column(self, table_name: str, column_name: str, *, schema: str | None = None, online: bool = True) -> None:
         """Drop a column where there is one, with the indexes on it. Destructive.
 
@@ -261,6 +290,7 @@ class Operations:
         if planned is not None:
             planned.columns.pop(self._catalog.fold(column_name), None)
 
+    @_step
     def alter_column(
         self,
         table_name: str,
@@ -295,10 +325,6 @@ class Operations:
         new = None if new_column_name in (None, column_name) else new_column_name
         if fold(column_name) not in columns and new is not None and fold(new) in columns:
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
-        renaming = f"rename {schema} {table_name} {column_name}"
-        if fold(column_name) not in columns and self._execution.promised(renaming):
-            self._execution.satisfied(what)  # an earlier run got as far as to rename it, later in the migration
-            return
         if fold(column_name) not in columns:
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and fold(new) in columns and fold(new) != fold(column_name):
@@ -317,9 +343,9 @@ class Operations:
             change.server_default = server_default
         if change.name is not None:
             self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
-            self._execution.promise(renaming)
         self._alter(change, what, online)
 
+    @_step
     def create_foreign_key(
         self,
         constraint_name: str,
@@ -350,6 +376,7 @@ class Operations:
         )
         self._add_constraint(constraint, "foreign", list(local_cols), online, (referent_table, tuple(remote_cols)))
 
+    @_step
     def create_check_constraint(
         self,
         constraint_name: str,
@@ -367,6 +394,7 @@ class Operations:
         constraint = self._objects.check_constraint(constraint_name, table_name, condition, schema=schema, **options)
         self._add_constraint(constraint, "check", [], online)
 
+    @_step
     def create_unique_constraint(
         self,
         constraint_name: str,
@@ -385,6 +413,7 @@ class Operations:
         self._add_constraint(constraint, "unique", list(columns), online)
 
     @_formerly()
+    @_step
     def drop_constraint(
         self, constraint_name: str, table_name: str, type_: str | None = None, *, schema: str | None = None
     ) -> None:
@@ -408,6 +437,7 @@ class Operations:
             planned.constraints.pop(self._catalog.fold(constraint_name), None)
 
     @_formerly(name="index_name", table="table_name")
+    @_step
     def create_index(
         self,
         index_name: str,
@@ -444,6 +474,7 @@ class Operations:
         self._execution.satisfied(f"create_index({index_name!r}, {table_name!r})")
 
     @_formerly(name="index_name", table="table_name")
+    @_step
     def drop_index(self, index_name: str, table_name: str, *, schema: str | None = None, online: bool = True) -> None:
         """Drop an index where there is one; a table that is missing has none."""
         what = f"drop_index({index_name!r}, {table_name!r})"
