@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,9 @@ db = current_app.extensions["sqlalchemy"]
 """
 
 _numbers = itertools.count()
+
+# A shell has what it runs in the background ignore Ctrl-C, and that is inherited; the tests send it to their processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -261,8 +265,7 @@ def sqlite_project(make_project: Callable[..., Project], sqlite_url: URL) -> Pro
 
 
 CHILD = """
-import logging, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
+import logging, sys
 logging.basicConfig(level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from flask import Flask
