@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL, make_url
 
+from . import servers
 from .conftest import Project
 
 OLD = """
@@ -79,6 +80,8 @@ def run_client(url: URL | str, script: str) -> None:
     else:
         command = ["mariadb", "-h", str(target.host), "-P", str(target.port or 3306), "-u", str(target.username)]
         command += [str(target.database)]
+    if servers.program(command[0]) is None:
+        servers.missing(f"there is no {command[0]}")
     environment = {**os.environ, "PGPASSWORD": target.password or "", "MYSQL_PWD": target.password or ""}
     result = subprocess.run(command, input=script, capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == 0, f"{result.stderr}\n{script}"
