@@ -418,7 +418,7 @@ def test_a_locked_database_is_one_clear_message(sqlite_project: Project) -> None
     blocker = sqlite3.connect(str(make_url(sqlite_project.url).database), isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     with pytest.raises(DbSmartError, match="Cannot migrate the database 'default' .* database is locked"):
-        sqlite_project.boot()
+        sqlite_project.boot(DB_SMART_DDL_RETRIES=2)
     blocker.close()
     assert sqlite_project.boot().decision == "migrated"
 
