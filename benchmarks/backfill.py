@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from .backfill_samples import backfilled, by_hand, single
-from .measure import Job, Laboratory, Row, SampleFailed, milliseconds, ratios, show
+from .measure import Job, Laboratory, Row, SampleFailed, milliseconds, ratios, save, show, show_verdicts
 from .projects import MODULE, Project, new_database, project
 from .sample import Result
 
@@ -237,10 +237,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     show(report)
-    targets = [row.met for row in report if row.met is not None]
-    print(f"\n{targets.count(True)} of {len(targets)} targets met by the median.")
+    show_verdicts(report)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps([row.report() for row in report], indent=1) + "\n")
+        save(arguments.json, report)
     return 0
 
 

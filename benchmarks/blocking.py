@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import random
 import sys
 import tempfile
@@ -14,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,7 @@ from aurum_harmony.db_smart import DbSmart, mariadb, postgresql, runner, sqlite
 from aurum_harmony.db_smart.errors import MigrationFailed
 from aurum_harmony.db_smart.rules import Refused
 
-from .measure import Row, SampleFailed, show
+from .measure import Row, SampleFailed, save, show
 from .projects import new_database, sqlite_url
 
 WAIT = "Longest wait of a writer while a table is changed"
@@ -376,15 +372,7 @@ def main() -> int:
     show(sorted(rows, key=lambda row: (row.section == DURATION, row.section != WAIT)))
     print("\n" + "\n".join(remarks))
     if arguments.json is not None:
-        machine = {
-            "python": platform.python_version(),
-            "system": platform.system(),
-            "processors": os.cpu_count(),
-            "packages": {name: version(name) for name in _PACKAGES},
-        }
-        found_rows = [row.report() for row in rows]
-        report = {"machine": machine, "options": asdict(options), "remarks": remarks, "rows": found_rows}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        save(arguments.json, rows, _PACKAGES, options=asdict(options), remarks=remarks)
     return 0
 
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import floors, ours, peers
-from .measure import Job, Laboratory, Row, SampleFailed, milliseconds, ratios, show
+from .measure import Job, Laboratory, Row, SampleFailed, milliseconds, ratios, save, show, show_verdicts
 from .projects import Project, new_database, project, write_module, write_package, write_process
 from .sample import Result
 
@@ -254,19 +250,11 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     show(rows)
-    targets = [row.met for row in rows if row.met is not None]
-    print(f"\n{targets.count(True)} of {len(targets)} targets met by the median.")
+    show_verdicts(rows)
     print("Warm boots: " + ("; ".join(violations) or "no connection, no query, neither Alembic nor Rich imported."))
     if arguments.json is not None:
-        machine = {
-            "python": platform.python_version(),
-            "system": platform.system(),
-            "processors": os.cpu_count(),
-            "packages": {name: version(name) for name in _PACKAGES},
-        }
         used = {"sizes": sizes, "rounds": rounds, "server": options.url and make_url(options.url).get_backend_name()}
-        report = {"machine": machine, "options": used, "violations": violations, "rows": [row.report() for row in rows]}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        save(arguments.json, rows, _PACKAGES, options=used, violations=violations)
     return 1 if violations else 0
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing as mp
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ from aurum_harmony.db_smart import database as connections
 from aurum_harmony.db_smart.database import Database
 
 from .boot import SETTLED
-from .measure import Row, SampleFailed, show
+from .measure import Row, SampleFailed, save, show, show_verdicts
 from .projects import (
     MODULE,
     Project,
@@ -353,12 +351,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     show(rows)
-    targets = [row for row in rows if row.met is not None]
-    print(f"\n{sum(row.met is True for row in targets)} of {len(targets)} targets met by the median.")
+    show_verdicts(rows)
     if arguments.json is not None:
-        machine = {"python": platform.python_version(), "system": platform.system(), "processors": os.cpu_count()}
-        report = {"machine": machine, "options": vars(options), "rows": [row.report() for row in rows]}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        save(arguments.json, rows, options=vars(options))
     return 1 if any(row.limit == 0 and not row.met for row in rows) else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -191,6 +193,28 @@ def show(rows: list[Row]) -> None:
             _show_rich(section, cells)
         else:
             _show_markdown(section, cells)
+
+
+def show_verdicts(rows: Iterable[Row]) -> None:
+    """Print how many targets were met."""
+    targets = [row.met for row in rows if row.met is not None]
+    print(f"\n{targets.count(True)} of {len(targets)} targets met by the median.")
+
+
+def save(path: Path, rows: Iterable[Row], packages: Iterable[str] = (), **more: object) -> None:
+    """Write the rows with all their samples, and on what machine they were taken, as JSON.
+
+    :param packages: names of those whose versions matter.
+    :param more: further entries.
+    """
+    machine = {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processors": os.cpu_count(),
+        "packages": {name: version(name) for name in packages},
+    }
+    report = {"machine": machine, **more, "rows": [row.report() for row in rows]}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _show_rich(section: str, rows: list[tuple[str, ...]]) -> None:

@@ -69,8 +69,8 @@ def _add_columns(element: AddColumns, compiler: DDLCompiler, **options: Any) -> 
     return f"{alter_table(compiler, element.table.name, element.table.schema)} {', '.join(parts)}"
 
 
-class ValidateConstraint(DDLElement):
-    """PostgreSQL's ``VALIDATE CONSTRAINT``."""
+class _ConstraintChange(DDLElement):
+    """``ALTER TABLE`` for a constraint of a name."""
 
     inherit_cache = False
 
@@ -78,6 +78,10 @@ class ValidateConstraint(DDLElement):
         self.table = table
         self.name = name
         self.schema = schema
+
+
+class ValidateConstraint(_ConstraintChange):
+    """PostgreSQL's ``VALIDATE CONSTRAINT``."""
 
 
 @compiles(ValidateConstraint)
@@ -86,15 +90,8 @@ def _validate_constraint(element: ValidateConstraint, compiler: DDLCompiler, **_
     return f"{alter_table(compiler, element.table, element.schema)} VALIDATE CONSTRAINT {name}"
 
 
-class UniqueUsingIndex(DDLElement):
+class UniqueUsingIndex(_ConstraintChange):
     """PostgreSQL's ``ADD CONSTRAINT … UNIQUE USING INDEX``: an index that is there becomes the constraint."""
-
-    inherit_cache = False
-
-    def __init__(self, table: str, name: str, schema: str | None) -> None:
-        self.table = table
-        self.name = name
-        self.schema = schema
 
 
 @compiles(UniqueUsingIndex)
