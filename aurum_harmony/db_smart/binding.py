@@ -110,7 +110,14 @@ class Savepoints:
         self._count = 0
         dialect = connection.dialect
         pool = NullPool(lambda: _SharedConnection(self._driver, steps), dialect=dialect)
-        self.engine = Engine(pool, dialect, connection.engine.url)
+        outer = connection.engine
+        self.engine = Engine(
+            pool,
+            dialect,
+            outer.url,
+            execution_options=outer.get_execution_options(),
+            hide_parameters=outer.hide_parameters,
+        )
         sa.event.listen(self.engine, "before_cursor_execute", self._before_statement)
         sa.event.listen(self.engine, "handle_error", self._on_error)
         sa.event.listen(self.engine, "commit", self._commit)

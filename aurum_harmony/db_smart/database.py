@@ -29,6 +29,8 @@ _HEADER_BYTES = 100
 _FULL_SECONDS = 60.0
 #: SQLite files that are open for their header, by device and inode; see :func:`_read_header`.
 _open_files: dict[tuple[int, int], int] = {}
+#: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
+_LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
 
@@ -64,7 +66,11 @@ class Database:
         """The file of a SQLite database; ``None`` for a server and for a database in memory."""
         url = self.app_engine.url
         name = url.database
-        if self.dialect != "sqlite" or not name or name == ":memory:":
+        if self.dialect != "sqlite":
+            return None
+        if not name:
+            return self._path_by_creator()
+        if name == ":memory:":
             return None
         if name.startswith("file:"):  # https://www.sqlite.org/uri.html
             name = unquote(name[len("file:") :].split("#")[0])
@@ -74,6 +80,16 @@ class Database:
                 name = name[2:].removeprefix("localhost")
                 name = "/" + name.lstrip("/")
         return Path(os.path.abspath(name))
+
+    def _path_by_creator(self) -> Path | None:
+        """The file that a ``creator`` opens, where the URL names none; asked of a connection."""
+        try:
+            with self.app_engine.connect() as connection:
+                rows = connection.exec_driver_sql("PRAGMA database_list").all()
+        except Exception:  # whoever connects next says what is wrong, with all that a person needs
+            return None
+        name = next((file for _, schema, file in rows if schema == "main"), None)
+        return Path(name) if name else None
 
     @property
     def in_memory(self) -> bool:
@@ -136,7 +152,10 @@ class Database:
         """
         if self.migration_url is not None:
             try:
-                return sa.create_engine(make_url(self.migration_url), poolclass=NullPool)
+                engine = sa.create_engine(
+                    make_url(self.migration_url), poolclass=NullPool, hide_parameters=self.app_engine.hide_parameters
+                )
+                return engine.execution_options(**self._options)
             except (sa.exc.ArgumentError, ImportError, ValueError) as error:
                 raise ConfigError(
                     f"DB_SMART_MIGRATION_URL for the database {self.name!r} cannot be used "
@@ -149,7 +168,16 @@ class Database:
             NullPool(pool._creator, dialect=self.app_engine.dialect, _dispatch=pool.dispatch),
             self.app_engine.dialect,
             self.app_engine.url,
+            execution_options=self._options,
+            hide_parameters=self.app_engine.hide_parameters,
         )
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Execution options of the application's engine; the isolation level is :func:`begin`'s to choose."""
+        options = dict(self.app_engine.get_execution_options())
+        options.pop("isolation_level", None)
+        return options
 
     @property
     def serving(self) -> Database:
@@ -240,16 +268,32 @@ def _read_header(path: Path) -> tuple[bytes, int]:
     return os.pread(descriptor, _HEADER_BYTES, 0), found.st_ino
 
 
+def translated(connection: sa.Connection, schema: str | None) -> str | None:
+    """A schema as the engine's ``schema_translate_map`` has it, where SQLAlchemy does not do so: inspecting, DDL."""
+    places: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
+    return places.get(schema, schema)
+
+
 def begin(connection: sa.Connection) -> None:
     """Begin a transaction that will write.
 
     Explicitly, so that SQLAlchemy ends it even where every statement went past this connection. On SQLite the write
     lock is taken at once: a transaction that reads first and writes later fails when another writes in between,
-    without waiting.
+    without waiting. On a server it is READ COMMITTED, whatever the application, the role or the server prefers: in
+    autocommit nothing could be taken back, and at a stricter level the heartbeat's write to the row of the lease would
+    make every longer migration fail as it confirms the lease.
     """
-    connection.begin()
     if connection.dialect.name == "sqlite":
+        connection.begin()
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    if "isolation_level" not in connection.get_execution_options():
+        level = "READ COMMITTED"
+        if connection.dialect.name in ("mysql", "mariadb") and connection.exec_driver_sql(_LOGS_STATEMENTS).scalar():
+            level = "REPEATABLE READ"
+        connection.rollback()  # the query, which has begun a transaction
+        connection.execution_options(isolation_level=level)
+    connection.begin()
 
 
 def commit(connection: sa.Connection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +22,17 @@ from .ddl import render
 from .guard import LockGuard, guarded
 from .lock import Lock
 from .settings import DdlSettings
-from .steps import Steps
+from .steps import Steps, reads
 
 _logger = logging.getLogger(__name__)
 
+#: What MariaDB commits the open transaction for: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
+_COMMITS = re.compile(
+    r"(\s|--[^\n]*\n|#[^\n]*\n|/\*([^*]|\*(?!/))*\*/)*"
+    r"(ALTER|ANALYZE|BACKUP|BEGIN|CACHE|CHANGE|CHECK|COMMIT|CREATE|DROP|FLUSH|GRANT|INSTALL|LOAD\s+INDEX|LOCK|OPTIMIZE"
+    r"|RENAME|REPAIR|RESET|REVOKE|SET\s+PASSWORD|START|STOP|TRUNCATE|UNINSTALL|UNLOCK)\b",
+    re.IGNORECASE,
+)
 #: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
 Send = Callable[..., None]
 T = TypeVar("T")
@@ -45,6 +53,7 @@ class Execution:
 
     #: Whether nothing is really sent.
     dry = False
+    _confirming = False
 
     def __init__(
         self,
@@ -67,6 +76,7 @@ class Execution:
         self._lock = lock
         self._guard = guard
         self._savepoints: Savepoints | None = None
+        self._fence(connection)
         #: Called before a transaction is cut: ends what its users left open.
         self.before_cut: list[Callable[[], None]] = []
         #: Called after a rollback that the migration's code did not ask for: brings its users to a new start.
@@ -82,15 +92,40 @@ class Execution:
     def engine(self) -> Engine:
         """What ``db.engine`` is during the migration."""
         if not self.transactional:
-            return guarded(self.database, self.settings.lock_timeout)
-        self._savepoints = Savepoints(self.connection, self.steps)
-        self._guard.watch(self._savepoints.engine)
-        return self._savepoints.engine
+            engine = guarded(self.database, self.settings.lock_timeout)
+        else:
+            self._savepoints = Savepoints(self.connection, self.steps)
+            engine = self._savepoints.engine
+            self._guard.watch(engine)
+        self._fence(engine)
+        return engine
 
     def close(self) -> None:
         """Leave the connection as it was; its transaction stays open."""
+        if sa.event.contains(self.connection, "before_cursor_execute", self._before_statement):
+            sa.event.remove(self.connection, "before_cursor_execute", self._before_statement)
         if self._savepoints is not None:
             self._savepoints.close()
+
+    def give_up(self) -> None:
+        """The migration has failed, and all of it will be taken back: no part of it needs to be by itself."""
+        if self._savepoints is not None:
+            self._savepoints.cut()
+
+    def _fence(self, target: sa.Connection | Engine) -> None:
+        """Let nothing be committed behind our back by a process that was stopped and has lost the lock since."""
+        if not self.dry and (not self.transactional or self.dialect == "mysql"):
+            sa.event.listen(target, "before_cursor_execute", self._before_statement)
+
+    def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if self._confirming or (reads(statement) if not self.transactional else not _COMMITS.match(statement)):
+            return
+        self._confirming = True
+        try:
+            with self.steps.pause():
+                self.confirm()
+        finally:
+            self._confirming = False
 
     def unforeseeable(self, what: str) -> None:
         """A migration uses something that a dry run cannot foresee; this is no dry run."""

@@ -244,6 +244,8 @@ class Gate:
             state = None if database is None else self.state(database)
             if database is None or state is None or state.source != self.sources.digest:
                 return None
+            if any(plan.state is not None and plan.state.database_id == state.database_id for plan in plans):
+                return None  # one database by two names has one row, which the run on either of them writes
             names += [other for other in state.databases if other not in names]
             plans.append(Plan(database, state, _COMPLETE))
         return plans
@@ -262,6 +264,13 @@ class Gate:
             return self._plan(database, None, [], force)
         with database.connect() as connection:
             return self.by_connection(database, connection, force=force)
+
+    def complete(self, database: Database, state: State) -> bool:
+        """Whether a database, whose state row was just read, lacks nothing of these sources.
+
+        The row alone does not tell where two names lead to one database.
+        """
+        return state.source == self.sources.digest and not self.ask(database).behind
 
     def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
         """As :meth:`ask`, on an open connection."""
@@ -307,7 +316,8 @@ class Gate:
         migrations = self.of(database)
         todo = pending(migrations, applied, force=force)
         reason = _describe(database, todo, state)
-        ahead, edited = unknown(migrations, applied), edited_once(migrations, applied)
+        # Of all migrations of the code, as two names may lead to one database.
+        ahead, edited = unknown(self.migrations, applied), edited_once(migrations, applied)
         return Plan(database, state, reason, todo, applied, ahead, edited)
 
     def remember(self, states: Mapping[str, State]) -> None:

@@ -24,12 +24,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
 from . import codec
-from .database import begin
+from .database import begin, translated
 from .migrations import MAX_NAME, Migration
 
 metadata = sa.MetaData()
 _NAME = sa.String(MAX_NAME)
 _DIGEST = sa.String(64)
+#: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
+_TRANSACTIONAL = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
 
 history = sa.Table(
     "db_smart_history",
@@ -43,6 +45,7 @@ history = sa.Table(
     sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
     sa.Column("outcome", sa.String(10), nullable=False, comment="applied or failed"),
     sa.Column("error", sa.Text),
+    **_TRANSACTIONAL,
 )
 
 state = sa.Table(
@@ -58,6 +61,7 @@ state = sa.Table(
     sa.Column("lease_since", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
     sa.Column("lease_expires", sa.BigInteger, nullable=False, comment="as lease_since; 0 when free"),
     sa.Column("lease_migration", _NAME, nullable=False, comment="what the holder is on"),
+    **_TRANSACTIONAL,
 )
 
 progress = sa.Table(
@@ -68,6 +72,7 @@ progress = sa.Table(
     sa.Column("row_count", sa.BigInteger, nullable=False),
     sa.Column("last_row_id", sa.BigInteger, nullable=False),
     sa.Column("detail", sa.Text, comment="JSON: what a statement returned, or how far a backfill is"),
+    **_TRANSACTIONAL,
 )
 
 #: The tables of this extension, which comparisons of models with the database leave out.
@@ -231,7 +236,7 @@ def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> 
             connection.rollback()
             if error.connection_invalidated:
                 raise
-            if not sa.inspect(connection).has_table(table.name):
+            if not sa.inspect(connection).has_table(table.name, schema=translated(connection, None)):
                 return None
             if last:
                 raise
@@ -279,7 +284,8 @@ def new_state() -> dict[str, Any]:
 def create_tables(connection: sa.Connection) -> None:
     """Make the other tables where they are missing, and what an earlier release of them lacks; under the lock."""
     metadata.create_all(connection)
-    if "detail" not in {column["name"] for column in sa.inspect(connection).get_columns(progress.name)}:
+    schema = translated(connection, None)
+    if "detail" not in {column["name"] for column in sa.inspect(connection).get_columns(progress.name, schema=schema)}:
         from alembic.ddl.base import AddColumn
 
         connection.execute(AddColumn(progress.name, progress.c.detail._copy()))

@@ -304,7 +304,8 @@ class _FileLock(Lock):
 
     def __init__(self, database: Database, settings: LockSettings) -> None:
         super().__init__(database, settings)
-        path = database.path
+        # Not the link that leads to the file: each release may have one of its own.
+        path = None if database.path is None else os.path.realpath(database.path)
         self._path = None if path is None else Path(f"{path}.db-smart.lock")
         self._info = None if path is None else Path(f"{path}.db-smart.holder")
         self._lock: BaseFileLock | None = None

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import sqlalchemy as sa
 
 from .catalog import Catalog, Constraint, Index
+from .database import translated
 from .errors import DbSmartError
 from .migrations import Migration
 
@@ -56,15 +58,17 @@ def _step(function: _F) -> _F:
     It would find nothing to do; or not find its table, which the migration has renamed or dropped since.
     """
 
+    schemas = [name for name in signature(function).parameters if name.endswith("schema")]
+
     @wraps(function)
     def call(self: Operations, *args: Any, **given: Any) -> None:
         steps = self._execution.steps
         if steps.paused:  # a batch is done whole or not at all
-            function(self, *args, **given)
+            function(self, *args, **self._placed(given, schemas))
             return
         key = steps.number(f"{function.__name__} {_ADDRESS.sub('', repr((args, given)))}")
         if steps.done(key) is None:
-            function(self, *args, **given)
+            function(self, *args, **self._placed(given, schemas))
             steps.record(key, 0, None, None)
 
     return cast(_F, call)
@@ -130,14 +134,14 @@ class Operations:
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
         """Whether there is such a table or view."""
-        return self._catalog.has_table(table, schema)
+        return self._catalog.has_table(table, translated(self._connection, schema))
 
     def has_column(self, table: str, column: str, *, schema: str | None = None) -> bool:
         """Whether the table has such a column.
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
-        return bool(self._catalog.present(table, [column], schema))
+        return bool(self._catalog.present(table, [column], translated(self._connection, schema)))
 
     @_formerly(table="table_name")
     def add_column(
@@ -222,18 +226,21 @@ class Operations:
         if not isinstance(table, sa.Table):
             raise DbSmartError(f"op.sync() takes a model or a table, not {model!r}.")
         metadata = sa.MetaData(naming_convention=table.metadata.naming_convention)
-        described = table.to_metadata(metadata, referred_schema_fn=None)
+        schema = translated(self._connection, table.schema)
+        described = table.to_metadata(metadata, schema=schema, referred_schema_fn=self._referred_schema)
         for key in table.foreign_keys:
-            if key.column.table is not table and key.column.table.key not in metadata.tables:
-                key.column.table.to_metadata(metadata)
-        if not self.has_table(table.name, schema=table.schema):
+            other = key.column.table
+            place = translated(self._connection, other.schema)
+            if other is not table and sa.Table(other.name, sa.MetaData(), schema=place).key not in metadata.tables:
+                other.to_metadata(metadata, schema=place, referred_schema_fn=self._referred_schema)
+        if not self.has_table(table.name, schema=schema):
             self._create_table(described)
             return
-        present = self._catalog.columns(table.name, table.schema)
+        present = self._catalog.columns(table.name, schema)
         columns = [column for column in described.columns if self._catalog.fold(column.name) not in present]
         if columns:
             self._add_columns(described, columns, online)
-        self._create_indexes(described, self._busy(table.name, table.schema, online))
+        self._create_indexes(described, self._busy(table.name, schema, online))
 
     @_formerly(table="table_name")
     @_step
@@ -514,7 +521,8 @@ class Operations:
 
         with self._execution.operation(f"backfill({table!r})"):
             condition = sa.text(where) if isinstance(where, str) else where
-            Backfill(self._execution, table, schema, Pace(batch_seconds, throttle, pause)).update(set_, condition)
+            place = translated(self._connection, schema)
+            Backfill(self._execution, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
 
     def batches(
         self,
@@ -537,7 +545,8 @@ class Operations:
         def run(function: Callable[[Sequence[sa.Row[Any]]], object]) -> None:
             name = getattr(function, "__name__", "function")
             with self._execution.operation(f"batches({name})"):
-                Backfill(self._execution, source, schema, Pace(batch_seconds, throttle, pause)).call(function)
+                place = translated(self._connection, schema)
+                Backfill(self._execution, source, place, Pace(batch_seconds, throttle, pause)).call(function)
 
         return run
 
@@ -570,6 +579,13 @@ class Operations:
         from alembic.operations.schemaobj import SchemaObjects
 
         return SchemaObjects()
+
+    def _placed(self, given: dict[str, Any], schemas: Sequence[str]) -> dict[str, Any]:
+        """Arguments by name, with the schemas that the engine's ``schema_translate_map`` makes of those given."""
+        return {**given, **{name: translated(self._connection, given.get(name)) for name in schemas}}
+
+    def _referred_schema(self, table: sa.Table, schema: str | None, key: sa.ForeignKeyConstraint, _: Any) -> str | None:
+        return translated(self._connection, key.referred_table.schema)
 
     def _own(self) -> sa.Connection:
         if self._own_connection is None:

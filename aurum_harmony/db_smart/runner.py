@@ -119,6 +119,9 @@ class Runner:
                     f"Migrations applied to it so far: {len(outcome.runs) - before}; they stay. Mend the cause and "
                     "start again."
                 ) from error
+        # Where two names lead to one database, the run on the second has changed the row of the first.
+        last = {state.database_id: state for state in outcome.states.values()}
+        outcome.states = {name: last[state.database_id] for name, state in outcome.states.items()}
         return outcome
 
     def _migrate(self, database: Database, force: bool, outcome: Outcome) -> State:
@@ -128,7 +131,7 @@ class Runner:
             with database.connect() as connection:
                 history.create_state(connection)  # the lease is a row of it
         lock = lock_of(database, self._lock)
-        with lock.held(lambda state: not force and state.source == self._gate.sources.digest) as held:
+        with lock.held(lambda state: not force and self._gate.complete(database, state)) as held:
             if held:
                 with database.connect() as connection:
                     return self._migrate_locked(database, connection, lock, force, outcome)
@@ -282,15 +285,19 @@ class Runner:
         execution.before_cut.append(before_cut)
         try:
             with bound(self._app, self._db, run.database, lambda: execution.engine):
-                if not migration.takes_operations:
-                    migration.function()
-                    return steps
-                operations = Operations(execution, self._db, migration)
+                operations = Operations(execution, self._db, migration) if migration.takes_operations else None
                 try:
-                    migration.function(operations)
-                    operations.finish()
+                    if operations is None:
+                        migration.function()
+                    else:
+                        migration.function(operations)
+                        operations.finish()
+                except BaseException:
+                    execution.give_up()
+                    raise
                 finally:
-                    operations.close()
+                    if operations is not None:
+                        operations.close()
         finally:
             execution.close()
         return steps
