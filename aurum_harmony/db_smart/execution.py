@@ -115,7 +115,8 @@ class Execution:
     def _fence(self, target: sa.Connection | Engine) -> None:
         """Let nothing be committed behind our back by a process that was stopped and has lost the lock since."""
         if not self.dry and (not self.transactional or self.dialect == "mysql"):
-            sa.event.listen(target, "before_cursor_execute", self._before_statement)
+            # Before the guard, which sets the lock time-out for the one statement that comes next.
+            sa.event.listen(target, "before_cursor_execute", self._before_statement, insert=True)
 
     def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
         if self._confirming or (reads(statement) if not self.transactional else not _COMMITS.match(statement)):
