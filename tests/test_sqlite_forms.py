@@ -277,6 +277,17 @@ def test_a_key_without_rowid_is_never_nullable(base: Base, column: str) -> None:
     assert base.sent(lambda op: op.alter_column("t", column, nullable=True)) == []
 
 
+@pytest.mark.parametrize("name", ["not", "is", "where", "Check"])
+def test_a_reserved_word_is_no_column_of_that_name(base: Base, name: str) -> None:
+    base.script(f"""
+        CREATE TABLE t ("{name}" INT, b INT CHECK (b IS NOT 1 OR b IN (2)));
+        CREATE INDEX ix ON t (b) WHERE b IS NOT 3;
+        CREATE INDEX own ON t ("{name}");
+    """)
+    base.once(lambda op: op.drop_column("t", name))
+    assert [row[1] for row in base.query("PRAGMA index_list(t)")] == ["ix"]
+
+
 # Rows in the way
 
 

@@ -34,6 +34,38 @@ _COLUMN_STARTS = {"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "REFERENCES", "NOT
 _COLUMN_STARTS |= {"GENERATED", "AS", "DEFERRABLE"}
 #: Words inside a constraint whose next word belongs to them and begins nothing.
 _TAKES_NEXT = {"CONSTRAINT", "DEFAULT", "COLLATE", "REFERENCES", "MATCH", "SET", "NOT", "ALWAYS"}
+#: Words that are no names unless they are quoted, of those that stand in expressions and lists.
+_RESERVED = {
+    "AND",
+    "AS",
+    "BETWEEN",
+    "CASE",
+    "COLLATE",
+    "DISTINCT",
+    "ELSE",
+    "ESCAPE",
+    "EXISTS",
+    "FROM",
+    "IN",
+    "IS",
+    "ISNULL",
+}
+_RESERVED |= {
+    "NOT",
+    "NOTNULL",
+    "NULL",
+    "ON",
+    "OR",
+    "SELECT",
+    "THEN",
+    "WHEN",
+    "WHERE",
+    "ORDER",
+    "GROUP",
+    "UNIQUE",
+    "CHECK",
+}
+_RESERVED |= {"DEFAULT", "REFERENCES", "INDEX"}
 _KINDS = {"references": "foreign", "as": "generated", "not deferrable": "deferrable"}
 
 
@@ -79,7 +111,11 @@ def _identifiers(sql: str, also: str = "") -> set[str]:
     """
     kinds = ("word", "quoted", also)
     tokens = [*_significant(_tokens(sql)), _Token("other", "")]
-    return {_fold(one.name) for one, after in pairwise(tokens) if one.kind in kinds and after.text != "("}
+    return {
+        _fold(one.name)
+        for one, after in pairwise(tokens)
+        if one.kind in kinds and after.text != "(" and one.key not in _RESERVED
+    }
 
 
 def _listed(tokens: Iterable[_Token]) -> list[str]:
