@@ -278,8 +278,8 @@ class Generator:
         return [f"op.create_check_constraint({constraint!r}, {name!r}, column({column!r}) > -1000{self._plain})"]
 
     def _foreign(self, name: str, table: TableModel) -> list[str]:
-        # SQLAlchemy, and with it Alembic, does not understand a quote in the name of the target on SQLite.
-        targets = [one for one, model in self.tables.items() if model.rows and '"' not in one]
+        # Alembic does not understand a dot in the name of the target, nor on SQLite a quote.
+        targets = [one for one, model in self.tables.items() if model.rows and not {'"', "."} & {*one}]
         taken = any("code" in columns for kind, columns, _ in table.constraints.values() if kind == "foreign")
         column = "code" if table.rows and "code" in table.columns and not taken else None
         if column is None or not targets:
@@ -411,5 +411,6 @@ class PlainAlembic:
             batch.drop_constraint(name, type_=type_)
 
     def _batch(self, table: str) -> Any:
-        recreate = "always" if self._connection.dialect.name == "sqlite" else "never"
-        return self._alembic.batch_alter_table(table, recreate=recreate)
+        return self._alembic.batch_alter_table(
+            table, recreate="always" if self._connection.dialect.name == "sqlite" else "never"
+        )

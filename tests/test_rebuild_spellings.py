@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,10 @@ class Made:
 Case = tuple[str, Callable[[Operations], object], Spelled]
 
 
+def _drop_constraint(op: Operations, name: str) -> None:
+    op.drop_constraint(name, "the Table")
+
+
 def cases(table: Spelled, speller: Speller) -> list[Case]:
     """Operations, and what is to become of the table."""
     name = "the Table"
@@ -304,8 +309,8 @@ def cases(table: Spelled, speller: Speller) -> list[Case]:
     found: list[Case] = []
     for part in table.parts:
         if part.name is not None and part.kind in ("unique", "check", "foreign"):
-            given = speller.other_case(part.name)
-            found.append((f"drop {part}", lambda op, given=given: op.drop_constraint(given, name), table.without(part)))
+            drop = partial(_drop_constraint, name=speller.other_case(part.name))
+            found.append((f"drop {part}", drop, table.without(part)))
     one, two = speller.random.sample(plain, 2)
     first, second = ('"' + column.replace('"', '""') + '"' for column in (one, two))
 

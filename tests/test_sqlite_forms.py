@@ -417,3 +417,28 @@ def test_a_dry_run_knows_which_tables_have_rows(sqlite_project: Project, steps: 
     assert shown["error"] is None, shown
     run_client(project.url, script)
     assert project.boot().applied == ()
+
+
+def test_rows_of_a_dry_run_may_reference_rows_that_are_there(sqlite_project: Project) -> None:
+    project = sqlite_project
+    old = """
+        @migration
+        def tables(op):
+            op.create_table("p", Column("id", Integer, primary_key=True))
+            op.execute("INSERT INTO p VALUES (1)")
+    """
+    new = """
+        @migration
+        def more(op):
+            op.create_table("c", Column("p", Integer))
+            op.execute("INSERT INTO c VALUES (1)")
+            op.create_foreign_key("fk", "c", "p", ["p"], ["id"])
+    """
+    project.write(old)
+    project.boot()
+    project.write(old + new)
+    (shown,) = json.loads(project.run("migrate", "--dry-run", "--json").stdout)["pending"]
+    assert shown["error"] is None
+    run_client(project.url, project.run("migrate", "--sql").stdout)
+    assert project.query("SELECT * FROM c") == [(1,)]
+    assert project.boot().applied == ()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 #: A parameter's mark; what else could hold one is matched whole.
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
+_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
 _BEGIN, _COMMIT = "BEGIN", "COMMIT"
 
 
@@ -129,10 +130,33 @@ class _CopyCatalog(Catalog):
         self._source = Catalog(source)
         #: What the source calls a table that has another name by now, or is new and so is none of the source's.
         self._names: dict[tuple[str | None, str], str | None] = {}
+        #: Tables that the run has put rows into.
+        self._filled: set[tuple[str | None, str]] = set()
+
+    def change_rows(self, sql: str) -> None:
+        """Try a statement that changes rows, and note which tables get some.
+
+        None are kept: those of the source, which they may refer to, are missing to the copy.
+        """
+        run = self._connection.exec_driver_sql
+        run("PRAGMA defer_foreign_keys = 1")
+        run("SAVEPOINT db_smart_rows")
+        try:
+            run(sql)
+            names = run("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'")
+            for name in names.scalars().all():
+                if not super().empty(name, None):
+                    self._filled.add((None, self.fold(name)))
+        finally:
+            run("ROLLBACK TO db_smart_rows")
+            run("RELEASE db_smart_rows")
+            run("PRAGMA defer_foreign_keys = 0")
 
     def empty(self, table: str, schema: str | None) -> bool:
         """Whether a table has no rows: neither those of the source, nor any that the run has made."""
         former = self._former(table, schema)
+        if (schema, self.fold(table)) in self._filled:
+            return False
         return super().empty(table, schema) and (former is None or self._source.empty(former, schema))
 
     def refers(self, reference: Reference, schema: str | None) -> bool:
@@ -149,7 +173,10 @@ class _CopyCatalog(Catalog):
         """Note that a table is gone, or has another name."""
         former = self._former(table, schema)
         self._names[schema, self.fold(table)] = None
+        filled = (schema, self.fold(table)) in self._filled
+        self._filled.discard((schema, self.fold(table)))
         if renamed is not None:
+            self._filled |= {(schema, self.fold(renamed))} if filled else set()
             self._names[schema, self.fold(renamed)] = former
 
     def _former(self, table: str, schema: str | None) -> str | None:
@@ -261,7 +288,9 @@ class DryExecution(Execution):
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
         self.current.script.append(text)
-        if self.dialect == "sqlite":
+        if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
+            self.catalog.change_rows(text)
+        elif self.dialect == "sqlite":
             self.connection.exec_driver_sql(text)
 
     @contextmanager
