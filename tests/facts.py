@@ -104,7 +104,8 @@ def _ask(connection: sa.Connection, queries: dict[str, str], table: str) -> dict
 
 def _postgresql(connection: sa.Connection, table: str, schema: str | None) -> dict[str, Any]:
     quote = connection.dialect.identifier_preparer.quote
-    return _ask(connection, _POSTGRESQL, f"{quote(schema)}.{quote(table)}" if schema else quote(table))
+    name = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
+    return _ask(connection, _POSTGRESQL, name.replace("%%", "%"))  # as a value, not as SQL
 
 
 def _sqlite(connection: sa.Connection, table: str, _: str | None) -> dict[str, Any]:

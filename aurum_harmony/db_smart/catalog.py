@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import sqlalchemy as sa
+
+from .errors import DbSmartError
 
 Kind = Literal["unique", "check", "foreign", "primary"]
 
@@ -57,6 +59,18 @@ class Constraint:
 
 
 @dataclass
+class Reference:
+    """A foreign key of SQLite, by the table that has it.
+
+    :ivar on_delete: such as ``RESTRICT``.
+    """
+
+    table: str
+    columns: list[str]
+    on_delete: str
+
+
+@dataclass
 class Planned:
     """A table as it would be at this point of a dry run."""
 
@@ -84,7 +98,9 @@ class Catalog:
         return sa.inspect(self._connection)
 
     def fold(self, name: str) -> str:
-        """Names as the database compares them: PostgreSQL tells upper from lower case, the others do not."""
+        """Names as the database compares them: PostgreSQL tells upper from lower case, SQLite does beyond ASCII."""
+        if self._dialect == "sqlite":
+            return name.encode().lower().decode()
         return name if self._dialect == "postgresql" else name.lower()
 
     def has_table(self, table: str, schema: str | None) -> bool:
@@ -148,6 +164,8 @@ class Catalog:
         known = self._known(table, schema)
         if known is not False:
             return {} if known is None else known.constraints
+        if self._dialect == "sqlite":
+            return self._sqlite_constraints(table, schema)
         inspector, invalid = self.inspector, self._invalid(table, schema)
         found: list[Constraint] = []
         for key in inspector.get_foreign_keys(table, schema=schema):
@@ -162,6 +180,53 @@ class Catalog:
         for constraint in found:
             constraint.valid = constraint.name not in invalid
         return {self.fold(constraint.name): constraint for constraint in found if constraint.name}
+
+    def _sqlite_constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
+        """As :meth:`constraints`, by the definition itself: SQLAlchemy finds only some of the ways to write it."""
+        from .rebuild import TableSql
+
+        quote = self._connection.dialect.identifier_preparer.quote_identifier
+        query = (
+            f"SELECT sql FROM {quote(schema or 'main')}.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
+        )
+        sql = self._connection.exec_driver_sql(query, (table,)).scalar()
+        if sql is None:
+            if not self.inspector.has_table(table, schema=schema):
+                raise sa.exc.NoSuchTableError(table)
+            return {}  # a view
+        try:
+            named = TableSql(sql).named
+        except DbSmartError:  # a virtual table
+            return {}
+        found = {}
+        for constraint in named:
+            target = constraint.target
+            if target is not None and not target[1] and self.inspector.has_table(target[0], schema=schema):
+                key = self.inspector.get_pk_constraint(target[0], schema=schema)["constrained_columns"]
+                target = (target[0], tuple(key))
+            kind = cast(Kind, constraint.kind)
+            found[self.fold(constraint.name)] = Constraint(constraint.name, kind, constraint.columns, target=target)
+        return found
+
+    def references(self, table: str, schema: str | None) -> list[Reference]:
+        """SQLite: the foreign keys to a table, of others and of its own."""
+        quote = self._connection.dialect.identifier_preparer.quote_identifier
+        rows = self._connection.exec_driver_sql(
+            f'SELECT m.name, f.id, f."from", f.on_delete FROM {quote(schema or "main")}.sqlite_master AS m, '
+            "pragma_foreign_key_list(m.name, ?) AS f WHERE m.type = 'table' AND f.\"table\" = ? COLLATE NOCASE "
+            "ORDER BY m.name, f.id, f.seq",
+            (schema or "main", table),
+        )
+        found: dict[tuple[str, int], Reference] = {}
+        for child, number, column, on_delete in rows:
+            found.setdefault((child, number), Reference(child, [], on_delete)).columns.append(column)
+        return list(found.values())
+
+    def refers(self, reference: Reference, schema: str | None) -> bool:
+        """Whether any row has such a foreign key that is not NULL."""
+        query = sa.select(sa.literal(1)).select_from(sa.table(reference.table, schema=schema)).limit(1)
+        query = query.where(*(sa.column(column).is_not(None) for column in reference.columns))
+        return self._connection.execute(query).first() is not None
 
     def empty(self, table: str, schema: str | None) -> bool:
         """Whether a table has no rows."""

@@ -24,10 +24,37 @@ def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
 
 def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
     """The default of a column as SQL, ``None`` where it has none."""
-    plain = _plain(dialect)
-    compiler: Any = plain.ddl_compiler(plain, None)  # type: ignore[arg-type]
-    text: str | None = compiler.get_column_default_string(column)
+    text: str | None = _ddl_compiler(dialect).get_column_default_string(column)
     return text
+
+
+def constraint_text(constraint: sa.Constraint, dialect: Dialect) -> str:
+    """A constraint as SQL, as it stands in ``CREATE TABLE``."""
+    return str(_ddl_compiler(dialect).process(constraint))
+
+
+def column_text(column: sa.Column[Any], checks: Sequence[sa.Constraint], dialect: Dialect) -> str:
+    """A column of SQLite as SQL, as it stands in ``CREATE TABLE``.
+
+    :param checks: constraints to write behind it.
+    """
+    return _inline(_ddl_compiler(dialect), column, checks)
+
+
+def _ddl_compiler(dialect: Dialect) -> Any:
+    plain = _plain(dialect)
+    return plain.ddl_compiler(plain, None)  # type: ignore[arg-type]
+
+
+def _inline(compiler: Any, column: sa.Column[Any], checks: Sequence[sa.Constraint]) -> str:
+    """A column with its foreign key, which Alembic writes without its name, and with constraints behind it."""
+    plain = compiler.get_column_specification(column)
+    more = add_column(compiler, column, inline_references=True).removeprefix(f"ADD COLUMN {plain}")
+    if more.startswith(" REFERENCES "):
+        key = next(iter(column.foreign_keys)).constraint
+        name = None if key is None or key.name is None else compiler.preparer.format_constraint(key)
+        more = f" CONSTRAINT {name}{more}" if name is not None else more
+    return " ".join([plain + more, *map(compiler.process, checks)])
 
 
 def _plain(dialect: Dialect) -> Dialect:
@@ -44,7 +71,7 @@ class AddColumns(DDLElement):
 
     :param table: the table with at least the new columns.
     :param columns: the columns to add; SQLite takes one at a time.
-    :param constraints: constraints to add with them.
+    :param constraints: constraints to add with them; on SQLite checks, which stand behind the column.
     """
 
     inherit_cache = False
@@ -60,8 +87,11 @@ class AddColumns(DDLElement):
 @compiles(AddColumns)
 def _add_columns(element: AddColumns, compiler: DDLCompiler, **options: Any) -> str:
     # A foreign key is a constraint of its own, except on SQLite, which knows only the inline form.
-    inline = compiler.dialect.name == "sqlite"
-    parts = [add_column(compiler, column, inline_references=inline, **options) for column in element.columns]
+    if compiler.dialect.name == "sqlite":
+        (column,) = element.columns
+        text = _inline(compiler, column, element.constraints)
+        return f"{alter_table(compiler, element.table.name, element.table.schema)} ADD COLUMN {text}"
+    parts = [add_column(compiler, column, **options) for column in element.columns]
     for constraint in element.constraints:
         text = compiler.process(constraint)
         if text:

@@ -6,9 +6,10 @@ afterwards as if it were there. What cannot be known so is said to be unknown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from . import history
 from .binding import bound
-from .catalog import Catalog
+from .catalog import Catalog, Reference
 from .database import Database
 from .ddl import render
 from .errors import DbSmartError
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
     from .gate import Plan
 
+#: A parameter's mark; what else could hold one is matched whole.
+_MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
+_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
 _BEGIN, _COMMIT = "BEGIN", "COMMIT"
 
 
@@ -124,10 +128,62 @@ class _CopyCatalog(Catalog):
     def __init__(self, copy: sa.Connection, source: sa.Connection) -> None:
         super().__init__(copy)
         self._source = Catalog(source)
+        #: What the source calls a table that has another name by now, or is new and so is none of the source's.
+        self._names: dict[tuple[str | None, str], str | None] = {}
+        #: Tables that the run has put rows into.
+        self._filled: set[tuple[str | None, str]] = set()
+
+    def change_rows(self, sql: str) -> None:
+        """Try a statement that changes rows, and note which tables get some.
+
+        None are kept: those of the source, which they may refer to, are missing to the copy.
+        """
+        run = self._connection.exec_driver_sql
+        run("PRAGMA defer_foreign_keys = 1")
+        run("SAVEPOINT db_smart_rows")
+        try:
+            run(sql)
+            names = run("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'")
+            for name in names.scalars().all():
+                if not super().empty(name, None):
+                    self._filled.add((None, self.fold(name)))
+        finally:
+            run("ROLLBACK TO db_smart_rows")
+            run("RELEASE db_smart_rows")
+            run("PRAGMA defer_foreign_keys = 0")
 
     def empty(self, table: str, schema: str | None) -> bool:
-        """Whether a table has no rows; one that only the copy has is new."""
-        return not self._source.has_table(table, schema) or self._source.empty(table, schema)
+        """Whether a table has no rows: neither those of the source, nor any that the run has made."""
+        former = self._former(table, schema)
+        if (schema, self.fold(table)) in self._filled:
+            return False
+        return super().empty(table, schema) and (former is None or self._source.empty(former, schema))
+
+    def refers(self, reference: Reference, schema: str | None) -> bool:
+        """Whether any row has such a foreign key that is not NULL."""
+        former = self._former(reference.table, schema)
+        if former is not None and not self._source.empty(former, schema):
+            present = self._source.present(former, reference.columns, schema)
+            # A column that is new to the source's rows has no values in them, unless it has its name from this run.
+            if len(present) == len(reference.columns):
+                return self._source.refers(replace(reference, table=former), schema)
+        return super().refers(reference, schema)
+
+    def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
+        """Note that a table is gone, or has another name."""
+        former = self._former(table, schema)
+        self._names[schema, self.fold(table)] = None
+        filled = (schema, self.fold(table)) in self._filled
+        self._filled.discard((schema, self.fold(table)))
+        if renamed is not None:
+            self._filled |= {(schema, self.fold(renamed))} if filled else set()
+            self._names[schema, self.fold(renamed)] = former
+
+    def _former(self, table: str, schema: str | None) -> str | None:
+        """The source's name of a table; ``None`` for one that only the copy has."""
+        key = schema, self.fold(table)
+        former = self._names.get(key, table)
+        return former if former is not None and self._source.has_table(former, schema) else None
 
 
 def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
@@ -232,7 +288,9 @@ class DryExecution(Execution):
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
         self.current.script.append(text)
-        if self.dialect == "sqlite":
+        if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
+            self.catalog.change_rows(text)
+        elif self.dialect == "sqlite":
             self.connection.exec_driver_sql(text)
 
     @contextmanager
@@ -241,9 +299,7 @@ class DryExecution(Execution):
 
         def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
             if not reads(statement) or (statement.startswith("PRAGMA") and "=" in statement):
-                for value in parameters or ():
-                    statement = statement.replace("?", repr(value), 1)
-                self.current.script.append(statement)
+                self.current.script.append(_with_values(statement, parameters or ()))
 
         sa.event.listen(self.connection, "before_cursor_execute", note)
         try:
@@ -297,6 +353,19 @@ class _Unforeseeable(Exception):
 
 def _unforeseeable(what: str) -> NoReturn:
     raise _Unforeseeable(what)
+
+
+def _with_values(statement: str, values: Iterable[Any]) -> str:
+    """A statement with its ``?`` replaced by values, but for those in names and strings."""
+    left = iter(values)
+
+    def fill(found: re.Match[str]) -> str:
+        if found[0] != "?":
+            return found[0]
+        value = next(left)
+        return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+
+    return _MARK.sub(fill, statement) if values else statement
 
 
 def _bind(statement: Any, values: Mapping[str, Any]) -> Any:

@@ -138,6 +138,12 @@ class Forms:
 
         return compare(old, new, self.dialect)
 
+    def wanted(
+        self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
+    ) -> tuple[TypeEngine[Any] | None, bool | None]:
+        """What is asked for of a column, without what this kind of database does not tell from what it has."""
+        return type_, nullable
+
     def _comment(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
         if self.dialect.supports_comments and not self.dialect.inline_comments:
             for column in columns:

@@ -338,6 +338,7 @@ class Operations:
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
         change = Change(table_name, schema, column_name, columns[fold(column_name)], name=new, using=postgresql_using)
         wanted: TypeEngine[Any] | None = type_() if isinstance(type_, type) else type_
+        wanted, nullable = self._forms.wanted(change, wanted, nullable)
         if wanted is not None:
             relation = self._forms.type_is(change.existing["type"], wanted)
             if relation != "same":

@@ -34,6 +34,38 @@ _COLUMN_STARTS = {"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "REFERENCES", "NOT
 _COLUMN_STARTS |= {"GENERATED", "AS", "DEFERRABLE"}
 #: Words inside a constraint whose next word belongs to them and begins nothing.
 _TAKES_NEXT = {"CONSTRAINT", "DEFAULT", "COLLATE", "REFERENCES", "MATCH", "SET", "NOT", "ALWAYS"}
+#: Words that are no names unless they are quoted, of those that stand in expressions and lists.
+_RESERVED = {
+    "AND",
+    "AS",
+    "BETWEEN",
+    "CASE",
+    "COLLATE",
+    "DISTINCT",
+    "ELSE",
+    "ESCAPE",
+    "EXISTS",
+    "FROM",
+    "IN",
+    "IS",
+    "ISNULL",
+}
+_RESERVED |= {
+    "NOT",
+    "NOTNULL",
+    "NULL",
+    "ON",
+    "OR",
+    "SELECT",
+    "THEN",
+    "WHEN",
+    "WHERE",
+    "ORDER",
+    "GROUP",
+    "UNIQUE",
+    "CHECK",
+}
+_RESERVED |= {"DEFAULT", "REFERENCES", "INDEX"}
 _KINDS = {"references": "foreign", "as": "generated", "not deferrable": "deferrable"}
 
 
@@ -79,7 +111,24 @@ def _identifiers(sql: str, also: str = "") -> set[str]:
     """
     kinds = ("word", "quoted", also)
     tokens = [*_significant(_tokens(sql)), _Token("other", "")]
-    return {_fold(one.name) for one, after in pairwise(tokens) if one.kind in kinds and after.text != "("}
+    return {
+        _fold(one.name)
+        for one, after in pairwise(tokens)
+        if one.kind in kinds and after.text != "(" and one.key not in _RESERVED
+    }
+
+
+def _listed(tokens: Iterable[_Token]) -> list[str]:
+    """The names that the first list in parentheses begins its items with."""
+    depth, names, begins = 0, [], False
+    for token in tokens:
+        if begins:
+            names.append(token.name)
+        depth += (token.key == "(") - (token.key == ")")
+        begins = depth == 1 and token.key in ("(", ",")
+        if names and not depth:
+            break
+    return names
 
 
 @dataclass
@@ -117,6 +166,47 @@ class _Piece:
                 break
         lists = ("unique", "primary", "foreign")  # where even 'x' is a column
         return _identifiers(_text(inside), "string" if self.kind in lists else "")
+
+    def refers(self, column: str | None) -> tuple[list[str], tuple[str, tuple[str, ...]] | None]:
+        """The columns that it is on, and the table and columns that it references.
+
+        :param column: whose constraint it is; ``None`` for one of the table.
+        """
+        if self.kind == "check":
+            return [], None
+        tokens = _significant(_tokens(self.text))
+        mark = next((index for index, token in enumerate(tokens) if token.key == "REFERENCES"), len(tokens))
+        own = [column] if column is not None else _listed(tokens[:mark])
+        if self.kind != "foreign" or mark + 1 >= len(tokens):
+            return own, None
+        with_columns = [token.text for token in tokens[mark + 2 : mark + 3]] == ["("]
+        return own, (tokens[mark + 1].name, tuple(_listed(tokens[mark + 2 :]) if with_columns else ()))
+
+    @property
+    def expression(self) -> str:
+        """What stands between the first parentheses, with them."""
+        depth, inside = 0, []
+        for token in _tokens(self.text):
+            depth += token.key == "("
+            inside += [token] if depth else []
+            depth -= token.key == ")"
+            if inside and not depth:
+                break
+        return _text(inside)
+
+
+class Named(NamedTuple):
+    """A named constraint.
+
+    :ivar kind: ``unique``, ``check``, ``foreign`` or ``primary``.
+    :ivar columns: of it in their order; none for a check.
+    :ivar target: of a foreign key, its table and columns, none where it names none.
+    """
+
+    name: str
+    kind: str
+    columns: list[str]
+    target: tuple[str, tuple[str, ...]] | None
 
 
 class _Element:
@@ -226,13 +316,47 @@ class TableSql:
         pieces = [piece for element in self._elements for piece in element.pieces]
         return {piece.name: piece.kind for piece in pieces if piece.name is not None and piece.kind in kinds}
 
+    @property
+    def named(self) -> list[Named]:
+        """Named constraints, as :attr:`constraints`, in their order and with what they are on."""
+        kinds = ("unique", "check", "foreign", "primary")
+        return [
+            Named(piece.name, piece.kind, *piece.refers(element.column))
+            for element in self._elements
+            for piece in element.pieces
+            if piece.name is not None and piece.kind in kinds
+        ]
+
+    def references(self, table: str) -> bool:
+        """Whether a foreign key of it is to a table."""
+        return any(
+            piece.kind == "foreign" and _fold((piece.refers(element.column)[1] or ("", ()))[0]) == _fold(table)
+            for element in self._elements
+            for piece in element.pieces
+        )
+
     def set_type(self, column: str, sql_type: str) -> None:
         """Give a column another type; a ``COLLATE`` that comes with it replaces the column's own."""
         element = self._edit(column)
         element.put("type", sql_type)
+        if any(
+            piece.kind == "primary" and self._columns_of(one, piece) == {_fold(column)}
+            for one in self._elements
+            for piece in one.pieces
+        ):
+            self.constrained.add(_fold(column))  # an INTEGER key is the rowid itself, any other has an index
         if "COLLATE" in [token.key for token in _tokens(sql_type)]:
             element.put("collate", None)
             self.constrained.add(_fold(column))
+
+    def checks(self, name: str) -> list[str]:
+        """The conditions of the checks that SQLite calls so when a row breaks them: by name, or by what they say."""
+        pieces = [piece for element in self._elements for piece in element.pieces if piece.kind == "check"]
+        named = [piece for piece in pieces if piece.name is not None and _fold(piece.name) == _fold(name)]
+        found = named or [
+            piece for piece in pieces if piece.name is None and piece.expression[1:-1].strip() == name.strip()
+        ]
+        return [piece.expression for piece in found]
 
     def set_nullable(self, column: str, nullable: bool) -> None:
         """Take or give a column its ``NOT NULL``, with the name and the conflict clause of it."""
@@ -342,15 +466,32 @@ class TableSql:
         return found
 
 
-def needs_foreign_keys_off(connection: sa.Connection, table: str, schema: str | None = None) -> bool:
+class RowsInTheWay(DbSmartError):
+    """Rows of the old table do not fit into the new one.
+
+    :ivar rows: which, and how many, as a sentence.
+    """
+
+    def __init__(self, message: str, rows: str) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+def needs_foreign_keys_off(
+    connection: sa.Connection,
+    table: str,
+    schema: str | None = None,
+    change: Callable[[TableSql], None] = lambda definition: None,
+) -> bool:
     """Whether foreign keys are enforced and some table, perhaps itself, references this one.
 
     To drop it is to delete its rows first, with every ``ON DELETE`` there is. ``PRAGMA foreign_keys`` can be switched
     only outside a transaction.
 
+    :param change: what is to become of it, as for :func:`rebuild`: it may come to reference itself.
     :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
     """
-    return _Rebuild(connection, table, schema).would_cascade()
+    return _Rebuild(connection, table, schema).would_cascade(change)
 
 
 def rebuild(
@@ -377,6 +518,8 @@ def rebuild(
     try:
         with work.savepoint():
             work.run(change, {_fold(name): sql for name, sql in (values or {}).items()})
+    except sa.exc.IntegrityError as error:
+        raise work.unfit(error) from error
     except sa.exc.DBAPIError as error:
         raise work.failed(str(error.orig).replace(work.new, work.table)) from error
 
@@ -416,10 +559,48 @@ class _Rebuild:
             raise sa.exc.NoSuchTableError(table)
         self.table, self._sql = found[0]
         self.new = f"_db_smart_new_{self.table}"
+        self._definition: TableSql | None = None
 
-    def would_cascade(self) -> bool:
-        """Whether dropping the table would delete or change rows of others."""
-        return bool(self._rows("PRAGMA foreign_keys")[0][0]) and bool(self._children())
+    def would_cascade(self, change: Callable[[TableSql], None] = lambda definition: None) -> bool:
+        """Whether dropping the table would delete or change rows of others, or, changed so, of its own."""
+        if not self._rows("PRAGMA foreign_keys")[0][0]:
+            return False
+        if self._children():
+            return True
+        definition = TableSql(self._sql)
+        change(definition)
+        return definition.references(self.table)
+
+    def unfit(self, error: sa.exc.IntegrityError) -> RowsInTheWay:
+        """What rows do not fit, and how many, after everything was taken back."""
+        cause = str(error.orig)
+        rows, count = cause.replace(self.new, self.table), 0
+        failure = self.failed(rows)
+        what, _, names = cause.partition(" constraint failed: ")
+        columns = names.removeprefix(f"{self.new}.").split(f", {self.new}.")
+        quoted = [self._quote(column) for column in columns]
+        query, verb, text = "", ("", ""), ""
+        if what == "UNIQUE":
+            filled = " AND ".join(f"{column} IS NOT NULL" for column in quoted)
+            query = (
+                f"SELECT sum(n) FROM (SELECT count(*) AS n FROM {self._at(self.table)} WHERE {filled} "
+                f"GROUP BY {', '.join(quoted)} HAVING count(*) > 1)"
+            )
+            verb, text = ("repeats", "repeat"), ", ".join(columns)
+        elif what == "NOT NULL":
+            query = f"SELECT count(*) FROM {self._at(self.table)} WHERE {quoted[0]} IS NULL"
+            verb, text = ("has no", "have no"), columns[0]
+        elif what == "CHECK" and self._definition is not None:
+            checks = self._definition.checks(names)
+            query = f"SELECT count(*) FROM {self._at(self.table)} WHERE NOT ({checks[0]})" if checks else ""
+            verb, text = ("breaks", "break"), names
+        known = {_fold(column) for column, _ in self._columns(self.table)}
+        if query and (what == "CHECK" or {_fold(column) for column in columns} <= known):
+            with suppress(sa.exc.DBAPIError):  # it names a column that is new
+                count = self._rows(query)[0][0] or 0
+        if count:
+            rows = f"1 row {verb[0]} {text}" if count == 1 else f"{count} rows {verb[1]} {text}"
+        return RowsInTheWay(failure.message, f"{rows}. Nothing was changed. ")
 
     def failed(self, cause: str, advice: str = "Mend the cause") -> DbSmartError:
         """An error that says what was kept."""
@@ -451,6 +632,7 @@ class _Rebuild:
             raise self.failed(f"there is a table {self.new!r} already", "Drop it")
         facts, violations, broken = self._facts(), self._violations(), self._broken()
         change(definition)
+        self._definition = definition
         dropped = {_fold(column) for column in columns} - {_fold(column) for column in definition.columns}
         self._rows(definition.render(new))
         if self.would_cascade():
@@ -472,7 +654,11 @@ class _Rebuild:
             raise self.failed(f"it would break {', '.join(more)}", "Drop or change that first")
         wrong = [f"{count} {what}" for what, count in (self._violations() - violations).items()]
         if wrong:
-            raise self.failed(", ".join(sorted(wrong)), "Mend the rows")
+            text = ", ".join(sorted(wrong))
+            failure = self.failed(text, "Mend the rows")
+            if any("unusable foreign key" in what for what in wrong):
+                raise failure
+            raise RowsInTheWay(failure.message, f"{text}. Nothing was changed. ")
         touched = {"column": definition.edited | definition.constrained}
         before, after = (
             [fact for fact in found if not touched.get(fact.kind, definition.constrained).intersection(fact.columns)]
