@@ -128,10 +128,11 @@ def unlock(names: tuple[str, ...], yes: bool) -> None:
 @json_option
 def snapshots(names: tuple[str, ...], as_json: bool) -> None:
     """List the snapshots of SQLite databases, oldest first."""
-    from .snapshot import listed
+    from .snapshot import listed, others
 
     app, smart = _current()
-    found = [item for database in _files(smart.gate(app), names) for item in listed(app, database)]
+    gate = smart.gate(app)
+    found = [item for database in _files(gate, names) for item in listed(app, database)]
     if as_json:
         _print_json(
             [
@@ -150,19 +151,34 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{item.path.name}  {item.size / 1e6:.1f} MB")
     if not found:
         click.echo("There are no snapshots.")
+    foreign = others(app, _files(gate, ()))
+    if foreign:
+        click.echo(
+            f"Of other databases, or of an earlier release, and put back only by 'restore --from NAME': {len(foreign)} "
+            f"in {foreign[0].parent}.",
+            err=True,
+        )
 
 
 @group.command()
 @click.argument("name", required=False)
 @click.option("names", "--database", metavar="NAME", multiple=True, help="The newest of this database.")
+@click.option("source", "--from", metavar="FILE", help="This file, whichever database it is of.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore(name: str | None, names: tuple[str, ...], yes: bool) -> None:
+def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: bool) -> None:
     """Put back a snapshot, by default the newest; what it replaces is kept."""
     from . import snapshot
 
+    if name is not None and source is not None:
+        raise click.UsageError("Name one snapshot, or a file with --from, not both.")
     app, smart = _current()
-    database, chosen = snapshot.find(app, _files(smart.gate(app), names), name)
-    if not yes and not click.confirm(f"Database {database.name}: put back {chosen.path.name} ({database.url})?"):
+    files = _files(smart.gate(app), names)
+    database, chosen = snapshot.find(app, files, name) if source is None else snapshot.foreign(app, files, source)
+    other = snapshot.differs(database, chosen)
+    if other is not None:
+        click.echo(f"Of {chosen.path.name}: {other}.", err=True)
+    question = f"Database {database.name}: put back {chosen.path} into {database.path}?"
+    if not yes and not click.confirm(question):
         click.echo(f"Database {database.name}: left as it is.")
         return
     kept = snapshot.restore(app, database, chosen)
