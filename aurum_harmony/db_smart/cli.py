@@ -54,14 +54,19 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
     try:
         gate = smart.gate(app)
         selected = _select(gate, names)
+        if as_sql and len(selected) > 1:
+            known = ", ".join(database.name for database in selected)
+            raise click.UsageError(
+                f"There is one script for each database, and these are several: {known}. Name one with --database."
+            )
         plans = [gate.ask(database, force=force) for database in selected]
         if dry_run or as_sql:
             with redirect_stdout(sys.stderr) if as_json or as_sql else nullcontext():
                 previews = smart.preview(app, plans)
             if as_sql:
                 _show_script(app, plans, previews)
-            else:
-                _show_pending(plans, previews, as_json)
+            elif _show_pending(plans, previews, as_json):
+                click.get_current_context().exit(1)
             return
         behind = [plan for plan in plans if plan.behind]
         with _progress(app, applied, as_json):
@@ -231,9 +236,14 @@ def _named(gate: Gate, names: tuple[str, ...]) -> list[Database]:
     return [database for name, database in gate.databases.items() if not names or name in names]
 
 
-def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> None:
+def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> bool:
+    """Print what a run would do.
+
+    :returns: whether it would fail.
+    """
     shown = [(plan.database.name, preview) for plan in plans for preview in previews[plan.database.name]]
     count = sum(len(plan.pending) for plan in plans)
+    fails = any(preview.error is not None for _, preview in shown)
     if as_json:
         items = [
             {
@@ -249,9 +259,15 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
             for database, preview in shown
             if preview.migration is not None
         ]
-        result = "pending" if items else "up-to-date"
-        _print_json({"result": result, "applied": [], "error": None, "pending": items, "lock": None})
-        return
+        tables = [
+            {"database": database, "does": preview.does, "sql": preview.script}
+            for database, preview in shown
+            if preview.migration is None
+        ]
+        result = "pending" if items or tables else "up-to-date"
+        report = {"result": result, "applied": [], "error": None, "tables": tables, "pending": items, "lock": None}
+        _print_json(report)
+        return fails
     for database, preview in shown:
         click.echo(f"  {preview.name}  {preview.reason}  ({database})")
         for operation in preview.does:
@@ -262,7 +278,10 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
             click.echo(f"    unknown    it uses {preview.unknown}")
         if preview.error is not None:
             click.echo(f"    would fail {preview.error}")
-    click.echo(f"Dry run: {count} to apply; nothing was written." if count else "Dry run: nothing to apply.")
+    first = " and tables of the models to make" if any(preview.migration is None for _, preview in shown) else ""
+    text = f"{count} to apply{first}; nothing was written" if shown else "nothing to apply"
+    click.echo(f"Dry run: {text}.")
+    return fails
 
 
 def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview]]) -> None:
