@@ -16,7 +16,7 @@ from flask.cli import AppGroup
 
 from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
-from .gate import worst
+from .gate import decide, worst
 from .settings import boot_mode, ddl_settings, flag_path, forced, lock_settings
 from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .database import Database
     from .dryrun import Preview
     from .extension import DbSmart
-    from .gate import Gate, Plan
+    from .gate import FlagVerdict, Gate, Plan
     from .history import Progress
 
 _logger = logging.getLogger(__name__)
@@ -96,7 +96,12 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
 def status(check: bool, as_json: bool) -> None:
     """Show what is applied and pending; write nothing."""
     app, smart = _current()
-    report, notes = _status(app, smart)
+    try:
+        report, notes = _status(app, smart)
+    except DbSmartError as error:
+        if as_json:
+            _print_json(_broken(app, error))
+        raise
     for note in notes:
         click.echo(note, err=True)
     if as_json:
@@ -360,33 +365,27 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     """The JSON of ``status``, and what else a person should know."""
     gate = smart.gate(app)
     verdict = gate.by_flag()
-    entries, notes, behind = [], [], []
+    entries, notes, plans = [], [], []
     for database in gate.involved:
         try:
             plan = gate.ask(database)
+            # A first run that is not over makes the tables of the models, or goes on making them.
+            missing = [] if plan.state is None or not plan.state.source else smart.missing_tables(app, database)
+            lock = _lock(app, database)
+            progress, failed = _work(database, running=lock is not None)
+            if failed is not None and failed["name"] not in {item.name for item in gate.of(database)}:
+                failed = None  # it is gone from the code
         except DatabaseUnreachable as error:
             notes.append(error.message)
             entries.append(_entry(database, "unreachable", None, None, None))
             continue
-        if plan.behind:
-            behind.append(plan.said)
+        plans.append(plan)
         notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
-        lock = _lock(app, database)
-        entries.append(_entry(database, plan.status, plan, lock, _backfill(database, running=lock is not None)))
+        state = "pending" if missing else plan.status
+        entries.append(_entry(database, state, plan, lock, progress, missing=missing, failed=failed))
     states = [entry["state"] for entry in entries]
     state = worst(states)
-    mode, force = boot_mode(app), forced(app)
-    if mode == "off":
-        will, reason = False, "DB_SMART_BOOT is off"
-    elif state == "unreachable":
-        will, reason = False, "a database cannot be reached, boot will stop"
-    elif mode == "check":
-        will = False
-        reason = f"DB_SMART_BOOT is check, boot will stop: {'; '.join(behind)}" if behind else verdict.reason
-    elif force:
-        will, reason = True, force
-    else:
-        will, reason = bool(behind), "; ".join(behind) or verdict.reason
+    will, reason = _next_boot(app, verdict, plans, reached=state != "unreachable")
     file = {
         "path": str(gate.path),
         "present": verdict.present,
@@ -395,7 +394,43 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     }
     boot = {"will_migrate": will, "reason": reason}
     first = {key: _first(entry[key] for entry in entries) for key in ("lock", "progress")}
-    return {"state": state, "databases": entries, **first, "flag": file, "boot": boot}, notes
+    return {"state": state, "error": None, "databases": entries, **first, "flag": file, "boot": boot}, notes
+
+
+def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], *, reached: bool) -> tuple[bool, str]:
+    """Whether the next boot migrates, and why.
+
+    :param reached: whether each database could be asked.
+    """
+    mode = boot_mode(app)
+    step = decide(mode, forced(app), verdict, plans if reached else None)
+    behind = "; ".join(plan.said for plan in plans if plan.behind)
+    if step.action in ("ask", "migrate") and not reached:
+        return False, "a database cannot be reached, boot will stop"
+    if step.action == "stop":
+        return False, f"DB_SMART_BOOT is check, boot will stop: {step.reason}"
+    if step.action != "skip":
+        return step.action == "migrate", step.reason
+    if not reached:
+        return False, f"{step.reason}; but a database cannot be reached, requests are refused until it can"
+    if behind:
+        then = "migrates" if mode == "migrate" else "refuses"
+        return False, f"{step.reason}; but the first request {then}, as {behind}"
+    return False, step.reason
+
+
+def _broken(app: Flask, error: DbSmartError) -> dict[str, Any]:
+    """The JSON of ``status`` where the databases cannot be asked, as the migrations or the settings are at fault."""
+    boot = {"will_migrate": False, "reason": f"boot will stop: {error.message}"}
+    return {
+        "state": "failed",
+        "error": error.message,
+        "databases": [],
+        "lock": None,
+        "progress": None,
+        "flag": None,
+        "boot": boot,
+    }
 
 
 def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
@@ -414,15 +449,15 @@ def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
     }
 
 
-def _backfill(database: Database, *, running: bool) -> dict[str, Any] | None:
-    """How far a backfill is that is not finished."""
-    from .history import read_progress
+def _work(database: Database, *, running: bool) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """How far a backfill is that is not finished, and the last run where it failed."""
+    from .history import read_failure, read_progress
 
     if not database.exists:
-        return None
+        return None, None
     with database.connect() as connection:
         found = read_progress(connection, running=running)
-    return None if found is None else found.report()
+        return None if found is None else found.report(), read_failure(connection)
 
 
 def _first(values: Iterable[Any]) -> Any:
@@ -430,7 +465,14 @@ def _first(values: Iterable[Any]) -> Any:
 
 
 def _entry(
-    database: Database, state: str, plan: Plan | None, lock: dict[str, Any] | None, progress: dict[str, Any] | None
+    database: Database,
+    state: str,
+    plan: Plan | None,
+    lock: dict[str, Any] | None,
+    progress: dict[str, Any] | None,
+    *,
+    missing: list[str] | None = None,
+    failed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     return {
         "name": database.name,
@@ -449,6 +491,8 @@ def _entry(
         ],
         "pending": [{"name": item.migration.name, "reason": item.reason} for item in (plan.pending if plan else [])],
         "unknown": plan.unknown if plan else [],
+        "missing": missing or [],
+        "failed": failed,
         "lock": lock,
         "progress": progress,
     }
@@ -465,17 +509,28 @@ def _show_status(report: dict[str, Any]) -> None:
             click.echo(f"  migrating now: {lock['holder']} since {lock['since'][:19].replace('T', ' ')} UTC{on}")
         if entry["progress"]:
             click.echo(f"  backfill  {Progress.of(entry['progress'])}")
+        last = {item["name"]: item["checksum"] for item in entry["applied"]}
         for item in entry["applied"]:
-            when = item["applied_at"][:19].replace("T", " ")
-            click.echo(f"  applied  {item['name']}  {when} UTC  {item['duration_ms']:.1f} ms  {item['applied_by']}")
+            ahead = item["name"] in entry["unknown"] and item["checksum"] == last[item["name"]]
+            word, why = ("unknown", "  the database is ahead of this code") if ahead else ("applied", "")
+            when = _minute(item["applied_at"])
+            click.echo(f"  {word}  {item['name']}  {when}  {item['duration_ms']:.1f} ms  {item['applied_by']}{why}")
+        if entry["failed"]:
+            item = entry["failed"]
+            when = _minute(item["failed_at"])
+            click.echo(f"  failed   {item['name']}  {when}  {item['applied_by']}  {item['error']}")
         for item in entry["pending"]:
             click.echo(f"  pending  {item['name']}  {item['reason']}")
-        for name in entry["unknown"]:
-            click.echo(f"  unknown  {name}  the database is ahead of this code")
+        for name in entry["missing"]:
+            click.echo(f"  missing  {name}  the table of a model is not there")
     file, boot = report["flag"], report["boot"]
     word = "valid" if file["valid"] else "not valid" if file["present"] else "none"
     click.echo(f"Flag: {word}  {file['path']}  {file['reason']}")
     click.echo(f"Next boot: will {'' if boot['will_migrate'] else 'not '}migrate, {boot['reason']}")
+
+
+def _minute(moment: str) -> str:
+    return f"{moment[:19].replace('T', ' ')} UTC"
 
 
 def _print_json(value: object) -> None:
