@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from .database import Database, databases, engines_of
 from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, MigrationFailed
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
+from .notices import notice, without_plugin_lines
 from .settings import (
     boot_mode,
     create_all,
@@ -48,6 +50,8 @@ _logger = logging.getLogger(__name__)
 _EXTENSION = "db_smart"
 _EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
+#: Words on the command line of commands for which it does not matter whether a database is behind.
+_COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class DbSmart:
         """
         state = self._state(app)
         if _flask_command_other_than_run():
+            self._warn(app)
             return _report(app, "off", "this flask command does not migrate", time.perf_counter(), 0)
         with state.lock:
             return self._boot(app, state)
@@ -180,7 +185,8 @@ class DbSmart:
         :param force: run every repeatable migration again.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
-        from .runner import Runner
+        with without_plugin_lines():
+            from .runner import Runner
 
         state = self._state(app)
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
@@ -205,7 +211,8 @@ class DbSmart:
 
         :raises DbSmartError: a database cannot be reached.
         """
-        from .dryrun import preview
+        with without_plugin_lines():
+            from .dryrun import preview
 
         db, found = self._state(app).db, {}
         for plan in plans:
@@ -270,6 +277,23 @@ class DbSmart:
         decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
         state.booted = True
         return _report(app, decision, reason, started, gate.queries, applied)
+
+    def _warn(self, app: Flask) -> None:
+        """Say under a flask command that the database may be behind, by the flag alone."""
+        if _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
+            return
+        with suppress(DbSmartError):  # whoever migrates gets the message
+            gate, mode = self.gate(app), boot_mode(app)
+            if mode == "off" or any(database.in_memory for database in gate.databases.values()):
+                return
+            verdict = gate.by_flag()
+            # A host that only checks writes no flag, so that there its absence says nothing.
+            if not verdict.holds and (verdict.present or mode == "migrate"):
+                _logger.warning(
+                    "db-smart: the database may be behind this code: %s. This command does not migrate; 'flask "
+                    "db-smart status' tells, 'flask db-smart migrate' brings it up to date.",
+                    verdict.reason,
+                )
 
     def _decide(
         self, app: Flask, state: _AppState, gate: Gate, mode: str, force: str | None
@@ -387,7 +411,11 @@ def _report(
 ) -> BootReport:
     report = BootReport(decision, reason, applied, time.perf_counter() - started)
     count = f"{queries} quer{'y' if queries == 1 else 'ies'}"
-    _logger.info("db-smart: %s: %s (%.3f ms, %s)", decision, reason, report.duration * 1000, count)
+    message = "db-smart: %s: %s (%.3f ms, %s)"
+    if decision == "migrated":
+        notice(_logger, message, decision, reason, report.duration * 1000, count)
+    else:
+        _logger.info(message, decision, reason, report.duration * 1000, count)
     booted.send(app, report=report)
     return report
 

@@ -20,6 +20,7 @@ from . import flag as flags
 from .database import Database
 from .errors import HistoryUnreadable, MigrationError
 from .flag import DatabaseRecord, Flag, FlagInvalid
+from .notices import WAIT_SHOWN_AFTER, unheard
 from .sources import Sources, scan
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class Gate:
             return
         try:
             deadline = time.monotonic() + patience * random.uniform(0.5, 1)
+            started, shown = time.monotonic(), False
             told = float("-inf")
             pause, longest = _LOOK_EVERY
             seen, taken = None, False
@@ -244,10 +246,15 @@ class Gate:
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
                 except BlockingIOError:
-                    if time.monotonic() - told >= _TELL_EVERY:
-                        told = time.monotonic()
+                    now = time.monotonic()
+                    show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
+                    if show or now - told >= _TELL_EVERY:
+                        told, shown = now, shown or show
                         holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "another one"
-                        _logger.info("db-smart: waiting for process %s of this host, which asks or migrates", holder)
+                        level = logging.WARNING if show else logging.INFO
+                        _logger.log(
+                            level, "db-smart: waiting for process %s of this host, which asks or migrates", holder
+                        )
                     threading.Event().wait(pause * random.uniform(0.5, 1.5))
                     pause = min(pause * 1.5, longest)
                 except OSError:  # a file system without locks
