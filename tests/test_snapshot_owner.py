@@ -147,6 +147,14 @@ def test_a_link_leads_to_the_same_one(sqlite_project: Project, tmp_path: Path) -
     assert taken(release) == taken(sqlite_project) != []
 
 
+def test_a_server_has_none_to_put_back(make_project: Callable[..., Project], new_url: Callable[[str], URL]) -> None:
+    project = make_project(new_url("postgresql"))
+    project.write(V1)
+    result = project.run("restore", "--yes")
+    assert result.exit_code == 1
+    assert "only SQLite files have them" in result.output
+
+
 # Runs that fail
 
 DROPS = """
@@ -177,7 +185,9 @@ def test_a_crash_loop_makes_one_snapshot_of_one_state(failing: Project) -> None:
     for _ in range(6):
         start(failing)
     assert [item.before for item in taken(failing)] == ["add_price", "drop_code", "fails"]
-    assert failing.run("restore", "--yes", precious.path.name).exit_code == 0
+    result = failing.run("restore", "--yes")  # not the newest, which holds what is there
+    assert result.exit_code == 0, result.output
+    assert precious.path.name in result.output
     assert failing.query(NAMES) == [("precious",)]
 
 

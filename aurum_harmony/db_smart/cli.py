@@ -176,7 +176,7 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("source", "--from", metavar="FILE", help="This file, whichever database it is of.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: bool) -> None:
-    """Put back a snapshot, by default the newest; what it replaces is kept."""
+    """Put back a snapshot, by default the newest that differs; what it replaces is kept."""
     from . import snapshot
 
     if name is not None and source is not None:

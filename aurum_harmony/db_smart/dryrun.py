@@ -189,7 +189,7 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
             continue
         lines = [_BEGIN, *shown.script] if transactional else list(shown.script)
         if shown.migration is not None:
-            insert = history.history.insert().values(history.row(shown.migration, 0.0))
+            insert = history.history.insert().inline().values(history.row(shown.migration, 0.0))
             lines.append(render(insert, dialect, literal_binds=True))
         if transactional:
             lines.append(_COMMIT)

@@ -90,7 +90,9 @@ def others(app: Flask, databases: Iterable[Database]) -> list[Path]:
 
 
 def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[Database, Snapshot]:
-    """A snapshot by its file name, or the newest, with its database.
+    """A snapshot by its file name, or the newest that holds something else than the database, with its database.
+
+    After runs that failed and changed nothing, the newest holds what is there now.
 
     :raises DbSmartError: there is none, or it is not clear which is meant.
     """
@@ -98,6 +100,11 @@ def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[D
     found = [(database, item) for database in databases for item in listed(app, database)]
     if name is not None:
         found = [pair for pair in found if pair[1].path.name == name]
+    if not databases:
+        raise DbSmartError(
+            "There is no snapshot: only SQLite files have them, and this is none. Nothing was changed. A database on a "
+            "server has backups of its own kind."
+        )
     if not found:
         where = databases[0].path if len(databases) == 1 else "these databases"
         foreign = len(others(app, databases))
@@ -115,6 +122,10 @@ def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[D
             f"There are snapshots of several databases: {', '.join(names)}. Nothing was changed. Name one with "
             "--database, or name the snapshot."
         )
+    if name is None:
+        for database, item in reversed(found):
+            if not _holds_now(database, item):
+                return database, item
     return found[-1]
 
 
@@ -361,6 +372,15 @@ def _same(source: sqlite3.Connection, path: Path) -> bool:
             return all(_equal(source, copy, f'SELECT * FROM "{name}" NOT INDEXED') for name in names)
     except (sqlite3.Error, ValueError):  # damaged, or not to be read by this connection: not known to be the same
         return False
+
+
+def _holds_now(database: Database, item: Snapshot) -> bool:
+    """Whether putting a snapshot back would change nothing."""
+    if database.path is None or not database.exists:
+        return False
+    with suppress(sqlite3.Error), closing(_open(database.path, immutable=False)) as connection, _reading(connection):
+        return _same(connection, item.path)
+    return False
 
 
 def _equal(first: sqlite3.Connection, second: sqlite3.Connection, query: str) -> bool:
