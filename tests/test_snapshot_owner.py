@@ -262,6 +262,7 @@ def test_what_is_the_same_state(sqlite_project: Project, journal: str, change: s
             connection.execute(sql)
         with closing(sqlite3.connect(copy)) as target:
             connection.backup(target)
+        connection.row_factory = sqlite3.Row  # as an application may have it
         assert _same(connection, copy)
         connection.execute(change)
         assert _same(connection, copy) is same

@@ -12,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import make_url
 
 from aurum_harmony.db_smart import DbSmartError
-from aurum_harmony.db_smart.errors import DatabaseUnreachable, MigrationFailed
+from aurum_harmony.db_smart.errors import DatabaseUnreachable, Interrupted, MigrationFailed
 
 from .conftest import Project
 from .servers import free_ports
@@ -217,3 +217,17 @@ def test_json_though_the_migrations_do_not_load(project: Project) -> None:
         assert report["boot"]["will_migrate"] is False
         assert report["boot"]["reason"].startswith("boot will stop: ")
         assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot"}
+
+
+@pytest.mark.parametrize("ending", ["1 / 0", "raise KeyboardInterrupt"])
+def test_the_next_boot_does_not_take_the_work_of_this_one_for_an_older_copy(
+    sqlite_project: Project, ending: str
+) -> None:
+    warm(sqlite_project)
+    sqlite_project.write(V2 + f"@migration\ndef last(op): {ending}\n")
+    with pytest.raises((MigrationFailed, Interrupted)):
+        sqlite_project.boot()
+    assert sqlite_project.history()[:2] == [("make_items", "applied"), ("add_price", "applied")]
+    assert told(sqlite_project)["flag"]["reason"] == "there is no flag file"
+    sqlite_project.write(V2)
+    assert sqlite_project.boot().decision == "verified"

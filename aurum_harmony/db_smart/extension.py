@@ -19,7 +19,7 @@ from flask.cli import ScriptInfo
 
 from .cli import group
 from .database import Database, databases, engines_of
-from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, MigrationFailed
+from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, Interrupted, MigrationFailed
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
 from .notices import notice, without_plugin_lines
@@ -192,7 +192,7 @@ class DbSmart:
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
         try:
             outcome = runner.run(selected, force=force)
-        except MigrationFailed:
+        except (MigrationFailed, Interrupted):
             # What it changed is not what the flag remembers; the next boot would take it for somebody else's work.
             _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
             raise

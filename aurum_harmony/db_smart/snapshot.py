@@ -357,18 +357,16 @@ def _same(source: sqlite3.Connection, path: Path) -> bool:
     ours = ", ".join(f"'{name}'" for name in sorted(TABLE_NAMES))
     schema = f"SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name NOT IN ({ours}) ORDER BY 1, 2"
     applied = "SELECT name, checksum FROM db_smart_history WHERE outcome = 'applied' ORDER BY id"
+    has_history = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_history'"
     stored = f"SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name NOT IN ({ours})"
     try:
         with closing(_open(path, immutable=True)) as copy:
             if any(_pragma(source, name) != _pragma(copy, name) for name in ("user_version", "application_id")):
                 return False
-            histories = [
-                connection.execute(applied).fetchall() if _has_history(connection) else []
-                for connection in (source, copy)
-            ]
+            histories = [_rows(one, applied) if _rows(one, has_history) else [] for one in (source, copy)]
             if histories[0] != histories[1] or not _equal(source, copy, schema):
                 return False
-            names = [name.replace('"', '""') for (name,) in source.execute(stored)]
+            names = [name.replace('"', '""') for (name,) in _rows(source, stored)]
             return all(_equal(source, copy, f'SELECT * FROM "{name}" NOT INDEXED') for name in names)
     except (sqlite3.Error, ValueError):  # damaged, or not to be read by this connection: not known to be the same
         return False
@@ -397,9 +395,11 @@ def _equal(first: sqlite3.Connection, second: sqlite3.Connection, query: str) ->
             return True
 
 
-def _has_history(connection: sqlite3.Connection) -> bool:
-    query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_history'"
-    return bool(connection.execute(query).fetchone()[0])
+def _rows(connection: sqlite3.Connection, query: str) -> list[Any]:
+    """The rows of a query as tuples, whatever the application has made of its connections."""
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    return cursor.execute(query).fetchall()
 
 
 def _state(connection: sqlite3.Connection) -> tuple[str | None, str]:
