@@ -38,9 +38,9 @@ def start() -> Iterator[Start]:
     """Starts Python on an application that sets up no logging, of a project."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(project: Project, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def run(project: Project, *arguments: str, app: str = APP, **environment: str) -> subprocess.Popen[str]:
         url = make_url(project.url).render_as_string(hide_password=False)
-        text = APP.format(instance=str(project.instance), url=url, module=project.module)
+        text = app.format(instance=str(project.instance), url=url, module=project.module)
         text = text.replace("    return app", "    app.cli.command('seed')(lambda: print('seeded'))\n    return app")
         (project.directory / "other_app.py").write_text(text)
         paths = os.pathsep.join([str(processes.ROOT), str(project.directory)])
@@ -197,3 +197,12 @@ def test_a_command_that_does_not_migrate_warns_where_the_database_may_be_behind(
     assert lines() == []
     sqlite_project.write("def (:\n")
     assert len(lines()) == len(lines(FLASK_DB_SMART_BOOT="check")) == 1  # whoever migrates gets the error
+
+
+def test_the_warning_cannot_end_a_command(sqlite_project: Project, start: Start) -> None:
+    """Not even where the application is not put together so far that boot could ask."""
+    sqlite_project.write(V1)
+    broken = APP.replace("SQLAlchemy(app)", "SQLAlchemy()")
+    process = start(sqlite_project, "-m", "flask", "--app", "other_app", "seed", app=broken)
+    assert process.communicate(timeout=60) == ("seeded\n", "")
+    assert process.returncode == 0

@@ -200,6 +200,7 @@ def test_lost_tables_of_the_models_are_named(project: Project, create_all: bool)
     report = told(project, DB_SMART_CREATE_ALL=create_all)
     assert (report["state"], report["databases"][0]["state"]) == ("pending", "pending")
     assert sorted(report["databases"][0]["missing"]) == ["Quoted Item", "user"]
+    assert "; but tables of the models are missing: " in report["boot"]["reason"]
     result = project.run("status", "--check")
     assert result.exit_code == 1
     assert "  missing  user  the table of a model is not there" in result.output

@@ -386,6 +386,9 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     states = [entry["state"] for entry in entries]
     state = worst(states)
     will, reason = _next_boot(app, verdict, plans, reached=state != "unreachable")
+    lost = [name for entry in entries for name in entry["missing"]]
+    if lost and not will:
+        reason += f"; but tables of the models are missing: {', '.join(lost)}"
     file = {
         "path": str(gate.path),
         "present": verdict.present,

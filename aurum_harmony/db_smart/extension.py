@@ -282,7 +282,7 @@ class DbSmart:
         """Say under a flask command that the database may be behind, by the flag alone."""
         if _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
             return
-        with suppress(DbSmartError):  # whoever migrates gets the message
+        with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
             gate, mode = self.gate(app), boot_mode(app)
             if mode == "off" or any(database.in_memory for database in gate.databases.values()):
                 return
