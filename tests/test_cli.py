@@ -134,9 +134,10 @@ def test_status_json_shape_and_states(project: Project) -> None:
     assert snapshot(project) == before
     project.run("migrate")
     report = json.loads(project.run("status", "--json").stdout)
-    assert report.keys() == {"state", "databases", "lock", "progress", "flag", "boot"}
+    assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot"}
     (entry,) = report["databases"]
-    assert entry.keys() == {"name", "url", "dialect", "state", "applied", "pending", "unknown", "lock", "progress"}
+    lists = {"applied", "pending", "unknown", "missing"}
+    assert entry.keys() == {"name", "url", "dialect", "state", "failed", "lock", "progress"} | lists
     assert (report["state"], entry["state"], entry["name"]) == ("up-to-date", "up-to-date", "default")
     assert entry["dialect"] == project.dialect
     assert [item["name"] for item in entry["applied"]] == ["make_items", "add_price"]

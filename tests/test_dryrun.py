@@ -70,6 +70,12 @@ def nothing(op):
 
 def run_client(url: URL | str, script: str) -> None:
     """Run SQL by the database's own client."""
+    result = ask_client(url, script)
+    assert result.returncode == 0, f"{result.stderr}\n{script}"
+
+
+def ask_client(url: URL | str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run SQL by the database's own client, which may refuse it."""
     target = make_url(url)
     if target.get_backend_name() == "sqlite":
         command = ["sqlite3", str(target.database)]
@@ -83,8 +89,7 @@ def run_client(url: URL | str, script: str) -> None:
     if servers.program(command[0]) is None:
         servers.missing(f"there is no {command[0]}")
     environment = {**os.environ, "PGPASSWORD": target.password or "", "MYSQL_PWD": target.password or ""}
-    result = subprocess.run(command, input=script, capture_output=True, text=True, env=environment, timeout=120)
-    assert result.returncode == 0, f"{result.stderr}\n{script}"
+    return subprocess.run(command, input=script, capture_output=True, text=True, env=environment, timeout=120)
 
 
 def described(project: Project) -> dict[str, Any]:

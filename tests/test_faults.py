@@ -66,6 +66,7 @@ def test_a_broken_flag_costs_a_look_at_the_database(
     sqlite_project.write(V1)
     sqlite_project.boot()
     spoil, reason = BROKEN[kind]
+    caplog.clear()  # the first boot says that it migrated
     spoil(sqlite_project.flag)
     caplog.set_level(logging.WARNING, "aurum_harmony.db_smart")
     report = sqlite_project.boot()

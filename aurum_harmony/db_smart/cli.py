@@ -16,7 +16,7 @@ from flask.cli import AppGroup
 
 from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
-from .gate import worst
+from .gate import decide, worst
 from .settings import boot_mode, ddl_settings, flag_path, forced, lock_settings
 from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .database import Database
     from .dryrun import Preview
     from .extension import DbSmart
-    from .gate import Gate, Plan
+    from .gate import FlagVerdict, Gate, Plan
     from .history import Progress
 
 _logger = logging.getLogger(__name__)
@@ -54,14 +54,19 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
     try:
         gate = smart.gate(app)
         selected = _select(gate, names)
+        if as_sql and len(selected) > 1:
+            known = ", ".join(database.name for database in selected)
+            raise click.UsageError(
+                f"There is one script for each database, and these are several: {known}. Name one with --database."
+            )
         plans = [gate.ask(database, force=force) for database in selected]
         if dry_run or as_sql:
             with redirect_stdout(sys.stderr) if as_json or as_sql else nullcontext():
                 previews = smart.preview(app, plans)
             if as_sql:
                 _show_script(app, plans, previews)
-            else:
-                _show_pending(plans, previews, as_json)
+            elif _show_pending(plans, previews, as_json):
+                click.get_current_context().exit(1)
             return
         behind = [plan for plan in plans if plan.behind]
         with _progress(app, applied, as_json):
@@ -91,7 +96,12 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
 def status(check: bool, as_json: bool) -> None:
     """Show what is applied and pending; write nothing."""
     app, smart = _current()
-    report, notes = _status(app, smart)
+    try:
+        report, notes = _status(app, smart)
+    except DbSmartError as error:
+        if as_json:
+            _print_json(_broken(app, error))
+        raise
     for note in notes:
         click.echo(note, err=True)
     if as_json:
@@ -128,10 +138,11 @@ def unlock(names: tuple[str, ...], yes: bool) -> None:
 @json_option
 def snapshots(names: tuple[str, ...], as_json: bool) -> None:
     """List the snapshots of SQLite databases, oldest first."""
-    from .snapshot import listed
+    from .snapshot import listed, others
 
     app, smart = _current()
-    found = [item for database in _files(smart.gate(app), names) for item in listed(app, database)]
+    gate = smart.gate(app)
+    found = [item for database in _files(gate, names) for item in listed(app, database)]
     if as_json:
         _print_json(
             [
@@ -150,19 +161,34 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{item.path.name}  {item.size / 1e6:.1f} MB")
     if not found:
         click.echo("There are no snapshots.")
+    foreign = others(app, _files(gate, ()))
+    if foreign:
+        click.echo(
+            f"Of other databases, or of an earlier release, and put back only by 'restore --from NAME': {len(foreign)} "
+            f"in {foreign[0].parent}.",
+            err=True,
+        )
 
 
 @group.command()
 @click.argument("name", required=False)
 @click.option("names", "--database", metavar="NAME", multiple=True, help="The newest of this database.")
+@click.option("source", "--from", metavar="FILE", help="This file, whichever database it is of.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore(name: str | None, names: tuple[str, ...], yes: bool) -> None:
-    """Put back a snapshot, by default the newest; what it replaces is kept."""
+def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: bool) -> None:
+    """Put back a snapshot, by default the newest that differs; what it replaces is kept."""
     from . import snapshot
 
+    if name is not None and source is not None:
+        raise click.UsageError("Name one snapshot, or a file with --from, not both.")
     app, smart = _current()
-    database, chosen = snapshot.find(app, _files(smart.gate(app), names), name)
-    if not yes and not click.confirm(f"Database {database.name}: put back {chosen.path.name} ({database.url})?"):
+    files = _files(smart.gate(app), names)
+    database, chosen = snapshot.find(app, files, name) if source is None else snapshot.foreign(app, files, source)
+    other = snapshot.differs(database, chosen)
+    if other is not None:
+        click.echo(f"Of {chosen.path.name}: {other}.", err=True)
+    question = f"Database {database.name}: put back {chosen.path} into {database.path}?"
+    if not yes and not click.confirm(question):
         click.echo(f"Database {database.name}: left as it is.")
         return
     kept = snapshot.restore(app, database, chosen)
@@ -215,9 +241,14 @@ def _named(gate: Gate, names: tuple[str, ...]) -> list[Database]:
     return [database for name, database in gate.databases.items() if not names or name in names]
 
 
-def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> None:
+def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> bool:
+    """Print what a run would do.
+
+    :returns: whether it would fail.
+    """
     shown = [(plan.database.name, preview) for plan in plans for preview in previews[plan.database.name]]
     count = sum(len(plan.pending) for plan in plans)
+    fails = any(preview.error is not None for _, preview in shown)
     if as_json:
         items = [
             {
@@ -233,9 +264,15 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
             for database, preview in shown
             if preview.migration is not None
         ]
-        result = "pending" if items else "up-to-date"
-        _print_json({"result": result, "applied": [], "error": None, "pending": items, "lock": None})
-        return
+        tables = [
+            {"database": database, "does": preview.does, "sql": preview.script}
+            for database, preview in shown
+            if preview.migration is None
+        ]
+        result = "pending" if items or tables else "up-to-date"
+        report = {"result": result, "applied": [], "error": None, "tables": tables, "pending": items, "lock": None}
+        _print_json(report)
+        return fails
     for database, preview in shown:
         click.echo(f"  {preview.name}  {preview.reason}  ({database})")
         for operation in preview.does:
@@ -246,7 +283,10 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
             click.echo(f"    unknown    it uses {preview.unknown}")
         if preview.error is not None:
             click.echo(f"    would fail {preview.error}")
-    click.echo(f"Dry run: {count} to apply; nothing was written." if count else "Dry run: nothing to apply.")
+    first = " and tables of the models to make" if any(preview.migration is None for _, preview in shown) else ""
+    text = f"{count} to apply{first}; nothing was written" if shown else "nothing to apply"
+    click.echo(f"Dry run: {text}.")
+    return fails
 
 
 def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview]]) -> None:
@@ -325,33 +365,30 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     """The JSON of ``status``, and what else a person should know."""
     gate = smart.gate(app)
     verdict = gate.by_flag()
-    entries, notes, behind = [], [], []
+    entries, notes, plans = [], [], []
     for database in gate.involved:
         try:
             plan = gate.ask(database)
+            # A first run that is not over makes the tables of the models, or goes on making them.
+            missing = [] if plan.state is None or not plan.state.source else smart.missing_tables(app, database)
+            lock = _lock(app, database)
+            progress, failed = _work(database, running=lock is not None)
+            if failed is not None and failed["name"] not in {item.name for item in gate.of(database)}:
+                failed = None  # it is gone from the code
         except DatabaseUnreachable as error:
             notes.append(error.message)
             entries.append(_entry(database, "unreachable", None, None, None))
             continue
-        if plan.behind:
-            behind.append(plan.said)
+        plans.append(plan)
         notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
-        lock = _lock(app, database)
-        entries.append(_entry(database, plan.status, plan, lock, _backfill(database, running=lock is not None)))
+        state = "pending" if missing else plan.status
+        entries.append(_entry(database, state, plan, lock, progress, missing=missing, failed=failed))
     states = [entry["state"] for entry in entries]
     state = worst(states)
-    mode, force = boot_mode(app), forced(app)
-    if mode == "off":
-        will, reason = False, "DB_SMART_BOOT is off"
-    elif state == "unreachable":
-        will, reason = False, "a database cannot be reached, boot will stop"
-    elif mode == "check":
-        will = False
-        reason = f"DB_SMART_BOOT is check, boot will stop: {'; '.join(behind)}" if behind else verdict.reason
-    elif force:
-        will, reason = True, force
-    else:
-        will, reason = bool(behind), "; ".join(behind) or verdict.reason
+    will, reason = _next_boot(app, verdict, plans, reached=state != "unreachable")
+    lost = [name for entry in entries for name in entry["missing"]]
+    if lost and not will:
+        reason += f"; but tables of the models are missing: {', '.join(lost)}"
     file = {
         "path": str(gate.path),
         "present": verdict.present,
@@ -360,7 +397,43 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     }
     boot = {"will_migrate": will, "reason": reason}
     first = {key: _first(entry[key] for entry in entries) for key in ("lock", "progress")}
-    return {"state": state, "databases": entries, **first, "flag": file, "boot": boot}, notes
+    return {"state": state, "error": None, "databases": entries, **first, "flag": file, "boot": boot}, notes
+
+
+def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], *, reached: bool) -> tuple[bool, str]:
+    """Whether the next boot migrates, and why.
+
+    :param reached: whether each database could be asked.
+    """
+    mode = boot_mode(app)
+    step = decide(mode, forced(app), verdict, plans if reached else None)
+    behind = "; ".join(plan.said for plan in plans if plan.behind)
+    if step.action in ("ask", "migrate") and not reached:
+        return False, "a database cannot be reached, boot will stop"
+    if step.action == "stop":
+        return False, f"DB_SMART_BOOT is check, boot will stop: {step.reason}"
+    if step.action != "skip":
+        return step.action == "migrate", step.reason
+    if not reached:
+        return False, f"{step.reason}; but a database cannot be reached, requests are refused until it can"
+    if behind:
+        then = "migrates" if mode == "migrate" else "refuses"
+        return False, f"{step.reason}; but the first request {then}, as {behind}"
+    return False, step.reason
+
+
+def _broken(app: Flask, error: DbSmartError) -> dict[str, Any]:
+    """The JSON of ``status`` where the databases cannot be asked, as the migrations or the settings are at fault."""
+    boot = {"will_migrate": False, "reason": f"boot will stop: {error.message}"}
+    return {
+        "state": "failed",
+        "error": error.message,
+        "databases": [],
+        "lock": None,
+        "progress": None,
+        "flag": None,
+        "boot": boot,
+    }
 
 
 def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
@@ -379,15 +452,15 @@ def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
     }
 
 
-def _backfill(database: Database, *, running: bool) -> dict[str, Any] | None:
-    """How far a backfill is that is not finished."""
-    from .history import read_progress
+def _work(database: Database, *, running: bool) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """How far a backfill is that is not finished, and the last run where it failed."""
+    from .history import read_failure, read_progress
 
     if not database.exists:
-        return None
+        return None, None
     with database.connect() as connection:
         found = read_progress(connection, running=running)
-    return None if found is None else found.report()
+        return None if found is None else found.report(), read_failure(connection)
 
 
 def _first(values: Iterable[Any]) -> Any:
@@ -395,7 +468,14 @@ def _first(values: Iterable[Any]) -> Any:
 
 
 def _entry(
-    database: Database, state: str, plan: Plan | None, lock: dict[str, Any] | None, progress: dict[str, Any] | None
+    database: Database,
+    state: str,
+    plan: Plan | None,
+    lock: dict[str, Any] | None,
+    progress: dict[str, Any] | None,
+    *,
+    missing: list[str] | None = None,
+    failed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     return {
         "name": database.name,
@@ -414,6 +494,8 @@ def _entry(
         ],
         "pending": [{"name": item.migration.name, "reason": item.reason} for item in (plan.pending if plan else [])],
         "unknown": plan.unknown if plan else [],
+        "missing": missing or [],
+        "failed": failed,
         "lock": lock,
         "progress": progress,
     }
@@ -430,17 +512,28 @@ def _show_status(report: dict[str, Any]) -> None:
             click.echo(f"  migrating now: {lock['holder']} since {lock['since'][:19].replace('T', ' ')} UTC{on}")
         if entry["progress"]:
             click.echo(f"  backfill  {Progress.of(entry['progress'])}")
+        last = {item["name"]: item["checksum"] for item in entry["applied"]}
         for item in entry["applied"]:
-            when = item["applied_at"][:19].replace("T", " ")
-            click.echo(f"  applied  {item['name']}  {when} UTC  {item['duration_ms']:.1f} ms  {item['applied_by']}")
+            ahead = item["name"] in entry["unknown"] and item["checksum"] == last[item["name"]]
+            word, why = ("unknown", "  the database is ahead of this code") if ahead else ("applied", "")
+            when = _minute(item["applied_at"])
+            click.echo(f"  {word}  {item['name']}  {when}  {item['duration_ms']:.1f} ms  {item['applied_by']}{why}")
+        if entry["failed"]:
+            item = entry["failed"]
+            when = _minute(item["failed_at"])
+            click.echo(f"  failed   {item['name']}  {when}  {item['applied_by']}  {item['error']}")
         for item in entry["pending"]:
             click.echo(f"  pending  {item['name']}  {item['reason']}")
-        for name in entry["unknown"]:
-            click.echo(f"  unknown  {name}  the database is ahead of this code")
+        for name in entry["missing"]:
+            click.echo(f"  missing  {name}  the table of a model is not there")
     file, boot = report["flag"], report["boot"]
     word = "valid" if file["valid"] else "not valid" if file["present"] else "none"
     click.echo(f"Flag: {word}  {file['path']}  {file['reason']}")
     click.echo(f"Next boot: will {'' if boot['will_migrate'] else 'not '}migrate, {boot['reason']}")
+
+
+def _minute(moment: str) -> str:
+    return f"{moment[:19].replace('T', ' ')} UTC"
 
 
 def _print_json(value: object) -> None:

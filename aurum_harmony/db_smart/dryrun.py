@@ -23,7 +23,7 @@ from .database import Database
 from .ddl import render
 from .errors import DbSmartError
 from .execution import Execution, Send
-from .history import Pending
+from .history import Pending, State
 from .migrations import Migration, Options
 from .operations import Operations
 from .settings import DdlSettings
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
 _ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
 _BEGIN, _COMMIT = "BEGIN", "COMMIT"
+#: How much of a statement is shown as what a migration does, characters.
+_SHOWN = 200
 
 
 @dataclass
@@ -218,12 +220,15 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     client = {"postgresql": "psql", "mysql": "mariadb", "sqlite": "sqlite3"}.get(kind, "its client")
     yield f"-- For the database {database.name!r} ({database.url}), by {client}. Made {_now()} UTC from its state then."
     if kind == "postgresql":
-        yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
         yield "\\set ON_ERROR_STOP on"
+        yield from _guard_postgresql(plan.state)
+        yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
     elif kind == "mysql":
+        yield from _guard_mariadb(plan.state)
         yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
     elif kind == "sqlite":
         yield ".bail on"
+        yield from _guard_sqlite(plan.state)
     transactional = database.transactional_ddl
     for table in history.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
@@ -240,11 +245,77 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
             continue
         lines = [_BEGIN, *shown.script] if transactional else list(shown.script)
         if shown.migration is not None:
-            insert = history.history.insert().values(history.row(shown.migration, 0.0))
+            insert = history.history.insert().inline().values(history.row(shown.migration, 0.0))
             lines.append(render(insert, dialect, literal_binds=True))
         if transactional:
             lines.append(_COMMIT)
         yield from (line if line.startswith("--") else f"{line};" for line in _without_empty_transactions(lines))
+
+
+def _guards(state: State | None) -> tuple[str, str, str]:
+    """What a script asks before anything else: whether it has got hold of the database that it was made for.
+
+    :returns: the id of that one as a literal, what to say where there is no history, and what to say where there is.
+    """
+    wanted = "" if state is None else state.database_id.replace("'", "''").replace("\\", "")
+    if state is None:
+        other = "This script is for a database without a history of db-smart, and this one has one"
+        return "''", "", f"'{other}: nothing was changed'"
+    without = f"This script is for the database with the id {wanted}, and this one has no history of db-smart"
+    other = f"This script is for the database with the id {wanted}, and this one has another id"
+    return f"'{wanted}'", f"'{without}: nothing was changed'", f"'{other}: nothing was changed'"
+
+
+def _guard_postgresql(state: State | None) -> Iterator[str]:
+    wanted, without, other = _guards(state)
+    yield "DO $db_smart$ BEGIN"
+    if state is None:
+        # Nested, as a condition that names a table is an error where there is none.
+        yield "  IF to_regclass('db_smart_state') IS NOT NULL THEN"
+        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+    else:
+        yield "  IF to_regclass('db_smart_state') IS NULL THEN"
+        yield f"    RAISE EXCEPTION USING MESSAGE = {without};"
+        yield "  ELSE"
+        yield f"    IF NOT EXISTS (SELECT 1 FROM db_smart_state WHERE database_id = {wanted}) THEN"
+    yield f"      RAISE EXCEPTION USING MESSAGE = {other};"
+    yield "    END IF;"
+    yield "  END IF;"
+    yield "END $db_smart$;"
+
+
+def _guard_mariadb(state: State | None) -> Iterator[str]:
+    wanted, without, other = _guards(state)
+    there = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'db_smart_state'"
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    if state is None:
+        yield f"  IF EXISTS ({there}) THEN"
+        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+    else:
+        yield f"  IF NOT EXISTS ({there}) THEN"
+        yield f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {without};"
+        yield "  ELSE"
+        yield f"    IF NOT EXISTS (SELECT 1 FROM db_smart_state WHERE database_id = {wanted}) THEN"
+    yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {other};"
+    yield "    END IF;"
+    yield "  END IF;"
+    yield "END//"
+    yield "DELIMITER ;"
+
+
+def _guard_sqlite(state: State | None) -> Iterator[str]:
+    """SQLite has neither conditions nor blocks: a constraint whose name is what is to be said stops the script."""
+    wanted, without, other = _guards(state)
+    there = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_state')"
+    questions = [(other, f"NOT {there}")]
+    if state is not None:
+        mine = f"EXISTS (SELECT 1 FROM main.db_smart_state WHERE database_id = {wanted})"
+        questions = [(without, there), (other, mine)]
+    for text, question in questions:
+        yield f'CREATE TEMP TABLE db_smart_guard (fine INTEGER CONSTRAINT "{text[1:-1]}" CHECK (fine));'
+        yield f"INSERT INTO temp.db_smart_guard SELECT {question};"
+        yield "DROP TABLE temp.db_smart_guard;"
 
 
 class DryExecution(Execution):
@@ -334,7 +405,8 @@ class DryExecution(Execution):
         dialect = self.connection.dialect
         if reads(str(statement.compile(dialect=dialect))):
             return self.connection.execute(statement, parameters)
-        self.current.does.append("execute()")
+        text = " ".join(str(statement).split())
+        self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
         for values in [parameters] if parameters is None or isinstance(parameters, Mapping) else parameters:
             try:
                 bound_statement = _bind(statement, values or {})

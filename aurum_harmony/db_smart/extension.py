@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import click
+import sqlalchemy as sa
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
 from .cli import group
 from .database import Database, databases, engines_of
-from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable
-from .gate import Gate, Plan, worst
+from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, Interrupted, MigrationFailed
+from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
+from .notices import notice, without_plugin_lines
 from .settings import (
     boot_mode,
     create_all,
@@ -47,6 +50,8 @@ _logger = logging.getLogger(__name__)
 _EXTENSION = "db_smart"
 _EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
+#: Words on the command line of commands for which it does not matter whether a database is behind.
+_COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ class DbSmart:
         """
         state = self._state(app)
         if _flask_command_other_than_run():
+            self._warn(app)
             return _report(app, "off", "this flask command does not migrate", time.perf_counter(), 0)
         with state.lock:
             return self._boot(app, state)
@@ -179,11 +185,17 @@ class DbSmart:
         :param force: run every repeatable migration again.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
-        from .runner import Runner
+        with without_plugin_lines():
+            from .runner import Runner
 
         state = self._state(app)
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
-        outcome = runner.run(selected, force=force)
+        try:
+            outcome = runner.run(selected, force=force)
+        except (MigrationFailed, Interrupted):
+            # What it changed is not what the flag remembers; the next boot would take it for somebody else's work.
+            _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
+            raise
         for database in selected:
             if database.migration_url is not None:
                 self._check_same(gate, database, outcome.states[database.name])
@@ -199,7 +211,8 @@ class DbSmart:
 
         :raises DbSmartError: a database cannot be reached.
         """
-        from .dryrun import preview
+        with without_plugin_lines():
+            from .dryrun import preview
 
         db, found = self._state(app).db, {}
         for plan in plans:
@@ -207,6 +220,25 @@ class DbSmart:
             models = db.metadatas.get(plan.database.key) if first and create_all(app) else None
             found[plan.database.name] = preview(app, db, plan.database, plan.pending, models=models)
         return found
+
+    def missing_tables(self, app: Flask, database: Database) -> list[str]:
+        """The tables of the models that a database lacks. Needs an application context.
+
+        :raises DatabaseUnreachable: it cannot be asked.
+        """
+        metadata = self._state(app).db.metadatas.get(database.key)
+        if metadata is None or not metadata.tables:
+            return []
+        with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
+            inspector = sa.inspect(connection)
+            there = {schema: set(inspector.get_table_names(schema)) for schema in metadata._schemas | {None}}
+            return [
+                table.key
+                for table in metadata.sorted_tables
+                # A model may stand for a view.
+                if table.name not in there[table.schema] and not inspector.has_table(table.name, table.schema)
+            ]
+        return []
 
     @staticmethod
     def _check_same(gate: Gate, database: Database, migrated: State) -> None:
@@ -236,24 +268,42 @@ class DbSmart:
         """The decision of boot; the caller holds the lock of ``state``."""
         started = time.perf_counter()
         mode = boot_mode(app)
-        if mode == "off":
+        step = decide(mode, None)
+        if step.action == "off":
             state.booted = state.verified = True
-            return _report(app, "off", "DB_SMART_BOOT is off", started, 0)
+            return _report(app, "off", step.reason, started, 0)
         state.verified = False
         gate = self.gate(app)
         decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
         state.booted = True
         return _report(app, decision, reason, started, gate.queries, applied)
 
+    def _warn(self, app: Flask) -> None:
+        """Say under a flask command that the database may be behind, by the flag alone."""
+        if _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
+            return
+        with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
+            gate, mode = self.gate(app), boot_mode(app)
+            if mode == "off" or any(database.in_memory for database in gate.databases.values()):
+                return
+            verdict = gate.by_flag()
+            # A host that only checks writes no flag, so that there its absence says nothing.
+            if not verdict.holds and (verdict.present or mode == "migrate"):
+                _logger.warning(
+                    "db-smart: the database may be behind this code: %s. This command does not migrate; 'flask "
+                    "db-smart status' tells, 'flask db-smart migrate' brings it up to date.",
+                    verdict.reason,
+                )
+
     def _decide(
         self, app: Flask, state: _AppState, gate: Gate, mode: str, force: str | None
     ) -> tuple[Decision, str, tuple[str, ...]]:
         if force is not None and mode == "check":
             _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
-            force = None
-        if force is not None:
+        step = decide(mode, force)
+        if step.action == "migrate":
             with app.app_context(), kept_alive():
-                return self._migrate(app, gate, force, force=True)
+                return self._migrate(app, gate, step.reason, force=True)
         verdict = gate.by_flag()
         with ExitStack() as stack:
             if not verdict.holds:
@@ -278,19 +328,18 @@ class DbSmart:
         """
         plans = gate.by_row() or gate.by_history()
         _tell(plans)
-        behind = [plan for plan in plans if plan.behind]
-        reason = "; ".join([reason, *(plan.said for plan in behind or plans)])
-        if behind and mode == "check":
+        step = decide(mode, None, FlagVerdict(False, reason), plans)
+        if step.action == "stop":
             raise DatabaseBehind(
-                f"The database is behind this code and DB_SMART_BOOT is 'check': {reason}. Nothing was written. "
+                f"The database is behind this code and DB_SMART_BOOT is 'check': {step.reason}. Nothing was written. "
                 "Run 'flask db-smart migrate' and start again."
             )
-        if behind:
-            return self._migrate(app, gate, reason)
+        if step.action == "migrate":
+            return self._migrate(app, gate, step.reason)
         if mode == "migrate":
             states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
             _keep_flag(gate, lambda: gate.remember(states))
-        return "verified", reason, ()
+        return "verified", step.reason, ()
 
     def _migrate(
         self, app: Flask, gate: Gate, reason: str, *, force: bool = False
@@ -362,7 +411,11 @@ def _report(
 ) -> BootReport:
     report = BootReport(decision, reason, applied, time.perf_counter() - started)
     count = f"{queries} quer{'y' if queries == 1 else 'ies'}"
-    _logger.info("db-smart: %s: %s (%.3f ms, %s)", decision, reason, report.duration * 1000, count)
+    message = "db-smart: %s: %s (%.3f ms, %s)"
+    if decision == "migrated":
+        notice(_logger, message, decision, reason, report.duration * 1000, count)
+    else:
+        _logger.info(message, decision, reason, report.duration * 1000, count)
     booted.send(app, report=report)
     return report
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 
@@ -20,6 +20,7 @@ from . import flag as flags
 from .database import Database
 from .errors import HistoryUnreadable, MigrationError
 from .flag import DatabaseRecord, Flag, FlagInvalid
+from .notices import WAIT_SHOWN_AFTER, unheard
 from .sources import Sources, scan
 
 if TYPE_CHECKING:
@@ -89,6 +90,43 @@ class Plan:
     def behind(self) -> bool:
         """Whether the database lacks something: a migration, or the end of its first run."""
         return bool(self.pending) or self.state is None or not self.state.source
+
+
+@dataclass(frozen=True)
+class Step:
+    """What boot does next.
+
+    :ivar action: ``"off"``, ``"skip"`` (the flag is enough), ``"verify"`` (the databases hold everything),
+        ``"migrate"``, ``"stop"`` (they do not, and the mode does not allow to migrate), or ``"ask"``: the flag, or,
+        where that was asked already, the databases.
+    :ivar reason: why, in words.
+    """
+
+    action: Literal["off", "skip", "verify", "migrate", "stop", "ask"]
+    reason: str
+
+
+def decide(mode: str, force: str | None, verdict: FlagVerdict | None = None, plans: list[Plan] | None = None) -> Step:
+    """What boot does by what it knows so far. Boot goes by this, and ``status`` foretells by it.
+
+    :param mode: ``DB_SMART_BOOT``.
+    :param force: why everything is to run again; ``None`` where it is not.
+    :param verdict: what the flag says; ``None`` where it was not asked yet.
+    :param plans: what the databases hold; ``None`` where they were not asked yet.
+    """
+    if mode == "off":
+        return Step("off", "DB_SMART_BOOT is off")
+    if force is not None and mode == "migrate":
+        return Step("migrate", force)
+    if verdict is None:
+        return Step("ask", "")
+    if verdict.holds:
+        return Step("skip", verdict.reason)
+    if plans is None:
+        return Step("ask", verdict.reason)
+    behind = [plan for plan in plans if plan.behind]
+    reason = "; ".join([verdict.reason, *(plan.said for plan in behind or plans)])
+    return Step("verify" if not behind else "migrate" if mode == "migrate" else "stop", reason)
 
 
 class Gate:
@@ -197,6 +235,7 @@ class Gate:
             return
         try:
             deadline = time.monotonic() + patience * random.uniform(0.5, 1)
+            started, shown = time.monotonic(), False
             told = float("-inf")
             pause, longest = _LOOK_EVERY
             seen, taken = None, False
@@ -207,10 +246,15 @@ class Gate:
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
                 except BlockingIOError:
-                    if time.monotonic() - told >= _TELL_EVERY:
-                        told = time.monotonic()
+                    now = time.monotonic()
+                    show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
+                    if show or now - told >= _TELL_EVERY:
+                        told, shown = now, shown or show
                         holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "another one"
-                        _logger.info("db-smart: waiting for process %s of this host, which asks or migrates", holder)
+                        level = logging.WARNING if show else logging.INFO
+                        _logger.log(
+                            level, "db-smart: waiting for process %s of this host, which asks or migrates", holder
+                        )
                     threading.Event().wait(pause * random.uniform(0.5, 1.5))
                     pause = min(pause * 1.5, longest)
                 except OSError:  # a file system without locks

@@ -227,6 +227,26 @@ def read_applied(connection: sa.Connection) -> list[Applied]:
     return list(latest.values())
 
 
+def read_failure(connection: sa.Connection) -> dict[str, Any] | None:
+    """The last run that failed, unless that migration was applied since; as ``status`` has it in JSON. One query."""
+    columns = (history.c.name, history.c.applied_at, history.c.duration_ms, history.c.applied_by, history.c.error)
+    later = history.alias("later")
+    mended = sa.exists().where(later.c.name == history.c.name, later.c.id > history.c.id, later.c.outcome == "applied")
+    query = sa.select(*columns).where(history.c.outcome == "failed", ~mended).order_by(history.c.id.desc()).limit(1)
+    rows: Sequence[Any] | None = _rows(connection, query, history)
+    if not rows:
+        return None
+    name, failed_at, duration_ms, applied_by, error = rows[0]
+    moment = datetime.fromisoformat(failed_at).replace(tzinfo=timezone.utc)
+    return {
+        "name": name,
+        "failed_at": moment.isoformat(),
+        "duration_ms": duration_ms,
+        "applied_by": applied_by,
+        "error": error,
+    }
+
+
 def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> Sequence[sa.Row[Any]] | None:
     """The rows of a query; ``None`` where its table does not exist."""
     for last in (False, True):

@@ -27,6 +27,7 @@ import sqlalchemy as sa
 from .database import Database, begin, transient
 from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout
 from .history import Holder, State, epoch_us, read_state, state
+from .notices import WAIT_SHOWN_AFTER, unheard
 from .settings import LockSettings
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Lock(ABC):
 
     def _wait(self, done: Callable[[State], bool]) -> bool:
         deadline = time.monotonic() + self.settings.timeout
+        started, shown = time.monotonic(), False
         told = float("-inf")
         lost = False
         pause, longest = _PAUSES
@@ -133,6 +135,10 @@ class Lock(ABC):
                 if now - told >= _TELL_EVERY:
                     told = now
                     _logger.info("db-smart: waiting for %s, which migrates %r", self._who(), self.database.name)
+                if not shown and now - started >= WAIT_SHOWN_AFTER:
+                    shown = True
+                    if unheard(_logger):
+                        _logger.warning("db-smart: waiting for %s, which migrates %r", self._who(), self.database.name)
                 lost = False
             except (DatabaseUnreachable, sa.exc.DBAPIError) as error:
                 # The database has answered this process before: it may be restarting, and come back.

@@ -172,11 +172,10 @@ class Operations:
         table, schema = described.name, described.schema
         present = self._catalog.present(table, [column.name for column in columns], schema)
         missing = [column for column in columns if self._catalog.fold(column.name) not in present]
-        if not missing and not any(
-            column.index or column.unique or column.foreign_keys or column.constraints for column in columns
-        ):
+        if not missing:
             self._execution.satisfied(f"add_columns({table!r}, {', '.join(repr(column.name) for column in columns)})")
-            return
+            if not any(item.index or item.unique or item.foreign_keys or item.constraints for item in columns):
+                return
         busy = self._busy(table, schema, online)
         for column in missing:
             if not column.nullable and not _has_value(column) and not self._catalog.empty(table, schema):

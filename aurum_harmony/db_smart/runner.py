@@ -161,6 +161,8 @@ class Runner:
         state = tried_again(database, lambda: self._seal(connection, lock, changed), self._ddl.retries)
         if wal_version is not None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+        if plan.behind:
+            snapshot.prune(self._app, database)
         return state
 
     def _seal(self, connection: sa.Connection, lock: Lock, wal_version: int | None) -> State:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import marshal
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from flask import Flask
 
 from .database import Database
 from .errors import DbSmartError
-from .history import Pending
+from .history import TABLE_NAMES, Pending
 from .lock import lock_of
 from .settings import lock_settings, snapshot_folder, snapshots
 from .signals import snapshot_taken
@@ -36,7 +37,10 @@ from .signals import snapshot_taken
 _logger = logging.getLogger(__name__)
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
-_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-before-(.+)\.sqlite")
+#: After the prefix: whose it is, when it was made, and before what.
+_NAME = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{8}|new)-(\d{8}T\d{6}\.\d{6}Z)-before-(.+)\.sqlite")
+#: In the name of a snapshot, in the place of the id of a database that had no history.
+_NEW = "new"
 _PARTIAL = ".partial"
 #: Pages copied between two looks at signals.
 _PAGES = 1000
@@ -61,29 +65,56 @@ class Snapshot:
 
 
 def listed(app: Flask, database: Database) -> list[Snapshot]:
-    """The snapshots of a database, oldest first."""
-    prefix = _prefix(database)
+    """The snapshots of a database, oldest first.
+
+    Those of its file, and of its id where both have one: another database that stood in the same place is another one.
+    """
+    return _listed(app, database, _id_of(database))
+
+
+def _listed(app: Flask, database: Database, database_id: str | None) -> list[Snapshot]:
+    prefix, place = _prefix(database), _place(database)
     found = []
-    for path in sorted(snapshot_folder(app).glob(f"{glob.escape(prefix)}*")):
+    for path in snapshot_folder(app).glob(f"{glob.escape(prefix)}*"):
         match = _NAME.fullmatch(path.name[len(prefix) :])
-        if match:
-            taken_at = datetime.strptime(match[1], _STAMP).replace(tzinfo=timezone.utc)
-            found.append(Snapshot(path, database.name, taken_at, match[2], path.stat().st_size))
-    return found
+        if match and match[1] == place and (database_id is None or match[2] in (_NEW, _short(database_id))):
+            taken_at = datetime.strptime(match[3], _STAMP).replace(tzinfo=timezone.utc)
+            found.append(Snapshot(path, database.name, taken_at, match[4], path.stat().st_size))
+    return sorted(found, key=lambda item: (item.taken_at, item.path.name))
+
+
+def others(app: Flask, databases: Iterable[Database]) -> list[Path]:
+    """The snapshots in the folder that are of none of these databases, or that an earlier release has made."""
+    own = {item.path for database in databases for item in listed(app, database)}
+    return sorted(path for path in snapshot_folder(app).glob("*-before-*.sqlite") if path not in own)
 
 
 def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[Database, Snapshot]:
-    """A snapshot by its file name, or the newest, with its database.
+    """A snapshot by its file name, or the newest that holds something else than the database, with its database.
+
+    After runs that failed and changed nothing, the newest holds what is there now.
 
     :raises DbSmartError: there is none, or it is not clear which is meant.
     """
+    databases = list(databases)
     found = [(database, item) for database in databases for item in listed(app, database)]
     if name is not None:
         found = [pair for pair in found if pair[1].path.name == name]
-    if not found:
+    if not databases:
         raise DbSmartError(
-            f"There is no snapshot{'' if name is None else f' {name!r}'} in {snapshot_folder(app)}. Nothing was "
-            "changed. 'flask db-smart snapshots' lists what there is."
+            "There is no snapshot: only SQLite files have them, and this is none. Nothing was changed. A database on a "
+            "server has backups of its own kind."
+        )
+    if not found:
+        where = databases[0].path if len(databases) == 1 else "these databases"
+        foreign = len(others(app, databases))
+        more = (
+            f"{foreign} there {'is' if foreign == 1 else 'are'} of other databases, or of an earlier release; to put "
+            "one of them back, name it with --from."
+        )
+        raise DbSmartError(
+            f"There is no snapshot{'' if name is None else f' {name!r}'} in {snapshot_folder(app)} of {where}. Nothing "
+            f"was changed. 'flask db-smart snapshots' lists what there is." + (f" {more}" if foreign else "")
         )
     names = list(dict.fromkeys(database.name for database, _ in found))
     if len(names) > 1:
@@ -91,7 +122,58 @@ def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[D
             f"There are snapshots of several databases: {', '.join(names)}. Nothing was changed. Name one with "
             "--database, or name the snapshot."
         )
+    if name is None:
+        for database, item in reversed(found):
+            if not _holds_now(database, item):
+                return database, item
     return found[-1]
+
+
+def foreign(app: Flask, databases: Iterable[Database], name: str) -> tuple[Database, Snapshot]:
+    """A file by its path, or by its name in the folder of snapshots, whichever database it is of.
+
+    :param databases: the one that it is to be put into.
+    :raises DbSmartError: there is no such file, or it is not clear which database is meant.
+    """
+    databases = list(databases)
+    path = Path(name) if Path(name).is_file() else snapshot_folder(app) / name
+    if not path.is_file():
+        raise DbSmartError(f"There is no file {name!r}, here or in {snapshot_folder(app)}. Nothing was changed.")
+    if len(databases) != 1:
+        known = ", ".join(database.name for database in databases) or "none"
+        raise DbSmartError(
+            f"It is not clear into which SQLite database (there is: {known}). Nothing was changed. Name it with "
+            "--database."
+        )
+    path, found = path.resolve(), path.stat()
+    return databases[0], Snapshot(
+        path, databases[0].name, datetime.fromtimestamp(found.st_mtime, timezone.utc), "", found.st_size
+    )
+
+
+def differs(database: Database, chosen: Snapshot) -> str | None:
+    """Why a snapshot is not of a database by their ids; ``None`` where it is, or where one of them has none."""
+    assert database.path is not None
+    wanted, found = _id_of(database), None
+    with suppress(sqlite3.Error), closing(_open(chosen.path, immutable=True)) as connection:
+        found, _ = _state(connection)
+    if wanted is None or found is None or wanted == found:
+        return None
+    return f"it is of another database: its id is {found}, that of {database.path} is {wanted}"
+
+
+def prune(app: Flask, database: Database) -> None:
+    """Keep only the newest ones, after a run that succeeded.
+
+    :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
+    """
+    keep = snapshots(app)
+    if database.path is None or not keep or not snapshot_folder(app).is_dir():
+        return
+    try:
+        _remove(_surplus(listed(app, database), keep, ()))
+    except OSError as error:  # the run has succeeded; the next one tries again
+        _logger.warning("db-smart: an old snapshot cannot be removed: %s", error)
 
 
 def take(app: Flask, database: Database, connection: sa.Connection, pending: Sequence[Pending]) -> None:
@@ -110,7 +192,7 @@ def take(app: Flask, database: Database, connection: sa.Connection, pending: Seq
     try:
         if not isinstance(source, sqlite3.Connection):
             raise OSError(f"the driver {type(source).__module__} is not Python's sqlite3")
-        path = _take(app, database, source, pending[0].migration.name if pending else "first_run", keep)
+        path = _take(app, database, source, pending[0].migration.name if pending else "first_run", keep, once_only=True)
     except (sqlite3.Error, OSError) as error:
         raise DbSmartError(
             f"Cannot make a snapshot of the database {database.name!r} ({database.url}) in {snapshot_folder(app)}: "
@@ -205,12 +287,22 @@ def _replace_broken(path: Path, source: sqlite3.Connection) -> Path:
 
 
 def _take(
-    app: Flask, database: Database, source: sqlite3.Connection, before: str, keep: int, spared: Collection[Path] = ()
+    app: Flask,
+    database: Database,
+    source: sqlite3.Connection,
+    before: str,
+    keep: int,
+    spared: Collection[Path] = (),
+    *,
+    once_only: bool = False,
 ) -> Path | None:
     """Copy a database that holds a table into a new snapshot; remove the oldest ones.
 
+    While runs fail, the state before the first of them stays, and the newest one from before the last that succeeded.
+
     :param keep: how many are there afterwards.
     :param spared: what is not removed.
+    :param once_only: make none of a state that is kept already.
     :raises OSError: there is not enough room, or no right to write; what was there stays.
     """
     folder, prefix = snapshot_folder(app), _prefix(database)
@@ -218,20 +310,129 @@ def _take(
         pages = _pragma(source, "page_count")
         if pages < 2:  # each table has a page of its own
             return None
-        folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob(f"{glob.escape(prefix)}*{_PARTIAL}"):  # of a process that was killed
+        _make_folder(folder, database)
+        for partial in folder.glob(f"{glob.escape(prefix)}{_place(database)}.*{_PARTIAL}"):  # of a killed process
             partial.unlink()
+        database_id, sealed = _state(source)
+        there = _listed(app, database, database_id)
+        if once_only and any(_same(source, item.path) for item in reversed(there)):
+            return None
+        spared = (*spared, *_before_failures(there, sealed))
         # The newest one stays until there is a newer one.
-        old = _surplus(listed(app, database), max(keep - 1, 1), spared)
+        old = _surplus(there, max(keep - 1, 1), spared)
         size = pages * _pragma(source, "page_size")
         room = shutil.disk_usage(folder).free + sum(item.size for item in old)
         if size > room:
             raise OSError(f"the disk has {room / 1e6:.1f} MB for it, and it needs {size / 1e6:.1f} MB")
         _remove(old)
-        path = folder / f"{prefix}{datetime.now(timezone.utc):{_STAMP}}-before-{_safe(before, 80)}.sqlite"
-        _copy(source, path)
-    _remove(_surplus(listed(app, database), keep, (*spared, path)))
+        owner = f"{_place(database)}.{_short(database_id)}"
+        path = folder / f"{prefix}{owner}-{datetime.now(timezone.utc):{_STAMP}}-before-{_safe(before, 80)}.sqlite"
+        _copy(source, path, like=database.path)
+    _remove(_surplus(_listed(app, database, database_id), keep, (*spared, path)))
     return path
+
+
+def _before_failures(items: list[Snapshot], sealed: str) -> list[Path]:
+    """What runs that fail must not remove.
+
+    A run that succeeds seals the state row, so that all that were made since then hold the seal of now.
+
+    :param sealed: what the last run that succeeded has left in the state row.
+    """
+    since: list[Path] = []
+    before: list[Path] = []
+    for item in items:
+        seal: str | None = None
+        with suppress(sqlite3.Error), closing(_open(item.path, immutable=True)) as connection:
+            _, seal = _state(connection)
+        (since if seal == sealed else before).append(item.path)
+    return [*since[:1], *before[-1:]]
+
+
+def _same(source: sqlite3.Connection, path: Path) -> bool:
+    """Whether a snapshot holds the same as a database: what was applied, the schema, and each row.
+
+    Our own tables are left out: each failed run adds a row to them.
+    """
+    ours = ", ".join(f"'{name}'" for name in sorted(TABLE_NAMES))
+    schema = f"SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name NOT IN ({ours}) ORDER BY 1, 2"
+    applied = "SELECT name, checksum FROM db_smart_history WHERE outcome = 'applied' ORDER BY id"
+    has_history = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_history'"
+    stored = f"SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name NOT IN ({ours})"
+    try:
+        with closing(_open(path, immutable=True)) as copy:
+            if any(_pragma(source, name) != _pragma(copy, name) for name in ("user_version", "application_id")):
+                return False
+            histories = [_rows(one, applied) if _rows(one, has_history) else [] for one in (source, copy)]
+            if histories[0] != histories[1] or not _equal(source, copy, schema):
+                return False
+            names = [name.replace('"', '""') for (name,) in _rows(source, stored)]
+            return all(_equal(source, copy, f'SELECT * FROM "{name}" NOT INDEXED') for name in names)
+    except (sqlite3.Error, ValueError):  # damaged, or not to be read by this connection: not known to be the same
+        return False
+
+
+def _holds_now(database: Database, item: Snapshot) -> bool:
+    """Whether putting a snapshot back would change nothing."""
+    if database.path is None or not database.exists:
+        return False
+    with suppress(sqlite3.Error), closing(_open(database.path, immutable=False)) as connection, _reading(connection):
+        return _same(connection, item.path)
+    return False
+
+
+def _equal(first: sqlite3.Connection, second: sqlite3.Connection, query: str) -> bool:
+    """Whether a query gives the same rows, down to their types, in the same order."""
+    cursors = [connection.cursor() for connection in (first, second)]
+    for cursor in cursors:
+        cursor.row_factory = None
+        cursor.execute(query)
+    while True:
+        rows, others = (cursor.fetchmany(_PAGES) for cursor in cursors)
+        if marshal.dumps(rows, 2) != marshal.dumps(others, 2):  # to Python, 1 is equal to 1.0
+            return False
+        if not rows:
+            return True
+
+
+def _rows(connection: sqlite3.Connection, query: str) -> list[Any]:
+    """The rows of a query as tuples, whatever the application has made of its connections."""
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    return cursor.execute(query).fetchall()
+
+
+def _state(connection: sqlite3.Connection) -> tuple[str | None, str]:
+    """The id in a database's state row, and what the last run that succeeded has left there."""
+    try:
+        row = connection.execute("SELECT database_id, applied FROM db_smart_state WHERE id = 1").fetchone()
+    except sqlite3.OperationalError:  # no such table
+        row = None
+    return (None, "") if row is None else (row[0], row[1])
+
+
+def _id_of(database: Database) -> str | None:
+    """The id of a database; ``None`` where it has no history, or can no longer be read."""
+    if database.path is None or not database.exists:
+        return None
+    with suppress(sqlite3.Error), closing(_open(database.path, immutable=False)) as connection:
+        return _state(connection)[0]
+    return None
+
+
+def _make_folder(folder: Path, database: Database) -> None:
+    """Make the folder of snapshots; where an administrator does it, for the owner of the database."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _give(path, database.path)
+
+
+def _give(path: Path, like: Path | None) -> None:
+    """Give what an administrator has made to the owner of another file, who has to go on with it."""
+    if like is not None and hasattr(os, "geteuid") and os.geteuid() == 0:
+        found = like.stat()
+        os.chown(path, found.st_uid, found.st_gid)
 
 
 def _surplus(items: list[Snapshot], keep: int, spared: Collection[Path]) -> list[Snapshot]:
@@ -244,12 +445,16 @@ def _remove(items: Iterable[Snapshot]) -> None:
         item.path.unlink(missing_ok=True)
 
 
-def _copy(source: sqlite3.Connection, path: Path) -> None:
-    """Copy a database into a file of its owner's alone, which has its name only when it is whole and on the disk."""
+def _copy(source: sqlite3.Connection, path: Path, *, like: Path | None = None) -> None:
+    """Copy a database into a file of its owner's alone, which has its name only when it is whole and on the disk.
+
+    :param like: the file whose owner it gets, where root makes it.
+    """
     partial = path.with_name(f"{path.name}{_PARTIAL}")
     partial.unlink(missing_ok=True)
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        _give(partial, like)
         with closing(sqlite3.connect(partial)) as copy:
             copy.execute("PRAGMA journal_mode=OFF")
             copy.execute("PRAGMA synchronous=OFF")
@@ -297,7 +502,7 @@ def _open(path: Path, *, immutable: bool) -> sqlite3.Connection:
 
     :param immutable: take no lock and look for no WAL: nobody writes.
     """
-    return sqlite3.connect(f"{path.as_uri()}?mode=ro{'&immutable=1' * immutable}", uri=True)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' * immutable}", uri=True)
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> Any:
@@ -308,6 +513,17 @@ def _prefix(database: Database) -> str:
     """How the names of a database's snapshots begin; with its file, as a setting may name another one tomorrow."""
     assert database.path is not None
     return f"{_safe(database.name, 50)}-{_safe(database.path.name, 50)}-"
+
+
+def _place(database: Database) -> str:
+    """What stands for the place of a database's file in the names of its snapshots."""
+    assert database.path is not None
+    return hashlib.sha256(os.fsencode(database.path.resolve())).hexdigest()[:8]
+
+
+def _short(database_id: str | None) -> str:
+    """What stands for the id of a database there."""
+    return _NEW if database_id is None else hashlib.sha256(database_id.encode()).hexdigest()[:8]
 
 
 def _safe(text: str, limit: int) -> str:
