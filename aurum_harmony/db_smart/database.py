@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from .errors import ConfigError, DatabaseUnreachable
+from .errors import ConfigError, DatabaseUnreachable, text_of
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -202,7 +202,7 @@ class Database:
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
-        text = str(getattr(error, "orig", None) or error)
+        text = text_of(getattr(error, "orig", None) or error)
         urls: list[URL] = [self.app_engine.url]
         if self.migration_url is not None:
             urls.append(make_url(self.migration_url))
