@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from . import flag as flags
-from .database import Database
-from .errors import HistoryUnreadable, MigrationError
+from .database import Database, denied
+from .errors import DatabaseUnreachable, HistoryUnreadable, MigrationError
 from .flag import DatabaseRecord, Flag, FlagInvalid
 from .sources import Sources, scan
 
@@ -242,7 +242,7 @@ class Gate:
         for name in names:  # grows by what the first row says
             database = self.databases.get(name)
             state = None if database is None else self.state(database)
-            if database is None or state is None or state.source != self.sources.digest:
+            if database is None or state is None or state.source != self.sources.digest or not state.databases:
                 return None
             names += [other for other in state.databases if other not in names]
             plans.append(Plan(database, state, _COMPLETE))
@@ -373,10 +373,14 @@ def _reading(database: Database) -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        raise HistoryUnreadable(
-            f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}. "
-            "Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
-        ) from None
+        failed = (
+            f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}."
+        )
+        if denied(error):
+            raise HistoryUnreadable(
+                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
+            ) from None
+        raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None
 
 
 def _sources_changed(flag: Flag, sources: Sources) -> str:

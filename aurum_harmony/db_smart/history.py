@@ -206,7 +206,11 @@ def read_state(connection: sa.Connection) -> State | None:
     holder = None
     if row.lease_expires >= row.now:
         holder = Holder(row.holder, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration)
-    return State(row.database_id, row.applied, row.source, tuple(json.loads(row.databases)), holder)
+    try:
+        names = tuple(str(name) for name in json.loads(row.databases))
+    except (ValueError, TypeError):  # not ours: without names the whole history is asked
+        names = ()
+    return State(row.database_id, row.applied, row.source, names, holder)
 
 
 def read_applied(connection: sa.Connection) -> list[Applied]:

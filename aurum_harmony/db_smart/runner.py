@@ -20,7 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 from . import history, snapshot
 from .binding import bound, commit_session, rollback_session
 from .database import Database, begin, commit, transient
-from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
+from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, text_of
 from .execution import Execution, back_off, tried_again
 from .gate import Gate
 from .guard import LockGuard
@@ -29,7 +29,7 @@ from .lock import Lock, lock_of
 from .migrations import Migration, location
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
-from .signals import migration_applied, migration_failed, migration_progress, migration_started
+from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .steps import Steps
 
 _logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class Runner:
             "index": index,
             "total": total,
         }
-        migration_started.send(self._app, **told)
+        send(migration_started, self._app, **told)
         started = time.perf_counter()
         for tries in itertools.count(1):
             try:
@@ -225,9 +225,9 @@ class Runner:
                     continue
                 seconds = time.perf_counter() - started
                 failed = self._failed(run, item, error, index - 1, seconds)
-                migration_failed.send(self._app, **told, error=failed)
+                send(migration_failed, self._app, **told, error=failed)
                 raise failed from error
-        migration_applied.send(self._app, **told, duration=duration)
+        send(migration_applied, self._app, **told, duration=duration)
         return Run(migration.name, run.database.name, duration)
 
     def _apply_once(self, run: _DatabaseRun, migration: Migration) -> float:
@@ -269,7 +269,7 @@ class Runner:
             settings=self._ddl,
             transactional=transactional,
             tell=functools.partial(
-                migration_progress.send, self._app, migration=migration.name, database=run.database.name
+                send, migration_progress, self._app, migration=migration.name, database=run.database.name
             ),
         )
         execution.after_rollback.append(lambda: rollback_session(self._db))
@@ -309,21 +309,26 @@ class Runner:
         """
         migration, database, connection = item.migration, run.database, run.connection
         if isinstance(error, sa.exc.NoSuchTableError):
-            cause = f"there is no table {str(error)!r}"
+            cause = f"there is no table {text_of(error)!r}"
         elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
             cause = database.redact(error)
         else:
             cause = f"{type(error).__name__}: {database.redact(error)}".removesuffix(": ")
         statement = _statement(error)
-        try:
-            connection.rollback()
-            begin(connection)
-            run.lock.confirm(connection)
-            history.record(connection, migration, seconds, error=cause)
-            commit(connection)
-        except (sa.exc.SQLAlchemyError, LeaseLost) as second:
-            connection.rollback()
-            _logger.debug("The failure could not be recorded: %s", database.redact(second))
+        for text in (cause, cause.encode("ascii", "backslashreplace").decode()):
+            try:
+                connection.rollback()
+                begin(connection)
+                run.lock.confirm(connection)
+                history.record(connection, migration, seconds, error=text)
+                commit(connection)
+                break
+            except UnicodeError:  # the connection speaks an encoding that lacks some of it
+                connection.rollback()
+            except (sa.exc.SQLAlchemyError, LeaseLost) as second:
+                connection.rollback()
+                _logger.debug("The failure could not be recorded: %s", database.redact(second))
+                break
         kept = "What it had committed is kept" if run.cut else "Nothing of it was kept"
         if not database.transactional_ddl:
             kept += " (there each schema change commits by itself)"
