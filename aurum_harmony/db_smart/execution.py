@@ -87,6 +87,14 @@ class Execution:
         self._guard.watch(self._savepoints.engine)
         return self._savepoints.engine
 
+    def check(self) -> None:
+        """Make sure that the migration's transaction holds what its code believes.
+
+        :raises DbSmartError: it lacks something that was taken back.
+        """
+        if self._savepoints is not None:
+            self._savepoints.check()
+
     def close(self) -> None:
         """Leave the connection as it was; its transaction stays open."""
         if self._savepoints is not None:
@@ -143,6 +151,7 @@ class Execution:
         """
         for settle in self.before_cut:
             settle()
+        self.check()
         self.steps.store()
         self.confirm()
         if self._savepoints is not None:

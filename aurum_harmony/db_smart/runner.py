@@ -284,16 +284,17 @@ class Runner:
             with bound(self._app, self._db, run.database, lambda: execution.engine):
                 if not migration.takes_operations:
                     migration.function()
-                    return steps
-                operations = Operations(execution, self._db, migration)
-                try:
-                    migration.function(operations)
-                    operations.finish()
-                finally:
-                    operations.close()
+                else:
+                    operations = Operations(execution, self._db, migration)
+                    try:
+                        migration.function(operations)
+                        operations.finish()
+                    finally:
+                        operations.close()
+            execution.check()
+            return steps
         finally:
             execution.close()
-        return steps
 
     def _failed(
         self,
