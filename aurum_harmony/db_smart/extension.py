@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -47,6 +48,9 @@ _logger = logging.getLogger(__name__)
 _EXTENSION = "db_smart"
 _EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
+#: How long after the import of this module the first boot of a process still belongs to its start, seconds.
+_START_SECONDS = 30
+_just_started: float | None = time.time()
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,7 @@ class DbSmart:
             return _report("off", "DB_SMART_BOOT is off", started, 0)
         state.verified = False
         gate = self.gate(app)
+        gate.since = _boot_began()
         decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
         state.booted = True
         return _report(decision, reason, started, gate.queries, applied)
@@ -374,6 +379,7 @@ class DbSmart:
         mode = boot_mode(app)
         with app.app_context():
             gate = self.gate(app)
+            gate.since = datetime.now(timezone.utc)
             assert state.flag is not None
             try:
                 changed = gate.changed(state.flag)
@@ -417,6 +423,15 @@ def _keep_flag(gate: Gate, action: Callable[[], None]) -> None:
         _logger.warning(
             "db-smart: cannot write the flag %s (%s); every boot will ask the database", gate.path, error.strerror
         )
+
+
+def _boot_began() -> datetime:
+    """When what boots now began to start: with the process, when that has just started, else now."""
+    global _just_started
+    now = time.time()
+    began, _just_started = _just_started, None
+    fresh = began is not None and 0 <= now - began < _START_SECONDS
+    return datetime.fromtimestamp(began if began is not None and fresh else now, timezone.utc)
 
 
 def _flask_command_other_than_run() -> bool:

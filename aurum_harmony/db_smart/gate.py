@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,6 +104,8 @@ class Gate:
         self.module = module
         self.databases = databases
         self.path = path
+        #: When this process began to boot, UTC; ``None`` for a command, by which a person asks for what it does.
+        self.since: datetime | None = None
 
     @property
     def queries(self) -> int:

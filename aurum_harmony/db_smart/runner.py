@@ -8,9 +8,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -94,6 +95,9 @@ class Runner:
         self._create_all = create_all
         self._lock = lock
         self._ddl = ddl
+        #: What this process is doing, for who interrupts it: the migration that runs, empty between two; ``None``
+        #: while another process holds the lock.
+        self._doing: str | None = None
 
     def run(self, databases: Iterable[Database], *, force: bool = False) -> Outcome:
         """Apply what is pending on each database, in order.
@@ -110,8 +114,9 @@ class Runner:
         outcome = Outcome()
         for database in databases:
             before = len(outcome.runs)
+            self._doing = None
             try:
-                with interruptible(database.name):
+                with interruptible(database.name, lambda: self._doing):
                     outcome.states[database.name] = self._migrate(database, force, outcome)
             except (sa.exc.SQLAlchemyError, OSError) as error:
                 raise DbSmartError(
@@ -127,15 +132,47 @@ class Runner:
         if database.dialect != "sqlite" and self._gate.state(database) is None:
             with database.connect() as connection:
                 history.create_state(connection)  # the lease is a row of it
+        since, seen = self._gate.since, None
+        if since is not None and not force and database.dialect != "sqlite":
+            with database.connect() as connection:
+                seen = history.last_id(connection)
         lock = lock_of(database, self._lock)
         with lock.held(lambda state: not force and state.source == self._gate.sources.digest) as held:
             if held:
+                self._doing = ""
                 with database.connect() as connection:
+                    if since is not None and not force:
+                        self._leave_failed(database, connection, since, seen)
                     return self._migrate_locked(database, connection, lock, force, outcome)
         state = self._gate.state(database)
         if state is None:
             raise DbSmartError(f"The database {database.name!r} was emptied while this process waited. Start again.")
         return state
+
+    def _leave_failed(self, database: Database, connection: sa.Connection, since: datetime, seen: int | None) -> None:
+        """Leave a migration alone that failed in another process while this one was starting or waiting.
+
+        Workers that start together would try it one after the other, with the same result each.
+
+        :param since: when this process began to boot.
+        :param seen: the last row of the history before this process waited for the lock, if it was asked.
+        :raises MigrationFailed: there is one.
+        """
+        rows = history.failed(connection, since, seen)
+        plan = self._gate.by_connection(database, connection) if rows else None
+        pending = {(item.migration.name, item.migration.checksum) for item in (plan.pending if plan else ())}
+        for row in rows:
+            if (row.name, row.checksum) in pending:
+                raise MigrationFailed(
+                    f"Migration {row.name!r} failed on the database {database.name!r} ({database.url}) in another "
+                    f"process of this start, run by {row.applied_by}: {row.error}. This process did not try it again "
+                    "and changed nothing. Mend the cause and start again: the next start tries it again.",
+                    migration=row.name,
+                    database=database.name,
+                    statement=None,
+                    cause=str(row.error),
+                )
+        connection.rollback()  # what was only read
 
     def _migrate_locked(
         self, database: Database, connection: sa.Connection, lock: Lock, force: bool, outcome: Outcome
@@ -202,6 +239,7 @@ class Runner:
             "index": index,
             "total": total,
         }
+        self._doing = migration.name
         send(migration_started, self._app, **told)
         started = time.perf_counter()
         for tries in itertools.count(1):
@@ -227,6 +265,7 @@ class Runner:
                 failed = self._failed(run, item, error, index - 1, seconds)
                 send(migration_failed, self._app, **told, error=failed)
                 raise failed from error
+        self._doing = ""
         send(migration_applied, self._app, **told, duration=duration)
         return Run(migration.name, run.database.name, duration)
 
@@ -355,8 +394,10 @@ class Runner:
 
 
 @contextmanager
-def interruptible(database: str) -> Iterator[None]:
+def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into an exception, so that what was begun is rolled back and the lock freed.
+
+    :param doing: tells the migration that runs, an empty text between two, ``None`` while the lock is not held.
 
     A handler that the program installed for SIGTERM is left alone, and other threads than the main one get no signals.
 
@@ -369,11 +410,20 @@ def interruptible(database: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
-        raise Interrupted(
-            f"Interrupted by {number.name} while migrating the database {database!r}: the migration that ran was "
-            "rolled back as far as the database can, those before it stay, and the lock is free. Start again to go on.",
-            number,
-        ) from None
+        migration = doing()
+        if migration is None:
+            said = (
+                f"while waiting to migrate the database {database!r}: this process changed nothing, and another one "
+                "that migrates goes on."
+            )
+        elif migration:
+            said = (
+                f"while migrating the database {database!r}: the migration that ran ({migration}) was rolled back as "
+                "far as the database can, those before it stay, and the lock is free."
+            )
+        else:
+            said = f"while migrating the database {database!r}, between two migrations; the lock is free."
+        raise Interrupted(f"Interrupted by {number.name} {said} Start again to go on.", number) from None
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
