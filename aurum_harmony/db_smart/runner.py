@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history, snapshot
+from . import history, snapshot, tables
 from .binding import bound, commit_session, rollback_session
 from .database import Database, begin, commit, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, text_of
@@ -226,7 +226,7 @@ class Runner:
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
         if first and self._create_all and metadata is not None:
-            metadata.create_all(connection)
+            tables.make(connection, metadata, transactional=database.transactional_ddl)
         begun = history.begun(connection)
         commit(connection)
         return begun
