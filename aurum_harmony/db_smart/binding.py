@@ -6,6 +6,7 @@ that happens inside the one transaction that also records the migration, so each
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -108,6 +109,8 @@ class Savepoints:
         self._open: dict[sa.Connection, _Open] = {}
         self._writers: list[sa.Connection] = []
         self._count = 0
+        #: Why the migration cannot be recorded, although its code may go on.
+        self._spoilt: DbSmartError | None = None
         dialect = connection.dialect
         pool = NullPool(lambda: _SharedConnection(self._driver, steps), dialect=dialect)
         outer = connection.engine
@@ -129,16 +132,27 @@ class Savepoints:
         sa.event.remove(self.engine, "handle_error", self._on_error)
         sa.event.remove(self._outer, "before_cursor_execute", self._before_outer_statement)
 
+    def check(self) -> None:
+        """Make sure that the transaction holds what the migration's code believes.
+
+        :raises DbSmartError: it lacks something that was taken back.
+        """
+        if self._spoilt is not None:
+            raise self._spoilt
+
     def cut(self) -> None:
-        """The transaction is about to be committed: its savepoints end with it."""
+        """The transaction is about to be committed, or is rolled back: its savepoints end with it."""
         self._open.clear()
         self._writers.clear()
+        self._spoilt = None
 
     def _before_outer_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        self.check()
         if not reads(statement) and not self._steps.paused:
             self._writers.append(connection)
 
     def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        self.check()
         current = self._open.get(connection)
         if current is None:
             self._count += 1
@@ -167,11 +181,15 @@ class Savepoints:
             del self._writers[current.writes_before :]
             self._steps.take_back(current.steps_before)
         elif current.wrote or (current.failed and not self._steps.at_once):
-            raise DbSmartError(
+            self._spoilt = DbSmartError(
                 "The migration rolled one connection back while another had already written: in a migration they "
                 "share one transaction. Use one of db.session, db.engine and op at a time, and end each transaction "
                 "before the next."
             )
+            # An error that is on its way is the cause, and what a person must see; where the code swallows it, the
+            # next statement or the end of the migration raises this one.
+            if sys.exc_info()[0] is None:
+                raise self._spoilt
 
     def _others_wrote(self, connection: sa.Connection, current: _Open) -> bool:
         return any(writer is not connection for writer in self._writers[current.writes_before :])

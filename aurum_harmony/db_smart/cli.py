@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,18 +77,18 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             lock = _first(_lock(app, database) for database in selected) if isinstance(error, LockTimeout) else None
             _print_json({"result": "failed", "applied": applied, "error": error.message, "lock": lock})
         raise
-    if as_json:
-        _print_json(
-            {"result": "applied" if outcome.changed else "up-to-date", "applied": applied, "error": None, "lock": None}
-        )
-        return
-    if not outcome.changed:
-        click.echo("Migration already completed: the database holds every migration of this code.")
-        click.echo("To run the repeatable ones again: --force.")
-        return
-    count = len(applied)
-    reasons = "; ".join(plan.said for plan in behind)
-    click.echo(f"Applied {count} migration{'' if count == 1 else 's'}, because {reasons}.")
+    with _output_optional():
+        if as_json:
+            result = "applied" if outcome.changed else "up-to-date"
+            _print_json({"result": result, "applied": applied, "error": None, "lock": None})
+            return
+        if not outcome.changed:
+            click.echo("Migration already completed: the database holds every migration of this code.")
+            click.echo("To run the repeatable ones again: --force.")
+            return
+        count = len(applied)
+        reasons = "; ".join(plan.said for plan in behind)
+        click.echo(f"Applied {count} migration{'' if count == 1 else 's'}, because {reasons}.")
 
 
 @group.command()
@@ -301,6 +302,25 @@ def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview
 
 
 @contextmanager
+def _output_optional() -> Iterator[None]:
+    """Let what is printed go where it cannot be written (a closed pipe, a full disk): the run that it tells of counts.
+
+    Nothing more is written to standard output afterwards.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                click.echo(f"The output cannot be written ({error.strerror}); the run is not touched by it.", err=True)
+        # What the stream still holds must not fail again when Python ends.
+        with suppress(OSError, ValueError):
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(descriptor, sys.stdout.fileno())
+            os.close(descriptor)
+
+
+@contextmanager
 def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Iterator[None]:
     """Print each migration with its time as it is applied, and collect them in ``applied``.
 
@@ -345,11 +365,13 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
             advance(f"{migration} ({index} of {total})", index - 1, total)
 
         def on_snapshot(_: object, database: str, path: Path) -> None:
-            echo(f"  snapshot of {database}: {path}")
+            with _output_optional():
+                echo(f"  snapshot of {database}: {path}")
 
         def on_applied(_: object, migration: str, database: str, duration: float, **_more: object) -> None:
             applied.append({"name": migration, "duration_ms": round(duration * 1000, 3)})
-            echo(f"  {migration}  {duration * 1000:.1f} ms" + ("" if database == "default" else f"  ({database})"))
+            with _output_optional():
+                echo(f"  {migration}  {duration * 1000:.1f} ms" + ("" if database == "default" else f"  ({database})"))
 
         def on_progress(_: object, migration: str, done: int, total: int, rate: float, **_more: object) -> None:
             fill(Progress(migration, done, total, rate))

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from .errors import ConfigError, DatabaseUnreachable
+from .errors import ConfigError, DatabaseUnreachable, text_of
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -230,7 +230,7 @@ class Database:
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
-        text = str(getattr(error, "orig", None) or error)
+        text = text_of(getattr(error, "orig", None) or error)
         urls: list[URL] = [self.app_engine.url]
         if self.migration_url is not None:
             urls.append(make_url(self.migration_url))
@@ -324,6 +324,20 @@ def transient(error: BaseException) -> bool:
     return code in (1205, 1213, 1020) or "database is locked" in str(cause)
 
 
+#: What databases answer to a user who may not: PostgreSQL, and MariaDB of a database, a table, a column.
+_DENIED = ("42501", 1044, 1142, 1143)
+
+
+def denied(error: BaseException) -> bool:
+    """Whether a database error says that this user has not the right."""
+    cause = getattr(error, "orig", None) or error
+    first = cause.args[0] if cause.args else None
+    if isinstance(first, dict):  # pg8000
+        first = first.get("C")
+    codes = (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), getattr(cause, "errno", None), first)
+    return any(code in _DENIED for code in codes if code is not None)
+
+
 def _full(error: BaseException) -> bool:
     """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
     cause = getattr(error, "orig", None) or error
@@ -350,7 +364,13 @@ def engines_of(app: Flask, db: SQLAlchemy) -> MutableMapping[str | None, Engine]
 
     ``db.engines`` is the same, but needs an application context, which is a good part of what a warm boot costs.
     """
-    engines: MutableMapping[str | None, Engine] = db._app_engines[app]
+    try:
+        engines: MutableMapping[str | None, Engine] = db._app_engines[app]
+    except KeyError:
+        raise ConfigError(
+            "The db that was passed to DbSmart is not registered on this application: call db.init_app(app) before "
+            "boot() and the first request."
+        ) from None
     return engines
 
 

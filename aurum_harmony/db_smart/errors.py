@@ -9,6 +9,18 @@ from __future__ import annotations
 import click
 
 
+def text_of(error: object) -> str:
+    """The text of an error, which can be shown and stored whatever it is.
+
+    It may fail to say anything, and what it says may not be text that can be encoded.
+    """
+    try:
+        text = str(error)
+    except Exception as second:
+        text = f"{type(error).__name__}, whose text cannot be had ({type(second).__name__})"
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
 class DbSmartError(click.ClickException):
     """Base of all errors of this extension. ``str(error)`` is the whole message.
 

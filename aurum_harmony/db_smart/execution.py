@@ -100,17 +100,20 @@ class Execution:
         self._fence(engine)
         return engine
 
+    def check(self) -> None:
+        """Make sure that the migration's transaction holds what its code believes.
+
+        :raises DbSmartError: it lacks something that was taken back.
+        """
+        if self._savepoints is not None:
+            self._savepoints.check()
+
     def close(self) -> None:
         """Leave the connection as it was; its transaction stays open."""
         if sa.event.contains(self.connection, "before_cursor_execute", self._before_statement):
             sa.event.remove(self.connection, "before_cursor_execute", self._before_statement)
         if self._savepoints is not None:
             self._savepoints.close()
-
-    def give_up(self) -> None:
-        """The migration has failed, and all of it will be taken back: no part of it needs to be by itself."""
-        if self._savepoints is not None:
-            self._savepoints.cut()
 
     def _fence(self, target: sa.Connection | Engine) -> None:
         """Let nothing be committed behind our back by a process that was stopped and has lost the lock since."""
@@ -179,6 +182,7 @@ class Execution:
         """
         for settle in self.before_cut:
             settle()
+        self.check()
         self.steps.store()
         self.confirm()
         if self._savepoints is not None:

@@ -6,9 +6,10 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -33,7 +34,7 @@ from .settings import (
     migration_urls,
     set_defaults,
 )
-from .signals import booted
+from .signals import booted, send
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -52,6 +53,9 @@ _EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
 #: Words on the command line of commands for which it does not matter whether a database is behind.
 _COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
+#: How long after the import of this module the first boot of a process still belongs to its start, seconds.
+_START_SECONDS = 30
+_just_started: float | None = time.time()
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,28 @@ class _AppState:
     verified: bool = False
     #: What the flag said when boot trusted it.
     flag: Flag | None = None
-    #: Why requests cannot be served, and until when (seconds of the monotonic clock) not to try again.
-    refusal: DbSmartError | None = None
+    #: What requests are told that cannot be served (not the error, whose traceback would keep all that it came
+    #: through), and until when (seconds of the monotonic clock) not to try again.
+    refusal: str | None = None
     refused_until: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    #: The thread that holds the lock.
+    thread: int | None = None
+
+    @property
+    def mine(self) -> bool:
+        """Whether this very thread is deciding: it runs a migration, or a listener, that calls back."""
+        return self.thread == threading.get_ident()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one thread at a time decide."""
+        with self.lock:
+            self.thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self.thread = None
 
 
 class DbSmart:
@@ -123,6 +145,12 @@ class DbSmart:
         db = db if db is not None else app.extensions.get("sqlalchemy")
         if db is None:
             raise ConfigError("DbSmart needs Flask-SQLAlchemy: pass db, or call db.init_app(app) before.")
+        if not hasattr(db, "_app_engines"):
+            kind = f"{type(db).__module__}.{type(db).__qualname__}"
+            raise ConfigError(
+                f"DbSmart needs the SQLAlchemy of Flask-SQLAlchemy; {kind} is another one, which it cannot work with. "
+                "Pass DbSmart(app, db, ...) a flask_sqlalchemy.SQLAlchemy."
+            )
         set_defaults(app)
         self._states[app] = _AppState(db, migrations)
         app.extensions[_EXTENSION] = self
@@ -145,14 +173,21 @@ class DbSmart:
         state = self._state(app)
         if _flask_command_other_than_run():
             self._warn(app)
-            return _report(app, "off", "this flask command does not migrate", time.perf_counter(), 0)
-        with state.lock:
-            return self._boot(app, state)
+            report = _report("off", "this flask command does not migrate", time.perf_counter(), 0)
+            send(booted, app, report=report)
+            return report
+        if state.mine:
+            raise DbSmartError("boot() was called by a migration or a listener while it runs; call it afterwards.")
+        with state.alone():
+            report = self._boot(app, state)
+        send(booted, app, report=report)
+        return report
 
     def exempt(self, view: V) -> V:
-        """Let a view answer although the database is behind or cannot be reached.
+        """Let a view answer although the database is behind or cannot be reached, and while it is migrated.
 
-        For probes that ask only whether the process lives. The first request makes its check all the same.
+        For probes that ask only whether the process lives. Requests for it neither make the check of the first
+        request nor wait for it.
         """
         setattr(view, _EXEMPT, True)
         return view
@@ -271,12 +306,13 @@ class DbSmart:
         step = decide(mode, None)
         if step.action == "off":
             state.booted = state.verified = True
-            return _report(app, "off", step.reason, started, 0)
+            return _report("off", step.reason, started, 0)
         state.verified = False
         gate = self.gate(app)
+        gate.since = _boot_began()
         decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
         state.booted = True
-        return _report(app, decision, reason, started, gate.queries, applied)
+        return _report(decision, reason, started, gate.queries, applied)
 
     def _warn(self, app: Flask) -> None:
         """Say under a flask command that the database may be behind, by the flag alone."""
@@ -353,41 +389,46 @@ class DbSmart:
         """Once per process: make sure of boot, and ask the database where boot trusted the flag."""
         app = current_app._get_current_object()  # type: ignore[attr-defined]
         state = self._state(app)
-        with state.lock:
+        view = app.view_functions.get(request.endpoint or "")
+        if state.mine or getattr(view, _EXEMPT, False):
+            return None
+        reports: list[BootReport] = []
+        with state.alone():
             if not state.verified and time.monotonic() >= state.refused_until:
                 try:
-                    self._verify(app, state)
+                    self._verify(app, state, reports)
                     state.refusal = None
                 except DbSmartError as error:
                     _logger.error("db-smart: %s", error.message)
-                    state.refusal = error
+                    # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
+                    behind = isinstance(error, DatabaseBehind)
+                    state.refusal = error.message if behind else "The database is not ready."
                     state.refused_until = time.monotonic() + _RETRY_SECONDS
             refusal = state.refusal
+        for report in reports:
+            send(booted, app, report=report)
         if refusal is not None:
-            view = app.view_functions.get(request.endpoint or "")
-            if getattr(view, _EXEMPT, False):
-                return None
-            # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
-            reason = refusal.message if isinstance(refusal, DatabaseBehind) else "The database is not ready."
-            return Response(reason + "\n", 503, {"Retry-After": str(_RETRY_SECONDS)}, mimetype="text/plain")
+            return Response(refusal + "\n", 503, {"Retry-After": str(_RETRY_SECONDS)}, mimetype="text/plain")
         # A new list: other threads are still walking the old one, and would skip the hook after this one.
         hooks = app.before_request_funcs[None]
         app.before_request_funcs[None] = [hook for hook in hooks if hook != self._first_request]
         return None
 
-    def _verify(self, app: Flask, state: _AppState) -> None:
+    def _verify(self, app: Flask, state: _AppState, reports: list[BootReport]) -> None:
         """See that boot has happened and that the database is what the flag said.
 
+        :param reports: takes what was decided.
         :raises DbSmartError: it is behind and may not be migrated, or could not be.
         """
         if not state.booted:
-            self._boot(app, state)
+            reports.append(self._boot(app, state))
         if state.verified:
             return
         started = time.perf_counter()
         mode = boot_mode(app)
         with app.app_context():
             gate = self.gate(app)
+            gate.since = datetime.now(timezone.utc)
             assert state.flag is not None
             try:
                 changed = gate.changed(state.flag)
@@ -400,15 +441,13 @@ class DbSmart:
                     _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
                 with kept_alive():
                     decision, reason, applied = self._ask(app, gate, mode, changed)
-                _report(app, decision, reason, started, gate.queries, applied)
+                reports.append(_report(decision, reason, started, gate.queries, applied))
             else:
                 _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)
         state.verified = True
 
 
-def _report(
-    app: Flask, decision: Decision, reason: str, started: float, queries: int, applied: tuple[str, ...] = ()
-) -> BootReport:
+def _report(decision: Decision, reason: str, started: float, queries: int, applied: tuple[str, ...] = ()) -> BootReport:
     report = BootReport(decision, reason, applied, time.perf_counter() - started)
     count = f"{queries} quer{'y' if queries == 1 else 'ies'}"
     message = "db-smart: %s: %s (%.3f ms, %s)"
@@ -416,7 +455,6 @@ def _report(
         notice(_logger, message, decision, reason, report.duration * 1000, count)
     else:
         _logger.info(message, decision, reason, report.duration * 1000, count)
-    booted.send(app, report=report)
     return report
 
 
@@ -438,6 +476,15 @@ def _keep_flag(gate: Gate, action: Callable[[], None]) -> None:
         _logger.warning(
             "db-smart: cannot write the flag %s (%s); every boot will ask the database", gate.path, error.strerror
         )
+
+
+def _boot_began() -> datetime:
+    """When what boots now began to start: with the process, when that has just started, else now."""
+    global _just_started
+    now = time.time()
+    began, _just_started = _just_started, None
+    fresh = began is not None and 0 <= now - began < _START_SECONDS
+    return datetime.fromtimestamp(began if began is not None and fresh else now, timezone.utc)
 
 
 def _flask_command_other_than_run() -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 import sqlalchemy as sa
 
 from . import flag as flags
-from .database import Database
-from .errors import HistoryUnreadable, MigrationError
+from .database import Database, denied
+from .errors import DatabaseUnreachable, HistoryUnreadable, MigrationError
 from .flag import DatabaseRecord, Flag, FlagInvalid
 from .notices import WAIT_SHOWN_AFTER, unheard
 from .sources import Sources, scan
@@ -141,6 +142,8 @@ class Gate:
         self.module = module
         self.databases = databases
         self.path = path
+        #: When this process began to boot, UTC; ``None`` for a command, by which a person asks for what it does.
+        self.since: datetime | None = None
 
     @property
     def queries(self) -> int:
@@ -286,7 +289,7 @@ class Gate:
         for name in names:  # grows by what the first row says
             database = self.databases.get(name)
             state = None if database is None else self.state(database)
-            if database is None or state is None or state.source != self.sources.digest:
+            if database is None or state is None or state.source != self.sources.digest or not state.databases:
                 return None
             if any(plan.state is not None and plan.state.database_id == state.database_id for plan in plans):
                 return None  # one database by two names has one row, which the run on either of them writes
@@ -427,10 +430,14 @@ def _reading(database: Database) -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        raise HistoryUnreadable(
-            f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}. "
-            "Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
-        ) from None
+        failed = (
+            f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}."
+        )
+        if denied(error):
+            raise HistoryUnreadable(
+                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
+            ) from None
+        raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None
 
 
 def _sources_changed(flag: Flag, sources: Sources) -> str:

@@ -211,7 +211,11 @@ def read_state(connection: sa.Connection) -> State | None:
     holder = None
     if row.lease_expires >= row.now:
         holder = Holder(row.holder, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration)
-    return State(row.database_id, row.applied, row.source, tuple(json.loads(row.databases)), holder)
+    try:
+        names = tuple(str(name) for name in json.loads(row.databases))
+    except (ValueError, TypeError):  # not ours: without names the whole history is asked
+        names = ()
+    return State(row.database_id, row.applied, row.source, names, holder)
 
 
 def read_applied(connection: sa.Connection) -> list[Applied]:
@@ -245,6 +249,27 @@ def read_failure(connection: sa.Connection) -> dict[str, Any] | None:
         "applied_by": applied_by,
         "error": error,
     }
+
+
+def last_id(connection: sa.Connection) -> int:
+    """The number of the newest row of the history, 0 without one. One query."""
+    rows = _rows(connection, sa.select(sa.func.max(history.c.id)), history)
+    return (rows[0][0] if rows else None) or 0
+
+
+def failed(connection: sa.Connection, since: datetime, seen: int | None) -> Sequence[sa.Row[Any]]:
+    """The failures that were recorded after a moment, by the clock of this host, or after a row of the history.
+
+    Rows of other hosts count by their number alone, as clocks differ. One query.
+
+    :param since: in UTC.
+    :param seen: see :func:`last_id`; ``None`` where only the clock tells.
+    """
+    moment = since.replace(tzinfo=None).isoformat(timespec="microseconds")
+    here = sa.and_(history.c.applied_at >= moment, history.c.applied_by == _applied_by())
+    newer = here if seen is None else sa.or_(here, history.c.id > seen)
+    query = sa.select(history).where(history.c.outcome == "failed", newer).order_by(history.c.id)
+    return _rows(connection, query, history) or []
 
 
 def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> Sequence[sa.Row[Any]] | None:

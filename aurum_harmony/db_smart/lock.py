@@ -203,7 +203,12 @@ class _Lease(Lock):
                     return False
                 raise
         self._heart = threading.Thread(target=self._beat, name="db-smart-heartbeat", daemon=True)
-        self._heart.start()
+        try:
+            self._heart.start()
+        except BaseException:  # no more threads
+            self._heart = None
+            self.release()
+            raise
         return True
 
     def release(self) -> None:
@@ -328,13 +333,21 @@ class _FileLock(Lock):
         except Timeout:
             return False
         self._since = datetime.now(timezone.utc)
-        self.note("")
+        try:
+            self.note("")
+        except BaseException:  # a full disk; the next try must not wait for this one
+            self.release()
+            raise
         return True
 
     def release(self) -> None:
         if self._lock is not None and self._info is not None:
-            self._info.unlink(missing_ok=True)
-            self._lock.release()
+            try:
+                self._info.unlink(missing_ok=True)
+            except OSError as error:  # whoever looks asks the lock first
+                _logger.debug("db-smart: cannot remove %s: %s", self._info, error)
+            finally:
+                self._lock.release()
 
     def holder(self) -> Holder | None:
         if self._info is None or self._path is None or not self._info.exists():

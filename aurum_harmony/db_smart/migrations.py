@@ -10,14 +10,17 @@ import inspect
 import linecache
 import marshal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import MAGIC_NUMBER, find_spec, module_from_spec
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import MAGIC_NUMBER
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar, overload
 
 from .checksum import ModuleSource
-from .errors import MigrationError
+from .errors import MigrationError, text_of
 from .sources import Sources
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -138,35 +141,86 @@ def _import(name: str, path: str, content: bytes, source: ModuleSource) -> Modul
 
     Python's cached byte code is passed by: it is chosen by seconds and size, so that it can be older than an edit,
     and the old function would then be recorded under the new checksum.
+
+    Python's own import does the work, so that of several threads one executes the module and the others wait for it,
+    also where one of them is in a plain ``import``.
     """
     module = sys.modules.get(name)
-    if module is not None and _LOADED not in module.__dict__:
-        _check_imported(module, source)
-        return module
-    if module is not None and module.__dict__[_LOADED] == content:
-        return module
+    if module is not None and module.__dict__.get(_LOADED, content) != content:
+        del sys.modules[name]  # made from what the file held before
+    finder = _Finder(name, content, source)
+    sys.meta_path.insert(0, finder)
     try:
-        spec = find_spec(name)
-        if spec is None:
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        module = module_from_spec(spec)
-        module.__dict__[_LOADED] = content
-        sys.modules[name] = module
         linecache.checkcache(path)
-        exec(source.compiled, module.__dict__)
-    except BaseException as error:
-        sys.modules.pop(name, None)
-        if isinstance(error, MigrationError) or not isinstance(error, Exception):
+        module = import_module(name)
+    except Exception as error:
+        if isinstance(error, MigrationError):
             raise
         raise MigrationError(
             f"The module of migrations {name!r} does not import: {location(error, path)}: "
-            f"{type(error).__name__}: {error}. "
+            f"{type(error).__name__}: {text_of(error)}. "
             "Nothing was changed; mend the file and start again."
         ) from error
-    parent, _, child = name.rpartition(".")
-    if parent in sys.modules:
-        setattr(sys.modules[parent], child, module)
+    finally:
+        sys.meta_path.remove(finder)
+    if _executing(module):
+        # It boots the application itself, at its end for instance, or Python broke a deadlock of two imports.
+        missing = [function for function in source.functions() if function not in module.__dict__]
+        if missing:
+            raise MigrationError(
+                f"The module of migrations {name!r} is still being imported, and {missing[0]!r} is not defined yet: "
+                "boot the application after the last migration of the module. Nothing was changed."
+            )
+    if _LOADED not in module.__dict__:
+        _check_imported(module, source)
+    elif module.__dict__[_LOADED] != content:
+        raise MigrationError(
+            f"{path} changed while this process loaded it; nothing was applied. Start the process again."
+        )
     return module
+
+
+def _executing(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))
+
+
+class _Finder(MetaPathFinder):
+    """Lets Python import one module from the bytes that were scanned; for every other it finds nothing."""
+
+    def __init__(self, name: str, content: bytes, source: ModuleSource) -> None:
+        self._name = name
+        self._content = content
+        self._source = source
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The specification that the other finders have, with a loader of ours."""
+        if fullname != self._name:
+            return None
+        for finder in sys.meta_path:
+            spec = None if isinstance(finder, _Finder) else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                spec.loader = _Loader(spec.loader, self._content, self._source)
+                return spec
+        return None
+
+
+class _Loader(Loader):
+    """Makes a module from bytes; all else, such as its resources, is left to the loader that it would have."""
+
+    def __init__(self, usual: Any, content: bytes, source: ModuleSource) -> None:
+        self._usual = usual
+        self._content = content
+        self._source = source
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the source."""
+        module.__dict__[_LOADED] = self._content
+        exec(self._source.compiled, module.__dict__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._usual, name)
 
 
 def _migrations(module: ModuleType, source: ModuleSource) -> list[Migration]:

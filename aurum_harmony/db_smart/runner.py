@@ -8,19 +8,20 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history, snapshot
+from . import history, snapshot, tables
 from .binding import bound, commit_session, rollback_session
 from .database import Database, begin, commit, transient
-from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed
+from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, text_of
 from .execution import Execution, back_off, tried_again
 from .gate import Gate
 from .guard import LockGuard
@@ -29,7 +30,7 @@ from .lock import Lock, lock_of
 from .migrations import Migration, location
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
-from .signals import migration_applied, migration_failed, migration_progress, migration_started
+from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .steps import Steps
 
 _logger = logging.getLogger(__name__)
@@ -94,6 +95,9 @@ class Runner:
         self._create_all = create_all
         self._lock = lock
         self._ddl = ddl
+        #: What this process is doing, for who interrupts it: the migration that runs, empty between two; ``None``
+        #: while another process holds the lock.
+        self._doing: str | None = None
 
     def run(self, databases: Iterable[Database], *, force: bool = False) -> Outcome:
         """Apply what is pending on each database, in order.
@@ -110,8 +114,9 @@ class Runner:
         outcome = Outcome()
         for database in databases:
             before = len(outcome.runs)
+            self._doing = None
             try:
-                with interruptible(database.name):
+                with interruptible(database.name, lambda: self._doing):
                     outcome.states[database.name] = self._migrate(database, force, outcome)
             except (sa.exc.SQLAlchemyError, OSError) as error:
                 raise DbSmartError(
@@ -130,15 +135,47 @@ class Runner:
         if database.dialect != "sqlite" and self._gate.state(database) is None:
             with database.connect() as connection:
                 history.create_state(connection)  # the lease is a row of it
+        since, seen = self._gate.since, None
+        if since is not None and not force and database.dialect != "sqlite":
+            with database.connect() as connection:
+                seen = history.last_id(connection)
         lock = lock_of(database, self._lock)
         with lock.held(lambda state: not force and self._gate.complete(database, state)) as held:
             if held:
+                self._doing = ""
                 with database.connect() as connection:
+                    if since is not None and not force:
+                        self._leave_failed(database, connection, since, seen)
                     return self._migrate_locked(database, connection, lock, force, outcome)
         state = self._gate.state(database)
         if state is None:
             raise DbSmartError(f"The database {database.name!r} was emptied while this process waited. Start again.")
         return state
+
+    def _leave_failed(self, database: Database, connection: sa.Connection, since: datetime, seen: int | None) -> None:
+        """Leave a migration alone that failed in another process while this one was starting or waiting.
+
+        Workers that start together would try it one after the other, with the same result each.
+
+        :param since: when this process began to boot.
+        :param seen: the last row of the history before this process waited for the lock, if it was asked.
+        :raises MigrationFailed: there is one.
+        """
+        rows = history.failed(connection, since, seen)
+        plan = self._gate.by_connection(database, connection) if rows else None
+        pending = {(item.migration.name, item.migration.checksum) for item in (plan.pending if plan else ())}
+        for row in rows:
+            if (row.name, row.checksum) in pending:
+                raise MigrationFailed(
+                    f"Migration {row.name!r} failed on the database {database.name!r} ({database.url}) in another "
+                    f"process of this start, run by {row.applied_by}: {row.error}. This process did not try it again "
+                    "and changed nothing. Mend the cause and start again: the next start tries it again.",
+                    migration=row.name,
+                    database=database.name,
+                    statement=None,
+                    cause=str(row.error),
+                )
+        connection.rollback()  # what was only read
 
     def _migrate_locked(
         self, database: Database, connection: sa.Connection, lock: Lock, force: bool, outcome: Outcome
@@ -194,7 +231,7 @@ class Runner:
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
         if first and self._create_all and metadata is not None:
-            metadata.create_all(connection)
+            tables.make(connection, metadata, transactional=database.transactional_ddl)
         begun = history.begun(connection)
         commit(connection)
         return begun
@@ -207,7 +244,8 @@ class Runner:
             "index": index,
             "total": total,
         }
-        migration_started.send(self._app, **told)
+        self._doing = migration.name
+        send(migration_started, self._app, **told)
         started = time.perf_counter()
         for tries in itertools.count(1):
             try:
@@ -230,9 +268,10 @@ class Runner:
                     continue
                 seconds = time.perf_counter() - started
                 failed = self._failed(run, item, error, index - 1, seconds)
-                migration_failed.send(self._app, **told, error=failed)
+                send(migration_failed, self._app, **told, error=failed)
                 raise failed from error
-        migration_applied.send(self._app, **told, duration=duration)
+        self._doing = ""
+        send(migration_applied, self._app, **told, duration=duration)
         return Run(migration.name, run.database.name, duration)
 
     def _apply_once(self, run: _DatabaseRun, migration: Migration) -> float:
@@ -274,7 +313,7 @@ class Runner:
             settings=self._ddl,
             transactional=transactional,
             tell=functools.partial(
-                migration_progress.send, self._app, migration=migration.name, database=run.database.name
+                send, migration_progress, self._app, migration=migration.name, database=run.database.name
             ),
         )
         execution.after_rollback.append(lambda: rollback_session(self._db))
@@ -287,22 +326,19 @@ class Runner:
         execution.before_cut.append(before_cut)
         try:
             with bound(self._app, self._db, run.database, lambda: execution.engine):
-                operations = Operations(execution, self._db, migration) if migration.takes_operations else None
-                try:
-                    if operations is None:
-                        migration.function()
-                    else:
+                if not migration.takes_operations:
+                    migration.function()
+                else:
+                    operations = Operations(execution, self._db, migration)
+                    try:
                         migration.function(operations)
                         operations.finish()
-                except BaseException:
-                    execution.give_up()
-                    raise
-                finally:
-                    if operations is not None:
+                    finally:
                         operations.close()
+            execution.check()
+            return steps
         finally:
             execution.close()
-        return steps
 
     def _failed(
         self,
@@ -318,21 +354,26 @@ class Runner:
         """
         migration, database, connection = item.migration, run.database, run.connection
         if isinstance(error, sa.exc.NoSuchTableError):
-            cause = f"there is no table {str(error)!r}"
+            cause = f"there is no table {text_of(error)!r}"
         elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
             cause = database.redact(error)
         else:
             cause = f"{type(error).__name__}: {database.redact(error)}".removesuffix(": ")
         statement = _statement(error)
-        try:
-            connection.rollback()
-            begin(connection)
-            run.lock.confirm(connection)
-            history.record(connection, migration, seconds, error=cause)
-            commit(connection)
-        except (sa.exc.SQLAlchemyError, LeaseLost) as second:
-            connection.rollback()
-            _logger.debug("The failure could not be recorded: %s", database.redact(second))
+        for text in (cause, cause.encode("ascii", "backslashreplace").decode()):
+            try:
+                connection.rollback()
+                begin(connection)
+                run.lock.confirm(connection)
+                history.record(connection, migration, seconds, error=text)
+                commit(connection)
+                break
+            except UnicodeError:  # the connection speaks an encoding that lacks some of it
+                connection.rollback()
+            except (sa.exc.SQLAlchemyError, LeaseLost) as second:
+                connection.rollback()
+                _logger.debug("The failure could not be recorded: %s", database.redact(second))
+                break
         kept = "What it had committed is kept" if run.cut else "Nothing of it was kept"
         if not database.transactional_ddl:
             kept += " (there each schema change commits by itself)"
@@ -358,8 +399,10 @@ class Runner:
 
 
 @contextmanager
-def interruptible(database: str) -> Iterator[None]:
+def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into an exception, so that what was begun is rolled back and the lock freed.
+
+    :param doing: tells the migration that runs, an empty text between two, ``None`` while the lock is not held.
 
     A handler that the program installed for SIGTERM is left alone, and other threads than the main one get no signals.
 
@@ -372,11 +415,20 @@ def interruptible(database: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
-        raise Interrupted(
-            f"Interrupted by {number.name} while migrating the database {database!r}: the migration that ran was "
-            "rolled back as far as the database can, those before it stay, and the lock is free. Start again to go on.",
-            number,
-        ) from None
+        migration = doing()
+        if migration is None:
+            said = (
+                f"while waiting to migrate the database {database!r}: this process changed nothing, and another one "
+                "that migrates goes on."
+            )
+        elif migration:
+            said = (
+                f"while migrating the database {database!r}: the migration that ran ({migration}) was rolled back as "
+                "far as the database can, those before it stay, and the lock is free."
+            )
+        else:
+            said = f"while migrating the database {database!r}, between two migrations; the lock is free."
+        raise Interrupted(f"Interrupted by {number.name} {said} Start again to go on.", number) from None
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

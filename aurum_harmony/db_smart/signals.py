@@ -5,9 +5,19 @@ The sender is always the Flask application.
 
 from __future__ import annotations
 
-from blinker import Namespace
+import inspect
+import logging
+from typing import Any
 
+from blinker import Namespace, Signal
+from flask import Flask
+
+from .errors import text_of
+
+_logger = logging.getLogger(__name__)
 _signals = Namespace()
+#: Signal, listener and kind of error of what was logged.
+_told: set[tuple[str, str, str]] = set()
 
 #: A migration begins. Arguments: ``migration`` (its name), ``database`` (name), ``index`` (from 1), ``total``.
 migration_started = _signals.signal("migration-started")
@@ -27,3 +37,25 @@ migration_progress = _signals.signal("migration-progress")
 
 #: Boot came to a decision. Argument: ``report``, a :class:`~.extension.BootReport`.
 booted = _signals.signal("booted")
+
+
+def send(signal: Signal, app: Flask, **values: Any) -> None:
+    """Tell those who listen. One that raises is logged once, and can neither end a run nor change what it counts.
+
+    Only what ends the process, such as Ctrl-C, goes through.
+    """
+    if signal.is_muted:
+        return
+    for receiver in signal.receivers_for(app):
+        try:
+            if inspect.iscoroutinefunction(receiver):
+                raise TypeError("it is a coroutine function, and there is no loop to run it")
+            receiver(app, **values)
+        except Exception as error:
+            name = getattr(receiver, "__qualname__", type(receiver).__qualname__)
+            told = (signal.name, f"{getattr(receiver, '__module__', '?')}.{name}", type(error).__name__)
+            if told not in _told:
+                _told.add(told)
+                _logger.error(
+                    "db-smart: a listener of %r is passed by, as it raised: %s: %s: %s", *told, text_of(error)
+                )

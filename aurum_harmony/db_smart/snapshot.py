@@ -32,7 +32,7 @@ from .errors import DbSmartError
 from .history import TABLE_NAMES, Pending
 from .lock import lock_of
 from .settings import lock_settings, snapshot_folder, snapshots
-from .signals import snapshot_taken
+from .signals import send, snapshot_taken
 
 _logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def take(app: Flask, database: Database, connection: sa.Connection, pending: Seq
         ) from error
     if path is not None:
         _logger.info("db-smart: snapshot %s (%.3f ms)", path, (time.perf_counter() - started) * 1000)
-        snapshot_taken.send(app, database=database.name, path=path)
+        send(snapshot_taken, app, database=database.name, path=path)
 
 
 def restore(app: Flask, database: Database, chosen: Snapshot) -> Path | None:

@@ -149,6 +149,13 @@ def _locate(module: str) -> tuple[str | None, list[str] | None]:
     return os.path.abspath(file), None
 
 
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise MigrationError(f"Cannot list the migrations in {entry.path}: {error.strerror}.") from None
+
+
 def _walk(directory: str, prefix: str, found: list[tuple[str, os.DirEntry[str]]]) -> None:
     """Collect the Python files below ``directory``; hidden ones and caches are nobody's migrations."""
     try:
@@ -161,5 +168,5 @@ def _walk(directory: str, prefix: str, found: list[tuple[str, os.DirEntry[str]]]
             if name.endswith(".py"):
                 if name[0] != "." and "." not in name[:-3]:
                     found.append((prefix + name, entry))
-            elif "." not in name and name != "__pycache__" and entry.is_dir():
+            elif "." not in name and name != "__pycache__" and _is_directory(entry):
                 _walk(entry.path, f"{prefix}{name}/", found)

@@ -1,0 +1,67 @@
+"""The tables of the application's models: which are missing, and making them, also after a run was killed at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+from sqlalchemy.schema import AddConstraint
+
+from .database import begin, commit
+from .history import progress
+
+#: Under which name, one that no migration can have, it is written down which tables are being made.
+_MAKING = "(tables of the models)"
+
+
+def missing(connection: sa.Connection, metadata: sa.MetaData) -> list[sa.Table]:
+    """The tables that the database lacks, those first that others refer to. Leaves no transaction."""
+    inspector = sa.inspect(connection)
+    found = {schema: set[str]() for schema in {table.schema for table in metadata.tables.values()}}
+    for schema in found:
+        found[schema] = {*inspector.get_table_names(schema), *inspector.get_view_names(schema)}
+    fold = str.lower if connection.dialect.name == "sqlite" else str
+    names = {schema: set(map(fold, there)) for schema, there in found.items()}
+    return [table for table in metadata.sorted_tables if fold(table.name) not in names[table.schema]]
+
+
+def make(connection: sa.Connection, metadata: sa.MetaData, *, transactional: bool) -> None:
+    """Make the missing tables, with their indexes and keys, in the transaction that is open.
+
+    Where each schema change commits by itself, the names are committed first, so that the next run can tell a table
+    that this has only begun from one that was there before.
+
+    :param transactional: whether the database takes schema changes back.
+    """
+    if not transactional:
+        names = [table.key for table in missing(connection, metadata)]
+        unfinished = _unfinished(connection)
+        if names:
+            connection.execute(progress.delete().where(progress.c.migration == _MAKING))
+            detail = json.dumps(sorted({*names, *unfinished}))
+            row = {"migration": _MAKING, "step": "make", "row_count": 0, "last_row_id": 0, "detail": detail}
+            connection.execute(progress.insert(), row)
+            commit(connection)
+            begin(connection)
+    metadata.create_all(connection)
+    if not transactional:
+        _finish(connection, metadata, _unfinished(connection))
+        connection.execute(progress.delete().where(progress.c.migration == _MAKING))
+
+
+def _unfinished(connection: sa.Connection) -> list[str]:
+    query = sa.select(progress.c.detail).where(progress.c.migration == _MAKING)
+    return [str(name) for detail in connection.scalars(query) for name in json.loads(detail)]
+
+
+def _finish(connection: sa.Connection, metadata: sa.MetaData, names: Iterable[str]) -> None:
+    """Make the indexes and foreign keys that these tables still lack."""
+    for table in [metadata.tables[name] for name in names if name in metadata.tables]:
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            index.create(connection, checkfirst=True)
+        inspector = sa.inspect(connection)
+        there = {tuple(key["constrained_columns"]) for key in inspector.get_foreign_keys(table.name, table.schema)}
+        for constraint in table.foreign_key_constraints:
+            if tuple(constraint.column_keys) not in there:
+                connection.execute(AddConstraint(constraint))

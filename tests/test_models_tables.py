@@ -1,0 +1,124 @@
+"""The tables of the models: a first run that was killed while it made them, and tables that got lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from .conftest import Project
+from .processes import environment
+
+MODELS = """
+def models(db):
+    import sqlalchemy as sa
+    sa.Table(
+        "items", db.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(20), index=True),
+        sa.Column("sku", sa.String(20)),
+        sa.Column("b_id", sa.Integer, sa.ForeignKey("b.id", name="fk_items_b")),
+        sa.Index("ux_sku", "sku", unique=True),
+    )
+    sa.Table(
+        "a", db.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("b_id", sa.Integer, sa.ForeignKey("b.id", name="fk_ab", use_alter=True)),
+    )
+    sa.Table(
+        "b", db.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("a_id", sa.Integer, sa.ForeignKey("a.id", name="fk_ba", use_alter=True)),
+    )
+"""
+exec(MODELS)
+
+CHILD = (
+    MODELS
+    + """
+import os, signal, sys
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from aurum_harmony.db_smart import DbSmart
+sys.path.insert(0, sys.argv[1])
+app = Flask("child", instance_path=sys.argv[3])
+app.config.update(SQLALCHEMY_DATABASE_URI=sys.argv[4], DB_SMART_LEASE_SECONDS=1)
+db = SQLAlchemy(app)
+models(db)
+smart = DbSmart(app, db, migrations=sys.argv[2])
+count = 0
+
+@sa.event.listens_for(sa.Engine, "before_cursor_execute")
+def die(connection, cursor, statement, *rest):
+    global count
+    words = statement.split()
+    if words[0] in ("CREATE", "ALTER") and "db_smart" not in statement:
+        count += 1
+        if count == int(sys.argv[5]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+print(smart.boot(app).decision)
+"""
+)
+
+
+def facts(project: Project) -> dict[str, Any]:
+    """Indexes and foreign keys of the tables of the models."""
+    engine = sa.create_engine(project.url, poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        return {
+            table: (
+                sorted((str(index["name"]), bool(index["unique"])) for index in inspector.get_indexes(table)),
+                sorted(str(key["constrained_columns"]) for key in inspector.get_foreign_keys(table)),
+            )
+            for table in ("items", "a", "b")
+        }
+
+
+def child(project: Project, at: int) -> subprocess.CompletedProcess[str]:
+    url = make_url(project.url).render_as_string(hide_password=False)
+    arguments = [str(project.directory), project.module, str(project.instance), url, str(at)]
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, env=environment(), timeout=60
+    )
+
+
+def test_a_first_run_killed_at_any_statement_is_finished(
+    project: Project, make_project: Any, new_url: Any, request: pytest.FixtureRequest
+) -> None:
+    source = "@migration\ndef nothing(op): ..."
+    whole = make_project(new_url(request.node.callspec.params["url"]))
+    whole.write(source)
+    assert child(whole, 0).stdout == "migrated\n"
+    wanted = facts(whole)
+    killed = 0
+    # Where a killed run leaves nothing behind, one statement stands for all.
+    for at in range(1, 20) if project.dialect == "mysql" else [3]:
+        each = make_project(new_url(request.node.callspec.params["url"]))
+        each.write(source)
+        if child(each, at).returncode == 0:
+            break
+        killed += 1
+        if at == 3:  # killed again in the second run, and then let through
+            child(each, 1)
+        found = child(each, 0)
+        assert found.stdout == "migrated\n", found.stderr
+        assert facts(each) == wanted, at
+        assert each.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+    assert killed >= (5 if project.dialect == "mysql" else 1)
+
+
+def test_a_first_run_adds_no_index_to_a_table_that_was_there_before(project: Project) -> None:
+    project.query("CREATE TABLE items (id INTEGER PRIMARY KEY, name VARCHAR(20), sku VARCHAR(20), b_id INTEGER)")
+    project.query("INSERT INTO items (id, name, sku) VALUES (1, 'a', 'same'), (2, 'b', 'same')")
+    project.write("@migration\ndef nothing(op): ...")
+    project.models = globals()["models"]
+    assert project.boot().decision == "migrated"
+    assert facts(project)["items"] == ([], [])
+    assert {"a", "b"} <= project.tables()
