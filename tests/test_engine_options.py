@@ -137,7 +137,7 @@ def test_a_driver_in_autocommit_migrates_in_transactions(server_project: Project
 
 SLEEP = {"postgresql": "SELECT pg_sleep(1.2)", "mysql": "SELECT sleep(1.2)"}
 #: Engine options under which a transaction may not write a row that has changed since it began.
-STRICT = {
+STRICT: dict[str, list[dict[str, Any]]] = {
     "postgresql": [
         {"isolation_level": "REPEATABLE READ"},
         {"isolation_level": "SERIALIZABLE"},

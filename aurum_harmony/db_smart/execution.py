@@ -76,7 +76,7 @@ class Execution:
         self._lock = lock
         self._guard = guard
         self._savepoints: Savepoints | None = None
-        self._fence(connection)
+        guard.fence = self._fence
         #: Called before a transaction is cut: ends what its users left open.
         self.before_cut: list[Callable[[], None]] = []
         #: Called after a rollback that the migration's code did not ask for: brings its users to a new start.
@@ -92,13 +92,10 @@ class Execution:
     def engine(self) -> Engine:
         """What ``db.engine`` is during the migration."""
         if not self.transactional:
-            engine = guarded(self.database, self.settings.lock_timeout)
-        else:
-            self._savepoints = Savepoints(self.connection, self.steps)
-            engine = self._savepoints.engine
-            self._guard.watch(engine)
-        self._fence(engine)
-        return engine
+            return guarded(self.database, self.settings.lock_timeout, self._fence)
+        self._savepoints = Savepoints(self.connection, self.steps)
+        self._guard.watch(self._savepoints.engine)
+        return self._savepoints.engine
 
     def check(self) -> None:
         """Make sure that the migration's transaction holds what its code believes.
@@ -110,19 +107,20 @@ class Execution:
 
     def close(self) -> None:
         """Leave the connection as it was; its transaction stays open."""
-        if sa.event.contains(self.connection, "before_cursor_execute", self._before_statement):
-            sa.event.remove(self.connection, "before_cursor_execute", self._before_statement)
+        self._guard.fence = None
         if self._savepoints is not None:
             self._savepoints.close()
 
-    def _fence(self, target: sa.Connection | Engine) -> None:
-        """Let nothing be committed behind our back by a process that was stopped and has lost the lock since."""
-        if not self.dry and (not self.transactional or self.dialect == "mysql"):
-            # Before the guard, which sets the lock time-out for the one statement that comes next.
-            sa.event.listen(target, "before_cursor_execute", self._before_statement, insert=True)
+    def _fence(self, statement: str) -> None:
+        """Let nothing be committed behind our back by a process that was stopped and has lost the lock since.
 
-    def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if self._confirming or (reads(statement) if not self.transactional else not _COMMITS.match(statement)):
+        :raises LeaseLost: the statement would commit, and somebody else has taken the lock.
+        """
+        if self.transactional:
+            commits = self.dialect == "mysql" and _COMMITS.match(statement) is not None
+        else:
+            commits = not reads(statement)
+        if self._confirming or not commits:
             return
         self._confirming = True
         try:

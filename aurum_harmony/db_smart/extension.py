@@ -19,7 +19,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
 from .cli import group
-from .database import Database, databases, engines_of
+from .database import Database, databases, engines_of, translated
 from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, Interrupted, MigrationFailed
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
@@ -266,12 +266,13 @@ class DbSmart:
             return []
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
             inspector = sa.inspect(connection)
-            there = {schema: set(inspector.get_table_names(schema)) for schema in metadata._schemas | {None}}
+            places = {schema: translated(connection, schema) for schema in metadata._schemas | {None}}
+            there = {schema: set(inspector.get_table_names(place)) for schema, place in places.items()}
             return [
                 table.key
                 for table in metadata.sorted_tables
                 # A model may stand for a view.
-                if table.name not in there[table.schema] and not inspector.has_table(table.name, table.schema)
+                if table.name not in there[table.schema] and not inspector.has_table(table.name, places[table.schema])
             ]
         return []
 

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -69,6 +69,8 @@ class LockGuard:
         self._connection = connection
         self._seconds = seconds
         self._session = 0
+        #: Asked before each statement, and before anything is set for it.
+        self.fence: Callable[[str], None] | None = None
         #: How long the schema changes of this transaction took.
         self._spent = 0.0
         self._started: float | None = None
@@ -103,6 +105,8 @@ class LockGuard:
         sa.event.listen(self._connection, "commit", lambda _: driver.execute(f"PRAGMA busy_timeout = {ours}"))
 
     def _before(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if self.fence is not None:
+            self.fence(statement)
         self._quiet()
         if self._before_ours is not None:  # the change before has failed
             self._before_ours = None
@@ -168,13 +172,18 @@ class LockGuard:
             _logger.debug("db-smart: who blocks cannot be told: %s", self._database.redact(error))
 
 
-def guarded(database: Database, seconds: float) -> Engine:
+def guarded(database: Database, seconds: float, fence: Callable[[str], None]) -> Engine:
     """The engine for migrating, each of whose connections has a guard.
 
     :param seconds: how long to wait.
+    :param fence: asked before each statement.
     """
+
+    def guard(connection: sa.Connection) -> None:
+        LockGuard(database, connection, seconds).fence = fence
+
     engine = database.engine.execution_options()
-    sa.event.listen(engine, "engine_connect", lambda connection: LockGuard(database, connection, seconds))
+    sa.event.listen(engine, "engine_connect", guard)
     return engine
 
 

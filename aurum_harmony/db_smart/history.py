@@ -31,7 +31,7 @@ metadata = sa.MetaData()
 _NAME = sa.String(MAX_NAME)
 _DIGEST = sa.String(64)
 #: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
-_TRANSACTIONAL = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+_TRANSACTIONAL: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
 
 history = sa.Table(
     "db_smart_history",

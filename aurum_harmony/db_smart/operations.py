@@ -226,12 +226,12 @@ class Operations:
             raise DbSmartError(f"op.sync() takes a model or a table, not {model!r}.")
         metadata = sa.MetaData(naming_convention=table.metadata.naming_convention)
         schema = translated(self._connection, table.schema)
-        described = table.to_metadata(metadata, schema=schema, referred_schema_fn=self._referred_schema)
+        described = table.to_metadata(metadata, schema=cast(Any, schema), referred_schema_fn=self._referred_schema)
         for key in table.foreign_keys:
             other = key.column.table
             place = translated(self._connection, other.schema)
             if other is not table and sa.Table(other.name, sa.MetaData(), schema=place).key not in metadata.tables:
-                other.to_metadata(metadata, schema=place, referred_schema_fn=self._referred_schema)
+                other.to_metadata(metadata, schema=cast(Any, place), referred_schema_fn=self._referred_schema)
         if not self.has_table(table.name, schema=schema):
             self._create_table(described)
             return

@@ -53,7 +53,11 @@ def send(signal: Signal, app: Flask, **values: Any) -> None:
             receiver(app, **values)
         except Exception as error:
             name = getattr(receiver, "__qualname__", type(receiver).__qualname__)
-            told = (signal.name, f"{getattr(receiver, '__module__', '?')}.{name}", type(error).__name__)
+            told = (
+                str(getattr(signal, "name", signal)),
+                f"{getattr(receiver, '__module__', '?')}.{name}",
+                type(error).__name__,
+            )
             if told not in _told:
                 _told.add(told)
                 _logger.error(
