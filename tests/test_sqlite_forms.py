@@ -301,7 +301,7 @@ def test_a_reserved_word_is_no_column_of_that_name(base: Base, name: str) -> Non
             "2 rows repeat y",
         ),
         (lambda op: op.create_index("ux", "a ADD b", [func.abs(sa.column("x"))], unique=True), "5 rows repeat abs"),
-        (lambda op: op.alter_column("a ADD b", "z", nullable=False), "1 row has no z"),
+        (lambda op: op.alter_column("a ADD b", "z", nullable=False), "1 row has NULL in z"),
         (lambda op: op.create_check_constraint("ck ADD", "a ADD b", "x > 1"), "3 rows break ck ADD"),
         (lambda op: op.create_foreign_key("fk", "a ADD b", "p", ["x"], ["id"]), r"2 row\(s\) of 'a ADD b' violate"),
         (
