@@ -338,6 +338,13 @@ def test_sql_is_not_cut_at_words_that_are_names(base: Base, table: str) -> None:
     assert base.query(f'SELECT * FROM "{table}"') == [(1, 1)]
 
 
+def test_a_foreign_key_to_another_schema_is_a_clear_error(base: Base) -> None:
+    base.script("CREATE TABLE t (a INT)")
+    with pytest.raises(DbSmartError, match="'fk' is a foreign key to another schema.*Nothing was changed"):
+        base.run(lambda op: op.create_foreign_key("fk", "t", "p", ["a"], ["id"], referent_schema="aux"))
+    assert base.sql() == "CREATE TABLE t (a INT)"
+
+
 # Dry runs
 
 
