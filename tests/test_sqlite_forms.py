@@ -301,7 +301,7 @@ def test_a_reserved_word_is_no_column_of_that_name(base: Base, name: str) -> Non
             "2 rows repeat y",
         ),
         (lambda op: op.create_index("ux", "a ADD b", [func.abs(sa.column("x"))], unique=True), "5 rows repeat abs"),
-        (lambda op: op.alter_column("a ADD b", "z", nullable=False), "1 row has no z"),
+        (lambda op: op.alter_column("a ADD b", "z", nullable=False), "1 row has NULL in z"),
         (lambda op: op.create_check_constraint("ck ADD", "a ADD b", "x > 1"), "3 rows break ck ADD"),
         (lambda op: op.create_foreign_key("fk", "a ADD b", "p", ["x"], ["id"]), r"2 row\(s\) of 'a ADD b' violate"),
         (
@@ -336,6 +336,13 @@ def test_sql_is_not_cut_at_words_that_are_names(base: Base, table: str) -> None:
     base.once(lambda op: op.create_unique_constraint("one ADD two", table, ["a"]))
     base.once(lambda op: op.add_column(table, Column("n ADD COLUMN m", Integer, server_default=text("(abs(-1))"))))
     assert base.query(f'SELECT * FROM "{table}"') == [(1, 1)]
+
+
+def test_a_foreign_key_to_another_schema_is_a_clear_error(base: Base) -> None:
+    base.script("CREATE TABLE t (a INT)")
+    with pytest.raises(DbSmartError, match="'fk' is a foreign key to another schema.*Nothing was changed"):
+        base.run(lambda op: op.create_foreign_key("fk", "t", "p", ["a"], ["id"], referent_schema="aux"))
+    assert base.sql() == "CREATE TABLE t (a INT)"
 
 
 # Dry runs

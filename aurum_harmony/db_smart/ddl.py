@@ -13,6 +13,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
+from .errors import DbSmartError
+
 
 def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
     """An element as SQL that is sent without parameters, so that a percent sign is one.
@@ -29,8 +31,17 @@ def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
 
 
 def constraint_text(constraint: sa.Constraint, dialect: Dialect) -> str:
-    """A constraint as SQL, as it stands in ``CREATE TABLE``."""
-    return str(_ddl_compiler(dialect).process(constraint))
+    """A constraint as SQL, as it stands in ``CREATE TABLE``.
+
+    :raises DbSmartError: the database has no such constraints.
+    """
+    text: str | None = _ddl_compiler(dialect).process(constraint)
+    if text is None:
+        raise DbSmartError(
+            f"The constraint {str(constraint.name)!r} is a foreign key to another schema, which {dialect.name} lacks. "
+            "Nothing was changed. Leave it out."
+        )
+    return text
 
 
 def column_text(column: sa.Column[Any], checks: Sequence[sa.Constraint], dialect: Dialect) -> str:

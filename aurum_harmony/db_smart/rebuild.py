@@ -589,7 +589,7 @@ class _Rebuild:
             verb, text = ("repeats", "repeat"), ", ".join(columns)
         elif what == "NOT NULL":
             query = f"SELECT count(*) FROM {self._at(self.table)} WHERE {quoted[0]} IS NULL"
-            verb, text = ("has no", "have no"), columns[0]
+            verb, text = ("has NULL in", "have NULL in"), columns[0]
         elif what == "CHECK" and self._definition is not None:
             checks = self._definition.checks(names)
             query = f"SELECT count(*) FROM {self._at(self.table)} WHERE NOT ({checks[0]})" if checks else ""
