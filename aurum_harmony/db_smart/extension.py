@@ -205,20 +205,38 @@ class DbSmart:
         gate.databases = {name: database.serving for name, database in gate.databases.items()}
         return worst(plan.status for plan in gate.by_row() or gate.by_history())
 
-    def migrate(self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False) -> Outcome:
+    def missing_tables(self, app: Flask, database: Database) -> list[str]:
+        """The tables that the models have and a database with a history has not; none where those are not made here.
+
+        Needs an application context.
+
+        :raises DbSmartError: the database cannot be reached.
+        """
+        from . import tables
+
+        metadata = self._state(app).db.metadatas.get(database.key)
+        if metadata is None or not create_all(app) or not database.exists:
+            return []
+        with database.connect() as connection:
+            return [table.key for table in tables.missing(connection, metadata)]
+
+    def migrate(
+        self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False, remake: bool = False
+    ) -> Outcome:
         """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
 
         Needs an application context.
 
         :param selected: the databases to migrate.
         :param force: run every repeatable migration again.
+        :param remake: make the tables of the models that got lost.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
         from .runner import Runner
 
         state = self._state(app)
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
-        outcome = runner.run(selected, force=force)
+        outcome = runner.run(selected, force=force, remake=remake)
         for database in selected:
             if database.migration_url is not None:
                 self._check_same(gate, database, outcome.states[database.name])
@@ -323,6 +341,12 @@ class DbSmart:
             )
         if behind:
             return self._migrate(app, gate, reason)
+        # That a table of a file got lost shows in its header; servers would be asked one query more at each such boot.
+        for plan in plans:
+            if plan.database.path is not None and (missing := self.missing_tables(app, plan.database)):
+                from .tables import lost
+
+                _logger.warning("db-smart: %s", lost(plan.database.name, missing))
         if mode == "migrate":
             states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
             _keep_flag(gate, lambda: gate.remember(states))

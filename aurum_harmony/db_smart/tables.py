@@ -26,6 +26,14 @@ def missing(connection: sa.Connection, metadata: sa.MetaData) -> list[sa.Table]:
     return [table for table in metadata.sorted_tables if fold(table.name) not in names[table.schema]]
 
 
+def lost(database: str, names: Iterable[str]) -> str:
+    """What to say of tables that are missing although the database has its history."""
+    return (
+        f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
+        "'flask db-smart migrate' makes them; new models need a migration that does (op.create_table)."
+    )
+
+
 def make(connection: sa.Connection, metadata: sa.MetaData, *, transactional: bool) -> None:
     """Make the missing tables, with their indexes and keys, in the transaction that is open.
 
