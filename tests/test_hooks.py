@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import DbSmartError, signals
+from aurum_harmony.db_smart import DbSmart, DbSmartError, signals
 
 from .conftest import Project
-from .processes import environment
+from .processes import ROOT, environment
 from .test_boot import V1
 
 MIGRATIONS = """
@@ -438,3 +439,59 @@ def test_an_error_whose_text_cannot_be_had_or_stored_is_told_and_recorded(projec
     error.value.message.encode()
     assert project.history() == [("bad", "failed")]
     assert ("RuntimeError" if what != "no text" else "Bad") in project.query("SELECT error FROM db_smart_history")[0][0]
+
+
+# -- Wrong wiring
+
+
+def test_another_sqlalchemy_extension_is_named(sqlite_url: URL) -> None:
+    class Other:  # as Flask-SQLAlchemy-Lite, which has sessions and engines, but no registry of applications
+        session = engines = None
+
+    with pytest.raises(DbSmartError, match=r"Flask-SQLAlchemy; .*Other is another one"):
+        DbSmart(Flask("other"), Other(), migrations="anything")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["boot", "request", "command"])
+def test_a_forgotten_init_app_is_named(sqlite_project: Project, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    sqlite_project.write(V1)
+    app = Flask("forgotten", instance_path=str(sqlite_project.instance))
+    smart = DbSmart(app, SQLAlchemy(), migrations=sqlite_project.module)
+    if how == "boot":
+        with pytest.raises(DbSmartError, match="call db.init_app"):
+            smart.boot(app)
+    elif how == "request":
+        assert app.test_client().get("/").status_code == 503
+        assert "call db.init_app" in caplog.text
+    else:
+        found = app.test_cli_runner().invoke(args=["db-smart", "status"])
+        assert found.exit_code == 1
+        assert "call db.init_app" in found.output
+
+
+def test_a_directory_of_alembic_is_named(sqlite_project: Project) -> None:
+    folder = sqlite_project.directory / sqlite_project.module
+    (folder / "versions").mkdir(parents=True)
+    (folder / "env.py").write_text("from alembic import context\n")
+    (folder / "versions" / "1a2b_first.py").write_text("revision = '1a2b'\n")
+    with pytest.raises(DbSmartError, match="directory of Alembic or Flask-Migrate"):
+        sqlite_project.boot()
+
+
+@pytest.mark.parametrize("what", ["port in use", "bad host"])
+def test_the_start_script_says_why_it_cannot_serve(sqlite_project: Project, what: str) -> None:
+    script = next((ROOT / "aurum_harmony" / "master_codebase").glob("Master_*.py"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host = "127.0.0.1" if what == "port in use" else "no.such.host.invalid"
+        found = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment(
+                HOST=host, PORT=str(taken.getsockname()[1]), AURUM_LOCAL_DIR=str(sqlite_project.directory / "local")
+            ),
+        )
+    assert found.returncode == 1
+    assert "Cannot serve on HOST" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -122,3 +123,51 @@ def test_a_first_run_adds_no_index_to_a_table_that_was_there_before(project: Pro
     assert project.boot().decision == "migrated"
     assert facts(project)["items"] == ([], [])
     assert {"a", "b"} <= project.tables()
+
+
+MAKE = '@migration\ndef add(op): op.add_column("items", Column("extra", Integer))\n'
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_lost_tables_are_named_and_made_again(
+    project: Project, caplog: pytest.LogCaptureFixture, pending: bool
+) -> None:
+    project.models = globals()["models"]
+    project.write(MAKE)
+    project.boot()
+    wanted = facts(project)
+    app, _ = project.app()
+    with app.app_context():
+        app.extensions["sqlalchemy"].drop_all()
+    project.dispose(app)
+    caplog.clear()
+    assert project.boot().applied == ()
+    if project.dialect == "sqlite":
+        assert "lacks tables of the models: " in caplog.text
+        assert "'flask db-smart migrate' makes them" in caplog.text
+    found = project.run("status")
+    assert "lacks tables of the models: " in found.output
+    assert set(json.loads(project.run("status", "--json").stdout)["databases"][0]["missing"]) == set(wanted)
+    if pending:
+        project.write(MAKE + "@migration\ndef more(op): ...\n")
+    found = project.run("migrate", "--force") if pending else project.run("migrate")
+    assert found.exit_code == 0, found.output
+    assert "Made the tables of the models that were missing: " in found.output
+    assert facts(project) == wanted
+    assert ("extra" in project.columns("items")) is pending
+    again = json.loads(project.run("migrate", "--json").stdout)
+    assert again["result"] == "up-to-date"
+    assert "made" not in again
+
+
+def test_a_new_model_without_a_migration_is_named_by_a_run(
+    sqlite_project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = sqlite_project
+    project.write("@migration\ndef one(op): ...\n")
+    project.boot()
+    project.write("@migration\ndef one(op): ...\n@migration\ndef two(op): ...\n")
+    project.models = globals()["models"]
+    assert project.boot().applied == ("two",)
+    assert "lacks tables of the models: " in caplog.text
+    assert "items" not in project.tables()

@@ -71,7 +71,7 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             return
         behind = [plan for plan in plans if plan.behind]
         with _progress(app, applied, as_json):
-            outcome = smart.migrate(app, gate, selected, force=force)
+            outcome = smart.migrate(app, gate, selected, force=force, remake=True)
     except DbSmartError as error:
         if as_json:
             lock = _first(_lock(app, database) for database in selected) if isinstance(error, LockTimeout) else None
@@ -80,8 +80,13 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
     with _output_optional():
         if as_json:
             result = "applied" if outcome.changed else "up-to-date"
-            _print_json({"result": result, "applied": applied, "error": None, "lock": None})
+            made = {"made": outcome.made} if outcome.made else {}
+            _print_json({"result": result, "applied": applied, "error": None, "lock": None, **made})
             return
+        if outcome.made:
+            click.echo(f"Made the tables of the models that were missing: {', '.join(outcome.made)}.")
+            if not behind and not applied:
+                return
         if not outcome.changed:
             click.echo("Migration already completed: the database holds every migration of this code.")
             click.echo("To run the repeatable ones again: --force.")
@@ -385,6 +390,8 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
 
 def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     """The JSON of ``status``, and what else a person should know."""
+    from .tables import lost as told
+
     gate = smart.gate(app)
     verdict = gate.by_flag()
     entries, notes, plans = [], [], []
@@ -405,6 +412,8 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
         state = "pending" if missing else plan.status
         entries.append(_entry(database, state, plan, lock, progress, missing=missing, failed=failed))
+        if missing and create_all(app):
+            notes.append(f"Attention: {told(database.name, missing)}")
     states = [entry["state"] for entry in entries]
     state = worst(states)
     will, reason = _next_boot(app, verdict, plans, reached=state != "unreachable")

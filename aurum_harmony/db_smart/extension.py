@@ -19,7 +19,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
 from .cli import group
-from .database import Database, databases, engines_of, translated
+from .database import Database, databases, engines_of
 from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, Interrupted, MigrationFailed
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
@@ -211,13 +211,32 @@ class DbSmart:
         gate.databases = {name: database.serving for name, database in gate.databases.items()}
         return worst(plan.status for plan in gate.by_row() or gate.by_history())
 
-    def migrate(self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False) -> Outcome:
+    def missing_tables(self, app: Flask, database: Database) -> list[str]:
+        """The tables that the models have and a database with a history has not.
+
+        Needs an application context.
+
+        :raises DbSmartError: the database cannot be reached.
+        """
+        from . import tables
+
+        metadata = self._state(app).db.metadatas.get(database.key)
+        if metadata is None or not metadata.tables or not database.exists:
+            return []
+        with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
+            return [table.key for table in tables.missing(connection, metadata)]
+        return []
+
+    def migrate(
+        self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False, remake: bool = False
+    ) -> Outcome:
         """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
 
         Needs an application context.
 
         :param selected: the databases to migrate.
         :param force: run every repeatable migration again.
+        :param remake: make the tables of the models that got lost.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
         with without_plugin_lines():
@@ -226,7 +245,7 @@ class DbSmart:
         state = self._state(app)
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
         try:
-            outcome = runner.run(selected, force=force)
+            outcome = runner.run(selected, force=force, remake=remake)
         except (MigrationFailed, Interrupted):
             # What it changed is not what the flag remembers; the next boot would take it for somebody else's work.
             _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
@@ -255,26 +274,6 @@ class DbSmart:
             models = db.metadatas.get(plan.database.key) if first and create_all(app) else None
             found[plan.database.name] = preview(app, db, plan.database, plan.pending, models=models)
         return found
-
-    def missing_tables(self, app: Flask, database: Database) -> list[str]:
-        """The tables of the models that a database lacks. Needs an application context.
-
-        :raises DatabaseUnreachable: it cannot be asked.
-        """
-        metadata = self._state(app).db.metadatas.get(database.key)
-        if metadata is None or not metadata.tables:
-            return []
-        with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
-            inspector = sa.inspect(connection)
-            places = {schema: translated(connection, schema) for schema in metadata._schemas | {None}}
-            there = {schema: set(inspector.get_table_names(place)) for schema, place in places.items()}
-            return [
-                table.key
-                for table in metadata.sorted_tables
-                # A model may stand for a view.
-                if table.name not in there[table.schema] and not inspector.has_table(table.name, places[table.schema])
-            ]
-        return []
 
     @staticmethod
     def _check_same(gate: Gate, database: Database, migrated: State) -> None:
@@ -373,6 +372,14 @@ class DbSmart:
             )
         if step.action == "migrate":
             return self._migrate(app, gate, step.reason)
+        # That a table of a file got lost shows in its header; servers would be asked one query more at each such boot.
+        for plan in plans:
+            if plan.database.path is None or not create_all(app):
+                continue
+            if missing := self.missing_tables(app, plan.database):
+                from .tables import lost
+
+                _logger.warning("db-smart: %s", lost(plan.database.name, missing))
         if mode == "migrate":
             states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
             _keep_flag(gate, lambda: gate.remember(states))

@@ -55,11 +55,13 @@ class Outcome:
     :ivar runs: what was applied, in order.
     :ivar states: the state row of each database.
     :ivar changed: whether this process did anything; not so where another one had done it all.
+    :ivar made: the lost tables of the models that were made again.
     """
 
     runs: list[Run] = field(default_factory=list)
     states: dict[str, State] = field(default_factory=dict)
     changed: bool = False
+    made: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -99,11 +101,12 @@ class Runner:
         #: while another process holds the lock.
         self._doing: str | None = None
 
-    def run(self, databases: Iterable[Database], *, force: bool = False) -> Outcome:
+    def run(self, databases: Iterable[Database], *, force: bool = False, remake: bool = False) -> Outcome:
         """Apply what is pending on each database, in order.
 
         :param databases: the databases to migrate.
         :param force: run every repeatable migration again.
+        :param remake: make the tables of the models that got lost.
         :raises MigrationFailed: a migration raised; those before it stay applied.
         :raises LockTimeout: another process migrated for too long.
         :raises LeaseLost: this process was stopped for so long that another one took over.
@@ -112,6 +115,7 @@ class Runner:
         :raises DbSmartError: a database refuses what is not a migration's: our tables, a lock.
         """
         outcome = Outcome()
+        self._remake = remake and self._create_all
         for database in databases:
             before = len(outcome.runs)
             self._doing = None
@@ -140,7 +144,8 @@ class Runner:
             with database.connect() as connection:
                 seen = history.last_id(connection)
         lock = lock_of(database, self._lock)
-        with lock.held(lambda state: not force and self._gate.complete(database, state)) as held:
+        again = force or self._remake
+        with lock.held(lambda state: not again and self._gate.complete(database, state)) as held:
             if held:
                 self._doing = ""
                 with database.connect() as connection:
@@ -183,17 +188,28 @@ class Runner:
         wal_version = _wal_schema_version(connection)
         plan = self._gate.by_connection(database, connection, force=force)
         connection.rollback()  # what was only read
-        if plan.state is not None and not plan.behind and plan.state.source == self._gate.sources.digest:
+        first = plan.state is None or not plan.state.source
+        lost = [] if first or not self._remake else self._lost(database, connection)
+        if not (plan.behind or lost) and plan.state is not None and plan.state.source == self._gate.sources.digest:
             return plan.state
         if plan.behind:
             snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
         guard = LockGuard(database, connection, self._ddl.lock_timeout)
-        first = plan.state is None or not plan.state.source
         begun = tried_again(database, lambda: self._prepare(database, connection, first=first), self._ddl.retries)
+        # What is pending may make one of them, or change it: a forced run finds them all there, as it once did.
+        early = force or not plan.pending
+        if lost and early:
+            self._make_lost(database, connection, lost, outcome)
         run = _DatabaseRun(database, connection, lock, guard, begun)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
+        if not early:
+            lost = self._lost(database, connection)
+            if lost and self._remake and not first:
+                self._make_lost(database, connection, lost, outcome)
+            elif lost:
+                _logger.warning("db-smart: %s", tables.lost(database.name, lost))
         changed = wal_version if plan.pending else None
         state = tried_again(database, lambda: self._seal(connection, lock, changed), self._ddl.retries)
         if wal_version is not None:
@@ -235,6 +251,23 @@ class Runner:
         begun = history.begun(connection)
         commit(connection)
         return begun
+
+    def _lost(self, database: Database, connection: sa.Connection) -> list[str]:
+        """Names of the tables that the models have and the database has not."""
+        metadata = self._db.metadatas.get(database.key)
+        if metadata is None or not self._create_all:
+            return []
+        found = [table.key for table in tables.missing(connection, metadata)]
+        connection.rollback()  # what was only read
+        return found
+
+    def _make_lost(self, database: Database, connection: sa.Connection, lost: list[str], outcome: Outcome) -> None:
+        begin(connection)
+        tables.make(connection, self._db.metadatas[database.key], transactional=database.transactional_ddl)
+        commit(connection)
+        _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
+        outcome.made += lost
+        outcome.changed = True
 
     def _apply(self, run: _DatabaseRun, item: Pending, index: int, total: int) -> Run:
         migration, connection = item.migration, run.connection

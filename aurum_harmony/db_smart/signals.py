@@ -9,7 +9,7 @@ import inspect
 import logging
 from typing import Any
 
-from blinker import Namespace, Signal
+from blinker import NamedSignal, Namespace
 from flask import Flask
 
 from .errors import text_of
@@ -39,7 +39,7 @@ migration_progress = _signals.signal("migration-progress")
 booted = _signals.signal("booted")
 
 
-def send(signal: Signal, app: Flask, **values: Any) -> None:
+def send(signal: NamedSignal, app: Flask, **values: Any) -> None:
     """Tell those who listen. One that raises is logged once, and can neither end a run nor change what it counts.
 
     Only what ends the process, such as Ctrl-C, goes through.

@@ -107,6 +107,13 @@ def scan(module: str) -> Sources:
         if relative not in stats:
             stats[relative] = _stat(entry)
             paths[relative] = entry.path
+    if "env.py" in stats and any(name.startswith("versions/") for name in stats):
+        raise MigrationError(
+            f"{module!r} ({directories[0]}) is a directory of Alembic or Flask-Migrate, whose revisions db-smart "
+            "cannot run. Keep it for the revisions that are there, and give DbSmart a module of its own for what is "
+            "new: "
+            "DbSmart(app, db, migrations='myapp.db_migrations'). Nothing was changed."
+        )
     if not stats:
         raise MigrationError(f"The package of migrations {module!r} has no source file in {directories[0]}.")
     return Sources(module, True, directories, stats, paths, scanned_ns)

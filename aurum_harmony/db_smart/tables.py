@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy.schema import AddConstraint
 
-from .database import begin, commit
+from .database import begin, commit, translated
 from .history import progress
 
 #: Under which name, one that no migration can have, it is written down which tables are being made.
@@ -18,12 +18,22 @@ _MAKING = "(tables of the models)"
 def missing(connection: sa.Connection, metadata: sa.MetaData) -> list[sa.Table]:
     """The tables that the database lacks, those first that others refer to. Leaves no transaction."""
     inspector = sa.inspect(connection)
-    found = {schema: set[str]() for schema in {table.schema for table in metadata.tables.values()}}
-    for schema in found:
-        found[schema] = {*inspector.get_table_names(schema), *inspector.get_view_names(schema)}
-    fold = str.lower if connection.dialect.name == "sqlite" else str
-    names = {schema: set(map(fold, there)) for schema, there in found.items()}
-    return [table for table in metadata.sorted_tables if fold(table.name) not in names[table.schema]]
+    places = {schema: translated(connection, schema) for schema in {table.schema for table in metadata.tables.values()}}
+    there = {schema: set(inspector.get_table_names(place)) for schema, place in places.items()}
+    return [
+        table
+        for table in metadata.sorted_tables
+        # A model may stand for a view, and names may differ in case.
+        if table.name not in there[table.schema] and not inspector.has_table(table.name, places[table.schema])
+    ]
+
+
+def lost(database: str, names: Iterable[str]) -> str:
+    """What to say of tables that are missing although the database has its history."""
+    return (
+        f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
+        "'flask db-smart migrate' makes them; new models need a migration that does (op.create_table)."
+    )
 
 
 def make(connection: sa.Connection, metadata: sa.MetaData, *, transactional: bool) -> None:

@@ -29,7 +29,10 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    serve(app, host=host, port=int(port))
+    try:
+        serve(app, host=host, port=int(port))
+    except (OSError, ValueError) as error:  # Waitress has a ValueError for a host that has no address
+        sys.exit(f"Cannot serve on HOST {host!r}, PORT {port}: {error}. Choose others, or end what uses them.")
 
 
 if __name__ == "__main__":
