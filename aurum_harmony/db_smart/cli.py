@@ -18,7 +18,7 @@ from flask.cli import AppGroup
 from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import decide, worst
-from .settings import boot_mode, ddl_settings, flag_path, forced, lock_settings
+from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
 from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
 
 if TYPE_CHECKING:
