@@ -24,6 +24,7 @@ from .ddl import render
 from .errors import DbSmartError
 from .execution import Execution, Send
 from .history import Pending, State
+from .memory import insert
 from .migrations import Migration, Options
 from .operations import Operations
 from .settings import DdlSettings
@@ -330,6 +331,7 @@ class DryExecution(Execution):
         self.steps = Steps(connection, "", at_once=False, begun=False)
         self.before_cut, self.after_rollback = [], []
         self.catalog = catalog
+        self.memory = None
         self.current: Preview
 
     @property
@@ -344,6 +346,21 @@ class DryExecution(Execution):
     def satisfied(self, operation: str) -> None:
         """An operation has found that there is nothing to do."""
         self.current.satisfied.append(operation)
+
+    def passed_by(self, operation: str, reason: str) -> None:
+        """An operation is not to be done, as the database is beyond it."""
+        self.current.satisfied.append(f"{operation}: {reason}")
+
+    def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
+        """Note what the run would remember; the script does so too."""
+        new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
+        if new is not None:
+            self.current.script.append(render(insert(new), self.connection.dialect, literal_binds=True))
+
+    @contextmanager
+    def undoable(self) -> Iterator[None]:
+        """Nothing is done, so that there is nothing to undo."""
+        yield
 
     @contextmanager
     def operation(self, operation: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ from .database import Database, begin, commit, transient
 from .ddl import render
 from .guard import LockGuard, guarded
 from .lock import Lock
+from .memory import Memory, insert
 from .settings import DdlSettings
 from .steps import Steps, reads
 
@@ -49,6 +50,7 @@ class Execution:
     :param settings: for schema changes.
     :param transactional: whether the migration runs in a transaction.
     :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
+    :param memory: what the history remembers of objects; ``None`` where nothing is to be remembered.
     """
 
     #: Whether nothing is really sent.
@@ -66,6 +68,7 @@ class Execution:
         settings: DdlSettings,
         transactional: bool,
         tell: Callable[..., object] = lambda **_: None,
+        memory: Memory | None = None,
     ) -> None:
         self.database = database
         self.connection = connection
@@ -73,10 +76,12 @@ class Execution:
         self.settings = settings
         self.transactional = transactional
         self.tell = tell
+        self.memory = memory
         self._lock = lock
         self._guard = guard
         self._savepoints: Savepoints | None = None
         guard.fence = self._fence
+        self._commits = 0
         #: Called before a transaction is cut: ends what its users left open.
         self.before_cut: list[Callable[[], None]] = []
         #: Called after a rollback that the migration's code did not ask for: brings its users to a new start.
@@ -135,6 +140,82 @@ class Execution:
     def satisfied(self, operation: str) -> None:
         """An operation has found that there is nothing to do."""
 
+    def passed_by(self, operation: str, reason: str) -> None:
+        """An operation is not to be done, as the database is beyond it."""
+        _logger.info("db-smart: %r: %s is left out: %s", self.steps.migration, operation, reason)
+
+    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
+        """SQL of a migration wants a table or a column that is not there any more."""
+        _logger.warning(
+            "db-smart: %r: a statement is left out, as the table or column that it wants is not there any more: %s",
+            self.steps.migration,
+            self.database.redact(error),
+        )
+
+    def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
+        """Remember an event, in the transaction that is open; see :mod:`~.memory`."""
+        new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
+        if new is not None:
+            with self.steps.pause():
+                self.connection.execute(insert(new))
+
+    @contextmanager
+    def undoable(self) -> Iterator[None]:
+        """Let a block fail and leave the transaction as it was, as far as the block has not committed it.
+
+        PostgreSQL alone gives a transaction up for a failed statement.
+        """
+        if not self.transactional or self.dialect != "postgresql":
+            yield
+            return
+        before = self._commits
+        self._control("SAVEPOINT db_smart_operation")
+        try:
+            yield
+        except sa.exc.DBAPIError:
+            if self._commits == before:
+                self._control("ROLLBACK TO SAVEPOINT db_smart_operation")
+            raise
+        if self._commits == before:
+            self._control("RELEASE SAVEPOINT db_smart_operation")
+
+    @contextmanager
+    def passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+        """Take back what a block did when it fails with an error that is to be passed by.
+
+        Of what was committed meanwhile (by a schema change, where that commits) nothing can be taken back.
+        """
+        if not self.transactional:
+            try:
+                yield
+            except Exception as error:
+                if not passes(error):
+                    raise
+            return
+        before, made = self._commits, self.steps.made
+        self._control("SAVEPOINT db_smart_migration")
+        try:
+            yield
+        except Exception as error:
+            if not passes(error):
+                raise
+            if self._savepoints is not None:
+                self._savepoints.cut()
+            try:
+                if self._commits != before:
+                    raise sa.exc.InvalidRequestError("the savepoint was committed") from None
+                self._control("ROLLBACK TO SAVEPOINT db_smart_migration")
+                self.steps.take_back(made)
+            except (sa.exc.DBAPIError, sa.exc.InvalidRequestError):
+                self.connection.rollback()
+                begin(self.connection)
+            for renew in self.after_rollback:
+                renew()
+
+    def _control(self, statement: str) -> None:
+        with self.steps.pause():
+            self.connection.exec_driver_sql(statement)
+
     @contextmanager
     def operation(self, operation: str) -> Iterator[None]:
         """An operation does something."""
@@ -186,6 +267,7 @@ class Execution:
         if self._savepoints is not None:
             self._savepoints.cut()
         commit(self.connection)
+        self._commits += 1
 
     def rollback(self) -> None:
         """Take back the open transaction, so that it can be tried again."""

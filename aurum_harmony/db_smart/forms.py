@@ -79,6 +79,9 @@ class Forms:
         """Give a table another name."""
         self.execution.send(RenameTable(table, name, schema=schema))
 
+    def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
+        """Do what rows that came with their keys from another table leave to do."""
+
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:

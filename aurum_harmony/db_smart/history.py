@@ -75,6 +75,19 @@ progress = sa.Table(
     **_TRANSACTIONAL,
 )
 
+objects = sa.Table(
+    "db_smart_objects",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("migration", _NAME, nullable=False),
+    sa.Column("event", sa.String(20), nullable=False, comment="see the module memory"),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("schema_name", sa.String(255), nullable=False),
+    sa.Column("table_name", sa.String(255), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    **_TRANSACTIONAL,
+)
+
 #: The tables of this extension, which comparisons of models with the database leave out.
 TABLE_NAMES = frozenset(metadata.tables)
 

@@ -64,11 +64,11 @@ def _step(function: _F) -> _F:
     def call(self: Operations, *args: Any, **given: Any) -> None:
         steps = self._execution.steps
         if steps.paused:  # a batch is done whole or not at all
-            function(self, *args, **self._placed(given, schemas))
+            self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             return
         key = steps.number(f"{function.__name__} {_ADDRESS.sub('', repr((args, given)))}")
         if steps.done(key) is None:
-            function(self, *args, **self._placed(given, schemas))
+            self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             steps.record(key, 0, None, None)
 
     return cast(_F, call)
@@ -130,7 +130,19 @@ class Operations:
         if self._execution.dry:
             return self._execution.pretend(query, parameters)
         connection = self._own() if self._execution.transactional else self._connection
-        return self._execution.alone(lambda: connection.execute(query, parameters))
+        memory = self._execution.memory
+        if memory is None or not memory.lenient(self._migration.name):
+            return self._execution.alone(lambda: connection.execute(query, parameters))
+        try:
+            if self._execution.dialect != "postgresql" or not self._execution.transactional:
+                return self._execution.alone(lambda: connection.execute(query, parameters))
+            with connection.begin_nested():  # PostgreSQL alone gives a transaction up for a failed statement
+                return connection.execute(query, parameters)
+        except sa.exc.DBAPIError as error:
+            if not memory.excuses(self._migration.name, error):
+                raise
+            self._execution.passed_by_statement(error)
+            return connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
         """Whether there is such a table or view."""
@@ -161,7 +173,18 @@ class Operations:
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         :raises Refused: the table has rows, and a column that is NOT NULL has nothing for them.
         """
-        copies = [column._copy() for column in columns]
+        if self._passed(f"add_columns({table!r})", schema, table):
+            return
+        copies = [
+            column._copy()
+            for column in columns
+            if not self._passed(f"add_columns({table!r}, {column.name!r})", schema, table, "column", column.name)
+            and not self._model_has(f"add_columns({table!r}, {column.name!r})", schema, table, column.name)
+        ]
+        if not copies:
+            return
+        for column in copies:
+            self._note_back("column", schema, table, column.name)
         self._add_columns(self._described(table, copies, schema), copies, online)
 
     def _add_columns(self, described: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
@@ -208,6 +231,15 @@ class Operations:
         :param items: columns and constraints.
         :param options: as in :class:`sqlalchemy.Table`, such as ``comment`` or ``mysql_engine``.
         """
+        what = f"create_table({table_name!r})"
+        if self._passed(what, schema, table_name):
+            return
+        if self._model(schema, table_name) is not None:
+            self._execution.satisfied(what)
+            return
+        self._note_back("table", schema, table_name)
+        if self._fresh and not self.has_table(table_name, schema=schema):
+            self._note_first_run("added", schema, table_name)
         copies = [item._copy() if isinstance(item, (sa.Column, sa.Constraint)) else item for item in items]
         self._create_table(self._described(table_name, copies, schema, **options))
 
@@ -249,10 +281,14 @@ class Operations:
         :raises Refused: the migration is not marked as destructive.
         """
         what = f"drop_table({table_name!r})"
-        if not self.has_table(table_name, schema=schema):
+        if self._passed(what, schema, table_name):
+            return
+        if not self.has_table(table_name, schema=schema) or self._model(schema, table_name) is not None:
+            self._note("dropped", "table", schema, table_name)
             self._execution.satisfied(what)
             return
         self._ask("DROP_TABLE", f"op.{what}")
+        self._note("dropped", "table", schema, table_name)
         with self._execution.operation(what):
             self._forms.drop_table(self._described(table_name, [], schema))
         self._catalog.plan_drop(table_name, schema)
@@ -265,15 +301,30 @@ class Operations:
         :raises DbSmartError: both are there, or none.
         """
         what = f"rename_table({old_table_name!r}, {new_table_name!r})"
+        if self._passed(what, schema, old_table_name) or self._passed(what, schema, new_table_name):
+            return
         old = self.has_table(old_table_name, schema=schema)
         new = self.has_table(new_table_name, schema=schema)
+        if self._fresh and (not old or self._model(schema, old_table_name) is not None):
+            self._note_renamed("table", schema, old_table_name, new_table_name)
+            self._execution.passed_by(what, "the models are past it")
+            return
         if new and not old:
+            self._note_renamed("table", schema, old_table_name, new_table_name)
             self._execution.satisfied(what)
+            return
+        if old and new and self._new(schema, old_table_name) and self._model(schema, new_table_name) is not None:
+            self._note_renamed("table", schema, old_table_name, new_table_name)
+            with self._execution.operation(what):
+                self._replace_table(old_table_name, new_table_name, schema)
             return
         if not old or new:
             state = "both tables are there" if old else "there is neither table"
             raise DbSmartError(f"op.{what}: {state}. Nothing was renamed; see which one holds the data.")
         self._ask("RENAME_TABLE", f"op.{what}")
+        if self._new(schema, old_table_name):
+            self._note_first_run("added", schema, new_table_name)
+        self._note_renamed("table", schema, old_table_name, new_table_name)
         with self._execution.operation(what):
             self._forms.rename_table(old_table_name, new_table_name, schema)
         self._catalog.plan_drop(old_table_name, schema, new_table_name)
@@ -286,10 +337,16 @@ class Operations:
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
         what = f"drop_column({table_name!r}, {column_name!r})"
-        if not self.has_column(table_name, column_name, schema=schema):
+        if self._passed(what, schema, table_name, "column", column_name):
+            return
+        if not self.has_column(table_name, column_name, schema=schema) or self._defines(
+            schema, table_name, column_name
+        ):
+            self._note("dropped", "column", schema, table_name, column_name)
             self._execution.satisfied(what)
             return
         self._ask("DROP_COLUMN", f"op.{what}")
+        self._note("dropped", "column", schema, table_name, column_name)
         with self._execution.operation(what):
             self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
         planned = self._catalog.plan(table_name, schema)
@@ -326,16 +383,32 @@ class Operations:
         unknown = [name for name in existing if not name.startswith("existing_")]
         if unknown:
             raise TypeError(f"alter_column() got an unexpected keyword argument {unknown[0]!r}")
-        columns, fold = self._catalog.columns(table_name, schema), self._catalog.fold
+        fold = self._catalog.fold
         what = f"alter_column({table_name!r}, {column_name!r})"
         new = None if new_column_name in (None, column_name) else new_column_name
+        if self._passed(what, schema, table_name, "column", column_name) or (
+            new is not None and self._passed(what, schema, table_name, "column", new)
+        ):
+            return
+        if self._model(schema, table_name) is not None and not self._alter_as_model(
+            what, schema, table_name, column_name, new
+        ):
+            return
+        columns = self._catalog.columns(table_name, schema)
         if fold(column_name) not in columns and new is not None and fold(new) in columns:
+            self._note_renamed("column", schema, table_name, str(new_column_name), column=column_name)
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
         if fold(column_name) not in columns:
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and fold(new) in columns and fold(new) != fold(column_name):
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
         change = Change(table_name, schema, column_name, columns[fold(column_name)], name=new, using=postgresql_using)
+        if type_ is not None and self._passed(f"{what} to {type_!r}", schema, table_name, "type", column_name):
+            type_ = None
+        if nullable is not None and self._passed(f"{what}, nullable", schema, table_name, "nullable", column_name):
+            nullable = None
+        if server_default is not False and self._passed(f"{what}, default", schema, table_name, "default", column_name):
+            server_default = False
         wanted: TypeEngine[Any] | None = type_() if isinstance(type_, type) else type_
         wanted, nullable = self._forms.wanted(change, wanted, nullable)
         if wanted is not None:
@@ -350,6 +423,13 @@ class Operations:
             change.server_default = server_default
         if change.name is not None:
             self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
+            self._note_renamed("column", schema, table_name, change.name, column=column_name)
+        named = change.name or column_name
+        for kind, given in (("type", type_ is not None), ("nullable", nullable is not None)):
+            if given:
+                self._note("altered", kind, schema, table_name, named)
+        if server_default is not False:
+            self._note("altered", "default", schema, table_name, named)
         self._alter(change, what, online)
 
     @_step
@@ -429,10 +509,13 @@ class Operations:
         :param type_: as in Alembic; not needed, as the database is asked.
         """
         what = f"drop_constraint({constraint_name!r}, {table_name!r})"
+        if self._passed(what, schema, table_name, "constraint", constraint_name):
+            return
+        self._note("dropped", "constraint", schema, table_name, constraint_name)
         found = None
         if self.has_table(table_name, schema=schema):
             found = self._catalog.constraints(table_name, schema).get(self._catalog.fold(constraint_name))
-        if found is None:
+        if found is None or self._model_names(schema, table_name, constraint_name):
             self._execution.satisfied(what)
             return
         kind = "foreignkey" if found.kind == "foreign" else found.kind
@@ -465,6 +548,13 @@ class Operations:
         :raises DbSmartError: the table has an index of that name on other columns.
         :raises Refused: it is unique, and rows have the same values.
         """
+        what = f"create_index({index_name!r}, {table_name!r})"
+        if self._passed(what, schema, table_name, "index", index_name):
+            return
+        self._note_back("index", schema, table_name, index_name)
+        if self._model_names(schema, table_name, index_name) or self._lacks(what, schema, table_name, columns):
+            self._execution.satisfied(what)
+            return
         index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
         existing = self._catalog.indexes(table_name, schema).get(self._catalog.fold(index_name))
         if existing is None or not existing.valid:
@@ -485,10 +575,13 @@ class Operations:
     def drop_index(self, index_name: str, table_name: str, *, schema: str | None = None, online: bool = True) -> None:
         """Drop an index where there is one; a table that is missing has none."""
         what = f"drop_index({index_name!r}, {table_name!r})"
+        if self._passed(what, schema, table_name, "index", index_name):
+            return
+        self._note("dropped", "index", schema, table_name, index_name)
         found = None
         if self.has_table(table_name, schema=schema):
             found = self._catalog.indexes(table_name, schema).get(self._catalog.fold(index_name))
-        if found is None:
+        if found is None or self._model_names(schema, table_name, index_name):
             self._execution.satisfied(what)
             return
         index = self._objects.index(found.name, table_name, [], schema=schema)
@@ -519,10 +612,21 @@ class Operations:
         """
         from .backfill import Backfill, Pace
 
-        with self._execution.operation(f"backfill({table!r})"):
-            condition = sa.text(where) if isinstance(where, str) else where
-            place = translated(self._connection, schema)
-            Backfill(self._execution, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
+        what, place = f"backfill({table!r})", translated(self._connection, schema)
+        columns = [str(getattr(name, "name", name)) for name in set_]
+        if self._passed(what, place, table) or any(
+            self._passed(f"{what} of {name!r}", place, table, "column", name) for name in columns
+        ):
+            return
+        if self._fresh and self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
+            return
+
+        def work() -> None:
+            with self._execution.operation(what):
+                condition = sa.text(where) if isinstance(where, str) else where
+                Backfill(self._execution, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
+
+        self._leniently("backfill", (table,), work)
 
     def batches(
         self,
@@ -544,9 +648,13 @@ class Operations:
 
         def run(function: Callable[[Sequence[sa.Row[Any]]], object]) -> None:
             name = getattr(function, "__name__", "function")
-            with self._execution.operation(f"batches({name})"):
-                place = translated(self._connection, schema)
-                Backfill(self._execution, source, place, Pace(batch_seconds, throttle, pause)).call(function)
+            place = translated(self._connection, schema)
+
+            def work() -> None:
+                with self._execution.operation(f"batches({name})"):
+                    Backfill(self._execution, source, place, Pace(batch_seconds, throttle, pause)).call(function)
+
+            self._leniently("batches", (name,), work)
 
         return run
 
@@ -606,6 +714,8 @@ class Operations:
 
     def _busy(self, table: str, schema: str | None, online: bool) -> bool:
         """Whether the form is to be taken that leaves the table usable."""
+        if self._new(schema, table):
+            return False  # nobody uses it yet
         return self._forms.has_online and online and not self._catalog.empty(table, schema)
 
     def _create_table(self, described: sa.Table) -> None:
@@ -651,6 +761,12 @@ class Operations:
     ) -> None:
         table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
         what = f"create {kind} {name!r} on {table!r}"
+        if self._passed(what, schema, table, "constraint", name):
+            return
+        self._note_back("constraint", schema, table, name)
+        if self._model_names(schema, table, name) or self._lacks(what, schema, table, columns):
+            self._execution.satisfied(what)
+            return
         existing = self._catalog.constraints(table, schema).get(self._catalog.fold(name))
         if existing is None:
             with self._execution.operation(what):
@@ -705,6 +821,148 @@ class Operations:
 
         column = sa.Column("c", sa.types.NullType(), server_default=default)
         return default_text(column, self._connection.dialect)
+
+    @property
+    def _fresh(self) -> bool:
+        """Whether this is the run that made tables from the models."""
+        return self._execution.memory is not None and self._execution.memory.fresh
+
+    def _new(self, schema: str | None, table: str) -> bool:
+        return self._execution.memory is not None and self._execution.memory.new(schema, table)
+
+    def _model(self, schema: str | None, table: str) -> sa.Table | None:
+        return None if self._execution.memory is None else self._execution.memory.model(schema, table)
+
+    def _defines(self, schema: str | None, table: str, column: str) -> bool:
+        return self._execution.memory is not None and self._execution.memory.defines(schema, table, column)
+
+    def _model_has(self, what: str, schema: str | None, table: str, column: str) -> bool:
+        """Whether a table that was made from its model has a column of it, so that there is nothing to do."""
+        if not self._defines(schema, table, column) or not self.has_column(table, column, schema=schema):
+            return False
+        self._execution.satisfied(what)
+        return True
+
+    def _model_names(self, schema: str | None, table: str, name: str) -> bool:
+        """Whether the model that a table was made from has an index or a constraint of this name."""
+        model = self._model(schema, table)
+        if model is None:
+            return False
+        fold = self._catalog.fold
+        items: list[Any] = [*model.indexes, *model.constraints]
+        return fold(name) in {fold(str(item.name)) for item in items if item.name}
+
+    def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
+        """Whether a new table lacks one of these columns: the models no longer have it, or a migration dropped it."""
+        if not self._fresh:
+            return False
+        names = [column for column in columns if isinstance(column, str)]
+        there = self._catalog.present(table, names, schema)
+        for name in names:
+            if self._catalog.fold(name) not in there:
+                self._execution.passed_by(what, f"the models no longer have {name!r}")
+                return True
+        return False
+
+    def _leniently(self, name: str, arguments: tuple[Any, ...], work: Callable[[], object]) -> None:
+        """Do something; pass it by if it wants what the database is past, see :meth:`~.memory.Memory.excuses`."""
+        memory = self._execution.memory
+        if memory is None or not memory.lenient(self._migration.name):
+            work()
+            return
+        try:
+            with self._execution.undoable():
+                work()
+        except (sa.exc.NoSuchTableError, sa.exc.DBAPIError) as error:
+            if not memory.excuses(self._migration.name, error):
+                raise
+            what = f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
+            reason = str(error) if isinstance(error, sa.exc.NoSuchTableError) else str(error.orig)
+            self._execution.passed_by(what, f"what it wants is not there any more: {reason}")
+
+    def _passed(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
+        """Whether a migration defined later than this one has decided what becomes of a table, or of a part of it."""
+        memory = self._execution.memory
+        if memory is None:
+            return False
+        event = memory.later(self._migration.name, "table", schema, table)
+        if event is None and kind != "table":
+            event = memory.later(self._migration.name, kind, schema, table, name)
+        if event is None:
+            return False
+        done = "made anew" if event.event == "back" else event.event
+        self._execution.passed_by(what, f"{event.name or event.table_name!r} was {done} since by {event.migration!r}")
+        return True
+
+    def _note(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
+        self._execution.note(self._migration.name, event, kind, schema, table, name)
+
+    def _note_first_run(self, event: str, schema: str | None, table: str) -> None:
+        if self._execution.memory is not None:
+            self._execution.note(self._execution.memory.module, event, "table", schema, table)
+
+    def _note_back(self, kind: str, schema: str | None, table: str, name: str = "") -> None:
+        """Remember that something is there again that a migration has taken away before."""
+        memory = self._execution.memory
+        if memory is not None and memory.gone(kind, schema, table, name):
+            self._note("back", kind, schema, table, name)
+
+    def _note_renamed(self, kind: str, schema: str | None, old: str, new: str, *, column: str | None = None) -> None:
+        """Remember a new name of a table; or, with ``column``, of a column of the table ``old``."""
+        if column is None:
+            self._note("renamed", kind, schema, old)
+            self._note_back(kind, schema, new)
+        else:
+            self._note("renamed", kind, schema, old, column)
+            self._note_back(kind, schema, old, new)
+
+    def _alter_as_model(self, what: str, schema: str | None, table: str, column: str, new: str | None) -> bool:
+        """What altering a column of a table that was made from its model comes to.
+
+        :returns: whether it is to be done: where the model does not have the column.
+        """
+        there = self._catalog.present(table, [column, *([] if new is None else [new])], schema)
+        old = self._catalog.fold(column) in there
+        if new is not None:
+            if old and self._defines(schema, table, new) and not self._defines(schema, table, column):
+                self._note_renamed("column", schema, table, new, column=column)
+                with self._execution.operation(f"{what} to {new!r}"):
+                    self._replace_column(schema, table, column, new)
+                return False
+            if not old or self._defines(schema, table, column):
+                self._note_renamed("column", schema, table, new, column=column)
+                self._execution.passed_by(f"{what} to {new!r}", "the models are past it")
+                return False
+        if not old or self._defines(schema, table, column):
+            self._execution.satisfied(what)
+            return False
+        return True
+
+    def _replace_column(self, schema: str | None, table: str, old: str, new: str) -> None:
+        """Drop a column that this first run has added, as the model has it by its new name; its values go there."""
+        if not self._catalog.empty(table, schema) and not self._execution.dry:
+            target = sa.table(table, sa.column(old), sa.column(new), schema=schema)
+            move = target.update().values({new: target.c[old]}).where(target.c[old].is_not(None))
+            self._connection.execute(move)
+        self._forms.drop_column(table, old, schema, False)
+        planned = self._catalog.plan(table, schema)
+        if planned is not None:
+            planned.columns.pop(self._catalog.fold(old), None)
+
+    def _replace_table(self, old: str, new: str, schema: str | None) -> None:
+        """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
+        if not self._catalog.empty(old, schema) and not self._execution.dry:
+            if not self._catalog.empty(new, schema):
+                raise DbSmartError(f"op.rename_table({old!r}, {new!r}): both tables have rows. Nothing was renamed")
+            target = self._catalog.columns(new, schema)
+            names = [column["name"] for key, column in self._catalog.columns(old, schema).items() if key in target]
+            columns: list[Any] = [sa.column(name) for name in names]
+            rows = sa.select(*columns).select_from(sa.table(old, *columns, schema=schema))
+            into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
+            self._connection.execute(into.insert().from_select(names, rows))
+            self._forms.rows_moved(new, schema, names)
+        self._forms.drop_table(self._described(old, [], schema))
+        self._catalog.plan_drop(old, schema)
 
     def _ask(self, rule: str, what: str) -> None:
         """Refuse what destroys or breaks something, unless the migration says that it may.

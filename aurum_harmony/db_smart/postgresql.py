@@ -36,6 +36,17 @@ class PostgresqlForms(Forms):
 
     has_online = True
 
+    def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
+        """Let sequences go on behind the rows."""
+        connection = self.execution.connection
+        quote = connection.dialect.identifier_preparer.quote
+        name = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
+        for column in columns:
+            sequence = connection.scalar(sa.select(sa.func.pg_get_serial_sequence(name, column)))
+            if sequence is not None:
+                highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
+                connection.execute(sa.select(sa.func.setval(sequence, highest.scalar_subquery())))
+
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:

@@ -23,10 +23,11 @@ from .binding import bound, commit_session, rollback_session
 from .database import Database, begin, commit, transient
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, text_of
 from .execution import Execution, back_off, tried_again
-from .gate import Gate
+from .gate import Gate, Plan
 from .guard import LockGuard
 from .history import Pending, State
 from .lock import Lock, lock_of
+from .memory import Memory
 from .migrations import Migration, location
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
@@ -77,6 +78,7 @@ class _DatabaseRun:
     lock: Lock
     guard: LockGuard
     begun: set[str]
+    memory: Memory
     cut: bool = False
 
 
@@ -196,12 +198,12 @@ class Runner:
             snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
         guard = LockGuard(database, connection, self._ddl.lock_timeout)
-        begun = tried_again(database, lambda: self._prepare(database, connection, first=first), self._ddl.retries)
+        begun, memory = tried_again(database, lambda: self._prepare(database, connection, plan), self._ddl.retries)
         # What is pending may make one of them, or change it: a forced run finds them all there, as it once did.
         early = force or not plan.pending
         if lost and early:
             self._make_lost(database, connection, lost, outcome)
-        run = _DatabaseRun(database, connection, lock, guard, begun)
+        run = _DatabaseRun(database, connection, lock, guard, begun, memory)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
         if not early:
@@ -211,14 +213,14 @@ class Runner:
             elif lost:
                 _logger.warning("db-smart: %s", tables.lost(database.name, lost))
         changed = wal_version if plan.pending else None
-        state = tried_again(database, lambda: self._seal(connection, lock, changed), self._ddl.retries)
+        state = tried_again(database, lambda: self._seal(connection, lock, memory, changed), self._ddl.retries)
         if wal_version is not None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
         if plan.behind:
             snapshot.prune(self._app, database)
         return state
 
-    def _seal(self, connection: sa.Connection, lock: Lock, wal_version: int | None) -> State:
+    def _seal(self, connection: sa.Connection, lock: Lock, memory: Memory, wal_version: int | None) -> State:
         """Bring the state row up to date.
 
         :param wal_version: the schema cookie before migrations ran, on SQLite in WAL mode.
@@ -231,26 +233,72 @@ class Runner:
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         lock.confirm(connection)
+        memory.end_run(connection)
         state = history.seal(connection, self._gate.sources.digest, [item.name for item in self._gate.involved])
         commit(connection)
         return state
 
-    def _prepare(self, database: Database, connection: sa.Connection, *, first: bool) -> set[str]:
-        """Make our tables where they are missing, and on the first run those of the models.
+    def _prepare(self, database: Database, connection: sa.Connection, plan: Plan) -> tuple[set[str], Memory]:
+        """Make our tables where they are missing, and on the first run of this application those of its models.
 
-        :returns: names of migrations that an earlier run has cut short.
+        :returns: names of migrations that an earlier run has cut short; and what the history remembers.
+        :raises DbSmartError: the history is that of another application, and has names of this one's migrations.
         """
         connection.rollback()  # what a try before this one has left
-        if first:
+        if plan.state is None or not plan.state.source:
             history.create_state(connection)
         begin(connection)
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
+        names = [migration.name for migration in self._gate.of(database)]
+        fold = str if database.dialect == "postgresql" else str.lower
+        memory = Memory(self._gate.module, names, {item.name for item in plan.applied}, metadata, fold)
+        memory.read(connection)
+        first = self._is_first(database, plan, memory)
         if first and self._create_all and metadata is not None:
+            if not plan.applied and not memory.fresh:
+                _warn_of_lost_history(database, connection, plan, metadata)
+            memory.begin_first_run(connection, tables.missing(connection, metadata))
             tables.make(connection, metadata, transactional=database.transactional_ddl)
         begun = history.begun(connection)
         commit(connection)
-        return begun
+        memory.keep()
+        return begun, memory
+
+    def _is_first(self, database: Database, plan: Plan, memory: Memory) -> bool:
+        """Whether the migrations of this application have never been applied whole to a database.
+
+        :raises DbSmartError: those of another one have, and share names with them.
+        """
+        if plan.state is None or not plan.state.source:
+            return True
+        others = memory.applications - {memory.module}
+        if memory.module in memory.applications:
+            return False
+        applied = {(item.name, item.checksum) for item in plan.applied}
+        names = {name for name, _ in applied}
+        mine = self._gate.of(database)
+        shared = [item for item in mine if item.name in names]
+        if not others and (shared or not applied):  # of a release that did not write down whose history it is
+            return False
+        clash = [item.name for item in shared if (item.name, item.checksum) not in applied]
+        owner = " and ".join(map(repr, sorted(others))) or "another application"
+        if clash and len(clash) == len(shared):
+            raise DbSmartError(
+                f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
+                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {memory.module!r} has too: it "
+                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
+                "database or a schema of its own."
+            )
+        if shared:
+            _logger.warning(
+                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
+                database.name,
+                owner,
+                memory.module,
+                ", ".join(item.name for item in shared),
+            )
+        return True
 
     def _lost(self, database: Database, connection: sa.Connection) -> list[str]:
         """Names of the tables that the models have and the database has not."""
@@ -289,6 +337,7 @@ class Runner:
                 connection.rollback()
                 raise
             except Exception as error:
+                run.memory.take_back()
                 ending = _ending(error)
                 if ending is not None:
                     connection.invalidate()
@@ -326,6 +375,7 @@ class Runner:
         history.record(connection, migration, duration)
         steps.clear(connection)
         commit(connection)
+        run.memory.keep()
         return duration
 
     def _call(self, run: _DatabaseRun, connection: sa.Connection, migration: Migration) -> Steps:
@@ -348,6 +398,7 @@ class Runner:
             tell=functools.partial(
                 send, migration_progress, self._app, migration=migration.name, database=run.database.name
             ),
+            memory=run.memory,
         )
         execution.after_rollback.append(lambda: rollback_session(self._db))
         run.cut = not transactional or not run.database.transactional_ddl or migration.name in run.begun
@@ -358,9 +409,13 @@ class Runner:
 
         execution.before_cut.append(before_cut)
         try:
-            with bound(self._app, self._db, run.database, lambda: execution.engine):
+            with (
+                bound(self._app, self._db, run.database, lambda: execution.engine),
+                self._past_excused(run, execution, migration),
+            ):
                 if not migration.takes_operations:
                     migration.function()
+                    commit_session(self._db)
                 else:
                     operations = Operations(execution, self._db, migration)
                     try:
@@ -372,6 +427,27 @@ class Runner:
             return steps
         finally:
             execution.close()
+
+    @contextmanager
+    def _past_excused(self, run: _DatabaseRun, execution: Execution, migration: Migration) -> Iterator[None]:
+        """Leave out a migration that wants a table or column of before; see :meth:`~.memory.Memory.excuses`."""
+        if not run.memory.lenient(migration.name):
+            yield
+            return
+
+        def passes(error: Exception) -> bool:
+            if not run.memory.excuses(migration.name, error):
+                return False
+            _logger.warning(
+                "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there "
+                "any more: %s",
+                migration.name,
+                run.database.redact(error),
+            )
+            return True
+
+        with execution.passing_by(passes):
+            yield
 
     def _failed(
         self,
@@ -429,6 +505,30 @@ class Runner:
             statement=statement,
             cause=cause,
         )
+
+
+def _warn_of_lost_history(database: Database, connection: sa.Connection, plan: Plan, metadata: sa.MetaData) -> None:
+    """Say that a database is not new although it has no history: what runs only once may have run before."""
+    inspector = sa.inspect(connection)
+    used = []
+    for table in metadata.sorted_tables:
+        if inspector.has_table(table.name, schema=table.schema):
+            query = sa.select(sa.literal(1)).select_from(sa.table(table.name, schema=table.schema)).limit(1)
+            if connection.execute(query).first() is not None:
+                used.append(table.name)
+    if not used:
+        return
+    once = [item.migration.name for item in plan.pending if item.migration.options.once]
+    dropped = " Alembic uses this database too: see whether one of its revisions dropped the tables db_smart_*."
+    _logger.warning(
+        "db-smart: the database %r has tables with rows (%s) but no history of db-smart, so that all its migrations "
+        "run%s. If they had run before, their history was lost: stop, and put the tables db_smart_* back from a "
+        "backup.%s",
+        database.name,
+        ", ".join(used[:5]) + (", …" if len(used) > 5 else ""),
+        f", also those that run only once ({', '.join(once)})" if once else "",
+        dropped if inspector.has_table("alembic_version") else "",
+    )
 
 
 @contextmanager
