@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
+from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
 from aurum_harmony.db_smart.history import TABLE_NAMES
 
 from .conftest import Project
@@ -184,3 +185,75 @@ def test_new_beside_upgraded(case: str, project: Project, new_url: Callable[[str
         result = one.run("migrate", "--force")
         assert result.exit_code == 0, result.output
         assert schema(one.url) == before
+
+
+def test_an_edited_migration_does_not_bring_back_what_a_later_one_dropped(project: Project) -> None:
+    project.models = models(users=[ID])
+    project.write(DROP)
+    project.boot()
+    project.write(
+        DROP.replace("String(50)))", 'String(50)))\n    op.add_column("users", Column("room", String(9)))', 1)
+    )
+    assert project.boot().applied == ("add_fax",)
+    assert project.columns("users") == {"id", "room"}
+
+
+def test_a_dropped_column_that_a_newer_migration_adds_again_stays(project: Project) -> None:
+    project.models = models(users=[ID, string("note")])
+    project.write("")
+    project.boot()
+    project.write(BACK)
+    project.boot()
+    project.query("INSERT INTO users (id, note) VALUES (1, 'kept')")
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT id, note FROM users") == [(1, "kept")]
+
+
+def second_application(project: Project, source: str) -> Project:
+    other = Project(project.directory, f"{project.module}_b", project.url, {"DB_SMART_FLAG": "other"})
+    other.models = models(orders=[ID])
+    other.write(source)
+    return other
+
+
+SEED = """
+@migration(once=True)
+def seed(op: Operations) -> None:
+    op.execute("INSERT INTO {table} (id) VALUES (1)")
+"""
+
+
+def test_a_second_application_on_one_database_gets_its_tables(project: Project) -> None:
+    project.models = models(users=[ID])
+    project.write(SEED.format(table="users"))
+    project.boot()
+    other = second_application(project, SEED.format(table="orders").replace("seed", "seed_orders"))
+    assert other.boot().applied == ("seed_orders",)
+    assert project.query("SELECT id FROM users") == project.query("SELECT id FROM orders") == [(1,)]
+    for one in (project, other):
+        one.flag.with_name(one.config.get("DB_SMART_FLAG", one.flag.name)).unlink()
+        assert one.boot().applied == ()
+
+
+def test_a_second_application_with_migrations_of_the_same_name_is_refused(project: Project) -> None:
+    project.models = models(users=[ID])
+    project.write(SEED.format(table="users"))
+    project.boot()
+    other = second_application(project, SEED.format(table="orders"))
+    with pytest.raises(DbSmartError, match="history of other migrations.*'seed'"):
+        other.boot()
+    assert project.boot().decision == "skipped"
+
+
+def test_a_lost_history_is_said(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    project.models = models(users=[ID])
+    project.write(SEED.format(table="users"))
+    project.boot()
+    for table in TABLE_NAMES & project.tables():
+        project.query(f"DROP TABLE {table}")
+    project.flag.unlink()
+    caplog.clear()
+    with pytest.raises(MigrationFailed):  # the row is there
+        project.boot()
+    assert "has tables with rows (users) but no history of db-smart" in caplog.text
+    assert "also those that run only once (seed)" in caplog.text

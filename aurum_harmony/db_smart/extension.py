@@ -159,6 +159,10 @@ class DbSmart:
         for command in group.commands.values():
             blueprint.cli.add_command(command)
         app.register_blueprint(blueprint)
+        if "alembic.runtime.plugins" in sys.modules:  # only then: a boot does not load Alembic
+            from .autogenerate import register
+
+            register()
         # Before every other hook, as those may already need the database.
         app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
 

@@ -76,6 +76,8 @@ class Plan:
     applied: list[Applied] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     edited_once: list[str] = field(default_factory=list)
+    #: Whether the history is that of other applications alone, so that this one's first run is still to come.
+    foreign: bool = False
 
     @property
     def status(self) -> str:
@@ -90,7 +92,7 @@ class Plan:
     @property
     def behind(self) -> bool:
         """Whether the database lacks something: a migration, or the end of its first run."""
-        return bool(self.pending) or self.state is None or not self.state.source
+        return bool(self.pending) or self.foreign or self.state is None or not self.state.source
 
 
 @dataclass(frozen=True)
@@ -321,12 +323,18 @@ class Gate:
 
     def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
         """As :meth:`ask`, on an open connection."""
-        from .history import read_applied, read_state
+        from .history import read_applications, read_applied, read_state
 
         with _reading(database):
             state = read_state(connection)
             applied = [] if state is None else read_applied(connection)
-        return self._plan(database, state, applied, force)
+            owners = set() if state is None else read_applications(connection)
+        plan = self._plan(database, state, applied, force)
+        if owners and self.module not in owners:
+            plan.foreign = True
+            if not plan.pending:
+                plan.reason = f"has the history of another application ({', '.join(sorted(owners))})"
+        return plan
 
     def state(self, database: Database) -> State | None:
         """The state row of a database, ``None`` where there is none. At most one query.

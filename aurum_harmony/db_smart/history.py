@@ -244,6 +244,12 @@ def read_applied(connection: sa.Connection) -> list[Applied]:
     return list(latest.values())
 
 
+def read_applications(connection: sa.Connection) -> set[str]:
+    """Dotted names of the migrations whose first run was complete, as far as that is written down. One query."""
+    query = sa.select(objects.c.name).where(objects.c.event == "application")
+    return {row[0] for row in _rows(connection, query, objects) or ()}
+
+
 def read_failure(connection: sa.Connection) -> dict[str, Any] | None:
     """The last run that failed, unless that migration was applied since; as ``status`` has it in JSON. One query."""
     columns = (history.c.name, history.c.applied_at, history.c.duration_ms, history.c.applied_by, history.c.error)
