@@ -20,7 +20,7 @@ from functools import cached_property
 from types import CodeType, FunctionType
 from typing import Any
 
-from .errors import MigrationError
+from .errors import MigrationError, text_of
 from .sources import CHECKSUM_VERSION
 
 IsDecorator = Callable[[ast.expr], bool]
@@ -189,7 +189,7 @@ def _not_importable(name: str, path: str, error: BaseException) -> MigrationErro
     where = f"{path}, line {line}" if line else path
     return MigrationError(
         f"The module of migrations {name!r} does not import: {where}: {type(error).__name__}: "
-        f"{getattr(error, 'msg', None) or error}. Nothing was changed; mend the file and start again."
+        f"{text_of(getattr(error, 'msg', None) or error)}. Nothing was changed; mend the file and start again."
     )
 
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from .errors import ConfigError, DatabaseUnreachable, text_of
+from .errors import ConfigError, DatabaseUnreachable, text_of, without_secrets
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -230,7 +230,10 @@ class Database:
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
-        text = text_of(getattr(error, "orig", None) or error)
+        return " ".join(self.hide(text_of(getattr(error, "orig", None) or error)).split()).rstrip(".")
+
+    def hide(self, text: str) -> str:
+        """A text without the passwords of the URLs, nor what looks like one."""
         urls: list[URL] = [self.app_engine.url]
         if self.migration_url is not None:
             urls.append(make_url(self.migration_url))
@@ -240,9 +243,10 @@ class Database:
                 if _sounds_secret(name):
                     values += [value] if isinstance(value, str) else value
             for secret in {value for value in values if value}:
-                for form in (secret, quote(secret, safe=""), quote_plus(secret), quote(secret, safe=" +")):
+                forms = (secret, quote(secret, safe=""), quote_plus(secret), quote(secret, safe=" +"))
+                for form in (*forms, secret.replace("'", "''")):
                     text = text.replace(form, "***")
-        return " ".join(text.split()).rstrip(".")
+        return without_secrets(text)
 
     def _count(self, *_: Any) -> None:
         self.queries += 1

@@ -6,7 +6,62 @@ stderr and the exit code of its class, never in a traceback.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+
 import click
+
+#: What a terminal or a log would act on: control characters but newline and tab, and what turns the direction of text.
+_CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+#: Each with what is kept before a secret and after it.
+_SECRETS = (
+    # scheme://user:password@host
+    r"(\b[A-Za-z][\w+.-]{0,40}://[^\s:/@]{0,256}:)[^\s@]+(@)",
+    # ?password=..., &access_token=...
+    r"([?&][\w.-]{0,40}(?:pass|pwd|secret|token)[\w.-]{0,40}=)[^&\s'\"]+()",
+    # ALTER ROLE ... PASSWORD '...', CREATE USER ... IDENTIFIED BY '...', SET PASSWORD = PASSWORD('...')
+    r"(\b(?:PASSWORD|IDENTIFIED\s+(?:WITH|VIA)\s+\w+\s+(?:BY|USING|AS)|IDENTIFIED\s+BY)[\s=(]+(?:PASSWORD[\s(]+)?[Ee]?')"
+    r"(?:[^'\\]|''|\\.)*('|$)",
+)
+
+
+def plain(text: str) -> str:
+    """A text whose control characters are written out: what a database or a file says must not act on a terminal."""
+    return re.sub(_CONTROL, lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
+
+
+def without_secrets(text: str) -> str:
+    """A text without what looks like a password: in URLs, in their options, and in SQL that sets one."""
+    for pattern in _SECRETS:
+        text = re.sub(pattern, r"\1***\2", text, flags=re.IGNORECASE)
+    return text
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it came from, as a traceback shows them."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        found = waiting.pop()
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            waiting += [found.__cause__, found.__context__, getattr(found, "orig", None)]
+
+
+def scrub(error: BaseException, hide: Callable[[str], str] = without_secrets) -> None:
+    """Take secrets, and the parameters of SQL, out of an error and all that it came from: a traceback prints them.
+
+    :param hide: gives a text without its secrets.
+    """
+    for found in chain(error):
+        if hasattr(found, "hide_parameters"):
+            found.hide_parameters = True
+        if isinstance(getattr(found, "statement", None), str):
+            found.statement = hide(found.statement)  # type: ignore[attr-defined]
+        args = tuple(hide(value) if isinstance(value, str) else value for value in found.args)
+        if args != found.args:
+            found.args = args
 
 
 def text_of(error: object) -> str:
@@ -18,7 +73,7 @@ def text_of(error: object) -> str:
         text = str(error)
     except Exception as second:
         text = f"{type(error).__name__}, whose text cannot be had ({type(second).__name__})"
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    return plain(without_secrets(text.encode("utf-8", "backslashreplace").decode()))
 
 
 class DbSmartError(click.ClickException):
@@ -28,6 +83,9 @@ class DbSmartError(click.ClickException):
     """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(without_secrets(message)))
 
 
 class ConfigError(DbSmartError):

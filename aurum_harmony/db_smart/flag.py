@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ PROGRAM = "db-smart"
 
 #: A larger file is not ours: 100,000 migration files need less.
 MAX_BYTES = 16 * 1024 * 1024
+
+
+#: How to open what somebody else may have put there. Windows has none of them, and none of what they are for.
+_SAFELY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+#: Do not follow a symbolic link.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 class FlagInvalid(Exception):
@@ -62,16 +69,17 @@ def read(path: Path) -> Flag:
     :raises FlagInvalid: it is missing, unreadable, or not a flag of this format.
     """
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise FlagInvalid("the flag file is too large to be ours")
-            content = file.read()
+        content = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise FlagInvalid("there is no flag file", present=False) from None
     except IsADirectoryError:
         raise FlagInvalid("the flag is a directory") from None
     except OSError as error:
         raise FlagInvalid(f"the flag file cannot be read ({error.strerror})") from None
+    if content is None:
+        raise FlagInvalid("the flag is no file, but a pipe, a device or the like")
+    if len(content) > MAX_BYTES:
+        raise FlagInvalid("the flag file is too large to be ours")
     if not content.strip():
         raise FlagInvalid("the flag file is empty")
     try:
@@ -86,6 +94,29 @@ def read(path: Path) -> Flag:
         return _parse(data)
     except (KeyError, TypeError, ValueError):
         raise FlagInvalid("the flag file is damaged") from None
+
+
+def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
+    """The bytes of a file, and one more than asked for where there are more; ``None`` for what is no regular file.
+
+    A pipe is not waited for, and a device not read: either may never end.
+
+    :param flags: flags for opening it besides those for reading.
+    :raises OSError: it is missing, a directory, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | flags | _SAFELY)
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        content = b""
+        while len(content) <= most and (more := os.read(descriptor, min(most + 1 - len(content), 1 << 20))):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, flag: Flag) -> None:

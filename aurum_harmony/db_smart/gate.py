@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -233,12 +234,19 @@ class Gate:
             import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            # Whoever may write to the folder can put a link or a pipe there: nothing is written through it.
+            careful = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | careful, 0o644)
         except (ImportError, OSError) as error:
             _logger.debug("db-smart: boots of this host do not wait for each other: %s", error)
             yield verdict
             return
         try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                _logger.debug("db-smart: boots of this host do not wait for each other: %s.lock is not ours", self.path)
+                yield verdict
+                return
             deadline = time.monotonic() + patience * random.uniform(0.5, 1)
             started, shown = time.monotonic(), False
             told = float("-inf")

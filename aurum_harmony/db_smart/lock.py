@@ -26,6 +26,7 @@ import sqlalchemy as sa
 
 from .database import Database, begin, transient
 from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout
+from .flag import NO_LINK, read_regular
 from .history import Holder, State, epoch_us, read_state, state
 from .notices import WAIT_SHOWN_AFTER, unheard
 from .settings import LockSettings
@@ -40,6 +41,8 @@ _logger = logging.getLogger(__name__)
 _PAUSES = (0.05, 3.0)
 #: How often at most the holder writes down which migration it is on, seconds.
 _NOTE_EVERY = 0.5
+#: A longer file is not the holder's, bytes.
+_MOST_OF_HOLDER = 65536
 #: How often a waiter says whom it waits for, seconds.
 _TELL_EVERY = 5.0
 
@@ -360,9 +363,10 @@ class _FileLock(Lock):
         except Timeout:
             pass
         try:
-            name, since, migration = json.loads(self._info.read_text(encoding="utf-8"))
+            content = read_regular(self._info, _MOST_OF_HOLDER, NO_LINK) or b""
+            name, since, migration = json.loads(content)
             return Holder(str(name), datetime.fromisoformat(since), None, str(migration))
-        except (OSError, ValueError, TypeError):  # just released, or just being written
+        except (OSError, ValueError, TypeError, RecursionError):  # just released, or just being written
             return Holder("another process", datetime.now(timezone.utc), None, "")
 
     def left_behind(self) -> str | None:
@@ -384,7 +388,16 @@ class _FileLock(Lock):
     def note(self, migration: str) -> None:
         if self._info is not None:
             text = json.dumps([_me(), self._since.isoformat(), migration])
-            self._info.write_text(text, encoding="utf-8")
+            # A new file, as what is there may be a link that leads to another file, or a pipe.
+            temporary = self._info.with_name(f"{self._info.name}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            try:
+                with open(temporary, "x", encoding="utf-8") as file:
+                    file.write(text)
+                os.replace(temporary, self._info)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
     def confirm(self, connection: sa.Connection) -> None:
         """Nothing to ask: the kernel keeps the lock as long as the process lives."""

@@ -20,7 +20,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar, overload
 
 from .checksum import ModuleSource
-from .errors import MigrationError, text_of
+from .errors import MigrationError, scrub, text_of
 from .sources import Sources
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -156,6 +156,7 @@ def _import(name: str, path: str, content: bytes, source: ModuleSource) -> Modul
     except Exception as error:
         if isinstance(error, MigrationError):
             raise
+        scrub(error)
         raise MigrationError(
             f"The module of migrations {name!r} does not import: {location(error, path)}: "
             f"{type(error).__name__}: {text_of(error)}. "

@@ -21,7 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 from . import history, snapshot, tables
 from .binding import bound, commit_session, rollback_session
 from .database import Database, begin, commit, transient
-from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, text_of
+from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub, text_of
 from .execution import Execution, back_off, tried_again
 from .gate import Gate, Plan
 from .guard import LockGuard
@@ -350,6 +350,7 @@ class Runner:
                     continue
                 seconds = time.perf_counter() - started
                 failed = self._failed(run, item, error, index - 1, seconds)
+                scrub(error, run.database.hide)
                 send(migration_failed, self._app, **told, error=failed)
                 raise failed from error
         self._doing = ""
@@ -468,7 +469,7 @@ class Runner:
             cause = database.redact(error)
         else:
             cause = f"{type(error).__name__}: {database.redact(error)}".removesuffix(": ")
-        statement = _statement(error)
+        statement = _statement(error, database)
         for text in (cause, cause.encode("ascii", "backslashreplace").decode()):
             try:
                 connection.rollback()
@@ -594,11 +595,11 @@ def _transient(error: BaseException | None) -> bool:
     return False
 
 
-def _statement(error: BaseException | None) -> str | None:
+def _statement(error: BaseException | None, database: Database) -> str | None:
     """The SQL that an error came from, in one line; its parameters may be personal data and stay out."""
     while error is not None:
         if isinstance(error, sa.exc.StatementError) and error.statement:
-            statement = " ".join(error.statement.split())
+            statement = " ".join(plain(database.hide(error.statement)).split())
             return statement if len(statement) <= 500 else statement[:500] + " …"
         error = error.__cause__ or error.__context__
     return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 
-from .errors import MigrationError
+from .errors import MigrationError, scrub, text_of
 
 #: Enters every digest and checksum. Raise it only when the way of computing changes on purpose: every
 #: database then compares its whole history once, and every repeatable migration counts as edited.
@@ -140,8 +140,10 @@ def _locate(module: str) -> tuple[str | None, list[str] | None]:
         except ModuleNotFoundError as error:
             raise MigrationError(f"There is no module of migrations {module!r}: {error}.") from None
         except Exception as error:
+            scrub(error)
             raise MigrationError(
-                f"The package that holds the migrations {module!r} does not import: {type(error).__name__}: {error}."
+                f"The package that holds the migrations {module!r} does not import: {type(error).__name__}: "
+                f"{text_of(error)}."
             ) from error
         if spec is None:
             raise MigrationError(
