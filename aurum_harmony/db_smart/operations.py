@@ -520,7 +520,9 @@ class Operations:
         from .backfill import Backfill, Pace
 
         with self._execution.operation(f"backfill({table!r})"):
-            condition = sa.text(where) if isinstance(where, str) else where
+            condition: Any = where
+            if isinstance(where, str):  # a comment at its end is to end before our bracket
+                condition = sa.text(f"{where}\n" if "--" in where or "#" in where else where)
             place = translated(self._connection, schema)
             Backfill(self._execution, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
 
