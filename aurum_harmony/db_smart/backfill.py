@@ -42,6 +42,8 @@ _TELL_EVERY = 5.0
 _PAUSES = (0.05, 1.0)
 #: The least rest on SQLite, as a fraction of the batch: who waits for its lock comes and looks, and must find it free.
 _SQLITE_REST = 0.04
+#: MariaDB compares a ``SET`` with a number as floats, which are exact up to so many bits.
+_EXACT_BITS = 53
 
 _Key = list[Any]
 #: Does a batch, given its range and the keys for it, and whether to look for rows that still match. Returns how many
@@ -173,7 +175,7 @@ class Backfill:
         rows = select.with_for_update(key_share=True)
 
         def work(within: sa.ColumnElement[bool], keys: Mapping[str, Any], look: bool) -> tuple[int, bool]:
-            found = self._connection.execute(rows.where(within).order_by(*self._key), keys).all()
+            found = self._connection.execute(rows.where(within).order_by(*self._sorted), keys).all()
             if found:
                 function(found)
             return len(found), False
@@ -197,6 +199,8 @@ class Backfill:
         if state is not None and state.finished:
             return
         self._key: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._key_names()]
+        #: What tells the values of the key apart, as it is asked for; and the key as it is compared and sorted.
+        self._asked, self._sorted = self._forms_of_key()
         for name in banned or ():
             if name.lower() in [column.name.lower() for column in self._key]:
                 raise DbSmartError(
@@ -265,7 +269,9 @@ class Backfill:
         if state.cursor is not None:
             within = sa.and_(self._compare("cursor", ">"), within)
             keys |= self._bind("cursor", state.cursor)
-        reached = self._one(sa.select(*self._key).where(within).order_by(*self._key).limit(1).offset(size - 1), keys)
+        reached = self._one(
+            sa.select(*self._asked).where(within).order_by(*self._sorted).limit(1).offset(size - 1), keys
+        )
         if reached is None:
             count = sa.select(sa.func.count()).select_from(self._table).where(within)
             size = self._connection.scalar(count, keys) or 0
@@ -292,8 +298,8 @@ class Backfill:
 
     def _first_of(self, before: _State) -> _State:
         """The state at the start of the next pass."""
-        descending = [column.desc() for column in self._key]
-        until = self._one(sa.select(*self._key).order_by(*descending).limit(1))
+        descending = [column.desc() for column in self._sorted]
+        until = self._one(sa.select(*self._asked).order_by(*descending).limit(1))
         if until is None:
             return replace(before, total=before.done, finished=True)
         if before.until is None:
@@ -386,6 +392,27 @@ class Backfill:
             )
         return names
 
+    def _forms_of_key(self) -> tuple[list[sa.ColumnElement[Any]], list[sa.ColumnElement[Any]]]:
+        """The key as it is asked for, and as it is compared and sorted.
+
+        MariaDB sorts an ``ENUM`` or ``SET`` by its number, and compares it with a text by the text, but with a number
+        by the number, for which it can use an index. A ``BIT`` comes as bytes, and compares as a number only.
+        """
+        asked: list[sa.ColumnElement[Any]] = list(self._key)
+        compared = list(asked)
+        if self._dialect != "mysql":
+            return asked, compared
+        from sqlalchemy.dialects import mysql
+
+        columns = Catalog(self._connection).columns(self._name, self._schema)
+        for number, column in enumerate(self._key):
+            kind = columns[column.name.lower()]["type"]
+            if isinstance(kind, (sa.Enum, mysql.SET, mysql.BIT)):
+                asked[number] = sa.cast(column, mysql.INTEGER(unsigned=True)).label(f"key_{number}")
+            if isinstance(kind, mysql.SET) and len(kind.values) > _EXACT_BITS:
+                compared[number] = sa.cast(column, mysql.INTEGER(unsigned=True))
+        return asked, compared
+
     def _addressable(self, rowid: str) -> bool:
         try:
             self._connection.execute(sa.select(sa.column(rowid)).select_from(self._table).limit(0))
@@ -409,15 +436,16 @@ class Backfill:
         """About how many rows the table has, as the planner has it; on SQLite by the range of rowids."""
         query: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self._table)
         if self._dialect == "sqlite":
-            first = self._one(sa.select(*self._key).order_by(*self._key).limit(1))
+            first = self._one(sa.select(*self._asked).order_by(*self._sorted).limit(1))
             if first is not None and len(self._key) == 1 and isinstance(first[0], int) and isinstance(until[0], int):
                 return int(until[0] - first[0]) + 1
             return self._connection.scalar(sa.select(sa.func.count()).select_from(self._table)) or 0
         text = render(query, self._connection.dialect)
+        plain: dict[str, Any] = {"execution_options": {"no_parameters": True}}  # a percent sign is one
         if self._dialect == "postgresql":
-            (plan,) = self._connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}").scalar_one()
+            (plan,) = self._connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}", **plain).scalar_one()
             return int(plan["Plan"]["Plan Rows"])
-        return int(self._connection.exec_driver_sql(f"EXPLAIN {text}").mappings().one()["rows"] or 0)
+        return int(self._connection.exec_driver_sql(f"EXPLAIN {text}", **plain).mappings().one()["rows"] or 0)
 
     def _bind(self, name: str, key: _Key | None) -> dict[str, Any]:
         return {f"db_smart_{name}_{number}": value for number, value in enumerate(key or ())}
@@ -429,11 +457,11 @@ class Backfill:
         """
         binds = [sa.bindparam(bind, type_=sa.types.NullType()) for bind in self._bind(name, [None] * len(self._key))]
         if len(binds) == 1:
-            return self._key[0].op(sign, is_comparison=True)(binds[0])
+            return self._sorted[0].op(sign, is_comparison=True)(binds[0])
         if self._dialect != "mysql":
-            return sa.tuple_(*self._key).op(sign, is_comparison=True)(sa.tuple_(*binds))
+            return sa.tuple_(*self._sorted).op(sign, is_comparison=True)(sa.tuple_(*binds))
         # MariaDB passes by the index for row values.
-        *pairs, (column, bind) = zip(self._key, binds, strict=True)
+        *pairs, (column, bind) = zip(self._sorted, binds, strict=True)
         found: sa.ColumnElement[bool] = column > bind if sign == ">" else column <= bind
         for column, bind in reversed(pairs):
             beyond, within = (column > bind, column >= bind) if sign == ">" else (column < bind, column <= bind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,6 +34,10 @@ _DEFINITION = re.compile(
     r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)"
 )
 _DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
+_TARGET = sa.text(
+    "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
+    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table"
+)
 
 
 class MariadbForms(Forms):
@@ -48,7 +52,10 @@ class MariadbForms(Forms):
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
-        keys = any(isinstance(constraint, sa.ForeignKeyConstraint) for constraint in constraints)
+        added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
+        keys = bool(added)
+        for constraint in added:
+            self._check_target(constraint)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
         with self._unchecked(keys):
@@ -96,6 +103,7 @@ class MariadbForms(Forms):
         assert constraint.table is not None
         what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
         if isinstance(constraint, sa.ForeignKeyConstraint) and online:
+            self._check_target(constraint)
             self.execution.promise(f"key {constraint.name}")
             with self._unchecked(True):
                 self._online(sa.schema.AddConstraint(constraint), what)
@@ -176,8 +184,39 @@ class MariadbForms(Forms):
                 return existing.name
         return None
 
+    def _check_target(self, constraint: sa.ForeignKeyConstraint) -> None:
+        """See that a foreign key refers to a table that can have one.
+
+        Where it does not look at rows, the server takes such a key, and then refuses every row that is written.
+
+        :raises DbSmartError: it does not.
+        """
+        target = constraint.elements[0].column.table
+        assert isinstance(target, sa.Table)
+        if not self.catalog.has_table(target.name, target.schema):
+            found = "is not there"
+        else:
+            row = self.execution.connection.execute(_TARGET, {"schema": target.schema, "table": target.name}).first()
+            if row is None:  # a dry run has planned it
+                return
+            kind, engine, options = row
+            if kind != "BASE TABLE":
+                found = "is a view"
+            elif (engine or "").lower() != "innodb":
+                found = f"is a table of the engine {engine}, not of InnoDB"
+            elif "partitioned" in (options or ""):
+                found = "is partitioned"
+            else:
+                return
+        own = constraint.parent.name
+        raise DbSmartError(
+            f"A foreign key of {own!r} on {', '.join(map(repr, constraint.column_keys))} refers to {target.name!r}, which "
+            f"{found}; writers of {own!r} would fail. Nothing was changed. Make such a table in an earlier migration, or "
+            "leave the key out."
+        )
+
     def _check_rows(self, constraint: sa.ForeignKeyConstraint) -> None:
-        """Look for rows that break a foreign key; where there are any, drop it again.
+        """Look for rows that break a foreign key; where there are any, or it cannot be known, drop it again.
 
         :raises Refused: there are.
         """
@@ -193,10 +232,15 @@ class MariadbForms(Forms):
         query = sa.select(sa.func.count()).select_from(table).where(broken)
         if self.execution.dry:
             return
-        count = self.execution.connection.scalar(query)
+        name = str(self._name_of(constraint))
+        key = SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
+        try:
+            count = self.execution.connection.scalar(query)
+        except BaseException:
+            with suppress(Exception):  # where that fails too, the next run looks at the rows, as was promised
+                self.execution.send(sa.schema.DropConstraint(key))
+            raise
         if count:
-            name = str(self._name_of(constraint))
-            key = SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
             self.execution.send(sa.schema.DropConstraint(key))
             raise Refused(
                 OLD_ROWS,

@@ -623,7 +623,9 @@ class Operations:
 
         def work() -> None:
             with self._execution.operation(what):
-                condition = sa.text(where) if isinstance(where, str) else where
+                condition: Any = where
+                if isinstance(where, str):  # a comment at its end is to end before our bracket
+                    condition = sa.text(f"{where}\n" if "--" in where or "#" in where else where)
                 Backfill(self._execution, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
 
         self._leniently("backfill", (table,), work)
