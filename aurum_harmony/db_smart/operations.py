@@ -691,14 +691,10 @@ class Operations:
 
     def _same_default(self, existing: dict[str, Any], wanted: Any) -> bool:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
-        shown, text = existing["default"], self._default_text(wanted)
-        if shown is None or text is None:
-            return shown is None and text is None
+        from .defaults import same_default
 
-        def bare(default: str) -> str:
-            return default.partition("::")[0].strip("()' ").lower()
-
-        return bare(str(shown)) == bare(text)
+        shown = existing["default"]
+        return same_default(None if shown is None else str(shown), self._default_text(wanted), self._execution.dialect)
 
     def _default_text(self, default: Any) -> str | None:
         from .ddl import default_text
