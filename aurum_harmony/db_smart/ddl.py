@@ -12,6 +12,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.types import TypeEngine
 
 from .errors import DbSmartError
 
@@ -28,6 +29,16 @@ def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
     """The default of a column as SQL, ``None`` where it has none."""
     text: str | None = _ddl_compiler(dialect).get_column_default_string(column)
     return text
+
+
+def type_text(kind: TypeEngine[Any], dialect: Dialect) -> str:
+    """A type as SQL that is sent without parameters."""
+    return kind.compile(dialect=_plain(dialect))
+
+
+def string_text(value: str, dialect: Dialect) -> str:
+    """A string as SQL that is sent without parameters."""
+    return render(sa.literal(value, sa.String()), dialect, literal_binds=True)
 
 
 def constraint_text(constraint: sa.Constraint, dialect: Dialect) -> str:

@@ -343,7 +343,11 @@ class Operations:
             if relation != "same":
                 change.type_ = wanted
             if relation == "other":
-                self._ask("NARROW_TYPE", f"op.{what} from {change.existing['type']} to {wanted}")
+                from .column_types import spelled
+
+                dialect = self._connection.dialect
+                types = spelled(change.existing["type"], dialect), spelled(wanted, dialect)
+                self._ask("NARROW_TYPE", f"op.{what} from {types[0]} to {types[1]}")
         if nullable is not None and nullable != change.existing["nullable"]:
             change.nullable = nullable
         if server_default is not False and not self._same_default(change.existing, server_default):

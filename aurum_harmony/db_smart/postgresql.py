@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable
 from alembic.ddl.postgresql import PostgresqlColumnType
 from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.dialects.postgresql import CreateEnumType, NamedType
+from sqlalchemy.types import TypeEngine
 
 from .catalog import Constraint, Kind
-from .column_types import free_on_postgresql
-from .ddl import UniqueUsingIndex, ValidateConstraint, render
+from .column_types import free_on_postgresql, native_values, spelled
+from .ddl import UniqueUsingIndex, ValidateConstraint, render, string_text, type_text
+from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import OLD_ROWS, PARTITIONED, REWRITE, Refused
 
@@ -132,6 +134,8 @@ class PostgresqlForms(Forms):
 
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; NOT NULL by a validated check, which saves the scan under the exclusive lock."""
+        if change.type_ is not None and self._add_values(change):
+            change.type_ = None
         if change.type_ is not None:
             if online and not free_on_postgresql(change.existing["type"], change.type_):
                 raise Refused(REWRITE, f"op.alter_column({change.table!r}, {change.column!r}, type_=…)")
@@ -156,6 +160,42 @@ class PostgresqlForms(Forms):
                 connection: Any = self.execution.connection
                 if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
                     self.execution.send(CreateEnumType(kind))
+
+    def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
+        """What a change of type does; an enumeration can only be given more values.
+
+        :raises DbSmartError: values of an enumeration are to go, or to change places.
+        """
+        relation = super().type_is(old, new)
+        values = native_values(old, self.dialect), native_values(new, self.dialect)
+        if relation == "other" and None not in values and type_text(old, self.dialect) == type_text(new, self.dialect):
+            raise DbSmartError(
+                f"The type {spelled(old, self.dialect)} cannot become {spelled(new, self.dialect)}: PostgreSQL only "
+                "adds values to an enumeration, and neither removes one nor changes their order. Nothing was changed. "
+                "Keep the values that are there in their order; or add a column of a new enumeration with another "
+                "name, op.backfill() it, and move over to it."
+            )
+        return relation
+
+    def _add_values(self, change: Change) -> bool:
+        """Give an enumeration its new values, each in its place, if that is what the change of type is.
+
+        A transaction that has added a value cannot use it, so that each is added outside of the migration's.
+        """
+        old, new = change.existing["type"], change.type_
+        assert new is not None
+        have, wanted = native_values(old, self.dialect), native_values(new, self.dialect)
+        if have is None or wanted is None or super().type_is(old, new) != "wider":
+            return False
+        name = type_text(old, self.dialect)
+        with self.execution.outside() as send:
+            for number, value in enumerate(wanted):
+                if value not in have:
+                    after = wanted[number - 1] if number else None
+                    place = [] if not have else ["BEFORE", have[0]] if after is None else ["AFTER", after]
+                    texts = [string_text(text, self.dialect) for text in (value, *place[1:])]
+                    send(f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS {' '.join([texts[0], *place[:1], *texts[1:]])}")
+        return True
 
     def _set_nullable(self, change: Change, online: bool) -> None:
         plain = ColumnNullable(change.table, change.column, bool(change.nullable), schema=change.schema)
