@@ -57,6 +57,8 @@ def native_values(kind: TypeEngine[Any], dialect: Dialect) -> list[str] | None:
 
 def spelled(kind: TypeEngine[Any], dialect: Dialect) -> str:
     """A type as a person is to read it: as the database has it, and an enumeration with its values."""
+    if isinstance(kind, sa.types.NullType):
+        return str(kind)
     values = native_values(kind, dialect)
     if values is not None and dialect.name == "postgresql":
         return f"{_text_of(kind, dialect)} ({', '.join(map(repr, values))})"

@@ -143,13 +143,22 @@ def _validate_constraint(element: ValidateConstraint, compiler: DDLCompiler, **_
 
 
 class UniqueUsingIndex(_ConstraintChange):
-    """PostgreSQL's ``ADD CONSTRAINT … UNIQUE USING INDEX``: an index that is there becomes the constraint."""
+    """PostgreSQL's ``ADD CONSTRAINT … UNIQUE USING INDEX``: an index that is there becomes the constraint.
+
+    :param constraint: tells when it is looked at.
+    """
+
+    def __init__(self, table: str, name: str, schema: str | None, constraint: sa.UniqueConstraint) -> None:
+        super().__init__(table, name, schema)
+        self.constraint = constraint
 
 
 @compiles(UniqueUsingIndex)
 def _unique_using_index(element: UniqueUsingIndex, compiler: DDLCompiler, **_: Any) -> str:
     name = compiler.preparer.quote(element.name)
-    return f"{alter_table(compiler, element.table, element.schema)} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}"
+    when = compiler.define_constraint_deferrability(element.constraint)
+    place = alter_table(compiler, element.table, element.schema)
+    return f"{place} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{when}"
 
 
 class ModifyColumn(DDLElement):

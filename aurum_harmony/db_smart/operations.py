@@ -421,6 +421,9 @@ class Operations:
         :raises Refused: rows break it.
         """
         constraint = self._objects.unique_constraint(constraint_name, table_name, columns, schema=schema, **options)
+        for column in options.get("postgresql_include") or ():
+            if column not in constraint.table.c:
+                constraint.table.append_column(sa.Column(column, sa.types.NullType()))
         self._add_constraint(constraint, "unique", list(columns), online)
 
     @_formerly()

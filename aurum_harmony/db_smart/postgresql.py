@@ -219,14 +219,26 @@ class PostgresqlForms(Forms):
     def _add_unique(self, constraint: sa.UniqueConstraint) -> None:
         table = constraint.table
         name, columns = str(constraint.name), [column.name for column in constraint.columns]
-        index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True)
+        given = constraint.dialect_options["postgresql"]
+        options = {f"postgresql_{key}": given.get(key) for key in ("include", "nulls_not_distinct") if given.get(key)}
+        index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True, **options)
+        for column in options.get("postgresql_include", ()):
+            if column not in index.table.c:
+                index.table.append_column(sa.Column(column, sa.types.NullType()))
         existing = self.catalog.indexes(table.name, table.schema).get(name)
         if existing is not None and not existing.valid:
             self.drop_index(SchemaObjects().index(name, table.name, columns, schema=table.schema), True)
             existing = None
         if existing is None:
             self.create_index(index, True)
-        self.execution.send(UniqueUsingIndex(table.name, name, table.schema))
+        elif existing.columns != columns or not existing.unique or existing.options != options:
+            more = ", ".join(f"{key} {value}" for key, value in sorted(existing.options.items()))
+            raise DbSmartError(
+                f"The table {table.name!r} already has an index {name!r}, on {', '.join(map(str, existing.columns))} "
+                f"({'unique' if existing.unique else 'not unique'}{more and ', '}{more}). Nothing was changed. Drop it "
+                "first with op.drop_index(), or give the constraint another name."
+            )
+        self.execution.send(UniqueUsingIndex(table.name, name, table.schema, constraint))
 
     def _validate(self, table: str, name: str, schema: str | None) -> None:
         """Validate a constraint in a transaction of its own; where rows break it, drop it again.
