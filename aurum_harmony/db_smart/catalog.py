@@ -35,12 +35,14 @@ class Index:
 
     :ivar columns: an expression among them is ``None``.
     :ivar valid: ``False`` for one that PostgreSQL could not finish building.
+    :ivar options: of the dialect, such as ``postgresql_where``, as the inspector has them.
     """
 
     name: str
     columns: list[str | None]
     unique: bool
     valid: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -155,7 +157,11 @@ class Catalog:
             name = index["name"]
             if name is not None:
                 found[self.fold(name)] = Index(
-                    name, list(index["column_names"]), bool(index["unique"]), name not in invalid
+                    name,
+                    list(index["column_names"]),
+                    bool(index["unique"]),
+                    name not in invalid,
+                    {key: value for key, value in index.get("dialect_options", {}).items() if value},
                 )
         return found
 

@@ -23,11 +23,14 @@ def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Lit
     :returns: ``"wider"`` when the new type holds every value of the old one and reads the same to the application;
         ``"other"`` when it may not.
     """
+    values = native_values(old, dialect), native_values(new, dialect)
+    if values[0] is not None and values[1] is not None and _same_name(old, new, dialect):
+        return "same" if values[0] == values[1] else "wider" if _within(*values) else "other"
     if _text(old, dialect) == _text(new, dialect):
         return "same"
     alike = _affinity(old, dialect) == _affinity(new, dialect)
     sizes: tuple[tuple[float, ...], tuple[float, ...]]
-    if isinstance(old, sa.Enum) or isinstance(new, sa.Enum):
+    if values != (None, None):
         return "other"
     if isinstance(old, sa.String) and isinstance(new, sa.String):
         sizes = (_length(old, dialect),), (_length(new, dialect),)
@@ -43,6 +46,25 @@ def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Lit
     return "wider" if all(map(le, *sizes)) else "other"
 
 
+def native_values(kind: TypeEngine[Any], dialect: Dialect) -> list[str] | None:
+    """The values of an enumeration that is a type of the database, in their order; ``None`` of any other type."""
+    if isinstance(kind, sa.types.TypeDecorator):
+        kind = kind.load_dialect_impl(dialect)
+    if isinstance(kind, sa.Enum) and kind.native_enum and dialect.supports_native_enum:
+        return list(kind.enums)
+    return None
+
+
+def spelled(kind: TypeEngine[Any], dialect: Dialect) -> str:
+    """A type as a person is to read it: as the database has it, and an enumeration with its values."""
+    if isinstance(kind, sa.types.NullType):
+        return str(kind)
+    values = native_values(kind, dialect)
+    if values is not None and dialect.name == "postgresql":
+        return f"{_text_of(kind, dialect)} ({', '.join(map(repr, values))})"
+    return _text_of(kind, dialect)
+
+
 def free_on_postgresql(old: TypeEngine[Any], new: TypeEngine[Any]) -> bool:
     """Whether PostgreSQL makes a change to a wider type in place, without rewriting the table.
 
@@ -55,8 +77,26 @@ def free_on_postgresql(old: TypeEngine[Any], new: TypeEngine[Any]) -> bool:
     return False
 
 
+def _within(few: list[str], many: list[str]) -> bool:
+    """Whether all values are among others in the same order."""
+    rest = iter(many)
+    return all(value in rest for value in few)
+
+
+def _same_name(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> bool:
+    """Whether two enumerations are one type, which on PostgreSQL has a name and perhaps a schema."""
+    if dialect.name != "postgresql":
+        return True
+    names = [[str(getattr(kind, "name", None)), getattr(kind, "schema", None)] for kind in (old, new)]
+    return names[0][0] == names[1][0] and (None in (names[0][1], names[1][1]) or names[0][1] == names[1][1])
+
+
+def _text_of(kind: TypeEngine[Any], dialect: Dialect) -> str:
+    return kind.compile(dialect=dialect)
+
+
 def _text(kind: TypeEngine[Any], dialect: Dialect) -> str:
-    return kind.compile(dialect=dialect).upper()
+    return _text_of(kind, dialect).upper()
 
 
 def _affinity(kind: TypeEngine[Any], dialect: Dialect) -> str:

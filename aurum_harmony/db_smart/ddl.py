@@ -12,6 +12,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.types import TypeEngine
 
 from .errors import DbSmartError
 
@@ -28,6 +29,16 @@ def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
     """The default of a column as SQL, ``None`` where it has none."""
     text: str | None = _ddl_compiler(dialect).get_column_default_string(column)
     return text
+
+
+def type_text(kind: TypeEngine[Any], dialect: Dialect) -> str:
+    """A type as SQL that is sent without parameters."""
+    return kind.compile(dialect=_plain(dialect))
+
+
+def string_text(value: str, dialect: Dialect) -> str:
+    """A string as SQL that is sent without parameters."""
+    return render(sa.literal(value, sa.String()), dialect, literal_binds=True)
 
 
 def constraint_text(constraint: sa.Constraint, dialect: Dialect) -> str:
@@ -132,13 +143,22 @@ def _validate_constraint(element: ValidateConstraint, compiler: DDLCompiler, **_
 
 
 class UniqueUsingIndex(_ConstraintChange):
-    """PostgreSQL's ``ADD CONSTRAINT … UNIQUE USING INDEX``: an index that is there becomes the constraint."""
+    """PostgreSQL's ``ADD CONSTRAINT … UNIQUE USING INDEX``: an index that is there becomes the constraint.
+
+    :param constraint: tells when it is looked at.
+    """
+
+    def __init__(self, table: str, name: str, schema: str | None, constraint: sa.UniqueConstraint) -> None:
+        super().__init__(table, name, schema)
+        self.constraint = constraint
 
 
 @compiles(UniqueUsingIndex)
 def _unique_using_index(element: UniqueUsingIndex, compiler: DDLCompiler, **_: Any) -> str:
     name = compiler.preparer.quote(element.name)
-    return f"{alter_table(compiler, element.table, element.schema)} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}"
+    when = compiler.define_constraint_deferrability(element.constraint)
+    place = alter_table(compiler, element.table, element.schema)
+    return f"{place} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{when}"
 
 
 class ModifyColumn(DDLElement):

@@ -416,7 +416,11 @@ class Operations:
             if relation != "same":
                 change.type_ = wanted
             if relation == "other":
-                self._ask("NARROW_TYPE", f"op.{what} from {change.existing['type']} to {wanted}")
+                from .column_types import spelled
+
+                dialect = self._connection.dialect
+                types = spelled(change.existing["type"], dialect), spelled(wanted, dialect)
+                self._ask("NARROW_TYPE", f"op.{what} from {types[0]} to {types[1]}")
         if nullable is not None and nullable != change.existing["nullable"]:
             change.nullable = nullable
         if server_default is not False and not self._same_default(change.existing, server_default):
@@ -497,6 +501,9 @@ class Operations:
         :raises Refused: rows break it.
         """
         constraint = self._objects.unique_constraint(constraint_name, table_name, columns, schema=schema, **options)
+        for column in options.get("postgresql_include") or ():
+            if column not in constraint.table.c:
+                constraint.table.append_column(sa.Column(column, sa.types.NullType()))
         self._add_constraint(constraint, "unique", list(columns), online)
 
     @_formerly()
@@ -809,14 +816,10 @@ class Operations:
 
     def _same_default(self, existing: dict[str, Any], wanted: Any) -> bool:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
-        shown, text = existing["default"], self._default_text(wanted)
-        if shown is None or text is None:
-            return shown is None and text is None
+        from .defaults import same_default
 
-        def bare(default: str) -> str:
-            return default.partition("::")[0].strip("()' ").lower()
-
-        return bare(str(shown)) == bare(text)
+        shown = existing["default"]
+        return same_default(None if shown is None else str(shown), self._default_text(wanted), self._execution.dialect)
 
     def _default_text(self, default: Any) -> str | None:
         from .ddl import default_text

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable
 from alembic.ddl.postgresql import PostgresqlColumnType
 from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.dialects.postgresql import CreateEnumType, NamedType
+from sqlalchemy.types import TypeEngine
 
 from .catalog import Constraint, Kind
-from .column_types import free_on_postgresql
-from .ddl import UniqueUsingIndex, ValidateConstraint, render
+from .column_types import free_on_postgresql, native_values, spelled
+from .ddl import UniqueUsingIndex, ValidateConstraint, render, string_text, type_text
+from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import OLD_ROWS, PARTITIONED, REWRITE, Refused
 
@@ -143,6 +145,8 @@ class PostgresqlForms(Forms):
 
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; NOT NULL by a validated check, which saves the scan under the exclusive lock."""
+        if change.type_ is not None and self._add_values(change):
+            change.type_ = None
         if change.type_ is not None:
             if online and not free_on_postgresql(change.existing["type"], change.type_):
                 raise Refused(REWRITE, f"op.alter_column({change.table!r}, {change.column!r}, type_=…)")
@@ -168,6 +172,42 @@ class PostgresqlForms(Forms):
                 if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
                     self.execution.send(CreateEnumType(kind))
 
+    def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
+        """What a change of type does; an enumeration can only be given more values.
+
+        :raises DbSmartError: values of an enumeration are to go, or to change places.
+        """
+        relation = super().type_is(old, new)
+        values = native_values(old, self.dialect), native_values(new, self.dialect)
+        if relation == "other" and None not in values and type_text(old, self.dialect) == type_text(new, self.dialect):
+            raise DbSmartError(
+                f"The type {spelled(old, self.dialect)} cannot become {spelled(new, self.dialect)}: PostgreSQL only "
+                "adds values to an enumeration, and neither removes one nor changes their order. Nothing was changed. "
+                "Keep the values that are there in their order; or add a column of a new enumeration with another "
+                "name, op.backfill() it, and move over to it."
+            )
+        return relation
+
+    def _add_values(self, change: Change) -> bool:
+        """Give an enumeration its new values, each in its place, if that is what the change of type is.
+
+        A transaction that has added a value cannot use it, so that each is added outside of the migration's.
+        """
+        old, new = change.existing["type"], change.type_
+        assert new is not None
+        have, wanted = native_values(old, self.dialect), native_values(new, self.dialect)
+        if have is None or wanted is None or super().type_is(old, new) != "wider":
+            return False
+        name = type_text(old, self.dialect)
+        with self.execution.outside() as send:
+            for number, value in enumerate(wanted):
+                if value not in have:
+                    after = wanted[number - 1] if number else None
+                    place = [] if not have else ["BEFORE", have[0]] if after is None else ["AFTER", after]
+                    texts = [string_text(text, self.dialect) for text in (value, *place[1:])]
+                    send(f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS {' '.join([texts[0], *place[:1], *texts[1:]])}")
+        return True
+
     def _set_nullable(self, change: Change, online: bool) -> None:
         plain = ColumnNullable(change.table, change.column, bool(change.nullable), schema=change.schema)
         name = _name(change.table, change.column, "db_smart_not_null")
@@ -190,14 +230,26 @@ class PostgresqlForms(Forms):
     def _add_unique(self, constraint: sa.UniqueConstraint) -> None:
         table = constraint.table
         name, columns = str(constraint.name), [column.name for column in constraint.columns]
-        index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True)
+        given = constraint.dialect_options["postgresql"]
+        options = {f"postgresql_{key}": given.get(key) for key in ("include", "nulls_not_distinct") if given.get(key)}
+        index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True, **options)
+        for column in options.get("postgresql_include", ()):
+            if column not in index.table.c:
+                index.table.append_column(sa.Column(column, sa.types.NullType()))
         existing = self.catalog.indexes(table.name, table.schema).get(name)
         if existing is not None and not existing.valid:
             self.drop_index(SchemaObjects().index(name, table.name, columns, schema=table.schema), True)
             existing = None
         if existing is None:
             self.create_index(index, True)
-        self.execution.send(UniqueUsingIndex(table.name, name, table.schema))
+        elif existing.columns != columns or not existing.unique or existing.options != options:
+            more = ", ".join(f"{key} {value}" for key, value in sorted(existing.options.items()))
+            raise DbSmartError(
+                f"The table {table.name!r} already has an index {name!r}, on {', '.join(map(str, existing.columns))} "
+                f"({'unique' if existing.unique else 'not unique'}{more and ', '}{more}). Nothing was changed. Drop it "
+                "first with op.drop_index(), or give the constraint another name."
+            )
+        self.execution.send(UniqueUsingIndex(table.name, name, table.schema, constraint))
 
     def _validate(self, table: str, name: str, schema: str | None) -> None:
         """Validate a constraint in a transaction of its own; where rows break it, drop it again.
