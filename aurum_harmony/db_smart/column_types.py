@@ -23,14 +23,14 @@ def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Lit
     :returns: ``"wider"`` when the new type holds every value of the old one and reads the same to the application;
         ``"other"`` when it may not.
     """
-    values = native_values(old, dialect), native_values(new, dialect)
-    if values[0] is not None and values[1] is not None and _same_name(old, new, dialect):
-        return "same" if values[0] == values[1] else "wider" if _within(*values) else "other"
+    before, after = native_values(old, dialect), native_values(new, dialect)
+    if before is not None and after is not None and _same_name(old, new, dialect):
+        return "same" if before == after else "wider" if _within(before, after) else "other"
     if _text(old, dialect) == _text(new, dialect):
         return "same"
     alike = _affinity(old, dialect) == _affinity(new, dialect)
     sizes: tuple[tuple[float, ...], tuple[float, ...]]
-    if values != (None, None):
+    if before is not None or after is not None:
         return "other"
     if isinstance(old, sa.String) and isinstance(new, sa.String):
         sizes = (_length(old, dialect),), (_length(new, dialect),)

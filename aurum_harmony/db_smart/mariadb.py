@@ -62,10 +62,10 @@ class MariadbForms(Forms):
             self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
         planned = self.catalog.plan(table.name, table.schema)
         if planned is not None:
-            for number, constraint in enumerate(constraints):
-                if isinstance(constraint, sa.ForeignKeyConstraint):
-                    name = str(constraint.name or f"{table.name}_ibfk_{number}")
-                    planned.constraints[name] = Constraint(name, "foreign", list(constraint.column_keys))
+            for number, key in enumerate(constraints):
+                if isinstance(key, sa.ForeignKeyConstraint):
+                    name = str(key.name or f"{table.name}_ibfk_{number}")
+                    planned.constraints[name] = Constraint(name, "foreign", list(key.column_keys))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Look at the rows that are there; a foreign key that was taken back is added again."""
@@ -208,11 +208,10 @@ class MariadbForms(Forms):
                 found = "is partitioned"
             else:
                 return
-        own = constraint.parent.name
+        own, columns = constraint.parent.name, ", ".join(map(repr, constraint.column_keys))
         raise DbSmartError(
-            f"A foreign key of {own!r} on {', '.join(map(repr, constraint.column_keys))} refers to {target.name!r}, which "
-            f"{found}; writers of {own!r} would fail. Nothing was changed. Make such a table in an earlier migration, or "
-            "leave the key out."
+            f"A foreign key of {own!r} on {columns} refers to {target.name!r}, which {found}; writers of {own!r} would "
+            "fail. Nothing was changed. Make such a table in an earlier migration, or leave the key out."
         )
 
     def _check_rows(self, constraint: sa.ForeignKeyConstraint) -> None:

@@ -233,9 +233,10 @@ class PostgresqlForms(Forms):
         given = constraint.dialect_options["postgresql"]
         options = {f"postgresql_{key}": given.get(key) for key in ("include", "nulls_not_distinct") if given.get(key)}
         index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True, **options)
-        for column in options.get("postgresql_include", ()):
-            if column not in index.table.c:
-                index.table.append_column(sa.Column(column, sa.types.NullType()))
+        described: Any = index.table
+        for column in options.get("postgresql_include") or ():
+            if column not in described.c:
+                described.append_column(sa.Column(column, sa.types.NullType()))
         existing = self.catalog.indexes(table.name, table.schema).get(name)
         if existing is not None and not existing.valid:
             self.drop_index(SchemaObjects().index(name, table.name, columns, schema=table.schema), True)
