@@ -19,7 +19,7 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
-from .ddl import AddColumns, ModifyColumn, render
+from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import BLOCKS, OLD_ROWS, Refused
@@ -31,8 +31,14 @@ _DUPLICATE = 1062
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
 _DEFINITION = re.compile(
     r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
-    r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)"
+    r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)",
+    re.IGNORECASE | re.DOTALL,
 )
+#: What a definition is made of: strings, names, words, and all else.
+_TOKEN = re.compile(r"'(?:[^']|'')*'|`(?:[^`]|``)*`|\w+|.", re.DOTALL)
+#: Words that can follow a default.
+_AFTER_DEFAULT = ("ON", "AUTO_INCREMENT", "COMMENT", "CHECK")
+_ON_UPDATE = re.compile(r"^ON UPDATE \w+(\(\d*\))? ?", re.IGNORECASE)
 _DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
 _TARGET = sa.text(
     "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
@@ -54,8 +60,8 @@ class MariadbForms(Forms):
             return
         added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
         keys = bool(added)
-        for constraint in added:
-            self._check_target(constraint)
+        for key in added:
+            self._check_target(key)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
         with self._unchecked(keys):
@@ -120,38 +126,55 @@ class MariadbForms(Forms):
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
         if change.nullable is False and online:
-            missing = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
+            missing = self._nulls(change)
             if missing:
                 raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
-        changes: list[DDLElement] = []
-        if change.server_default is not False:
-            default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
-            changes.append(default)
-            if not self.execution.dry:
-                self._send(changes.pop(), online, what)  # first, as the old one may not fit the new type
-        if change.type_ is not None or change.nullable is not None:
-            if change.existing.get("computed"):
-                raise DbSmartError(
-                    f"{what}: the column is computed; change it by op.execute(), with its whole definition."
-                )
-            self._send(ModifyColumn(change.table, change.column, self._definition(change), change.schema), online, what)
-        for later in changes:  # in a dry run, where the definition shown does not have it yet
-            self._send(later, online, what)
+        if (change.type_ is not None or change.nullable is not None) and change.existing.get("computed"):
+            raise DbSmartError(f"{what}: the column is computed; change it by op.execute(), with its whole definition.")
+        modify = change.type_ is not None or change.nullable is not None
+        definition = None
+        if modify or change.server_default is not False:
+            definition, on_update = self._definition(change)
+            if change.server_default is not False and not on_update:
+                default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+                self._send(default, online, what)  # first, as the old one may not fit the new type
+            if modify or on_update:
+                self._send(ModifyColumn(change.table, change.column, definition, change.schema), online, what)
         self.rename_column(change)
+        planned = self.catalog.plan(change.table, change.schema)
+        if planned is not None and definition is not None:
+            planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
 
-    def _definition(self, change: Change) -> str:
-        """The definition that a column is to have: the one that the server shows, edited."""
-        preparer = self.dialect.identifier_preparer
-        name = preparer.format_table(sa.table(change.table, schema=change.schema))
-        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
-        start = f"  {preparer.quote_identifier(change.existing['name'])} "
-        line = next((line for line in lines if line.startswith(start)), None)
-        if line is None:  # a column that a dry run has planned
-            existing = change.existing
-            line = f"{existing['type'].compile(dialect=self.dialect)}{'' if existing['nullable'] else ' NOT NULL'}"
-        found = _DEFINITION.fullmatch(line.removeprefix(start).rstrip(","))
+    def _nulls(self, change: Change) -> int:
+        """How many rows have NULL in a column; none where a dry run cannot know."""
+        table, column = change.table, change.existing.get("stored", change.column)
+        if self.execution.dry:
+            stored = self.catalog.stored(change.table, change.schema)
+            if self.execution.rows_changed or stored is None:
+                return 0
+            if column is None:
+                return 0 if change.existing["default"] is not None else self.catalog.count(stored, change.schema)
+            table = stored
+        return self.catalog.count(table, change.schema, sa.column(column).is_(None))
+
+    def _definition(self, change: Change) -> tuple[str, bool]:
+        """The definition that a column is to have: the one that the server shows, edited.
+
+        :returns: it, and whether it has ``ON UPDATE``, which the server forgets when only a default is set.
+        """
+        line = self._shown(change)
+        found = _DEFINITION.fullmatch(line)
         assert found is not None, line
         kind, characters, null, more = found.groups(default="")
+        before, default, after = _around_default(more)
+        on_update = after.upper().startswith("ON UPDATE ")
+        if change.server_default is not False:
+            column = sa.Column("c", change.type_ or change.existing["type"], server_default=change.server_default)
+            text = default_text(column, self.dialect)
+            default = "" if text is None else f"DEFAULT {text}"
+            if _around_default(f" {default}")[2].upper().startswith("ON UPDATE "):
+                after, on_update = _ON_UPDATE.sub("", after), True
+            more = "".join(f" {part}" for part in (before, default, after) if part)
         if change.type_ is not None:
             kind = change.type_.compile(dialect=self.dialect)
             if not isinstance(change.type_, sa.String) or " COLLATE " in kind or " CHARACTER SET " in kind:
@@ -159,7 +182,22 @@ class MariadbForms(Forms):
         if change.nullable is not None:
             null = " NULL" if change.nullable else " NOT NULL"
             more = _DEFAULT_NULL.sub(r"\1", more)
-        return kind + characters + null + more
+        return kind + characters + null + more, on_update
+
+    def _shown(self, change: Change) -> str:
+        """The definition of a column as the server shows it; in a dry run, as it would."""
+        existing = change.existing
+        if "definition" in existing:
+            return str(existing["definition"])
+        if "column" in existing:
+            return definition_text(existing["column"], self.dialect)
+        table = self.catalog.stored(change.table, change.schema)
+        column = existing.get("stored", existing["name"])
+        name = self.dialect.identifier_preparer.format_table(sa.table(str(table), schema=change.schema))
+        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
+        start = f"  `{column.replace('`', '``')}` "
+        line: str = next(line for line in lines if line.lower().startswith(start.lower()))
+        return line[len(start) :].rstrip(",")
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:
@@ -210,9 +248,9 @@ class MariadbForms(Forms):
                 return
         own = constraint.parent.name
         raise DbSmartError(
-            f"A foreign key of {own!r} on {', '.join(map(repr, constraint.column_keys))} refers to {target.name!r}, which "
-            f"{found}; writers of {own!r} would fail. Nothing was changed. Make such a table in an earlier migration, or "
-            "leave the key out."
+            f"A foreign key of {own!r} on {', '.join(map(repr, constraint.column_keys))} refers to {target.name!r}, "
+            f"which {found}; writers of {own!r} would fail. Nothing was changed. Make such a table in an earlier "
+            "migration, or leave the key out."
         )
 
     def _check_rows(self, constraint: sa.ForeignKeyConstraint) -> None:
@@ -269,3 +307,20 @@ class MariadbForms(Forms):
             if code == _DUPLICATE:
                 raise Refused(OLD_ROWS, what, "Rows have the same values. ") from error
             raise
+
+
+def _around_default(more: str) -> tuple[str, str, str]:
+    """What stands before the default of a column's definition, the default, and what stands behind it."""
+    depth, start, end = 0, None, len(more)
+    for token in _TOKEN.finditer(more):
+        word = token[0].upper()
+        depth += (word == "(") - (word == ")")
+        if depth or word == ")":
+            continue
+        if word in _AFTER_DEFAULT:
+            end = token.start()
+            break
+        if word == "DEFAULT" and start is None:
+            start = token.start()
+    start = end if start is None else start
+    return more[:start].strip(), more[start:end].strip(), more[end:].strip()
