@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Column, ForeignKey, Integer, event
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
@@ -193,15 +194,16 @@ PAIRS = {
     "op.alter_column('people', 'name', type_=String(60))",
     "no default, not null": "op.alter_column('people', 'name', server_default=None)@@"
     "op.alter_column('people', 'name', nullable=False)",
-    "default and all": "op.alter_column('people', 'n', server_default='7', nullable=False, type_=BigInteger(), online=False)@@"
-    "op.alter_column('people', 'n', nullable=True)",
+    "default and all": "op.alter_column('people', 'n', server_default='7', nullable=False, type_=BigInteger(), "
+    "online=False)@@op.alter_column('people', 'n', nullable=True)",
     "new column": "op.add_column('people', Column('x', String(9), server_default='y', comment='z'))@@"
     "op.alter_column('people', 'x', nullable=False)@@op.alter_column('people', 'x', type_=String(12))",
     "backfilled": "op.add_column('people', Column('x', Integer))@@op.backfill('people', {'x': 3})@@"
     "op.alter_column('people', 'x', nullable=False)",
     "old column backfilled": "op.execute('INSERT INTO people (id) VALUES (2)')@@op.backfill('people', {'n': 3})@@"
     "op.alter_column('people', 'n', nullable=False)",
-    "new table": "op.create_table('t', Column('id', Integer, primary_key=True), Column('x', Integer, server_default='4'))@@"
+    "new table": "op.create_table('t', Column('id', Integer, primary_key=True), "
+    "Column('x', Integer, server_default='4'))@@"
     "op.alter_column('t', 'x', type_=BigInteger())@@op.alter_column('t', 'x', nullable=False)",
     "renamed table": "op.rename_table('people', 'persons')@@op.alter_column('persons', 'n', nullable=False)@@"
     "op.create_index('ix', 'persons', ['n'])@@op.create_unique_constraint('uq', 'persons', ['a'])",
@@ -272,3 +274,92 @@ def new(op):
     assert dry.exit_code == 1
     assert "DS204" in dry.output
     assert "DS204" in project.run("migrate").output
+
+
+#: A type, and one that it becomes; what the dry run says of it is what the run does.
+TYPES = [
+    ("INT", "BigInteger()"),
+    ("SMALLINT", "Integer()"),
+    ("VARCHAR(20)", "Text()"),
+    ("VARCHAR(20)", "String(60)"),
+    ("TEXT", "mysql.MEDIUMTEXT()"),
+    ("CHAR(5)", "String(5)"),
+    ("DATE", "DateTime()"),
+    ("TIMESTAMP NULL", "DateTime()"),
+    ("FLOAT", "mysql.DOUBLE()"),
+    ("INT", "Numeric(12, 0)"),
+    ("LONGTEXT", "mysql.VARCHAR(20)"),
+]
+
+
+def test_a_dry_run_foresees_what_would_block(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    url = new_url("mariadb")
+    database = Database("default", None, engine_of(url))
+    columns = ", ".join(f"c{number} {old}" for number, (old, _) in enumerate(TYPES))
+    run(database, f"CREATE TABLE t (id INT PRIMARY KEY, {columns})", "INSERT INTO t (id) VALUES (1)")
+    actions = [f"op.alter_column('t', 'c{number}', type_={new})" for number, (_, new) in enumerate(TYPES)]
+    actions.append("op.create_check_constraint('ck', 't', 'c0 > 3')")
+    project = make_project(url)
+    project.write(
+        "".join(
+            f"from sqlalchemy.dialects import mysql\nfrom sqlalchemy import *\n@migration(destructive=True)\n"
+            f"def m{number}(op):\n    {action}\n"
+            for number, action in enumerate(actions)
+        )
+    )
+    dry = project.run("migrate", "--dry-run").output
+    foreseen = ["DS202" in text for text in re.split(r"(?m)^  m\d+ ", dry)[1:]]
+    found = []
+    for number, action in enumerate(actions):
+        namespace = {**vars(sa), "mysql": mysql}
+        try:
+            with operations(database, destructive=True, name=f"m{number}") as op:
+                exec(action, {**namespace, "op": op})
+        except Refused as error:
+            found.append(error.rule.id == "DS202")
+        else:
+            found.append(False)
+    assert dict(zip(actions, foreseen, strict=True)) == dict(zip(actions, found, strict=True))
+    assert found.count(True) > 5
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("how", ["index", "constraint"])
+def test_rows_that_are_alike_are_counted(database: Database, how: str, online: bool) -> None:
+    run(database, "CREATE TABLE t (id INT PRIMARY KEY, a INT, b INT)")
+    run(database, "INSERT INTO t VALUES (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 2), (5, 1, NULL), (6, 1, NULL)")
+    before = shown(database, "t")
+
+    def add(op: Operations) -> None:
+        if how == "index":
+            op.create_index("uq", "t", ["a", "b"], unique=True, online=online)
+        else:
+            op.create_unique_constraint("uq", "t", ["a", "b"], online=online)
+
+    with pytest.raises(Refused, match=r"DS204.* 3 rows"), operations(database) as op:
+        add(op)
+    assert shown(database, "t") == before
+
+
+def test_a_column_of_a_unique_constraint_with_others_is_a_clear_error(database: Database) -> None:
+    run(database, "CREATE TABLE t (id INT PRIMARY KEY, a INT, b INT, UNIQUE uq (a, b))")
+    before = shown(database, "t")
+    message = r"unique constraint with other columns.*op\.drop_constraint"
+    with pytest.raises(DbSmartError, match=message), operations(database, destructive=True) as op:
+        op.drop_column("t", "b")
+    assert shown(database, "t") == before
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_named_check_of_a_column(database: Database, rows: int) -> None:
+    with operations(database, name="table") as op:
+        check = sa.CheckConstraint("n > 0", name="ck_n")
+        op.create_table("t", Column("id", Integer, primary_key=True), Column("n", Integer, check))
+    assert "CONSTRAINT `ck_n` CHECK (`n` > 0)" in shown(database, "t")
+    run(database, *["INSERT INTO t VALUES (1, 1)"] * rows)
+    with operations(database, name="column") as op:
+        column = Column("m", Integer, sa.CheckConstraint("m > 0", name="ck_m"))
+        op.add_column("t", column, online=False)
+    assert "CONSTRAINT `ck_m` CHECK (`m` > 0)" in shown(database, "t")

@@ -8,7 +8,7 @@ there; they are looked at afterwards.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -27,7 +27,11 @@ from .rules import BLOCKS, OLD_ROWS, Refused
 _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
-_DUPLICATE = 1062
+_DUPLICATE, _KEY_COLUMN = 1062, 1072
+#: Types of which none becomes another one while the table is written to.
+_KINDS = {"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "float", "double", "char", "varchar", "text"}
+_KINDS |= {"mediumtext", "longtext", "date", "datetime", "timestamp", "time", "blob", "mediumblob", "longblob"}
+_SAME_KIND = {"integer": "int", "numeric": "decimal", "bool": "tinyint", "boolean": "tinyint", "json": "longtext"}
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
 _DEFINITION = re.compile(
     r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
@@ -51,10 +55,16 @@ class MariadbForms(Forms):
 
     has_online = True
 
+    def create_table(self, table: sa.Table) -> None:
+        """Create a table that is missing, without its indexes."""
+        self._take_named_checks(table, table.columns)
+        super().create_table(table)
+
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:
         """Add columns; foreign keys without looking at old rows."""
+        constraints = [*constraints, *self._take_named_checks(table, columns)]
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
@@ -88,17 +98,23 @@ class MariadbForms(Forms):
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
         """Drop a column."""
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
-        self._send(change, online, f"op.drop_column({table!r}, {column!r})")
+        what = f"op.drop_column({table!r}, {column!r})"
+        try:
+            self._send(change, online, what)
+        except sa.exc.DBAPIError as error:
+            if _code(error) != _KEY_COLUMN:
+                raise
+            raise DbSmartError(
+                f"{what}: the column is in a unique constraint with other columns. Nothing was changed. Drop that "
+                "first, by op.drop_constraint() or op.drop_index()."
+            ) from error
 
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index, beside the table's traffic."""
         assert index.table is not None
-        self._send(
-            sa.schema.CreateIndex(index),
-            online,
-            f"op.create_index({str(index.name)!r}, {index.table.name!r})",
-            " LOCK=NONE",
-        )
+        what = f"op.create_index({str(index.name)!r}, {index.table.name!r})"
+        with self._rows_alike(index.table, index.expressions, what):
+            self._send(sa.schema.CreateIndex(index), online, what, " LOCK=NONE")
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
@@ -115,7 +131,10 @@ class MariadbForms(Forms):
                 self._online(sa.schema.AddConstraint(constraint), what)
             self._check_rows(constraint)
         else:
-            self._send(sa.schema.AddConstraint(constraint), online, what)
+            if self.execution.dry and online and isinstance(constraint, sa.CheckConstraint):
+                raise Refused(BLOCKS, what, "The server checks old rows only so. ")
+            with self._rows_alike(constraint.table, getattr(constraint, "columns", ()), what):
+                self._send(sa.schema.AddConstraint(constraint), online, what)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
@@ -138,12 +157,29 @@ class MariadbForms(Forms):
             if change.server_default is not False and not on_update:
                 default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
                 self._send(default, online, what)  # first, as the old one may not fit the new type
+            if self.execution.dry and online and change.type_ is not None:
+                old, new = _kind(self._shown(change)), _kind(definition)
+                if old != new and {old, new} <= _KINDS:
+                    raise Refused(BLOCKS, what, f"It would change the type from {old} to {new}. ")
             if modify or on_update:
                 self._send(ModifyColumn(change.table, change.column, definition, change.schema), online, what)
         self.rename_column(change)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
             planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+
+    def _take_named_checks(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
+    ) -> list[sa.Constraint]:
+        """Make checks of the table of those of its columns that have a name, which the server takes only so."""
+        taken: list[sa.Constraint] = []
+        for column in columns:
+            for check in [*column.constraints]:
+                if isinstance(check, sa.CheckConstraint) and isinstance(check.name, str):
+                    column.constraints.discard(check)
+                    taken.append(sa.CheckConstraint(check.sqltext, name=check.name))
+                    table.append_constraint(taken[-1])
+        return taken
 
     def _nulls(self, change: Change) -> int:
         """How many rows have NULL in a column; none where a dry run cannot know."""
@@ -301,12 +337,38 @@ class MariadbForms(Forms):
         try:
             self.execution.send(text, more)
         except sa.exc.DBAPIError as error:
-            code = error.orig.args[0] if error.orig is not None and error.orig.args else None
-            if code in _CANNOT:
+            if _code(error) in _CANNOT:
                 raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
-            if code == _DUPLICATE:
-                raise Refused(OLD_ROWS, what, "Rows have the same values. ") from error
             raise
+
+    @contextmanager
+    def _rows_alike(self, table: sa.Table, columns: Iterable[Any], what: str) -> Iterator[None]:
+        """Say how many rows are in the way of what is to be unique.
+
+        :raises Refused: there are such rows.
+        """
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if _code(error) != _DUPLICATE:
+                raise
+            names = [column.name for column in columns if isinstance(column, sa.ColumnClause)]
+            rows = sa.table(table.name, *map(sa.column, names), schema=table.schema)
+            filled = sa.and_(sa.true(), *(column.is_not(None) for column in rows.c))
+            alike = sa.select(sa.func.count().label("alike")).select_from(rows).where(filled).group_by(*rows.c)
+            groups = alike.having(sa.func.count() > 1).subquery()
+            count = self.execution.connection.scalar(sa.select(sa.func.sum(groups.c.alike)))
+            raise Refused(OLD_ROWS, what, f"{count or 'Some'} rows have the same values as others. ") from error
+
+
+def _code(error: sa.exc.DBAPIError) -> Any:
+    return error.orig.args[0] if error.orig is not None and error.orig.args else None
+
+
+def _kind(definition: str) -> str:
+    """The type that a definition begins with, by the server's own word."""
+    word = definition.partition("(")[0].split()[0].rstrip(",").lower()
+    return _SAME_KIND.get(word, word)
 
 
 def _around_default(more: str) -> tuple[str, str, str]:
