@@ -64,7 +64,8 @@ def without_flag(project: Project) -> Result:
     app, smart = _make(project)
     Path(project.instance, app.config["DB_SMART_FLAG"]).unlink()
     started = time.perf_counter()
-    import_module("aurum_harmony.db_smart.history")
+    for module in ("history", "tables"):
+        import_module(f"aurum_harmony.db_smart.{module}")
     imports = (time.perf_counter() - started) * 1000
     known = set(sys.modules)
     traffic = Traffic()

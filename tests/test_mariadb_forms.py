@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Column, ForeignKey, Integer, event
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.database import Database
 from aurum_harmony.db_smart.rules import Refused
 
+from .conftest import Project
 from .direct import operations
+from .facts import differences, drop_tables, facts
 from .test_backfill import engine_of
+from .test_dryrun import run_client
 
 
 @pytest.fixture
@@ -131,3 +136,230 @@ def test_a_key_whose_rows_were_not_looked_at_is_looked_at_by_the_next_run(databa
     with pytest.raises(Refused, match="DS204.*1 rows"), operations(database) as op:
         add(op)
     assert "FOREIGN KEY" not in shown(database, "orders")
+
+
+DATED = "t TIMESTAMP NOT NULL DEFAULT current_timestamp() ON UPDATE current_timestamp() COMMENT 'DEFAULT 1 ON UPDATE'"
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [
+        ("2020-01-01 00:00:00", "DEFAULT '2020-01-01 00:00:00' ON UPDATE current_timestamp()"),
+        (sa.text("CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP"), "current_timestamp() ON UPDATE current_timestamp()"),
+        (None, "DEFAULT '0000-00-00 00:00:00' ON UPDATE current_timestamp()"),
+    ],
+)
+def test_a_new_default_keeps_on_update(database: Database, default: object, expected: str, rows: int) -> None:
+    run(database, f"CREATE TABLE d (id INT PRIMARY KEY, {DATED.replace('TIMESTAMP', 'DATETIME', 1)})")
+    run(database, *["INSERT INTO d (id) VALUES (1)"] * rows)
+    with operations(database) as op:
+        op.alter_column("d", "t", server_default=default)
+    line = next(line for line in shown(database, "d").split("\n") if line.startswith("  `t`"))
+    assert expected in line
+    assert line.endswith("COMMENT 'DEFAULT 1 ON UPDATE',")
+
+
+def test_a_column_with_a_percent_sign_keeps_all_else(database: Database) -> None:
+    run(
+        database,
+        "CREATE TABLE `t%c` (`id%` INT AUTO_INCREMENT PRIMARY KEY COMMENT '100%', `n%s` INT NOT NULL DEFAULT 5)",
+    )
+    with operations(database) as op:
+        op.alter_column("t%c", "id%", type_=sa.BigInteger())
+        op.alter_column("t%c", "n%s", nullable=True)
+    text = shown(database, "t%c")
+    assert "  `id%` bigint(20) NOT NULL AUTO_INCREMENT COMMENT '100%'," in text
+    assert "  `n%s` int(11) DEFAULT 5," in text
+
+
+OLD = """
+@migration
+def old(op):
+    op.create_table(
+        "people", Column("id", Integer, primary_key=True), Column("a", String(20)), Column("n", Integer),
+        Column("name", String(50), server_default="it's 5%, (x", comment="DEFAULT, 'x'"),
+    )
+    op.execute("INSERT INTO people (id, a, n) VALUES (1, 'x', 2)")
+"""
+#: Pairs of changes, of which the second builds on the first; ``@@`` begins another migration.
+PAIRS = {
+    "not null, wider": "op.alter_column('people', 'a', nullable=False)@@"
+    "op.alter_column('people', 'a', type_=String(60))",
+    "default, not null": "op.alter_column('people', 'n', server_default='5')@@"
+    "op.alter_column('people', 'n', nullable=False)",
+    "wider, default": "op.alter_column('people', 'name', type_=String(60))@@"
+    "op.alter_column('people', 'name', server_default='b')",
+    "default, wider": "op.alter_column('people', 'name', server_default='b')@@"
+    "op.alter_column('people', 'name', type_=String(60))",
+    "no default, not null": "op.alter_column('people', 'name', server_default=None)@@"
+    "op.alter_column('people', 'name', nullable=False)",
+    "default and all": "op.alter_column('people', 'n', server_default='7', nullable=False, type_=BigInteger(), "
+    "online=False)@@op.alter_column('people', 'n', nullable=True)",
+    "new column": "op.add_column('people', Column('x', String(9), server_default='y', comment='z'))@@"
+    "op.alter_column('people', 'x', nullable=False)@@op.alter_column('people', 'x', type_=String(12))",
+    "backfilled": "op.add_column('people', Column('x', Integer))@@op.backfill('people', {'x': 3})@@"
+    "op.alter_column('people', 'x', nullable=False)",
+    "old column backfilled": "op.execute('INSERT INTO people (id) VALUES (2)')@@op.backfill('people', {'n': 3})@@"
+    "op.alter_column('people', 'n', nullable=False)",
+    "new table": "op.create_table('t', Column('id', Integer, primary_key=True), "
+    "Column('x', Integer, server_default='4'))@@"
+    "op.alter_column('t', 'x', type_=BigInteger())@@op.alter_column('t', 'x', nullable=False)",
+    "renamed table": "op.rename_table('people', 'persons')@@op.alter_column('persons', 'n', nullable=False)@@"
+    "op.create_index('ix', 'persons', ['n'])@@op.create_unique_constraint('uq', 'persons', ['a'])",
+    "renamed column": "op.alter_column('people', 'n', new_column_name='m')@@"
+    "op.alter_column('people', 'm', nullable=False)@@"
+    "op.create_index('ix', 'people', ['m'])@@op.create_unique_constraint('uq', 'people', ['m'])@@"
+    "op.alter_column('people', 'm', type_=BigInteger(), online=False)",
+}
+
+
+TOGETHER = ("not null, wider", "backfilled", "renamed column", "new column")
+
+
+@pytest.mark.parametrize(
+    ("pair", "together"), [*((pair, False) for pair in PAIRS), *((pair, True) for pair in TOGETHER)]
+)
+def test_a_script_of_changes_that_build_on_each_other_is_the_run(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], pair: str, together: bool
+) -> None:
+    actions = PAIRS[pair].split("@@")
+    head = "\n@migration(destructive=True)\ndef new{}(op):\n"
+    if together:
+        new = head.format("") + "".join(f"    {action}\n" for action in actions)
+    else:
+        new = "".join(head.format(number) + f"    {action}\n" for number, action in enumerate(actions))
+    project = make_project(new_url("mariadb"))
+    project.write(OLD)
+    project.boot()
+    engine = engine_of(project.url)
+    with engine.connect() as connection:
+        start = facts(connection)
+    project.write(OLD + new)
+    dry = project.run("migrate", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    script = project.run("migrate", "--sql").output
+    project.boot()
+    with engine.connect() as connection:
+        ran = facts(connection)
+    assert differences(ran, start) != {}
+    drop_tables(engine, keep=())
+    project.write(OLD)
+    project.boot()
+    with engine.connect() as connection:
+        number = connection.scalar(sa.text("SELECT database_id FROM db_smart_state"))
+    before = re.search(r"database_id = '([^']+)'", script)
+    assert before is not None
+    run_client(project.url, script.replace(before[1], str(number)))
+    with engine.connect() as connection:
+        assert differences(facts(connection), ran) == {}
+
+
+def test_a_dry_run_foresees_rows_that_are_null(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    project = make_project(new_url("mariadb"))
+    project.write(OLD)
+    project.boot()
+    project.write(
+        OLD
+        + """
+@migration
+def new(op):
+    op.add_column("people", Column("x", Integer))
+    op.alter_column("people", "x", nullable=False)
+"""
+    )
+    dry = project.run("migrate", "--dry-run")
+    assert dry.exit_code == 1
+    assert "DS204" in dry.output
+    assert "DS204" in project.run("migrate").output
+
+
+#: A type, and one that it becomes; what the dry run says of it is what the run does.
+TYPES = [
+    ("INT", "BigInteger()"),
+    ("SMALLINT", "Integer()"),
+    ("VARCHAR(20)", "Text()"),
+    ("VARCHAR(20)", "String(60)"),
+    ("TEXT", "mysql.MEDIUMTEXT()"),
+    ("CHAR(5)", "String(5)"),
+    ("DATE", "DateTime()"),
+    ("TIMESTAMP NULL", "DateTime()"),
+    ("FLOAT", "mysql.DOUBLE()"),
+    ("INT", "Numeric(12, 0)"),
+    ("LONGTEXT", "mysql.VARCHAR(20)"),
+]
+
+
+def test_a_dry_run_foresees_what_would_block(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    url = new_url("mariadb")
+    database = Database("default", None, engine_of(url))
+    columns = ", ".join(f"c{number} {old}" for number, (old, _) in enumerate(TYPES))
+    run(database, f"CREATE TABLE t (id INT PRIMARY KEY, {columns})", "INSERT INTO t (id) VALUES (1)")
+    actions = [f"op.alter_column('t', 'c{number}', type_={new})" for number, (_, new) in enumerate(TYPES)]
+    actions.append("op.create_check_constraint('ck', 't', 'c0 > 3')")
+    project = make_project(url)
+    project.write(
+        "".join(
+            f"from sqlalchemy.dialects import mysql\nfrom sqlalchemy import *\n@migration(destructive=True)\n"
+            f"def m{number}(op):\n    {action}\n"
+            for number, action in enumerate(actions)
+        )
+    )
+    dry = project.run("migrate", "--dry-run").output
+    foreseen = ["DS202" in text for text in re.split(r"(?m)^  m\d+ ", dry)[1:]]
+    found = []
+    for number, action in enumerate(actions):
+        namespace = {**vars(sa), "mysql": mysql}
+        try:
+            with operations(database, destructive=True, name=f"m{number}") as op:
+                exec(action, {**namespace, "op": op})
+        except Refused as error:
+            found.append(error.rule.id == "DS202")
+        else:
+            found.append(False)
+    assert dict(zip(actions, foreseen, strict=True)) == dict(zip(actions, found, strict=True))
+    assert found.count(True) > 5
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("how", ["index", "constraint"])
+def test_rows_that_are_alike_are_counted(database: Database, how: str, online: bool) -> None:
+    run(database, "CREATE TABLE t (id INT PRIMARY KEY, a INT, b INT)")
+    run(database, "INSERT INTO t VALUES (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 2), (5, 1, NULL), (6, 1, NULL)")
+    before = shown(database, "t")
+
+    def add(op: Operations) -> None:
+        if how == "index":
+            op.create_index("uq", "t", ["a", "b"], unique=True, online=online)
+        else:
+            op.create_unique_constraint("uq", "t", ["a", "b"], online=online)
+
+    with pytest.raises(Refused, match=r"DS204.* 3 rows"), operations(database) as op:
+        add(op)
+    assert shown(database, "t") == before
+
+
+def test_a_column_of_a_unique_constraint_with_others_is_a_clear_error(database: Database) -> None:
+    run(database, "CREATE TABLE t (id INT PRIMARY KEY, a INT, b INT, UNIQUE uq (a, b))")
+    before = shown(database, "t")
+    message = r"unique constraint with other columns.*op\.drop_constraint"
+    with pytest.raises(DbSmartError, match=message), operations(database, destructive=True) as op:
+        op.drop_column("t", "b")
+    assert shown(database, "t") == before
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_named_check_of_a_column(database: Database, rows: int) -> None:
+    with operations(database, name="table") as op:
+        check = sa.CheckConstraint("n > 0", name="ck_n")
+        op.create_table("t", Column("id", Integer, primary_key=True), Column("n", Integer, check))
+    assert "CONSTRAINT `ck_n` CHECK (`n` > 0)" in shown(database, "t")
+    run(database, *["INSERT INTO t VALUES (1, 1)"] * rows)
+    with operations(database, name="column") as op:
+        column = Column("m", Integer, sa.CheckConstraint("m > 0", name="ck_m"))
+        op.add_column("t", column, online=False)
+    assert "CONSTRAINT `ck_m` CHECK (`m` > 0)" in shown(database, "t")

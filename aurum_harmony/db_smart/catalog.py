@@ -74,12 +74,18 @@ class Reference:
 
 @dataclass
 class Planned:
-    """A table as it would be at this point of a dry run."""
+    """A table as it would be at this point of a dry run.
+
+    :ivar columns: as the inspector has them. Where the run changes one, ``stored`` is what the database calls it, or
+        ``None`` where it has no such column.
+    :ivar stored: what the database calls the table; ``None`` where it has no such table.
+    """
 
     columns: dict[str, Any] = field(default_factory=dict)
     indexes: dict[str, Index] = field(default_factory=dict)
     constraints: dict[str, Constraint] = field(default_factory=dict)
     empty: bool = True
+    stored: str | None = None
 
 
 class Catalog:
@@ -261,6 +267,7 @@ class Catalog:
                     self.indexes(table, schema),
                     self.constraints(table, schema),
                     self.empty(table, schema),
+                    table,
                 )
             self._planned[schema, self.fold(table)] = known
         return known
@@ -272,6 +279,11 @@ class Catalog:
             self._planned[schema, self.fold(table)] = None
             if renamed is not None:
                 self._planned[schema, self.fold(renamed)] = planned
+
+    def stored(self, table: str, schema: str | None) -> str | None:
+        """What the database itself calls a table at this point of a dry run; ``None`` where it has no such table."""
+        known = self._known(table, schema)
+        return table if known is False else None if known is None else known.stored
 
     def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
         """What is planned for a table; ``False`` where the database is to be asked."""

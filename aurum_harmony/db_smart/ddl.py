@@ -55,6 +55,13 @@ def constraint_text(constraint: sa.Constraint, dialect: Dialect) -> str:
     return text
 
 
+def definition_text(column: sa.Column[Any], dialect: Dialect) -> str:
+    """A column of MariaDB as SQL, as it stands behind its name."""
+    compiler = _ddl_compiler(dialect)
+    text: str = compiler.get_column_specification(column)
+    return text.removeprefix(f"{compiler.preparer.format_column(column)} ")
+
+
 def column_text(column: sa.Column[Any], checks: Sequence[sa.Constraint], dialect: Dialect) -> str:
     """A column of SQLite as SQL, as it stands in ``CREATE TABLE``.
 

@@ -376,6 +376,7 @@ class DryExecution(Execution):
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
         self.current.script.append(text)
+        self.rows_changed = self.rows_changed or _ROWS.match(text) is not None
         if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
             self.catalog.change_rows(text)
         elif self.dialect == "sqlite":
@@ -429,6 +430,7 @@ class DryExecution(Execution):
                 bound_statement = _bind(statement, values or {})
                 self.send(render(bound_statement, dialect, literal_binds=True))
             except (sa.exc.CompileError, NotImplementedError, DbSmartError):
+                self.rows_changed = True
                 self.remark(f"with values that have no form in SQL: {statement}")
         return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
 

@@ -8,7 +8,7 @@ there; they are looked at afterwards.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
-from .ddl import AddColumns, ModifyColumn, render
+from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import BLOCKS, OLD_ROWS, Refused
@@ -27,12 +27,22 @@ from .rules import BLOCKS, OLD_ROWS, Refused
 _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
-_DUPLICATE = 1062
+_DUPLICATE, _KEY_COLUMN = 1062, 1072
+#: Types of which none becomes another one while the table is written to.
+_KINDS = {"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "float", "double", "char", "varchar", "text"}
+_KINDS |= {"mediumtext", "longtext", "date", "datetime", "timestamp", "time", "blob", "mediumblob", "longblob"}
+_SAME_KIND = {"integer": "int", "numeric": "decimal", "bool": "tinyint", "boolean": "tinyint", "json": "longtext"}
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
 _DEFINITION = re.compile(
     r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
-    r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)"
+    r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)",
+    re.IGNORECASE | re.DOTALL,
 )
+#: What a definition is made of: strings, names, words, and all else.
+_TOKEN = re.compile(r"'(?:[^']|'')*'|`(?:[^`]|``)*`|\w+|.", re.DOTALL)
+#: Words that can follow a default.
+_AFTER_DEFAULT = ("ON", "AUTO_INCREMENT", "COMMENT", "CHECK")
+_ON_UPDATE = re.compile(r"^ON UPDATE \w+(\(\d*\))? ?", re.IGNORECASE)
 _DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
 _TARGET = sa.text(
     "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
@@ -45,17 +55,23 @@ class MariadbForms(Forms):
 
     has_online = True
 
+    def create_table(self, table: sa.Table) -> None:
+        """Create a table that is missing, without its indexes."""
+        self._take_named_checks(table, table.columns)
+        super().create_table(table)
+
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:
         """Add columns; foreign keys without looking at old rows."""
+        constraints = [*constraints, *self._take_named_checks(table, columns)]
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
         added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
         keys = bool(added)
-        for constraint in added:
-            self._check_target(constraint)
+        for key in added:
+            self._check_target(key)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
         with self._unchecked(keys):
@@ -82,17 +98,23 @@ class MariadbForms(Forms):
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
         """Drop a column."""
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
-        self._send(change, online, f"op.drop_column({table!r}, {column!r})")
+        what = f"op.drop_column({table!r}, {column!r})"
+        try:
+            self._send(change, online, what)
+        except sa.exc.DBAPIError as error:
+            if _code(error) != _KEY_COLUMN:
+                raise
+            raise DbSmartError(
+                f"{what}: the column is in a unique constraint with other columns. Nothing was changed. Drop that "
+                "first, by op.drop_constraint() or op.drop_index()."
+            ) from error
 
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index, beside the table's traffic."""
         assert index.table is not None
-        self._send(
-            sa.schema.CreateIndex(index),
-            online,
-            f"op.create_index({str(index.name)!r}, {index.table.name!r})",
-            " LOCK=NONE",
-        )
+        what = f"op.create_index({str(index.name)!r}, {index.table.name!r})"
+        with self._rows_alike(index.table, index.expressions, what):
+            self._send(sa.schema.CreateIndex(index), online, what, " LOCK=NONE")
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
@@ -109,7 +131,10 @@ class MariadbForms(Forms):
                 self._online(sa.schema.AddConstraint(constraint), what)
             self._check_rows(constraint)
         else:
-            self._send(sa.schema.AddConstraint(constraint), online, what)
+            if self.execution.dry and online and isinstance(constraint, sa.CheckConstraint):
+                raise Refused(BLOCKS, what, "The server checks old rows only so. ")
+            with self._rows_alike(constraint.table, getattr(constraint, "columns", ()), what):
+                self._send(sa.schema.AddConstraint(constraint), online, what)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
@@ -120,38 +145,72 @@ class MariadbForms(Forms):
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
         if change.nullable is False and online:
-            missing = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
+            missing = self._nulls(change)
             if missing:
                 raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
-        changes: list[DDLElement] = []
-        if change.server_default is not False:
-            default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
-            changes.append(default)
-            if not self.execution.dry:
-                self._send(changes.pop(), online, what)  # first, as the old one may not fit the new type
-        if change.type_ is not None or change.nullable is not None:
-            if change.existing.get("computed"):
-                raise DbSmartError(
-                    f"{what}: the column is computed; change it by op.execute(), with its whole definition."
-                )
-            self._send(ModifyColumn(change.table, change.column, self._definition(change), change.schema), online, what)
-        for later in changes:  # in a dry run, where the definition shown does not have it yet
-            self._send(later, online, what)
+        if (change.type_ is not None or change.nullable is not None) and change.existing.get("computed"):
+            raise DbSmartError(f"{what}: the column is computed; change it by op.execute(), with its whole definition.")
+        modify = change.type_ is not None or change.nullable is not None
+        definition = None
+        if modify or change.server_default is not False:
+            definition, on_update = self._definition(change)
+            if change.server_default is not False and not on_update:
+                default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+                self._send(default, online, what)  # first, as the old one may not fit the new type
+            if self.execution.dry and online and change.type_ is not None:
+                old, new = _kind(self._shown(change)), _kind(definition)
+                if old != new and {old, new} <= _KINDS:
+                    raise Refused(BLOCKS, what, f"It would change the type from {old} to {new}. ")
+            if modify or on_update:
+                self._send(ModifyColumn(change.table, change.column, definition, change.schema), online, what)
         self.rename_column(change)
+        planned = self.catalog.plan(change.table, change.schema)
+        if planned is not None and definition is not None:
+            planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
 
-    def _definition(self, change: Change) -> str:
-        """The definition that a column is to have: the one that the server shows, edited."""
-        preparer = self.dialect.identifier_preparer
-        name = preparer.format_table(sa.table(change.table, schema=change.schema))
-        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
-        start = f"  {preparer.quote_identifier(change.existing['name'])} "
-        line = next((line for line in lines if line.startswith(start)), None)
-        if line is None:  # a column that a dry run has planned
-            existing = change.existing
-            line = f"{existing['type'].compile(dialect=self.dialect)}{'' if existing['nullable'] else ' NOT NULL'}"
-        found = _DEFINITION.fullmatch(line.removeprefix(start).rstrip(","))
+    def _take_named_checks(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
+    ) -> list[sa.Constraint]:
+        """Make checks of the table of those of its columns that have a name, which the server takes only so."""
+        taken: list[sa.Constraint] = []
+        for column in columns:
+            for check in [*column.constraints]:
+                if isinstance(check, sa.CheckConstraint) and isinstance(check.name, str):
+                    column.constraints.discard(check)
+                    taken.append(sa.CheckConstraint(check.sqltext, name=check.name))
+                    table.append_constraint(taken[-1])
+        return taken
+
+    def _nulls(self, change: Change) -> int:
+        """How many rows have NULL in a column; none where a dry run cannot know."""
+        table, column = change.table, change.existing.get("stored", change.column)
+        if self.execution.dry:
+            stored = self.catalog.stored(change.table, change.schema)
+            if self.execution.rows_changed or stored is None:
+                return 0
+            if column is None:
+                return 0 if change.existing["default"] is not None else self.catalog.count(stored, change.schema)
+            table = stored
+        return self.catalog.count(table, change.schema, sa.column(column).is_(None))
+
+    def _definition(self, change: Change) -> tuple[str, bool]:
+        """The definition that a column is to have: the one that the server shows, edited.
+
+        :returns: it, and whether it has ``ON UPDATE``, which the server forgets when only a default is set.
+        """
+        line = self._shown(change)
+        found = _DEFINITION.fullmatch(line)
         assert found is not None, line
         kind, characters, null, more = found.groups(default="")
+        before, default, after = _around_default(more)
+        on_update = after.upper().startswith("ON UPDATE ")
+        if change.server_default is not False:
+            column = sa.Column("c", change.type_ or change.existing["type"], server_default=change.server_default)
+            text = default_text(column, self.dialect)
+            default = "" if text is None else f"DEFAULT {text}"
+            if _around_default(f" {default}")[2].upper().startswith("ON UPDATE "):
+                after, on_update = _ON_UPDATE.sub("", after), True
+            more = "".join(f" {part}" for part in (before, default, after) if part)
         if change.type_ is not None:
             kind = change.type_.compile(dialect=self.dialect)
             if not isinstance(change.type_, sa.String) or " COLLATE " in kind or " CHARACTER SET " in kind:
@@ -159,7 +218,22 @@ class MariadbForms(Forms):
         if change.nullable is not None:
             null = " NULL" if change.nullable else " NOT NULL"
             more = _DEFAULT_NULL.sub(r"\1", more)
-        return kind + characters + null + more
+        return kind + characters + null + more, on_update
+
+    def _shown(self, change: Change) -> str:
+        """The definition of a column as the server shows it; in a dry run, as it would."""
+        existing = change.existing
+        if "definition" in existing:
+            return str(existing["definition"])
+        if "column" in existing:
+            return definition_text(existing["column"], self.dialect)
+        table = self.catalog.stored(change.table, change.schema)
+        column = existing.get("stored", existing["name"])
+        name = self.dialect.identifier_preparer.format_table(sa.table(str(table), schema=change.schema))
+        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
+        start = f"  `{column.replace('`', '``')}` "
+        line: str = next(line for line in lines if line.lower().startswith(start.lower()))
+        return line[len(start) :].rstrip(",")
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:
@@ -262,9 +336,52 @@ class MariadbForms(Forms):
         try:
             self.execution.send(text, more)
         except sa.exc.DBAPIError as error:
-            code = error.orig.args[0] if error.orig is not None and error.orig.args else None
-            if code in _CANNOT:
+            if _code(error) in _CANNOT:
                 raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
-            if code == _DUPLICATE:
-                raise Refused(OLD_ROWS, what, "Rows have the same values. ") from error
             raise
+
+    @contextmanager
+    def _rows_alike(self, table: sa.Table, columns: Iterable[Any], what: str) -> Iterator[None]:
+        """Say how many rows are in the way of what is to be unique.
+
+        :raises Refused: there are such rows.
+        """
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if _code(error) != _DUPLICATE:
+                raise
+            names = [column.name for column in columns if isinstance(column, sa.ColumnClause)]
+            rows = sa.table(table.name, *map(sa.column, names), schema=table.schema)
+            filled = sa.and_(sa.true(), *(column.is_not(None) for column in rows.c))
+            alike = sa.select(sa.func.count().label("alike")).select_from(rows).where(filled).group_by(*rows.c)
+            groups = alike.having(sa.func.count() > 1).subquery()
+            count = self.execution.connection.scalar(sa.select(sa.func.sum(groups.c.alike)))
+            raise Refused(OLD_ROWS, what, f"{count or 'Some'} rows have the same values as others. ") from error
+
+
+def _code(error: sa.exc.DBAPIError) -> Any:
+    return error.orig.args[0] if error.orig is not None and error.orig.args else None
+
+
+def _kind(definition: str) -> str:
+    """The type that a definition begins with, by the server's own word."""
+    word = definition.partition("(")[0].split()[0].rstrip(",").lower()
+    return _SAME_KIND.get(word, word)
+
+
+def _around_default(more: str) -> tuple[str, str, str]:
+    """What stands before the default of a column's definition, the default, and what stands behind it."""
+    depth, start, end = 0, None, len(more)
+    for token in _TOKEN.finditer(more):
+        word = token[0].upper()
+        depth += (word == "(") - (word == ")")
+        if depth or word == ")":
+            continue
+        if word in _AFTER_DEFAULT:
+            end = token.start()
+            break
+        if word == "DEFAULT" and start is None:
+            start = token.start()
+    start = end if start is None else start
+    return more[:start].strip(), more[start:end].strip(), more[end:].strip()

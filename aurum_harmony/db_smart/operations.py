@@ -807,7 +807,7 @@ class Operations:
         if planned is not None:
             known = planned.columns.pop(self._catalog.fold(change.column))
             name = change.name or change.column
-            known = {**known, "name": name, "type": change.type_ or known["type"]}
+            known = {"stored": change.column, **known, "name": name, "type": change.type_ or known["type"]}
             if change.nullable is not None:
                 known["nullable"] = change.nullable
             if change.server_default is not False:
@@ -1000,4 +1000,6 @@ def _reflected(column: sa.Column[Any]) -> dict[str, Any]:
         "nullable": column.nullable,
         "default": text,
         "comment": column.comment,
+        "column": column,
+        "stored": None,
     }
