@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from .forms import Forms
     from .rules import Rule
 
+#: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
+_SAID = (
+    *("arg", "server_default", "computed", "identity", "constraints", "sqltext", "persisted", "expressions"),
+    *("index", "unique", "start", "increment", "always", "dialect_kwargs"),
+    *("deferrable", "initially", "ondelete", "onupdate", "use_alter", "match"),
+)
 ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
@@ -66,7 +72,7 @@ def _step(function: _F) -> _F:
         if steps.paused:  # a batch is done whole or not at all
             function(self, *args, **self._placed(given, schemas))
             return
-        key = steps.number(f"{function.__name__} {_ADDRESS.sub('', repr((args, given)))}")
+        key = steps.number(f"{function.__name__} {_spelled((args, given))}")
         if steps.done(key) is None:
             function(self, *args, **self._placed(given, schemas))
             steps.record(key, 0, None, None)
@@ -723,6 +729,31 @@ class Operations:
 
         found: Rule = getattr(rules, rule)
         raise rules.Refused(found, what)
+
+
+def _spelled(value: Any) -> str:
+    """Arguments of an operation as text, with all that is said in them, so that an edit makes another text."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_spelled(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(map(_spelled, value)) + ")"
+    table = getattr(value, "__table__", value) if isinstance(value, type) else value
+    if isinstance(table, sa.Table):
+        parts: list[Any] = [*table.columns, *sorted(table.indexes, key=lambda index: str(index.name))]
+        return f"{_ADDRESS.sub('', repr(value))}{_spelled(parts)}"
+    text = _ADDRESS.sub("", repr(value))
+    if isinstance(value, (sa.schema.SchemaItem, sa.FetchedValue)):
+        # The representation of an expression within is its address only, and some things have no place in it.
+        return text + "".join(
+            f" {name}={_spelled(part)}"
+            for name in _SAID
+            if (part := getattr(value, name, None)) is not None and part is not value
+        )
+    if isinstance(value, sa.ClauseElement):
+        return f"{text} {value} {_spelled(value.compile().params)}"
+    if isinstance(value, (set, frozenset)):
+        return _spelled(sorted(value, key=_spelled))
+    return text
 
 
 def _has_value(column: sa.Column[Any]) -> bool:
