@@ -636,15 +636,19 @@ class Operations:
     def _create_indexes(self, table: sa.Table, busy: bool) -> None:
         named = [index for index in table.indexes if index.name is not None]
         if named:
+            from .ddl import name_text
+
             present = self._catalog.indexes(table.name, table.schema)
             for index in sorted(named, key=lambda index: str(index.name)):
-                existing = present.get(self._catalog.fold(str(index.name)))
+                existing = present.get(self._catalog.fold(name_text(index, self._connection.dialect)))
                 if existing is None or not existing.valid:
                     self._create_index(index, existing, busy)
 
     def _create_index(self, index: sa.Index, existing: Index | None, busy: bool) -> None:
+        from .ddl import name_text
+
         assert index.table is not None
-        table, name = index.table, str(index.name)
+        table, name = index.table, name_text(index, self._connection.dialect)
         with self._execution.operation(f"create_index({name!r}, {table.name!r})"):
             if existing is not None:  # what a build that was cut short has left
                 self._forms.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), busy)
