@@ -6,6 +6,7 @@ The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CO
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Sequence
@@ -31,6 +32,12 @@ _VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND pr
     sa.bindparam("names", expanding=True)
 )
 _PARTITIONED = sa.text("SELECT count(*) FROM pg_class WHERE oid = CAST(:table AS regclass) AND relkind = 'p'")
+
+_COLLATION = sa.text(
+    "SELECT c.collname FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_collation AS c "
+    "ON c.oid = a.attcollation WHERE a.attrelid = to_regclass(:table) AND a.attname = :column "
+    "AND a.attcollation <> t.typcollation"
+)
 
 
 class PostgresqlForms(Forms):
@@ -160,6 +167,23 @@ class PostgresqlForms(Forms):
                 connection: Any = self.execution.connection
                 if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
                     self.execution.send(CreateEnumType(kind))
+
+    def wanted(
+        self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
+    ) -> tuple[TypeEngine[Any] | None, bool | None]:
+        """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
+        old = change.existing["type"]
+        if isinstance(old, sa.String) and isinstance(type_, sa.String) and type_.collation is None:
+            names = {"table": self._quoted(change.table, change.schema), "column": change.column}
+            collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
+            if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
+                type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
+                for kind in (type_, change.existing["type"]):  # SQLAlchemy 2.0 does not reflect it
+                    kind.collation = collation
+                    if getattr(old, "collation_schema", None) is not None:
+                        kind.collation_schema = old.collation_schema
+                    kind.__dict__.pop("_static_cache_key", None)
+        return type_, nullable
 
     def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
         """What a change of type does; an enumeration can only be given more values.
