@@ -685,9 +685,25 @@ class Operations:
                 f"The table {table!r} already has a constraint {name!r}, of kind {existing.kind!r}{on}. Drop it first "
                 "with op.drop_constraint(), or give the new one another name."
             )
+        if target is not None and existing.target is not None:
+            wanted, have = ((fold(table), [*map(fold, of)]) for table, of in (target, existing.target))
+            other = wanted[0] != have[0] or (wanted[1] and have[1] and wanted[1] != have[1])
+            # Where what is asked for is not there (any more), a later migration has given it the name it has now.
+            if other and self._is_there(constraint.referred_table, target[1]):
+                raise DbSmartError(
+                    f"The table {table!r} already has a foreign key {name!r}, to {existing.target[0]!r} "
+                    f"({', '.join(existing.target[1])}). Nothing was changed. Drop it first with op.drop_constraint(), "
+                    "or give the new one another name."
+                )
         if existing.valid:
             self._execution.satisfied(what)
         self._forms.finish_constraint(constraint, existing)
+
+    def _is_there(self, table: sa.Table, columns: Sequence[str]) -> bool:
+        """Whether there is such a table with such columns."""
+        if not self.has_table(table.name, schema=table.schema):
+            return False
+        return len(self._catalog.present(table.name, columns, table.schema)) == len(columns)
 
     def _alter(self, change: Any, what: str, online: bool) -> None:
         if change.empty:
