@@ -41,7 +41,8 @@ def make(database: Database, rows: bool, **options: Any) -> Table:
 
 def labels(database: Database, table: str = "t") -> list[str]:
     with database.engine.connect() as connection:
-        return list(sa.inspect(connection).get_columns(table)[1]["type"].enums)
+        kind: Any = sa.inspect(connection).get_columns(table)[1]["type"]
+        return list(kind.enums)
 
 
 @pytest.mark.parametrize(

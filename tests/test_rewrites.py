@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import String, Text
+from sqlalchemy import Column, Computed, Identity, Integer, Numeric, String, Text
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.engine import URL
 
+from aurum_harmony.db_smart import Operations
 from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.rules import Refused
 
 from .direct import operations
 
@@ -57,3 +60,36 @@ def test_a_collation_that_is_asked_for_is_taken(database: Database) -> None:
     with database.engine.connect() as connection:
         sql = "SELECT collation_name FROM information_schema.columns WHERE table_name = 'T' AND column_name = 'A'"
         assert connection.exec_driver_sql(sql).scalar_one() == "POSIX"
+
+
+REWRITES: dict[str, Callable[[Operations, bool], None]] = {
+    "identity": lambda op, online: op.add_column("T", Column("n", Integer, Identity()), online=online),
+    "computed": lambda op, online: op.add_column(
+        "T", Column("n", Integer, Computed("id + 1", persisted=True)), online=online
+    ),
+    "domain": lambda op, online: op.add_column("T", Column("n", DOMAIN("score", Integer)), online=online),
+    "shorter": lambda op, online: op.alter_column("T", "A", type_=String(5), online=online),
+    "text to string": lambda op, online: op.alter_column("T", "c", type_=String(8), online=online),
+    "fewer digits": lambda op, online: op.alter_column("T", "b", type_=Numeric(8, 2), online=online),
+    "using": lambda op, online: op.alter_column("T", "A", type_=Text(), postgresql_using='upper("A")', online=online),
+}
+
+
+@pytest.mark.parametrize("what", REWRITES)
+def test_a_rewrite_is_refused_and_done_where_it_is_asked_for(database: Database, what: str) -> None:
+    before = files(database)
+    with pytest.raises(Refused, match="DS201"), operations(database, destructive=True) as op:
+        REWRITES[what](op, True)
+    assert files(database) == before
+    with operations(database, destructive=True) as op:
+        REWRITES[what](op, False)
+    assert files(database) != before
+
+
+def test_a_volatile_function_with_capitals_is_no_rewrite(database: Database) -> None:
+    before = files(database)
+    with operations(database) as op:
+        op.add_column("T", Column("n", sa.Float, nullable=False, server_default=sa.text('"Rnd"()')))
+    assert files(database) == before
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql('SELECT count(DISTINCT n) FROM "T"').scalar_one() == 2
