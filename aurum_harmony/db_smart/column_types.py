@@ -23,14 +23,14 @@ def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Lit
     :returns: ``"wider"`` when the new type holds every value of the old one and reads the same to the application;
         ``"other"`` when it may not.
     """
-    before, after = native_values(old, dialect), native_values(new, dialect)
-    if before is not None and after is not None and _same_name(old, new, dialect):
-        return "same" if before == after else "wider" if _within(before, after) else "other"
+    values = native_values(old, dialect), native_values(new, dialect)
+    if values[0] is not None and values[1] is not None and _same_name(old, new, dialect):
+        return "same" if values[0] == values[1] else "wider" if _within(values[0], values[1]) else "other"
     if _text(old, dialect) == _text(new, dialect):
         return "same"
     alike = _affinity(old, dialect) == _affinity(new, dialect)
     sizes: tuple[tuple[float, ...], tuple[float, ...]]
-    if before is not None or after is not None:
+    if values != (None, None):
         return "other"
     if isinstance(old, sa.String) and isinstance(new, sa.String):
         sizes = (_length(old, dialect),), (_length(new, dialect),)
@@ -71,9 +71,12 @@ def free_on_postgresql(old: TypeEngine[Any], new: TypeEngine[Any]) -> bool:
     See ``ALTER COLUMN TYPE`` in its manual: binary coercible, or an unconstrained domain of it.
     """
     if isinstance(old, sa.String) and isinstance(new, sa.String):
-        return not isinstance(old, sa.CHAR) and not isinstance(new, sa.CHAR)
+        fixed = isinstance(old, sa.CHAR) or isinstance(new, sa.CHAR)
+        return not fixed and (new.length is None or (old.length is not None and old.length <= new.length))
     if isinstance(old, sa.Numeric) and isinstance(new, sa.Numeric):
-        return new.precision is None or (old.scale or 0) == (new.scale or 0)
+        if new.precision is None or old.precision is None:
+            return new.precision is None
+        return (old.scale or 0) == (new.scale or 0) and old.precision <= new.precision
     return False
 
 

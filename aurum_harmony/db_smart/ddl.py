@@ -31,6 +31,13 @@ def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
     return text
 
 
+def name_text(item: sa.Index | sa.Constraint, dialect: Dialect) -> str:
+    """The name that an index or constraint has in the database, where a long one made by a convention is shortened."""
+    preparer: Any = dialect.identifier_preparer
+    name = preparer.format_constraint(item, _alembic_quote=False)
+    return str(item.name if name is None else name)
+
+
 def type_text(kind: TypeEngine[Any], dialect: Dialect) -> str:
     """A type as SQL that is sent without parameters."""
     return kind.compile(dialect=_plain(dialect))

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from .forms import Forms
     from .rules import Rule
 
+#: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
+_SAID = (
+    *("arg", "server_default", "computed", "identity", "constraints", "sqltext", "persisted", "expressions"),
+    *("index", "unique", "start", "increment", "always", "dialect_kwargs"),
+    *("deferrable", "initially", "ondelete", "onupdate", "use_alter", "match"),
+)
 ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
@@ -66,7 +72,7 @@ def _step(function: _F) -> _F:
         if steps.paused:  # a batch is done whole or not at all
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             return
-        key = steps.number(f"{function.__name__} {_ADDRESS.sub('', repr((args, given)))}")
+        key = steps.number(f"{function.__name__} {_spelled((args, given))}")
         if steps.done(key) is None:
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             steps.record(key, 0, None, None)
@@ -742,15 +748,19 @@ class Operations:
     def _create_indexes(self, table: sa.Table, busy: bool) -> None:
         named = [index for index in table.indexes if index.name is not None]
         if named:
+            from .ddl import name_text
+
             present = self._catalog.indexes(table.name, table.schema)
             for index in sorted(named, key=lambda index: str(index.name)):
-                existing = present.get(self._catalog.fold(str(index.name)))
+                existing = present.get(self._catalog.fold(name_text(index, self._connection.dialect)))
                 if existing is None or not existing.valid:
                     self._create_index(index, existing, busy)
 
     def _create_index(self, index: sa.Index, existing: Index | None, busy: bool) -> None:
+        from .ddl import name_text
+
         assert index.table is not None
-        table, name = index.table, str(index.name)
+        table, name = index.table, name_text(index, self._connection.dialect)
         with self._execution.operation(f"create_index({name!r}, {table.name!r})"):
             if existing is not None:  # what a build that was cut short has left
                 self._forms.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), busy)
@@ -793,9 +803,25 @@ class Operations:
                 f"The table {table!r} already has a constraint {name!r}, of kind {existing.kind!r}{on}. Drop it first "
                 "with op.drop_constraint(), or give the new one another name."
             )
+        if target is not None and existing.target is not None:
+            wanted, have = ((fold(table), [*map(fold, of)]) for table, of in (target, existing.target))
+            other = wanted[0] != have[0] or (wanted[1] and have[1] and wanted[1] != have[1])
+            # Where what is asked for is not there (any more), a later migration has given it the name it has now.
+            if other and self._is_there(constraint.referred_table, target[1]):
+                raise DbSmartError(
+                    f"The table {table!r} already has a foreign key {name!r}, to {existing.target[0]!r} "
+                    f"({', '.join(existing.target[1])}). Nothing was changed. Drop it first with op.drop_constraint(), "
+                    "or give the new one another name."
+                )
         if existing.valid:
             self._execution.satisfied(what)
         self._forms.finish_constraint(constraint, existing)
+
+    def _is_there(self, table: sa.Table, columns: Sequence[str]) -> bool:
+        """Whether there is such a table with such columns."""
+        if not self.has_table(table.name, schema=table.schema):
+            return False
+        return len(self._catalog.present(table.name, columns, table.schema)) == len(columns)
 
     def _alter(self, change: Any, what: str, online: bool) -> None:
         if change.empty:
@@ -983,6 +1009,31 @@ class Operations:
 
         found: Rule = getattr(rules, rule)
         raise rules.Refused(found, what)
+
+
+def _spelled(value: Any) -> str:
+    """Arguments of an operation as text, with all that is said in them, so that an edit makes another text."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_spelled(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(map(_spelled, value)) + ")"
+    table = getattr(value, "__table__", value) if isinstance(value, type) else value
+    if isinstance(table, sa.Table):
+        parts: list[Any] = [*table.columns, *sorted(table.indexes, key=lambda index: str(index.name))]
+        return f"{_ADDRESS.sub('', repr(value))}{_spelled(parts)}"
+    text = _ADDRESS.sub("", repr(value))
+    if isinstance(value, (sa.schema.SchemaItem, sa.FetchedValue)):
+        # The representation of an expression within is its address only, and some things have no place in it.
+        return text + "".join(
+            f" {name}={_spelled(part)}"
+            for name in _SAID
+            if (part := getattr(value, name, None)) is not None and part is not value
+        )
+    if isinstance(value, sa.ClauseElement):
+        return f"{text} {value} {_spelled(value.compile().params)}"
+    if isinstance(value, (set, frozenset)):
+        return _spelled(sorted(value, key=_spelled))
+    return text
 
 
 def _has_value(column: sa.Column[Any]) -> bool:

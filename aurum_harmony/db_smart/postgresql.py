@@ -6,6 +6,7 @@ The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CO
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable
 from alembic.ddl.postgresql import PostgresqlColumnType
 from alembic.operations.schemaobj import SchemaObjects
-from sqlalchemy.dialects.postgresql import CreateEnumType, NamedType
+from sqlalchemy.dialects.postgresql import DOMAIN, CreateEnumType, NamedType
 from sqlalchemy.types import TypeEngine
 
 from .catalog import Constraint, Kind
@@ -26,11 +27,24 @@ from .forms import Change, Forms
 from .rules import OLD_ROWS, PARTITIONED, REWRITE, Refused
 
 _MAX_NAME = 63
-_CALLS = re.compile(r"(\w+)\"?\s*\(")
+_CALLS = re.compile(r'("(?:[^"]|"")+"|\w+)\s*\(')
 _VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND provolatile = 'v'").bindparams(
     sa.bindparam("names", expanding=True)
 )
 _PARTITIONED = sa.text("SELECT count(*) FROM pg_class WHERE oid = CAST(:table AS regclass) AND relkind = 'p'")
+
+#: Of a domain, and the domains that it is made of.
+_CHECKED_DOMAIN = sa.text(
+    "WITH RECURSIVE d AS (SELECT oid, typbasetype, typnotnull FROM pg_type WHERE oid = to_regtype(:type) "
+    "AND typtype = 'd' UNION ALL SELECT t.oid, t.typbasetype, t.typnotnull FROM pg_type AS t JOIN d "
+    "ON t.oid = d.typbasetype WHERE t.typtype = 'd') SELECT count(*) FROM d WHERE typnotnull "
+    "OR EXISTS (SELECT 1 FROM pg_constraint WHERE contypid = d.oid)"
+)
+_COLLATION = sa.text(
+    "SELECT c.collname FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_collation AS c "
+    "ON c.oid = a.attcollation WHERE a.attrelid = to_regclass(:table) AND a.attname = :column "
+    "AND a.attcollation <> t.typcollation"
+)
 
 
 class PostgresqlForms(Forms):
@@ -56,6 +70,7 @@ class PostgresqlForms(Forms):
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
+        self._refuse_rewrite(table, columns)
         own = _constraints(table, columns)
         volatile = [column for column in columns if self._volatile(column)]
         if own or volatile:
@@ -148,7 +163,8 @@ class PostgresqlForms(Forms):
         if change.type_ is not None and self._add_values(change):
             change.type_ = None
         if change.type_ is not None:
-            if online and not free_on_postgresql(change.existing["type"], change.type_):
+            free = change.using is None and free_on_postgresql(change.existing["type"], change.type_)
+            if online and not free:
                 raise Refused(REWRITE, f"op.alter_column({change.table!r}, {change.column!r}, type_=…)")
             self.create_types([sa.Column(change.column, change.type_)])
             self.execution.send(
@@ -171,6 +187,23 @@ class PostgresqlForms(Forms):
                 connection: Any = self.execution.connection
                 if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
                     self.execution.send(CreateEnumType(kind))
+
+    def wanted(
+        self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
+    ) -> tuple[TypeEngine[Any] | None, bool | None]:
+        """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
+        old = change.existing["type"]
+        if isinstance(old, sa.String) and isinstance(type_, sa.String) and type_.collation is None:
+            names = {"table": self._quoted(change.table, change.schema), "column": change.column}
+            collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
+            if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
+                type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
+                for kind in (type_, change.existing["type"]):  # SQLAlchemy 2.0 does not reflect it
+                    kind.collation = collation
+                    if getattr(old, "collation_schema", None) is not None:
+                        kind.collation_schema = old.collation_schema
+                    kind.__dict__.pop("_static_cache_key", None)
+        return type_, nullable
 
     def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
         """What a change of type does; an enumeration can only be given more values.
@@ -233,10 +266,11 @@ class PostgresqlForms(Forms):
         given = constraint.dialect_options["postgresql"]
         options = {f"postgresql_{key}": given.get(key) for key in ("include", "nulls_not_distinct") if given.get(key)}
         index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True, **options)
-        described: Any = index.table
-        for column in options.get("postgresql_include") or ():
-            if column not in described.c:
-                described.append_column(sa.Column(column, sa.types.NullType()))
+        own = index.table
+        assert own is not None
+        for column in given.get("include") or ():
+            if column not in own.c:
+                own.append_column(sa.Column(column, sa.types.NullType()))
         existing = self.catalog.indexes(table.name, table.schema).get(name)
         if existing is not None and not existing.valid:
             self.drop_index(SchemaObjects().index(name, table.name, columns, schema=table.schema), True)
@@ -285,12 +319,40 @@ class PostgresqlForms(Forms):
             if existing["nullable"]:
                 self._set_nullable(change, True)
 
+    def _refuse_rewrite(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
+        """Refuse columns that have a value of their own in every row from the start, or are checked in every row.
+
+        :raises Refused: there is one.
+        """
+        compiler: Any = self.dialect.ddl_compiler(self.dialect, None)  # type: ignore[arg-type]
+        for column in columns:
+            why = None
+            if column.identity is not None:
+                why = "an identity column numbers the rows that are there. "
+            elif column.computed is not None and compiler.process(column.computed).endswith("STORED"):
+                why = "a computed column that is stored is computed for the rows that are there. "
+            elif self._checked_domain(column.type):
+                why = "a domain with constraints is checked for the rows that are there. "
+            if why is not None:
+                what = f"op.add_columns({table.name!r}, Column({column.name!r}, …))"
+                raise Refused(REWRITE, what, f"{why[0].upper()}{why[1:]}")
+
+    def _checked_domain(self, kind: TypeEngine[Any]) -> bool:
+        """Whether a type is a domain with constraints of its own, or of one that it is made of."""
+        if isinstance(kind, sa.types.TypeDecorator):
+            kind = kind.load_dialect_impl(self.dialect)
+        if not isinstance(kind, (DOMAIN, sa.types.UserDefinedType)):
+            return False
+        name = type_text(kind, self.dialect).partition(" COLLATE ")[0]
+        return bool(self.execution.connection.scalar(_CHECKED_DOMAIN, {"type": name}))
+
     def _volatile(self, column: sa.Column[Any]) -> bool:
         """Whether a default is to be computed for each row, for which PostgreSQL would rewrite the table."""
         default = column.server_default
         if not isinstance(default, sa.DefaultClause) or isinstance(default.arg, str):
             return False
-        names = [name.lower() for name in _CALLS.findall(render(default.arg, self.dialect, literal_binds=True))]
+        calls = _CALLS.findall(render(default.arg, self.dialect, literal_binds=True))
+        names = [call[1:-1].replace('""', '"') if call.startswith('"') else call.lower() for call in calls]
         return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
 
     def _quoted(self, table: str, schema: str | None) -> str:

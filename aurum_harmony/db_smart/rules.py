@@ -70,7 +70,7 @@ NARROW_TYPE = Rule(
 REWRITE = Rule(
     "DS201",
     "the database would rewrite the table and block its readers and writers meanwhile",
-    "The table has rows, and this change of type cannot be made in place.",
+    "The table has rows, and this cannot be done in place.",
     "Add a column of the new type, write both, op.backfill() it, and move over to it; or, where the application may "
     "stand still for as long, ask for the plain form with online=False.",
 )
