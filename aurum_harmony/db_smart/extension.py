@@ -368,7 +368,9 @@ class DbSmart:
         if step.action == "stop":
             raise DatabaseBehind(
                 f"The database is behind this code and DB_SMART_BOOT is 'check': {step.reason}. Nothing was written. "
-                "Run 'flask db-smart migrate' and start again."
+                "Run 'flask db-smart migrate' and start again.",
+                # The reason may name files, hosts and users.
+                "The database is behind this code: " + "; ".join(plan.said for plan in plans if plan.behind) + ".",
             )
         if step.action == "migrate":
             return self._migrate(app, gate, step.reason)
@@ -410,7 +412,7 @@ class DbSmart:
                     _logger.error("db-smart: %s", error.message)
                     # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
                     behind = isinstance(error, DatabaseBehind)
-                    state.refusal = error.message if behind else "The database is not ready."
+                    state.refusal = error.public if behind else "The database is not ready."
                     state.refused_until = time.monotonic() + _RETRY_SECONDS
             refusal = state.refusal
         for report in reports:
