@@ -74,11 +74,16 @@ def text_of(error: object) -> str:
 
     It may fail to say anything, and what it says may not be text that can be encoded.
     """
+    return plain(without_secrets(raw_text_of(error)))
+
+
+def raw_text_of(error: object) -> str:
+    """As :func:`text_of`, with its secrets and control characters: only for who takes those out."""
     try:
         text = str(error)
     except Exception as second:
         text = f"{type(error).__name__}, whose text cannot be had ({type(second).__name__})"
-    return plain(without_secrets(text.encode("utf-8", "backslashreplace").decode()))
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class DbSmartError(click.ClickException):

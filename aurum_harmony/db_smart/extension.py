@@ -33,6 +33,7 @@ from .settings import (
     lock_settings,
     migration_urls,
     set_defaults,
+    snapshots,
 )
 from .signals import booted, send
 
@@ -243,6 +244,7 @@ class DbSmart:
             from .runner import Runner
 
         state = self._state(app)
+        snapshots(app)  # a value that cannot be used is refused before anything is made
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
         try:
             outcome = runner.run(selected, force=force, remake=remake)
