@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable
 
@@ -123,3 +124,41 @@ def test_plain_text_moves_no_terminal() -> None:
     text = "a\x1b[31m\r\nb\tc\x07\x9b\x00\u202e"
     assert plain(text) == "a\\x1b[31m\nb\tc\\x07\\x9b\\x00\\x202e"
     assert DbSmartError(text).message == plain(text)
+
+
+@pytest.mark.parametrize("where", ["url", "stats"])
+def test_a_flag_forges_no_line_and_moves_no_terminal(
+    sqlite_project: Project, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    sqlite_project.write("@migration\ndef nothing(op: Operations) -> None:\n    pass\n")
+    sqlite_project.boot()
+    evil = "x\nERROR: forged\x1b[2J"
+    flag = json.loads(sqlite_project.flag.read_text())
+    if where == "url":
+        flag["databases"]["default"]["url"] = evil
+    else:
+        flag["stats"][evil] = [1, 2, 3]
+        flag["digest"] = "0"
+    sqlite_project.flag.write_text(json.dumps(flag))
+    caplog.set_level("DEBUG")
+    report = sqlite_project.boot(DB_SMART_BOOT="check")
+    sqlite_project.flag.write_text(json.dumps(flag))
+    status = sqlite_project.run("status").output
+    assert "forged" in report.reason
+    for text in (report.reason, status, *(record.getMessage() for record in caplog.records)):
+        assert "\x1b" not in text
+        assert "\nERROR" not in text
+
+
+def test_the_answer_to_a_request_names_no_file(sqlite_project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    sqlite_project.write("@migration\ndef first(op: Operations) -> None:\n    pass\n")
+    sqlite_project.boot()
+    sqlite_project.write("@migration\ndef second(op: Operations) -> None:\n    pass\n")
+    app, _ = sqlite_project.app(DB_SMART_BOOT="check")
+    response = app.test_client().get("/")
+    sqlite_project.dispose(app)
+    assert response.status_code == 503
+    assert response.text.startswith("The database is behind this code: the database 'default' has 1 new migration")
+    assert "second" in response.text
+    assert str(sqlite_project.directory) not in response.text
+    assert str(sqlite_project.file) in caplog.text

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from .errors import ConfigError, DatabaseUnreachable, text_of, without_secrets
+from .errors import ConfigError, DatabaseUnreachable, plain, raw_text_of, without_secrets
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -230,7 +230,7 @@ class Database:
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
-        return " ".join(self.hide(text_of(getattr(error, "orig", None) or error)).split()).rstrip(".")
+        return " ".join(plain(self.hide(raw_text_of(getattr(error, "orig", None) or error))).split()).rstrip(".")
 
     def hide(self, text: str) -> str:
         """A text without the passwords of the URLs, nor what looks like one."""
@@ -328,6 +328,14 @@ def transient(error: BaseException) -> bool:
     return code in (1205, 1213, 1020) or "database is locked" in str(cause)
 
 
+def sqlstate(error: BaseException) -> str | None:
+    """The five letters by which PostgreSQL names an error, from any of its drivers; ``None`` where there are none."""
+    cause = getattr(error, "orig", None) or error
+    first = cause.args[0] if cause.args else None
+    found = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return found or (first.get("C") if isinstance(first, dict) else None)  # a dict: pg8000
+
+
 #: What databases answer to a user who may not: PostgreSQL, and MariaDB of a database, a table, a column.
 _DENIED = ("42501", 1044, 1142, 1143)
 
@@ -383,7 +391,15 @@ def databases(engines: Mapping[str | None, Engine], migration_urls: Mapping[str,
 
     :param engines: Flask-SQLAlchemy's engines by bind key.
     :param migration_urls: names of databases with a URL of their own for migrating.
+    :raises ConfigError: there is no database of one of these names.
     """
+    unknown = migration_urls.keys() - {"default" if key is None else key for key in engines}
+    if unknown:
+        known = ", ".join(sorted("default" if key is None else key for key in engines))
+        raise ConfigError(
+            f"DB_SMART_MIGRATION_URL names the database {min(unknown)!r}, which the application does not have (it has: "
+            f"{known}). Nothing was changed."
+        )
     found = {}
     for key in sorted(engines, key=lambda key: (key is not None, key or "")):
         name = "default" if key is None else key

@@ -30,6 +30,11 @@ def plain(text: str) -> str:
     return re.sub(_CONTROL, lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
 
 
+def one_line(text: str) -> str:
+    """A text in one line, plain and without what looks like a secret: what a file said, for a log or a message."""
+    return " ".join(plain(without_secrets(text)).split())
+
+
 def without_secrets(text: str) -> str:
     """A text without what looks like a password: in URLs, in their options, and in SQL that sets one."""
     for pattern in _SECRETS:
@@ -69,11 +74,16 @@ def text_of(error: object) -> str:
 
     It may fail to say anything, and what it says may not be text that can be encoded.
     """
+    return plain(without_secrets(raw_text_of(error)))
+
+
+def raw_text_of(error: object) -> str:
+    """As :func:`text_of`, with its secrets and control characters: only for who takes those out."""
     try:
         text = str(error)
     except Exception as second:
         text = f"{type(error).__name__}, whose text cannot be had ({type(second).__name__})"
-    return plain(without_secrets(text.encode("utf-8", "backslashreplace").decode()))
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class DbSmartError(click.ClickException):
@@ -105,7 +115,14 @@ class HistoryUnreadable(DatabaseUnreachable):
 
 
 class DatabaseBehind(DbSmartError):
-    """The database lacks migrations of this code and the mode does not allow to apply them."""
+    """The database lacks migrations of this code and the mode does not allow to apply them.
+
+    :ivar public: what may be told to everybody: no path, host or user, which the message may name.
+    """
+
+    def __init__(self, message: str, public: str = "The database is behind this code.") -> None:
+        super().__init__(message)
+        self.public = one_line(public)
 
 
 class LockTimeout(DbSmartError):

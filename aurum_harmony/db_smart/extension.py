@@ -33,6 +33,7 @@ from .settings import (
     lock_settings,
     migration_urls,
     set_defaults,
+    snapshots,
 )
 from .signals import booted, send
 
@@ -247,6 +248,7 @@ class DbSmart:
             from .runner import Runner
 
         state = self._state(app)
+        snapshots(app)  # a value that cannot be used is refused before anything is made
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
         try:
             outcome = runner.run(selected, force=force, remake=remake)
@@ -372,7 +374,9 @@ class DbSmart:
         if step.action == "stop":
             raise DatabaseBehind(
                 f"The database is behind this code and DB_SMART_BOOT is 'check': {step.reason}. Nothing was written. "
-                "Run 'flask db-smart migrate' and start again."
+                "Run 'flask db-smart migrate' and start again.",
+                # The reason may name files, hosts and users.
+                "The database is behind this code: " + "; ".join(plan.said for plan in plans if plan.behind) + ".",
             )
         if step.action == "migrate":
             return self._migrate(app, gate, step.reason)
@@ -414,7 +418,7 @@ class DbSmart:
                     _logger.error("db-smart: %s", error.message)
                     # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
                     behind = isinstance(error, DatabaseBehind)
-                    state.refusal = error.message if behind else "The database is not ready."
+                    state.refusal = error.public if behind else "The database is not ready."
                     state.refused_until = time.monotonic() + _RETRY_SECONDS
             refusal = state.refusal
         for report in reports:

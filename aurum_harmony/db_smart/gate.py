@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from . import flag as flags
 from .database import Database, denied
-from .errors import DatabaseUnreachable, HistoryUnreadable, MigrationError
+from .errors import DatabaseUnreachable, HistoryUnreadable, MigrationError, one_line
 from .flag import DatabaseRecord, Flag, FlagInvalid
 from .notices import WAIT_SHOWN_AFTER, unheard
 from .sources import Sources, scan
@@ -202,7 +202,7 @@ class Gate:
         for name, record in flag.databases.items():
             reason = self._database_changed(name, record)
             if reason is not None:
-                return FlagVerdict(False, reason, flag)
+                return FlagVerdict(False, one_line(reason), flag)
         if "default" in self.databases and "default" not in flag.databases:
             return FlagVerdict(False, "the flag does not name the default database", flag)
         if flag.module != self.module:
@@ -214,7 +214,7 @@ class Gate:
         if flag.digest == sources.digest:
             reason = _UNCHANGED if same else "only time stamps or places of the migrations changed"
             return FlagVerdict(True, reason, flag, stale=True)
-        return FlagVerdict(False, _sources_changed(flag, sources), flag)
+        return FlagVerdict(False, one_line(_sources_changed(flag, sources)), flag)
 
     @contextmanager
     def turn(self, verdict: FlagVerdict, patience: float) -> Iterator[FlagVerdict]:
@@ -263,7 +263,7 @@ class Gate:
                     show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
                     if show or now - told >= _TELL_EVERY:
                         told, shown = now, shown or show
-                        holder = os.pread(descriptor, 20, 0).decode(errors="replace") or "another one"
+                        holder = one_line(os.pread(descriptor, 20, 0).decode(errors="replace")) or "another one"
                         level = logging.WARNING if show else logging.INFO
                         _logger.log(
                             level, "db-smart: waiting for process %s of this host, which asks or migrates", holder

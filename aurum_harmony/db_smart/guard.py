@@ -11,13 +11,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from .database import Database
+from .database import Database, sqlstate
 
 _logger = logging.getLogger(__name__)
 
@@ -115,8 +114,13 @@ class LockGuard:
         if not _CHANGE.match(statement):
             return
         if self._dialect == "postgresql":
-            with suppress(Exception):  # of a transaction that has failed, as the statement itself will say
+            try:
                 self._arm(statement)
+            except Exception as error:
+                # Of a transaction that has failed, or a connection that is lost, the statement itself will say so.
+                code = sqlstate(error)
+                if code is not None and code != "25P02" and code[:2] not in ("08", "57"):
+                    raise
         self._started = time.monotonic()
         self._watch = threading.Timer(self._seconds / 2, self._tell)
         self._watch.daemon = True

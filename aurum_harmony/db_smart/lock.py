@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from .database import Database, begin, transient
-from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout
+from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
 from .flag import NO_LINK, read_regular
 from .history import Holder, State, epoch_us, read_state, state
 from .notices import WAIT_SHOWN_AFTER, unheard
@@ -365,7 +365,7 @@ class _FileLock(Lock):
         try:
             content = read_regular(self._info, _MOST_OF_HOLDER, NO_LINK) or b""
             name, since, migration = json.loads(content)
-            return Holder(str(name), datetime.fromisoformat(since), None, str(migration))
+            return Holder(one_line(str(name)), datetime.fromisoformat(since), None, one_line(str(migration)))
         except (OSError, ValueError, TypeError, RecursionError):  # just released, or just being written
             return Holder("another process", datetime.now(timezone.utc), None, "")
 

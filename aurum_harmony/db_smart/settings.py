@@ -43,6 +43,13 @@ class DdlSettings:
     retries: int = 30
 
 
+#: A year. A holder that died keeps the others out for so long; dates far beyond cannot be computed with.
+_LONGEST_LEASE = 366.0 * 86_400
+#: What fits into PostgreSQL's ``lock_timeout``, milliseconds in 32 bits; MariaDB's ``lock_wait_timeout`` takes a year.
+_LONGEST_DDL_WAIT = 2_147_483.0
+#: No count has more.
+_DIGITS = 15
+
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off")
 
@@ -54,8 +61,14 @@ def set_defaults(app: Flask) -> None:
 
 
 def flag_path(app: Flask) -> Path:
-    """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder."""
-    return Path(app.instance_path, str(app.config["DB_SMART_FLAG"]))
+    """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder.
+
+    :raises ConfigError: it is no path of a file.
+    """
+    value = app.config["DB_SMART_FLAG"]
+    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value) or Path(value).name in ("", ".."):
+        raise ConfigError(f"DB_SMART_FLAG is {_shown(value)}; it must be the path of a file. Nothing was changed.")
+    return Path(app.instance_path, value)
 
 
 def snapshot_folder(app: Flask) -> Path:
@@ -88,18 +101,19 @@ def forced(app: Flask) -> str | None:
 def lock_settings(app: Flask) -> LockSettings:
     """``DB_SMART_LOCK_TIMEOUT`` and ``DB_SMART_LEASE_SECONDS``, both in seconds.
 
-    :raises ConfigError: one is no number, or too small to work with.
+    :raises ConfigError: one is no number, or too small or too large to work with.
     """
     timeout = _seconds(app, "DB_SMART_LOCK_TIMEOUT", 0)
-    return LockSettings(timeout, _seconds(app, "DB_SMART_LEASE_SECONDS", 0.2))
+    return LockSettings(timeout, _seconds(app, "DB_SMART_LEASE_SECONDS", 0.2, _LONGEST_LEASE))
 
 
 def ddl_settings(app: Flask) -> DdlSettings:
     """``DB_SMART_DDL_LOCK_TIMEOUT``, in seconds, and ``DB_SMART_DDL_RETRIES``.
 
-    :raises ConfigError: one is no number, or too small.
+    :raises ConfigError: one is no number, or too small or too large.
     """
-    return DdlSettings(_seconds(app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05), _whole(app, "DB_SMART_DDL_RETRIES"))
+    timeout = _seconds(app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05, _LONGEST_DDL_WAIT)
+    return DdlSettings(timeout, _whole(app, "DB_SMART_DDL_RETRIES"))
 
 
 def snapshots(app: Flask) -> int:
@@ -119,7 +133,12 @@ def create_all(app: Flask) -> bool:
 
 
 def migration_urls(app: Flask) -> dict[str, str]:
-    """``DB_SMART_MIGRATION_URL`` by the name of the database; a single one is for the default database."""
+    """``DB_SMART_MIGRATION_URL`` by the name of the database; a single one is for the default database.
+
+    Whether there are databases of these names, :func:`~.database.databases` makes sure.
+
+    :raises ConfigError: one is no URL.
+    """
     value = app.config["DB_SMART_MIGRATION_URL"]
     if not value:
         return {}
@@ -136,21 +155,41 @@ def migration_urls(app: Flask) -> dict[str, str]:
 
 def _whole(app: Flask, key: str) -> int:
     value = app.config[key]
-    if not str(value).strip().isdecimal():
-        raise ConfigError(f"{key} is {value!r}; it must be a whole number, at least 0. Nothing was changed.")
-    return int(value)
+    text = _text(value).strip()
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise ConfigError(
+            f"{key} is {_shown(value)}; it must be a whole number, at least 0 and of at most {_DIGITS} digits. "
+            "Nothing was changed."
+        )
+    return int(text)
 
 
-def _seconds(app: Flask, key: str, least: float) -> float:
+def _text(value: object) -> str:
+    """What a setting is as text; an integer can be too long to be written."""
+    try:
+        return str(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return _text(value)
+    return text if len(text) <= 80 else text[:80] + " …"
+
+
+def _seconds(app: Flask, key: str, least: float, most: float = float("inf")) -> float:
     value = app.config[key]
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = float("nan")
-    if not least <= seconds < float("inf"):
-        raise ConfigError(
-            f"{key} is {value!r}; it must be a number of seconds, at least {least:g}. Nothing was changed."
-        )
+    if not least <= seconds <= most or seconds == float("inf"):
+        bound = f"at least {least:g}" + (f" and at most {most:.0f}" if most < float("inf") else "")
+        raise ConfigError(f"{key} is {_shown(value)}; it must be a number of seconds, {bound}. Nothing was changed.")
     return seconds
 
 

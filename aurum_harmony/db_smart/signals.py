@@ -12,7 +12,7 @@ from typing import Any
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
-from .errors import text_of
+from .errors import one_line, text_of
 
 _logger = logging.getLogger(__name__)
 _signals = Namespace()
@@ -61,5 +61,5 @@ def send(signal: NamedSignal, app: Flask, **values: Any) -> None:
             if told not in _told:
                 _told.add(told)
                 _logger.error(
-                    "db-smart: a listener of %r is passed by, as it raised: %s: %s: %s", *told, text_of(error)
+                    "db-smart: a listener of %r is passed by, as it raised: %s: %s: %s", *told, one_line(text_of(error))
                 )
