@@ -363,3 +363,21 @@ def test_a_named_check_of_a_column(database: Database, rows: int) -> None:
         column = Column("m", Integer, sa.CheckConstraint("m > 0", name="ck_m"))
         op.add_column("t", column, online=False)
     assert "CONSTRAINT `ck_m` CHECK (`m` > 0)" in shown(database, "t")
+
+
+def test_a_key_to_a_table_that_the_run_makes_is_fine_in_a_dry_run(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    project = make_project(new_url("mariadb"))
+    project.write(OLD)
+    project.boot()
+    made = "    op.create_table('users', Column('id', Integer, primary_key=True))\n"
+    key = "    op.create_foreign_key('fk', 'people', '{}', ['m'], ['id'])\n"
+    column = "    op.add_column('people', Column('m', Integer))\n"
+    project.write(OLD + "\n@migration\ndef new(op):\n" + column + made + key.format("userz"))
+    dry = project.run("migrate", "--dry-run")
+    assert dry.exit_code == 1
+    assert "'userz', which is not there" in dry.output
+    project.write(OLD + "\n@migration\ndef new(op):\n" + column + made + key.format("users"))
+    assert project.run("migrate", "--dry-run").exit_code == 0
+    assert project.run("migrate").exit_code == 0
