@@ -36,7 +36,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 #: SQL that begins or ends a transaction, behind comments; savepoints, prepared transactions and MariaDB's ``BEGIN NOT
 #: ATOMIC … END`` do not.
 _CONTROLS = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+    r"(?:\s|(?:--|#)[^\n]*(?:\n|$)|/\*(?:(?!\*/).)*\*/)*"
     r"(?:START\s+TRANSACTION|BEGIN(?!\s+NOT\b)|(?:COMMIT|ROLLBACK)(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b)"
     r"|END|ABORT)\b",
     re.IGNORECASE | re.DOTALL,
@@ -660,21 +660,10 @@ class Operations:
                 planned.constraints[self._catalog.fold(name)] = Constraint(name, kind, columns, target=target)
             return
         fold = self._catalog.fold
-        # SQLite may leave out the columns of the target, which then are its primary key.
-        elsewhere = False
-        if target is not None and existing.target is not None:
-            (table_there, there), (table_wanted, wanted) = existing.target, target
-            elsewhere = fold(table_there) != fold(table_wanted) or bool(
-                there and wanted and [*map(fold, there)] != [*map(fold, wanted)]
-            )
-        if (
-            existing.kind != kind
-            or elsewhere
-            or (columns and existing.columns and [*map(fold, existing.columns)] != [*map(fold, columns)])
+        if existing.kind != kind or (
+            columns and existing.columns and [*map(fold, existing.columns)] != [*map(fold, columns)]
         ):
             on = f" on {', '.join(existing.columns)}" if existing.columns else ""
-            if existing.target is not None:
-                on += f" to {existing.target[0]} ({', '.join(existing.target[1])})"
             raise DbSmartError(
                 f"The table {table!r} already has a constraint {name!r}, of kind {existing.kind!r}{on}. Drop it first "
                 "with op.drop_constraint(), or give the new one another name."
