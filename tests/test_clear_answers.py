@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Column, Integer, Text
 from sqlalchemy.engine import URL
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.database import Database
@@ -87,3 +88,22 @@ def test_not_null_on_postgresql_names_the_column_and_counts(new_url: Callable[[s
     assert "db_smart_not_null" not in message
     with database.engine.connect() as connection:
         assert sa.inspect(connection).get_check_constraints("orders") == []
+
+
+def test_a_rename_hints_at_a_mapping_that_works(database: Database) -> None:
+    with (
+        pytest.raises(DbSmartError, match=r"DS103 .*new_name = mapped_column\('old_name'\)"),
+        operations(database) as op,
+    ):
+        op.alter_column("orders", "note", new_column_name="remark")
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(Base):
+        __tablename__ = "orders"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        remark: Mapped[str | None] = mapped_column("note")
+
+    with database.engine.connect() as connection:
+        assert connection.scalar(sa.select(Order.remark).where(Order.id == 1)) == "a"
