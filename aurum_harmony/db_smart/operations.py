@@ -41,6 +41,14 @@ ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+#: SQL that begins or ends a transaction, behind comments; savepoints, prepared transactions and MariaDB's ``BEGIN NOT
+#: ATOMIC … END`` do not.
+_CONTROLS = re.compile(
+    r"(?:\s|(?:--|#)[^\n]*(?:\n|$)|/\*(?:(?!\*/).)*\*/)*"
+    r"(?:START\s+TRANSACTION|BEGIN(?!\s+NOT\b)|(?:COMMIT|ROLLBACK)(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b)"
+    r"|END|ABORT)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def _formerly(**names: str) -> Callable[[_F], _F]:
@@ -130,9 +138,17 @@ class Operations:
 
         :param statement: SQL with ``:name`` for bound parameters, or a SQLAlchemy statement.
         :param parameters: values by name, or a sequence of such for one run each.
+        :raises DbSmartError: it begins or ends a transaction, in a migration that has one.
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
         query = sa.text(statement) if isinstance(statement, str) else statement
+        if self._execution.transactional and isinstance(query, sa.TextClause) and _CONTROLS.match(query.text):
+            # It would end the transaction unseen: what was done before could no longer be undone, nor be recorded.
+            raise DbSmartError(
+                f"op.execute({query.text.strip()!r}): db-smart begins and ends the transaction of a migration. The "
+                "statement was not sent. Leave it out; what must not run in a transaction goes into a migration with "
+                "@migration(transactional=False)."
+            )
         if self._execution.dry:
             return self._execution.pretend(query, parameters)
         connection = self._own() if self._execution.transactional else self._connection

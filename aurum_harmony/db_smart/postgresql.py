@@ -246,6 +246,8 @@ class PostgresqlForms(Forms):
         name = _name(change.table, change.column, "db_smart_not_null")
         existing = self.catalog.constraints(change.table, change.schema).get(name)
         if change.nullable or not (online or existing):
+            if not change.nullable and not self.execution.dry:
+                self._refuse_nulls(change)
             self.execution.send(plain)
             return
         where = sa.column(change.column).is_not(None)
@@ -255,10 +257,25 @@ class PostgresqlForms(Forms):
         if existing is None:
             self.execution.send(sa.schema.AddConstraint(check))
         if existing is None or not existing.valid:
-            self._validate(change.table, name, change.schema)
+            try:
+                self._validate(change.table, name, change.schema)
+            except Refused as refused:  # it names the check, which nobody but us knows
+                self._refuse_nulls(change, refused)
+                raise
         # The manual: SET NOT NULL passes by the scan where a valid check proves it.
         self.execution.send(plain)
         self.execution.send(sa.schema.DropConstraint(check))
+
+    def _refuse_nulls(self, change: Change, cause: Refused | None = None) -> None:
+        """Refuse to make a column NOT NULL if rows have NULL there.
+
+        :param cause: how it was found out, if so.
+        :raises Refused: they have.
+        """
+        count = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
+        if count:
+            what = f"op.alter_column({change.table!r}, {change.column!r}, nullable=False)"
+            raise Refused(OLD_ROWS, what, f"{count} rows have NULL. ") from cause
 
     def _add_unique(self, constraint: sa.UniqueConstraint) -> None:
         table = constraint.table

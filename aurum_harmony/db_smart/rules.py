@@ -53,7 +53,8 @@ RENAME_COLUMN = Rule(
     "renaming a column breaks the release that still runs",
     "It asks for the old name until its last process has ended.",
     "Add a column of the new name, write both, op.backfill() it, read the new one, and drop the old one in a later "
-    f"release; or keep the name in the database: Column('old_name', key='new_name'). {_ASK}",
+    "release; or keep the name in the database: new_name = mapped_column('old_name') in a model, "
+    f"Column('old_name', key='new_name') in a table. {_ASK}",
 )
 RENAME_TABLE = Rule(
     "DS104",
