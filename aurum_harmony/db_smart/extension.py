@@ -417,8 +417,7 @@ class DbSmart:
                 except DbSmartError as error:
                     _logger.error("db-smart: %s", error.message)
                     # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
-                    behind = isinstance(error, DatabaseBehind)
-                    state.refusal = error.public if behind else "The database is not ready."
+                    state.refusal = error.public if isinstance(error, DatabaseBehind) else "The database is not ready."
                     state.refused_until = time.monotonic() + _RETRY_SECONDS
             refusal = state.refusal
         for report in reports:
