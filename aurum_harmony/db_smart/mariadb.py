@@ -78,10 +78,10 @@ class MariadbForms(Forms):
             self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
         planned = self.catalog.plan(table.name, table.schema)
         if planned is not None:
-            for number, key in enumerate(constraints):
-                if isinstance(key, sa.ForeignKeyConstraint):
-                    name = str(key.name or f"{table.name}_ibfk_{number}")
-                    planned.constraints[name] = Constraint(name, "foreign", list(key.column_keys))
+            for number, each in enumerate(constraints):
+                if isinstance(each, sa.ForeignKeyConstraint):
+                    name = str(each.name or f"{table.name}_ibfk_{number}")
+                    planned.constraints[name] = Constraint(name, "foreign", list(each.column_keys))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Look at the rows that are there; a foreign key that was taken back is added again."""
