@@ -14,12 +14,12 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from .db_smart import ConfigError
 
-#: The driver that an URL without one is given, and the extra that installs it.
+#: The driver that an URL without one is given, and what pip installs it as.
 _DRIVERS = {
-    "postgres": ("postgresql+psycopg", "postgres"),
-    "postgresql": ("postgresql+psycopg", "postgres"),
-    "mysql": ("mysql+pymysql", "mysql"),
-    "mariadb": ("mariadb+pymysql", "mysql"),
+    "postgres": ("postgresql+psycopg", "psycopg[binary]"),
+    "postgresql": ("postgresql+psycopg", "psycopg[binary]"),
+    "mysql": ("mysql+pymysql", "PyMySQL"),
+    "mariadb": ("mariadb+pymysql", "PyMySQL"),
 }
 
 
@@ -61,8 +61,8 @@ def register_database(app: Flask, db: SQLAlchemy) -> None:
         db.init_app(app)
     except (ImportError, NoSuchModuleError, ArgumentError) as error:
         name = app.config["SQLALCHEMY_DATABASE_URI"].drivername
-        extra = next((extra for driver, extra in _DRIVERS.values() if driver == name), None)
-        hint = f" Install it: pip install 'aurum-harmony[{extra}]'." if extra else ""
+        package = next((package for driver, package in _DRIVERS.values() if driver == name), None)
+        hint = f" Install it: pip install '{package}'." if package else ""
         raise ConfigError(
             f"The driver of the database URL ({name}) cannot be loaded: {type(error).__name__}.{hint} "
             "Nothing was changed."
