@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from .db_smart import ConfigError
 
-#: The driver that an URL without one is given, and the package that holds it.
+#: The driver that an URL without one is given, and what pip installs it as.
 _DRIVERS = {
     "postgres": ("postgresql+psycopg", "psycopg[binary]"),
     "postgresql": ("postgresql+psycopg", "psycopg[binary]"),

@@ -1,8 +1,8 @@
-"""What is told to be installed exists, and what is handed on is whole."""
+"""What is handed out: hints that name packages that exist, and a source distribution that holds all of the source."""
 
 from __future__ import annotations
 
-import shutil
+import configparser
 import subprocess
 import sys
 import tarfile
@@ -10,43 +10,69 @@ from pathlib import Path
 
 import pytest
 
+from .processes import ROOT, environment, run_python
+
+WITHOUT_DRIVERS = """
+import sys
+sys.modules["psycopg"] = sys.modules["pymysql"] = None
 from aurum_harmony import create_app
 from aurum_harmony.db_smart import ConfigError
-
-ROOT = Path(__file__).parent.parent
+try:
+    create_app({"SQLALCHEMY_DATABASE_URI": sys.argv[1], "INSTANCE_PATH": sys.argv[2]})
+except ConfigError as error:
+    print(error.message)
+"""
 
 
 @pytest.mark.parametrize(
-    ("url", "module", "package"),
+    ("scheme", "package"),
     [
-        ("postgres://u@h/d", "psycopg", r"psycopg\[binary\]"),
-        ("postgresql://u@h/d", "psycopg", r"psycopg\[binary\]"),
-        ("mysql://u@h/d", "pymysql", "PyMySQL"),
-        ("mariadb://u@h/d", "pymysql", "PyMySQL"),
+        ("postgres", "psycopg[binary]"),
+        ("postgresql+psycopg", "psycopg[binary]"),
+        ("mysql", "PyMySQL"),
+        ("mariadb+pymysql", "PyMySQL"),
     ],
 )
-def test_a_missing_driver_is_named_as_its_package(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, module: str, package: str
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=f"Install it: pip install '{package}'"):
-        create_app({"SQLALCHEMY_DATABASE_URI": url, "INSTANCE_PATH": str(tmp_path)})
+def test_a_missing_driver_is_named_as_pip_knows_it(tmp_path: Path, scheme: str, package: str) -> None:
+    said = run_python(WITHOUT_DRIVERS, f"{scheme}://me:Gehe1m@db.example/shop", str(tmp_path))
+    assert f"pip install '{package}'" in said
+    assert "aurum-harmony[" not in said
+    assert "Gehe1m" not in said
 
 
-def test_the_sdist_holds_all_that_is_versioned(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools")
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("not a clone")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    names = {name for name in listed.stdout.splitlines() if not name.startswith(".") and (ROOT / name).exists()}
-    for name in names:
-        copy = tmp_path / "clone" / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy)
-    build = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path / "clone", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (made,) = (tmp_path / "clone" / "dist").iterdir()
+def test_the_hints_name_what_the_extras_install() -> None:
+    from aurum_harmony.config import _DRIVERS
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    installed = {line.split(">")[0] for name in ("postgres", "mysql") for line in extras[name].split()}
+    assert {package for _, package in _DRIVERS.values()} == installed
+
+
+def test_a_source_distribution_holds_all_that_is_in_the_repository(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("this is no checkout of Git")
+    build = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", build, str(tmp_path)],
+        cwd=_copy(listed.stdout.splitlines(), tmp_path / "copy"),
+        env=environment(),
+        capture_output=True,
+        check=True,
+    )
+    (made,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(made) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
-    assert names - packed == set()
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    missing = [name for name in listed.stdout.splitlines() if name not in held]
+    assert missing == []
+
+
+def _copy(names: list[str], target: Path) -> Path:
+    """A copy of the repository's files: building leaves files of its own beside them."""
+    for name in names:
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((ROOT / name).read_bytes())
+    return target

@@ -109,7 +109,7 @@ class Backfill:
     def __init__(
         self,
         execution: Execution,
-        source: str | sa.TableClause | sa.Select[Any],
+        source: str | sa.TableClause | sa.GenerativeSelect,
         schema: str | None = None,
         pace: Pace = Pace(),  # noqa: B008 - it cannot be changed
     ) -> None:
@@ -118,7 +118,7 @@ class Backfill:
         self._dialect = execution.dialect
         self._pace = pace
         self._select = source if isinstance(source, sa.Select) else None
-        if isinstance(source, sa.Select):
+        if isinstance(source, sa.GenerativeSelect):
             source = _table_of(source)
         if isinstance(source, sa.TableClause):
             source, schema = source.name, getattr(source, "schema", None) or schema
@@ -469,13 +469,18 @@ class Backfill:
         return found
 
 
-def _table_of(select: sa.Select[Any]) -> sa.TableClause:
+def _table_of(select: sa.GenerativeSelect) -> sa.TableClause:
     """The table that a ``SELECT`` is from.
 
     :raises DbSmartError: it is from more than one, or its rows are not those of the table.
     """
-    froms = select.get_final_froms()
-    folded = select._distinct or select._group_by_clauses or select._having_criteria or select._has_row_limiting_clause
+    froms: Sequence[Any] = []
+    folded = True
+    if isinstance(select, sa.Select):  # not a UNION
+        froms = select.get_final_froms()
+        folded = bool(
+            select._distinct or select._group_by_clauses or select._having_criteria or select._has_row_limiting_clause
+        )
     if len(froms) != 1 or not isinstance(froms[0], sa.TableClause) or folded:
         raise DbSmartError(
             "op.batches() takes a table, or a SELECT from one table without joins, DISTINCT, GROUP BY and LIMIT. Read "

@@ -116,13 +116,16 @@ def _opened(database: Database) -> Iterator[tuple[sa.Connection, Catalog]]:
         return
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
     copy = Database(database.name, database.key, engine)
-    with copy.connect() as connection:
-        if not database.exists:
-            yield connection, Catalog(connection)
-            return
-        with database.connect() as source:
-            _copy_schema(source, connection)
-            yield connection, _CopyCatalog(connection, source)
+    try:
+        with copy.connect() as connection:
+            if not database.exists:
+                yield connection, Catalog(connection)
+                return
+            with database.connect() as source:
+                _copy_schema(source, connection)
+                yield connection, _CopyCatalog(connection, source)
+    finally:
+        engine.dispose()  # the pool keeps the one connection, and with it the copy
 
 
 class _CopyCatalog(Catalog):

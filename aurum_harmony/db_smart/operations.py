@@ -661,7 +661,7 @@ class Operations:
 
     def batches(
         self,
-        source: str | sa.Table | sa.Select[Any],
+        source: str | sa.TableClause | sa.GenerativeSelect,
         *,
         schema: str | None = None,
         batch_seconds: float = 0.2,
