@@ -257,3 +257,16 @@ def test_a_lost_history_is_said(project: Project, caplog: pytest.LogCaptureFixtu
         project.boot()
     assert "has tables with rows (users) but no history of db-smart" in caplog.text
     assert "also those that run only once (seed)" in caplog.text
+
+
+def test_a_wrong_name_in_a_migration_that_runs_again_is_an_error(project: Project) -> None:
+    """Only what a later migration took away is no fault, and by its whole name."""
+    project.models = models(users=[ID])
+    project.write(DROP)
+    project.boot()
+    wrong = '    op.execute("UPDATE users SET faxx = 1")\n'
+    project.write(
+        DROP.replace("def mend_fax(op: Operations) -> None:\n", f"def mend_fax(op: Operations) -> None:\n{wrong}")
+    )
+    with pytest.raises(MigrationFailed, match="faxx"):
+        project.boot()

@@ -7,6 +7,7 @@ migration knows nothing of a newer one; so what a newer one dropped, renamed or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -136,15 +137,18 @@ class Memory:
         """
         if not missing(error):
             return False
-        text = str(getattr(error, "orig", None) or error).lower()
-        return self.fresh or any(name.lower() in text for name in self._taken_since(migration))
+        text = str(getattr(error, "orig", None) or error)
+        return self.fresh or any(
+            re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) for name in self._taken_since(migration)
+        )
 
     def _taken_since(self, migration: str) -> set[str]:
         taken = (event for event in self._events if event.event in ("dropped", "renamed"))
         return {
             event.name or event.table_name
             for event in taken
-            if self.later(migration, event.kind, event.schema_name, event.table_name, event.name) is not None
+            if event.kind in ("table", "column")
+            and self.later(migration, event.kind, event.schema_name, event.table_name, event.name) is not None
         }
 
     def gone(self, kind: str, schema: str | None, table: str, name: str = "") -> bool:
