@@ -281,9 +281,10 @@ class Runner:
         shared = [item for item in mine if item.name in names]
         if not others and (shared or not applied):  # of a release that did not write down whose history it is
             return False
-        clash = [item.name for item in shared if (item.name, item.checksum) not in applied]
+        same_code = any((item.name, item.checksum) in applied for item in shared)  # a module that was renamed
+        clash = [item.name for item in shared if item.options.once]
         owner = " and ".join(map(repr, sorted(others))) or "another application"
-        if clash and len(clash) == len(shared):
+        if clash and not same_code:
             raise DbSmartError(
                 f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
                 f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {memory.module!r} has too: it "
