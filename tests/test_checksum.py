@@ -929,7 +929,7 @@ def test_checksum_is_the_golden_one() -> None:
 _PACKAGE = str(Path(__file__).parent.parent / "aurum_harmony" / "db_smart")
 
 #: Prints the checksum of every function of the given files. It needs none of our dependencies, which another Python
-#: may lack: the package around checksum.py is a stub with the one name that it imports from what needs them.
+#: may lack: the package around checksum.py is a stub with the names that it imports from what needs them.
 _DRIVER = """
 import json, sys, types
 
@@ -938,6 +938,7 @@ package = types.ModuleType("stub")
 package.__path__ = [directory]
 errors = types.ModuleType("stub.errors")
 errors.MigrationError = type("MigrationError", (Exception,), {})
+errors.text_of = str
 sys.modules.update({"stub": package, "stub.errors": errors})
 from stub.checksum import ModuleSource, _Function
 
