@@ -938,7 +938,7 @@ package = types.ModuleType("stub")
 package.__path__ = [directory]
 errors = types.ModuleType("stub.errors")
 errors.MigrationError = type("MigrationError", (Exception,), {})
-errors.text_of = str
+errors.text_of = errors.scrub = str
 sys.modules.update({"stub": package, "stub.errors": errors})
 from stub.checksum import ModuleSource, _Function
 

@@ -66,7 +66,7 @@ def test_what_boot_asked_itself_is_not_asked_again(project: Project) -> None:
 
 def restore_older(project: Project) -> None:
     """What a restored backup looks like: nothing of the last migrations is there, and the server is the same."""
-    for table in ("items", "db_smart_history", "db_smart_progress", "db_smart_state"):
+    for table in ("items", "db_smart_history", "db_smart_progress", "db_smart_state", "db_smart_objects"):
         project.query(f"DROP TABLE {table}")
 
 

@@ -44,7 +44,7 @@ def test_the_example_brings_an_older_database_to_its_models(shop: Path, url: URL
     assert app.test_client().get("/").json == {"items": 0}
     with app.app_context():
         example.db.engine.dispose()
-    ours = {"db_smart_history", "db_smart_state", "db_smart_progress"}
+    ours = {"db_smart_history", "db_smart_state", "db_smart_progress", "db_smart_objects"}
 
     def include(name: str | None, kind: str, _: object) -> bool:
         return kind != "table" or name not in ours
