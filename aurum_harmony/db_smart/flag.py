@@ -6,6 +6,7 @@ is safe to delete at any time, holds no secret, and is never a reason to apply a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -75,6 +76,8 @@ def read(path: Path) -> Flag:
     except IsADirectoryError:
         raise FlagInvalid("the flag is a directory") from None
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise FlagInvalid("the flag file is too large to be ours") from None
         raise FlagInvalid(f"the flag file cannot be read ({error.strerror})") from None
     if content is None:
         raise FlagInvalid("the flag is no file, but a pipe, a device or the like")
@@ -97,12 +100,12 @@ def read(path: Path) -> Flag:
 
 
 def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
-    """The bytes of a file, and one more than asked for where there are more; ``None`` for what is no regular file.
+    """The bytes of a file that has no more than ``most``; ``None`` for what is no regular file.
 
     A pipe is not waited for, and a device not read: either may never end.
 
     :param flags: flags for opening it besides those for reading.
-    :raises OSError: it is missing, a directory, or cannot be read.
+    :raises OSError: it is missing, a directory, larger (``EFBIG``), or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | flags | _SAFELY)
     try:
@@ -111,6 +114,8 @@ def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
             raise IsADirectoryError
         if not stat.S_ISREG(found.st_mode):
             return None
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         content = b""
         while len(content) <= most and (more := os.read(descriptor, min(most + 1 - len(content), 1 << 20))):
             content += more

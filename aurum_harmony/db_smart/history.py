@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
 from . import codec
-from .database import begin, translated
+from .database import begin, denied, translated
 from .migrations import MAX_NAME, Migration
 
 metadata = sa.MetaData()
@@ -245,9 +245,15 @@ def read_applied(connection: sa.Connection) -> list[Applied]:
 
 
 def read_applications(connection: sa.Connection) -> set[str]:
-    """Dotted names of the migrations whose first run was complete, as far as that is written down. One query."""
+    """Dotted names of the migrations whose first run was complete, as far as that can be read. One query."""
     query = sa.select(objects.c.name).where(objects.c.event == "application")
-    return {row[0] for row in _rows(connection, query, objects) or ()}
+    try:
+        return {row[0] for row in _rows(connection, query, objects) or ()}
+    except sa.exc.DBAPIError as error:
+        if not denied(error):  # who may only read the history was given the right before there was this table
+            raise
+        connection.rollback()
+        return set()
 
 
 def read_failure(connection: sa.Connection) -> dict[str, Any] | None:
