@@ -343,10 +343,7 @@ _DENIED = ("42501", 1044, 1142, 1143)
 def denied(error: BaseException) -> bool:
     """Whether a database error says that this user has not the right."""
     cause = getattr(error, "orig", None) or error
-    first = cause.args[0] if cause.args else None
-    if isinstance(first, dict):  # pg8000
-        first = first.get("C")
-    codes = (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), getattr(cause, "errno", None), first)
+    codes = [sqlstate(error), getattr(cause, "errno", None), *cause.args[:1]]
     return any(code in _DENIED for code in codes if code is not None)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from .database import sqlstate
 from .history import objects
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
@@ -199,9 +200,6 @@ def missing(error: BaseException) -> bool:
         return True
     if not isinstance(error, sa.exc.DBAPIError):
         return False
-    cause: Any = error.orig
-    first = cause.args[0] if cause is not None and cause.args else None
-    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    if isinstance(first, dict):  # pg8000
-        state = first.get("C")
-    return state in _STATES or first in _NUMBERS or any(words in str(cause) for words in _WORDS)
+    cause = error.orig or error
+    numbers = [code for code in cause.args[:1] if code in _NUMBERS]
+    return sqlstate(error) in _STATES or bool(numbers) or any(words in str(cause) for words in _WORDS)
