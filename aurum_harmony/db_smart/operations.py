@@ -197,16 +197,16 @@ class Operations:
         """
         if self._passed(f"add_columns({table!r})", schema, table):
             return
-        copies = [
-            column._copy()
-            for column in columns
-            if not self._passed(f"add_columns({table!r}, {column.name!r})", schema, table, "column", column.name)
-            and not self._model_has(f"add_columns({table!r}, {column.name!r})", schema, table, column.name)
-        ]
+        copies = []
+        for column in columns:
+            what = f"add_columns({table!r}, {column.name!r})"
+            if self._passed(what, schema, table, "column", column.name):
+                continue
+            self._note_back("column", schema, table, column.name)
+            if not self._model_has(what, schema, table, column.name):
+                copies.append(column._copy())
         if not copies:
             return
-        for column in copies:
-            self._note_back("column", schema, table, column.name)
         self._add_columns(self._described(table, copies, schema), copies, online)
 
     def _add_columns(self, described: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
@@ -256,10 +256,10 @@ class Operations:
         what = f"create_table({table_name!r})"
         if self._passed(what, schema, table_name):
             return
+        self._note_back("table", schema, table_name)
         if self._model(schema, table_name) is not None:
             self._execution.satisfied(what)
             return
-        self._note_back("table", schema, table_name)
         if self._fresh and not self.has_table(table_name, schema=schema):
             self._note_first_run("added", schema, table_name)
         copies = [item._copy() if isinstance(item, (sa.Column, sa.Constraint)) else item for item in items]
@@ -281,6 +281,9 @@ class Operations:
         metadata = sa.MetaData(naming_convention=table.metadata.naming_convention)
         schema = translated(self._connection, table.schema)
         described = table.to_metadata(metadata, schema=cast(Any, schema), referred_schema_fn=self._referred_schema)
+        self._note_back("table", schema, table.name)
+        for column in table.columns:
+            self._note_back("column", schema, table.name, column.name)
         for key in table.foreign_keys:
             other = key.column.table
             place = translated(self._connection, other.schema)
@@ -415,6 +418,7 @@ class Operations:
         if self._model(schema, table_name) is not None and not self._alter_as_model(
             what, schema, table_name, column_name, new
         ):
+            self._note_altered(schema, table_name, new or column_name, type_, nullable, server_default)
             return
         columns = self._catalog.columns(table_name, schema)
         if fold(column_name) not in columns and new is not None and fold(new) in columns:
@@ -450,12 +454,7 @@ class Operations:
         if change.name is not None:
             self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
             self._note_renamed("column", schema, table_name, change.name, column=column_name)
-        named = change.name or column_name
-        for kind, given in (("type", type_ is not None), ("nullable", nullable is not None)):
-            if given:
-                self._note("altered", kind, schema, table_name, named)
-        if server_default is not False:
-            self._note("altered", "default", schema, table_name, named)
+        self._note_altered(schema, table_name, change.name or column_name, type_, nullable, server_default)
         self._alter(change, what, online)
 
     @_step
@@ -953,6 +952,16 @@ class Operations:
         memory = self._execution.memory
         if memory is not None and memory.gone(kind, schema, table, name):
             self._note("back", kind, schema, table, name)
+
+    def _note_altered(
+        self, schema: str | None, table: str, column: str, type_: Any, nullable: bool | None, server_default: Any
+    ) -> None:
+        """Remember what this migration decides of a column, also where it is so already, as in the models."""
+        for kind, given in (("type", type_ is not None), ("nullable", nullable is not None)):
+            if given:
+                self._note("altered", kind, schema, table, column)
+        if server_default is not False:
+            self._note("altered", "default", schema, table, column)
 
     def _note_renamed(self, kind: str, schema: str | None, old: str, new: str, *, column: str | None = None) -> None:
         """Remember a new name of a table; or, with ``column``, of a column of the table ``old``."""
