@@ -136,7 +136,7 @@ class Backfill:
         condition: Any = None if where is None else Grouping(where)
         if self._execution.dry:
             self._execution.remark(f"a backfill of {self._name!r}, in batches:")
-            self._execution.send(self._as_text(self._updating(values, {}, condition)))
+            self._execution.foretell(self._as_text(self._updating(values, {}, condition)))
             return
         columns = Catalog(self._connection).columns(self._name, self._schema)
         update = self._updating(values, columns, condition)

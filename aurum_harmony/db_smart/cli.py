@@ -63,7 +63,7 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
         plans = [gate.ask(database, force=force) for database in selected]
         if dry_run or as_sql:
             with redirect_stdout(sys.stderr) if as_json or as_sql else nullcontext():
-                previews = smart.preview(app, plans)
+                previews = smart.preview(app, gate, plans)
             if as_sql:
                 _show_script(app, plans, previews)
             elif _show_pending(plans, previews, as_json):

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from . import history
+from . import history, tables
 from .binding import bound
 from .catalog import Catalog, Reference
 from .database import Database
-from .ddl import render
+from .ddl import render, string_text
 from .errors import DbSmartError
 from .execution import Execution, Send
-from .history import Pending, State
-from .memory import insert
+from .gate import reading
+from .history import State
+from .memory import NUMBERS, STATES, Event, Memory, insert
 from .migrations import Migration, Options
 from .operations import Operations
 from .settings import DdlSettings
@@ -35,11 +36,17 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy.schema import DDLElement
 
-    from .gate import Plan
+    from .gate import Gate, Plan
 
 #: A parameter's mark; what else could hold one is matched whole.
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
 _ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
+#: What rows are put into: its schema, its name.
+_INTO = re.compile(
+    r"""\s*(?:INSERT|REPLACE)\s+(?:IGNORE\s+)?INTO\s+(?:("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)\.)?"""
+    r"""("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)""",
+    re.IGNORECASE,
+)
 _BEGIN, _COMMIT = "BEGIN", "COMMIT"
 #: How much of a statement is shown as what a migration does, characters.
 _SHOWN = 200
@@ -67,44 +74,74 @@ class Preview:
     script: list[str] = field(default_factory=list)
 
 
-def preview(
-    app: Flask, db: SQLAlchemy, database: Database, pending: Iterable[Pending], *, models: sa.MetaData | None
-) -> list[Preview]:
+def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: bool) -> list[Preview]:
     """What each pending migration of a database would do. Needs an application context.
 
     Reads only. A SQLite database is played through on a copy of its schema in memory, without its rows.
 
-    :param models: the models whose tables the run would make first, if it would.
-    :raises DatabaseUnreachable: no connection could be made.
+    :param create_all: whether the first run on a database makes the missing tables of the models.
+    :raises DatabaseUnreachable: no connection could be made, or the history cannot be read.
+    :raises DbSmartError: the history is that of another application, and has names of this one's migrations.
     """
     previews = []
+    database, mine, models = plan.database, gate.of(plan.database), db.metadatas.get(plan.database.key)
+    memory = Memory.of(gate.module, mine, plan, models)
+    begun = _remembered(database, memory)
+    first = memory.is_first_run(mine, plan)
     with _opened(database) as (connection, catalog):
-        execution = DryExecution(database, connection, catalog)
-        if models is not None:
-            tables = Migration("", "", Options(), lambda op: None, True, "")
+        execution = DryExecution(database, connection, catalog, memory)
+        if first and create_all and models is not None:
+            made = Migration("", "", Options(), lambda op: None, True, "")
             execution.current = Preview("tables of the models", "first run")
-            operations = Operations(execution, db, tables, catalog)
-            for table in models.sorted_tables:
-                if not operations.has_table(table.name, schema=table.schema):
-                    operations.sync(table)
+            operations = Operations(execution, db, made, catalog)
+            wanted = tables.missing(connection, models)
+            for event in memory.begin_first_run(wanted):
+                execution.remember(event)
+            for table in wanted:
+                operations.sync(table)
             if execution.current.does:
                 previews.append(execution.current)
-        for item in pending:
+            memory.keep()
+        for item in plan.pending:
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
+            execution.steps = begun.get(item.migration.name) or _no_steps(connection, item.migration.name)
             previews.append(shown)
             try:
                 with bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
                     item.migration.function(Operations(execution, db, item.migration, catalog))
+                memory.keep()
             except _Unforeseeable as error:
                 shown.unknown = str(error)
                 execution.remark(f"from here on it cannot be known beforehand: the migration uses {error}")
             except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
                 connection.rollback()
+                memory.take_back()
                 shown.error = database.redact(error)
                 execution.remark(f"it ends here: {shown.error}")
     return previews
+
+
+def _remembered(database: Database, memory: Memory) -> dict[str, Steps]:
+    """Read what a database remembers.
+
+    :returns: the steps of the migrations that an earlier run has cut short, by their names.
+    """
+    if not database.exists:
+        return {}
+    with database.connect() as connection, reading(database):
+        lacks = history.missing_tables(connection)
+        if history.objects.name not in lacks:
+            memory.read(connection)
+        if history.progress.name in lacks:
+            return {}
+        names = history.begun(connection)
+        return {name: Steps(connection, name, at_once=False, begun=True) for name in names}
+
+
+def _no_steps(connection: sa.Connection, migration: str) -> Steps:
+    return Steps(connection, migration, at_once=False, begun=False)
 
 
 @contextmanager
@@ -249,11 +286,38 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
             continue
         lines = [_BEGIN, *shown.script] if transactional else list(shown.script)
         if shown.migration is not None:
-            insert = history.history.insert().inline().values(history.row(shown.migration, 0.0))
-            lines.append(render(insert, dialect, literal_binds=True))
+            row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
+            lines.append(render(row, dialect, literal_binds=True))
         if transactional:
             lines.append(_COMMIT)
-        yield from (line if line.startswith("--") else f"{line};" for line in _without_empty_transactions(lines))
+        # A remark is none, and what sets another delimiter has its ends in it.
+        as_they_are = ("--", "DELIMITER")
+        yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
+
+
+def _leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """A statement that is passed by where it wants a table or column that is not there any more."""
+    yield "DO $db_smart$ BEGIN"
+    yield f"  EXECUTE {string_text(statement, dialect)};"
+    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in STATES)} THEN"
+    if pattern is not None:
+        yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
+    yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
+    yield "END $db_smart$"
+
+
+def _leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """As :func:`_leniently_postgresql`."""
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, NUMBERS))} BEGIN"
+    if pattern is not None:
+        yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
+        yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
+    yield "  END;"
+    yield f"  EXECUTE IMMEDIATE {string_text(statement, dialect)};"
+    yield "END//"
+    yield "DELIMITER ;"
 
 
 def _guards(state: State | None) -> tuple[str, str, str]:
@@ -327,14 +391,14 @@ class DryExecution(Execution):
 
     dry = True
 
-    def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog) -> None:
+    def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog, memory: Memory) -> None:
         self.database = database
         self.connection = connection
         self.transactional = True
-        self.steps = Steps(connection, "", at_once=False, begun=False)
+        self.steps = _no_steps(connection, "")
         self.before_cut, self.after_rollback = [], []
         self.catalog = catalog
-        self.memory = None
+        self.memory: Memory = memory
         self.current: Preview
 
     @property
@@ -356,9 +420,13 @@ class DryExecution(Execution):
 
     def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         """Note what the run would remember; the script does so too."""
-        new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
+        new = self.memory.event(migration, event, kind, schema, table, name)
         if new is not None:
-            self.current.script.append(render(insert(new), self.connection.dialect, literal_binds=True))
+            self.remember(new)
+
+    def remember(self, event: Event) -> None:
+        """Have the script write down an event."""
+        self.current.script.append(render(insert(event), self.connection.dialect, literal_binds=True))
 
     @contextmanager
     def undoable(self) -> Iterator[None]:
@@ -379,11 +447,48 @@ class DryExecution(Execution):
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
         self.current.script.append(text)
-        self.rows_changed = self.rows_changed or _ROWS.match(text) is not None
+        self._note_rows(text)
         if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
             self.catalog.change_rows(text)
         elif self.dialect == "sqlite":
             self.connection.exec_driver_sql(text)
+
+    def foretell(self, statement: str) -> None:
+        """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
+
+        SQLite tries it now, as the copy has every table; on a server the client does so.
+        """
+        migration = self.steps.migration
+        if not self.memory.lenient(migration):
+            self.send(statement)
+        elif self.dialect == "sqlite":
+            try:
+                self.send(statement)
+            except sa.exc.DBAPIError as error:
+                if not self.memory.excuses(migration, error):
+                    raise
+                self.current.script.pop()
+                self.passed_by_statement(error)
+        else:
+            dialect, pattern = self.connection.dialect, self.memory.excused(migration)
+            lenient = _leniently_postgresql if self.dialect == "postgresql" else _leniently_mariadb
+            self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
+            self._note_rows(statement)
+
+    def _note_rows(self, statement: str) -> None:
+        """Know afterwards that a statement has changed rows, or has put some into a table that is empty."""
+        self.rows_changed = self.rows_changed or _ROWS.match(statement) is not None
+        into = _INTO.match(statement)
+        if into is not None and self.dialect != "sqlite":
+            schema, table = (name if name is None or name[0] not in '"`' else _unquoted(name) for name in into.groups())
+            if table is not None and self.catalog.has_table(table, schema) and self.catalog.empty(table, schema):
+                planned = self.catalog.plan(table, schema)
+                assert planned is not None
+                planned.empty = False
+
+    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
+        """SQL of a migration wants a table or a column that is not there any more."""
+        self.passed_by(self.current.does.pop(), f"what it wants is not there any more: {error.orig}")
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -431,10 +536,12 @@ class DryExecution(Execution):
         for values in [parameters] if parameters is None or isinstance(parameters, Mapping) else parameters:
             try:
                 bound_statement = _bind(statement, values or {})
-                self.send(render(bound_statement, dialect, literal_binds=True))
+                text = render(bound_statement, dialect, literal_binds=True)
             except (sa.exc.CompileError, NotImplementedError, DbSmartError):
                 self.rows_changed = True
                 self.remark(f"with values that have no form in SQL: {statement}")
+            else:
+                self.foretell(text)
         return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
 
     def confirm(self) -> None:
@@ -447,6 +554,10 @@ class _Unforeseeable(Exception):
 
 def _unforeseeable(what: str) -> NoReturn:
     raise _Unforeseeable(what)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace(2 * name[0], name[0])
 
 
 def _with_values(statement: str, values: Iterable[Any]) -> str:

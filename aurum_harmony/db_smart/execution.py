@@ -238,6 +238,13 @@ class Execution:
         """
         raise NotImplementedError
 
+    def foretell(self, statement: str) -> None:
+        """In a dry run, note a statement of a migration, which may want what the database is past.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
     def send(self, change: DDLElement | str, more: str = "") -> None:
         """Send one schema change in the migration's transaction.
 

@@ -264,7 +264,7 @@ class DbSmart:
             state.verified = True
         return outcome
 
-    def preview(self, app: Flask, plans: list[Plan]) -> dict[str, list[Preview]]:
+    def preview(self, app: Flask, gate: Gate, plans: list[Plan]) -> dict[str, list[Preview]]:
         """What a run of these plans would do, by the name of the database; writes nothing.
 
         Needs an application context.
@@ -274,12 +274,8 @@ class DbSmart:
         with without_plugin_lines():
             from .dryrun import preview
 
-        db, found = self._state(app).db, {}
-        for plan in plans:
-            first = plan.state is None or not plan.state.source
-            models = db.metadatas.get(plan.database.key) if first and create_all(app) else None
-            found[plan.database.name] = preview(app, db, plan.database, plan.pending, models=models)
-        return found
+        db, make = self._state(app).db, create_all(app)
+        return {plan.database.name: preview(app, db, gate, plan, create_all=make) for plan in plans}
 
     @staticmethod
     def _check_same(gate: Gate, database: Database, migrated: State) -> None:

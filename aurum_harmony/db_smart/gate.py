@@ -333,7 +333,7 @@ class Gate:
         """As :meth:`ask`, on an open connection."""
         from .history import read_applications, read_applied, read_state
 
-        with _reading(database):
+        with reading(database):
             state = read_state(connection)
             applied = [] if state is None else read_applied(connection)
             owners = set() if state is None else read_applications(connection)
@@ -353,7 +353,7 @@ class Gate:
 
         if not database.exists:
             return None
-        with database.connect() as connection, _reading(database):
+        with database.connect() as connection, reading(database):
             return read_state(connection)
 
     def changed(self, flag: Flag) -> str | None:
@@ -442,7 +442,11 @@ def worst(states: Iterable[str]) -> str:
 
 
 @contextmanager
-def _reading(database: Database) -> Iterator[None]:
+def reading(database: Database) -> Iterator[None]:
+    """Say what went wrong where the tables of the history cannot be read.
+
+    :raises DatabaseUnreachable: the database answered with an error.
+    """
     try:
         yield
     except sa.exc.DBAPIError as error:
@@ -451,7 +455,8 @@ def _reading(database: Database) -> Iterator[None]:
         )
         if denied(error):
             raise HistoryUnreadable(
-                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
+                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history, "
+                "for a dry run also db_smart_objects and db_smart_progress."
             ) from None
         raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None
 

@@ -366,6 +366,18 @@ def begun(connection: sa.Connection) -> set[str]:
     return set(connection.scalars(sa.select(progress.c.migration).distinct()))
 
 
+def missing_tables(connection: sa.Connection) -> set[str]:
+    """Names of those of our tables that the database lacks, or has in the form of an earlier release."""
+    inspector, schema, found = sa.inspect(connection), translated(connection, None), set()
+    for table in metadata.sorted_tables:
+        if inspector.has_table(table.name, schema=schema):
+            columns = {column["name"] for column in inspector.get_columns(table.name, schema=schema)}
+            if columns.issuperset(table.columns.keys()):
+                continue
+        found.add(table.name)
+    return found
+
+
 def read_progress(connection: sa.Connection, *, running: bool) -> Progress | None:
     """The backfill that is not finished; ``None`` where there is none. One query.
 

@@ -7,20 +7,28 @@ migration knows nothing of a newer one; so what a newer one dropped, renamed or 
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 
 from .database import sqlstate
+from .errors import DbSmartError
 from .history import objects
+
+if TYPE_CHECKING:
+    from .gate import Plan
+    from .migrations import Migration
+
+_logger = logging.getLogger(__name__)
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
 _FIRST_RUN = ("made", "added")
 #: SQLSTATE of an undefined table or column, and MariaDB's numbers.
-_STATES = ("42P01", "42703")
-_NUMBERS = (1051, 1054, 1072, 1091, 1146)
+STATES = ("42P01", "42703")
+NUMBERS = (1051, 1054, 1072, 1091, 1146)
 _WORDS = ("no such table", "no such column", "has no column named")
 
 
@@ -70,6 +78,16 @@ class Memory:
         self._events: list[Event] = []
         self._found: dict[tuple[str, str, str, str], list[Event]] = {}
         self._kept = 0
+
+    @classmethod
+    def of(cls, module: str, migrations: Sequence[Migration], plan: Plan, models: sa.MetaData | None) -> Memory:
+        """The memory of a run of a plan; nothing is read yet.
+
+        :param migrations: those of the application for this database.
+        """
+        fold = str if plan.database.dialect == "postgresql" else str.lower
+        names = [migration.name for migration in migrations]
+        return cls(module, names, {item.name for item in plan.applied}, models, fold)
 
     def read(self, connection: sa.Connection) -> None:
         """Read what the database remembers. One query."""
@@ -138,10 +156,14 @@ class Memory:
         """
         if not missing(error):
             return False
+        pattern = self.excused(migration)
         text = str(getattr(error, "orig", None) or error)
-        return self.fresh or any(
-            re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) for name in self._taken_since(migration)
-        )
+        return pattern is None or re.search(pattern, text, re.IGNORECASE) is not None
+
+    def excused(self, migration: str) -> str | None:
+        """A pattern for the message of such an error, that of databases too; ``None`` where any is excused."""
+        names = sorted(map(re.escape, self._taken_since(migration)))
+        return None if self.fresh else rf"(^|\W)({'|'.join(names)})(\W|$)"
 
     def _taken_since(self, migration: str) -> set[str]:
         taken = (event for event in self._events if event.event in ("dropped", "renamed"))
@@ -166,12 +188,50 @@ class Memory:
         self._add(new)
         return new
 
-    def begin_first_run(self, connection: sa.Connection, tables: Iterable[sa.Table]) -> None:
-        """Write down which tables are about to be made from the models; before they are, as that may commit."""
-        for table in tables:
-            event = self.event(self.module, "made", "table", table.schema, table.name)
-            if event is not None:
-                connection.execute(insert(event))
+    def is_first_run(self, migrations: Sequence[Migration], plan: Plan) -> bool:
+        """Whether the migrations of this application have never been applied whole to a database.
+
+        :param migrations: those of the application for this database.
+        :raises DbSmartError: those of another one have, and share names with them.
+        """
+        if plan.state is None or not plan.state.source:
+            return True
+        others = self.applications - {self.module}
+        if self.module in self.applications:
+            return False
+        applied = {(item.name, item.checksum) for item in plan.applied}
+        names = {name for name, _ in applied}
+        shared = [item for item in migrations if item.name in names]
+        if not others and (shared or not applied):  # of a release that did not write down whose history it is
+            return False
+        same_code = any((item.name, item.checksum) in applied for item in shared)  # a module that was renamed
+        clash = [item.name for item in shared if item.options.once]
+        owner = " and ".join(map(repr, sorted(others))) or "another application"
+        database = plan.database
+        if clash and not same_code:
+            raise DbSmartError(
+                f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
+                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {self.module!r} has too: it "
+                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
+                "database or a schema of its own."
+            )
+        if shared:
+            _logger.warning(
+                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
+                database.name,
+                owner,
+                self.module,
+                ", ".join(item.name for item in shared),
+            )
+        return True
+
+    def begin_first_run(self, tables: Iterable[sa.Table]) -> list[Event]:
+        """Note which tables are about to be made from the models.
+
+        :returns: what to write down; before they are made, as that may commit.
+        """
+        made = (self.event(self.module, "made", "table", table.schema, table.name) for table in tables)
+        return [event for event in made if event is not None]
 
     def end_run(self, connection: sa.Connection) -> None:
         """Write down that all migrations of the application are applied."""
@@ -201,5 +261,5 @@ def missing(error: BaseException) -> bool:
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     cause = error.orig or error
-    numbers = [code for code in cause.args[:1] if code in _NUMBERS]
-    return sqlstate(error) in _STATES or bool(numbers) or any(words in str(cause) for words in _WORDS)
+    numbers = [code for code in cause.args[:1] if code in NUMBERS]
+    return sqlstate(error) in STATES or bool(numbers) or any(words in str(cause) for words in _WORDS)

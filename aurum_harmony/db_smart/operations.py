@@ -996,10 +996,9 @@ class Operations:
 
     def _replace_column(self, schema: str | None, table: str, old: str, new: str) -> None:
         """Drop a column that this first run has added, as the model has it by its new name; its values go there."""
-        if not self._catalog.empty(table, schema) and not self._execution.dry:
+        if not self._catalog.empty(table, schema) or self._execution.rows_changed:
             target = sa.table(table, sa.column(old), sa.column(new), schema=schema)
-            move = target.update().values({new: target.c[old]}).where(target.c[old].is_not(None))
-            self._connection.execute(move)
+            self._move(target.update().values({new: target.c[old]}).where(target.c[old].is_not(None)))
         self._forms.drop_column(table, old, schema, False)
         planned = self._catalog.plan(table, schema)
         if planned is not None:
@@ -1007,7 +1006,7 @@ class Operations:
 
     def _replace_table(self, old: str, new: str, schema: str | None) -> None:
         """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
-        if not self._catalog.empty(old, schema) and not self._execution.dry:
+        if not self._catalog.empty(old, schema):
             if not self._catalog.empty(new, schema):
                 raise DbSmartError(f"op.rename_table({old!r}, {new!r}): both tables have rows. Nothing was renamed")
             target = self._catalog.columns(new, schema)
@@ -1015,10 +1014,19 @@ class Operations:
             columns: list[Any] = [sa.column(name) for name in names]
             rows = sa.select(*columns).select_from(sa.table(old, *columns, schema=schema))
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
-            self._connection.execute(into.insert().from_select(names, rows))
+            self._move(into.insert().from_select(names, rows))
             self._forms.rows_moved(new, schema, names)
         self._forms.drop_table(self._described(old, [], schema))
         self._catalog.plan_drop(old, schema)
+
+    def _move(self, rows: sa.Update | sa.Insert) -> None:
+        """Bring rows to where the models have them."""
+        if self._execution.dry:
+            from .ddl import render
+
+            self._execution.send(render(rows, self._connection.dialect))
+        else:
+            self._connection.execute(rows)
 
     def _ask(self, rule: str, what: str) -> None:
         """Refuse what destroys or breaks something, unless the migration says that it may.

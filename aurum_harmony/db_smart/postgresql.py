@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable
 from alembic.ddl.postgresql import PostgresqlColumnType
 from alembic.operations.schemaobj import SchemaObjects
-from sqlalchemy.dialects.postgresql import DOMAIN, CreateEnumType, NamedType
+from sqlalchemy.dialects.postgresql import DOMAIN, REGCLASS, CreateEnumType, NamedType
 from sqlalchemy.types import TypeEngine
 
 from .catalog import Constraint, Kind
@@ -54,14 +54,16 @@ class PostgresqlForms(Forms):
 
     def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
         """Let sequences go on behind the rows."""
-        connection = self.execution.connection
-        quote = connection.dialect.identifier_preparer.quote
-        name = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
+        known = self.catalog.columns(table, schema)
         for column in columns:
-            sequence = connection.scalar(sa.select(sa.func.pg_get_serial_sequence(name, column)))
-            if sequence is not None:
-                highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
-                connection.execute(sa.select(sa.func.setval(sequence, highest.scalar_subquery())))
+            if not isinstance(known[column]["type"], (sa.Integer, sa.Numeric)):
+                continue
+            names = sa.literal(self._quoted(table, schema), sa.Text()), sa.literal(column, sa.Text())
+            sequence = sa.cast(sa.func.pg_get_serial_sequence(*names), REGCLASS)
+            highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
+            # Of a column without a sequence it is NULL, for which nothing is set.
+            setting = sa.select(sa.func.setval(sequence, sa.cast(highest.scalar_subquery(), sa.BigInteger())))
+            self.execution.send(render(setting, self.dialect, literal_binds=True))
 
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool

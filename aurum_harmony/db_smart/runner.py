@@ -27,7 +27,7 @@ from .gate import Gate, Plan
 from .guard import LockGuard
 from .history import Pending, State
 from .lock import Lock, lock_of
-from .memory import Memory
+from .memory import Memory, insert
 from .migrations import Migration, location
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
@@ -250,56 +250,20 @@ class Runner:
         begin(connection)
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
-        names = [migration.name for migration in self._gate.of(database)]
-        fold = str if database.dialect == "postgresql" else str.lower
-        memory = Memory(self._gate.module, names, {item.name for item in plan.applied}, metadata, fold)
+        mine = self._gate.of(database)
+        memory = Memory.of(self._gate.module, mine, plan, metadata)
         memory.read(connection)
-        first = self._is_first(database, plan, memory)
+        first = memory.is_first_run(mine, plan)
         if first and self._create_all and metadata is not None:
             if not plan.applied and not memory.fresh:
                 _warn_of_lost_history(database, connection, plan, metadata)
-            memory.begin_first_run(connection, tables.missing(connection, metadata))
+            for event in memory.begin_first_run(tables.missing(connection, metadata)):
+                connection.execute(insert(event))
             tables.make(connection, metadata, transactional=database.transactional_ddl)
         begun = history.begun(connection)
         commit(connection)
         memory.keep()
         return begun, memory
-
-    def _is_first(self, database: Database, plan: Plan, memory: Memory) -> bool:
-        """Whether the migrations of this application have never been applied whole to a database.
-
-        :raises DbSmartError: those of another one have, and share names with them.
-        """
-        if plan.state is None or not plan.state.source:
-            return True
-        others = memory.applications - {memory.module}
-        if memory.module in memory.applications:
-            return False
-        applied = {(item.name, item.checksum) for item in plan.applied}
-        names = {name for name, _ in applied}
-        mine = self._gate.of(database)
-        shared = [item for item in mine if item.name in names]
-        if not others and (shared or not applied):  # of a release that did not write down whose history it is
-            return False
-        same_code = any((item.name, item.checksum) in applied for item in shared)  # a module that was renamed
-        clash = [item.name for item in shared if item.options.once]
-        owner = " and ".join(map(repr, sorted(others))) or "another application"
-        if clash and not same_code:
-            raise DbSmartError(
-                f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
-                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {memory.module!r} has too: it "
-                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
-                "database or a schema of its own."
-            )
-        if shared:
-            _logger.warning(
-                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
-                database.name,
-                owner,
-                memory.module,
-                ", ".join(item.name for item in shared),
-            )
-        return True
 
     def _lost(self, database: Database, connection: sa.Connection) -> list[str]:
         """Names of the tables that the models have and the database has not."""
