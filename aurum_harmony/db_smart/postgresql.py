@@ -19,7 +19,7 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.dialects.postgresql import DOMAIN, CreateEnumType, NamedType
 from sqlalchemy.types import TypeEngine
 
-from .catalog import Constraint, Kind
+from .catalog import TABLE_NAME, Constraint, Kind
 from .column_types import free_on_postgresql, native_values, spelled
 from .ddl import UniqueUsingIndex, ValidateConstraint, render, string_text, type_text
 from .errors import DbSmartError
@@ -31,7 +31,8 @@ _CALLS = re.compile(r'("(?:[^"]|"")+"|\w+)\s*\(')
 _VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND provolatile = 'v'").bindparams(
     sa.bindparam("names", expanding=True)
 )
-_PARTITIONED = sa.text("SELECT count(*) FROM pg_class WHERE oid = CAST(:table AS regclass) AND relkind = 'p'")
+_PARTITIONED = sa.text(f"SELECT count(*) FROM pg_class WHERE oid = to_regclass({TABLE_NAME}) AND relkind = 'p'")
+_SEQUENCE = sa.text(f"SELECT pg_get_serial_sequence({TABLE_NAME}, :column)")
 
 #: Of a domain, and the domains that it is made of.
 _CHECKED_DOMAIN = sa.text(
@@ -42,7 +43,7 @@ _CHECKED_DOMAIN = sa.text(
 )
 _COLLATION = sa.text(
     "SELECT c.collname FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_collation AS c "
-    "ON c.oid = a.attcollation WHERE a.attrelid = to_regclass(:table) AND a.attname = :column "
+    f"ON c.oid = a.attcollation WHERE a.attrelid = to_regclass({TABLE_NAME}) AND a.attname = :column "
     "AND a.attcollation <> t.typcollation"
 )
 
@@ -55,10 +56,8 @@ class PostgresqlForms(Forms):
     def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
         """Let sequences go on behind the rows."""
         connection = self.execution.connection
-        quote = connection.dialect.identifier_preparer.quote
-        name = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
         for column in columns:
-            sequence = connection.scalar(sa.select(sa.func.pg_get_serial_sequence(name, column)))
+            sequence = connection.scalar(_SEQUENCE, {"table": table, "schema": schema, "column": column})
             if sequence is not None:
                 highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
                 connection.execute(sa.select(sa.func.setval(sequence, highest.scalar_subquery())))
@@ -113,7 +112,7 @@ class PostgresqlForms(Forms):
             return
         table = index.table
         assert table is not None
-        if self.execution.connection.scalar(_PARTITIONED, {"table": self._quoted(table.name, table.schema)}):
+        if self.execution.connection.scalar(_PARTITIONED, {"table": table.name, "schema": table.schema}):
             raise Refused(PARTITIONED, f"op.create_index({str(index.name)!r}, {table.name!r})")
         index.dialect_options["postgresql"]["concurrently"] = True
         failure = None
@@ -194,7 +193,7 @@ class PostgresqlForms(Forms):
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
         old = change.existing["type"]
         if isinstance(old, sa.String) and isinstance(type_, sa.String) and type_.collation is None:
-            names = {"table": self._quoted(change.table, change.schema), "column": change.column}
+            names = {"table": change.table, "schema": change.schema, "column": change.column}
             collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
@@ -371,10 +370,6 @@ class PostgresqlForms(Forms):
         calls = _CALLS.findall(render(default.arg, self.dialect, literal_binds=True))
         names = [call[1:-1].replace('""', '"') if call.startswith('"') else call.lower() for call in calls]
         return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
-
-    def _quoted(self, table: str, schema: str | None) -> str:
-        quote = self.dialect.identifier_preparer.quote
-        return f"{quote(schema)}.{quote(table)}" if schema else quote(table)
 
 
 def _constraints(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> list[Any]:
