@@ -23,7 +23,7 @@ _SQLITE_INDEXES = sa.text(
     "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
 )
 #: PostgreSQL: the name of a table as SQL, by ``:schema`` and ``:table``, quoted by the server itself.
-TABLE_NAME = "concat(quote_ident(CAST(:schema AS text)) || '.', quote_ident(CAST(:table AS text)))"
+TABLE_NAME = "COALESCE(quote_ident(CAST(:schema AS text)) || '.', '') || quote_ident(CAST(:table AS text))"
 _POSTGRESQL_INVALID = sa.text(
     "SELECT i.relname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
     f"WHERE x.indrelid = to_regclass({TABLE_NAME}) AND NOT (x.indisvalid AND x.indisready) UNION ALL "

@@ -46,6 +46,19 @@ _COLLATION = sa.text(
     f"ON c.oid = a.attcollation WHERE a.attrelid = to_regclass({TABLE_NAME}) AND a.attname = :column "
     "AND a.attcollation <> t.typcollation"
 )
+#: What PostgreSQL makes anew when the type of a column changes, of a table and those that inherit from it: checks, by a
+#: look at every row, and indexes with an expression or a condition; all others it keeps where it can.
+_REMADE = sa.text(
+    f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid UNION SELECT i.inhrelid FROM pg_inherits AS i "
+    "JOIN t ON i.inhparent = t.oid), c AS (SELECT t.oid, a.attnum FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid "
+    "WHERE a.attname = :column) "
+    "SELECT 'check' AS kind, k.conname AS name FROM c JOIN pg_constraint AS k ON k.conrelid = c.oid "
+    "WHERE k.contype = 'c' AND k.convalidated AND c.attnum = ANY (k.conkey) UNION "
+    "SELECT 'index', r.relname FROM c JOIN pg_index AS x ON x.indrelid = c.oid JOIN pg_class AS r ON r.oid = "
+    "x.indexrelid WHERE (x.indexprs IS NOT NULL OR x.indpred IS NOT NULL) AND EXISTS (SELECT 1 FROM pg_depend AS d "
+    "WHERE d.classid = 'pg_class'::regclass AND d.objid = x.indexrelid AND d.refclassid = 'pg_class'::regclass "
+    "AND d.refobjid = c.oid AND d.refobjsubid = c.attnum) ORDER BY 1, 2"
+)
 
 
 class PostgresqlForms(Forms):
@@ -162,9 +175,8 @@ class PostgresqlForms(Forms):
         if change.type_ is not None and self._add_values(change):
             change.type_ = None
         if change.type_ is not None:
-            free = change.using is None and free_on_postgresql(change.existing["type"], change.type_)
-            if online and not free:
-                raise Refused(REWRITE, f"op.alter_column({change.table!r}, {change.column!r}, type_=…)")
+            if online:
+                self._refuse_scan(change)
             self.create_types([sa.Column(change.column, change.type_)])
             self.execution.send(
                 PostgresqlColumnType(
@@ -192,12 +204,15 @@ class PostgresqlForms(Forms):
     ) -> tuple[TypeEngine[Any] | None, bool | None]:
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
         old = change.existing["type"]
-        if isinstance(old, sa.String) and isinstance(type_, sa.String) and type_.collation is None:
+        if isinstance(old, sa.String) and isinstance(type_, sa.String):
             names = {"table": change.table, "schema": change.schema, "column": change.column}
             collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
-                for kind in (type_, change.existing["type"]):  # SQLAlchemy 2.0 does not reflect it
+                kinds = [change.existing["type"]]  # SQLAlchemy 2.0 does not reflect it
+                if type_.collation is None:
+                    kinds.append(type_)
+                for kind in kinds:
                     kind.collation = collation
                     if getattr(old, "collation_schema", None) is not None:
                         kind.collation_schema = old.collation_schema
@@ -352,6 +367,37 @@ class PostgresqlForms(Forms):
             if why is not None:
                 what = f"op.add_columns({table.name!r}, Column({column.name!r}, …))"
                 raise Refused(REWRITE, what, f"{why[0].upper()}{why[1:]}")
+
+    def _refuse_scan(self, change: Change) -> None:
+        """Refuse a change of type for which the rows are written anew, or all of them are looked at.
+
+        :raises Refused: it is such a change.
+        """
+        what = f"op.alter_column({change.table!r}, {change.column!r}, type_=…)"
+        old, new = change.existing["type"], change.type_
+        assert new is not None
+        if change.using is not None or not free_on_postgresql(old, new):
+            raise Refused(REWRITE, what)
+        if getattr(old, "collation", None) != getattr(new, "collation", None):
+            raise Refused(REWRITE, what, "The indexes on the column are built anew for another collation. ")
+        table = self.catalog.stored(change.table, change.schema)
+        column = change.existing.get("stored", change.column)
+        place = {"table": table, "schema": change.schema, "column": column}
+        remade: dict[str, list[str]] = {"check": [], "index": []}
+        for kind, name in self.execution.connection.execute(_REMADE, place):
+            remade[kind].append(name)
+        planned = self.catalog.plan(change.table, change.schema)
+        if planned is not None:  # what a dry run has dropped by now
+            remade["check"] = [name for name in remade["check"] if name in planned.constraints]
+            remade["index"] = [name for name in remade["index"] if name in planned.indexes]
+        names = [f"the {kind} {name!r}" for kind in remade for name in remade[kind]]
+        if names:
+            raise Refused(
+                REWRITE,
+                what,
+                f"PostgreSQL makes {', '.join(names)} anew for it, by a look at every row. Drop that before, and create it "
+                "again after, which does not block. ",
+            )
 
     def _checked_domain(self, kind: TypeEngine[Any]) -> bool:
         """Whether a type is a domain with constraints of its own, or of one that it is made of."""
