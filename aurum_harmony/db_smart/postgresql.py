@@ -21,7 +21,7 @@ from sqlalchemy.types import TypeEngine
 
 from .catalog import TABLE_NAME, Constraint, Kind
 from .column_types import free_on_postgresql, native_values, spelled
-from .ddl import UniqueUsingIndex, ValidateConstraint, render, string_text, type_text
+from .ddl import UniqueUsingIndex, ValidateConstraint, as_written, render, string_text, type_text
 from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import OLD_ROWS, PARTITIONED, REWRITE, Refused
@@ -341,6 +341,7 @@ class PostgresqlForms(Forms):
         default = column.server_default
         assert isinstance(default, sa.DefaultClause)
         value = sa.text(default.arg) if isinstance(default.arg, str) else default.arg
+        value = as_written(value) if isinstance(value, sa.TextClause) else value
         Backfill(self.execution, table.name, table.schema).update(
             {column.name: value}, sa.column(column.name).is_(None)
         )
@@ -395,8 +396,8 @@ class PostgresqlForms(Forms):
             raise Refused(
                 REWRITE,
                 what,
-                f"PostgreSQL makes {', '.join(names)} anew for it, by a look at every row. Drop that before, and create it "
-                "again after, which does not block. ",
+                f"PostgreSQL makes {', '.join(names)} anew for it, by a look at every row. Drop it before and "
+                "create it after, which does not block. ",
             )
 
     def _checked_domain(self, kind: TypeEngine[Any]) -> bool:
@@ -413,7 +414,8 @@ class PostgresqlForms(Forms):
         default = column.server_default
         if not isinstance(default, sa.DefaultClause) or isinstance(default.arg, str):
             return False
-        calls = _CALLS.findall(render(default.arg, self.dialect, literal_binds=True))
+        value = as_written(default.arg) if isinstance(default.arg, sa.TextClause) else default.arg
+        calls = _CALLS.findall(render(value, self.dialect, literal_binds=True))
         names = [call[1:-1].replace('""', '"') if call.startswith('"') else call.lower() for call in calls]
         return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
 
