@@ -93,3 +93,86 @@ def test_a_volatile_function_with_capitals_is_no_rewrite(database: Database) -> 
     assert files(database) == before
     with database.engine.connect() as connection:
         assert connection.exec_driver_sql('SELECT count(DISTINCT n) FROM "T"').scalar_one() == 2
+
+
+def execute(database: Database, *texts: str) -> None:
+    with database.engine.begin() as connection:
+        for text in texts:
+            connection.exec_driver_sql(text)
+
+
+def widen(op: Operations) -> None:
+    op.alter_column("T", "A", type_=String(80))
+    op.alter_column("T", "b", type_=Numeric(14, 2))
+
+
+#: How each is made, what widens then, and how it is dropped and made again.
+IN_THE_WAY: dict[str, tuple[str, Callable[[Operations], None], Callable[[Operations], None]]] = {
+    "check": (
+        """ALTER TABLE "T" ADD CONSTRAINT "in the Way" CHECK ("A" <> '')""",
+        lambda op: op.drop_constraint("in the Way", "T"),
+        lambda op: op.create_check_constraint("in the Way", "T", sa.column("A") != ""),
+    ),
+    "check of two": (
+        """ALTER TABLE "T" ADD CONSTRAINT "in the Way" CHECK (b > id - 9)""",
+        lambda op: op.drop_constraint("in the Way", "T"),
+        lambda op: op.create_check_constraint("in the Way", "T", "b > id - 9"),
+    ),
+    "partial index": (
+        """CREATE INDEX "in the Way" ON "T" (c) WHERE "A" <> ''""",
+        lambda op: op.drop_index("in the Way", "T"),
+        lambda op: op.create_index("in the Way", "T", ["c"], postgresql_where=sa.column("A") != ""),
+    ),
+    "index of an expression": (
+        """CREATE INDEX "in the Way" ON "T" (upper("A"))""",
+        lambda op: op.drop_index("in the Way", "T"),
+        lambda op: op.create_index("in the Way", "T", [sa.func.upper(sa.column("A"))]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_what_looks_at_every_row_again_is_refused(database: Database, kind: str) -> None:
+    made, drop, create = IN_THE_WAY[kind]
+    execute(database, made)
+    with pytest.raises(Refused, match="DS201.*'in the Way'"), operations(database) as op:
+        widen(op)
+    with operations(database) as op:
+        drop(op)
+        widen(op)
+        create(op)
+    with operations(database) as op:  # nothing is to be done any more, so that nothing is refused
+        widen(op)
+
+
+def test_what_does_not_look_at_every_row_is_not_refused(database: Database) -> None:
+    execute(
+        database,
+        'ALTER TABLE "T" ADD CONSTRAINT other CHECK (id > 0), ADD CONSTRAINT later CHECK (b > 0) NOT VALID',
+        "CREATE INDEX other_ix ON \"T\" (upper(c)) WHERE c <> ''",
+        'CREATE UNIQUE INDEX plain ON "T" ("A", id) INCLUDE (b)',
+    )
+    before = files(database)
+    with operations(database) as op:
+        widen(op)
+    assert files(database) == before
+
+
+def test_checks_of_a_partition_count(database: Database) -> None:
+    execute(
+        database,
+        "CREATE TABLE parts (id int, a varchar(20)) PARTITION BY RANGE (id)",
+        "CREATE TABLE part PARTITION OF parts (CONSTRAINT of_part CHECK (a <> '')) DEFAULT",
+        "INSERT INTO parts VALUES (1, 'x')",
+    )
+    with pytest.raises(Refused, match="DS201.*'of_part'"), operations(database) as op:
+        op.alter_column("parts", "a", type_=String(40))
+
+
+def test_another_collation_is_refused_and_the_same_is_none(database: Database) -> None:
+    with pytest.raises(Refused, match="DS201"), operations(database, destructive=True) as op:
+        op.alter_column("T", "A", type_=String(80, collation="POSIX"))
+    before = files(database)
+    with operations(database) as op:
+        op.alter_column("T", "A", type_=String(80, collation="C"))
+    assert files(database) == before

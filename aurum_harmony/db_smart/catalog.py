@@ -22,10 +22,12 @@ _SQLITE_INDEXES = sa.text(
     'SELECT i.name, i."unique", c.name FROM pragma_index_list(:table, :schema) AS i, '
     "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
 )
+#: PostgreSQL: the name of a table as SQL, by ``:schema`` and ``:table``, quoted by the server itself.
+TABLE_NAME = "COALESCE(quote_ident(CAST(:schema AS text)) || '.', '') || quote_ident(CAST(:table AS text))"
 _POSTGRESQL_INVALID = sa.text(
     "SELECT i.relname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
-    "WHERE x.indrelid = CAST(:table AS regclass) AND NOT (x.indisvalid AND x.indisready) UNION ALL "
-    "SELECT conname FROM pg_constraint WHERE conrelid = CAST(:table AS regclass) AND NOT convalidated"
+    f"WHERE x.indrelid = to_regclass({TABLE_NAME}) AND NOT (x.indisvalid AND x.indisready) UNION ALL "
+    f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND NOT convalidated"
 )
 
 
@@ -293,6 +295,4 @@ class Catalog:
         """Names of what PostgreSQL has not finished: indexes and constraints."""
         if self._dialect != "postgresql":
             return ()
-        preparer = self._connection.dialect.identifier_preparer
-        quoted = f"{preparer.quote(schema)}.{preparer.quote(table)}" if schema else preparer.quote(table)
-        return self._connection.scalars(_POSTGRESQL_INVALID, {"table": quoted}).all()
+        return self._connection.scalars(_POSTGRESQL_INVALID, {"table": table, "schema": schema}).all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,23 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeEngine
 
 from .errors import DbSmartError
+
+#: What SQLAlchemy takes for a parameter when it writes a text.
+_PARAMETER = re.compile(r"(?<![:\w\\]):(\w+)(?![:\w])")
+
+
+def as_written(text: sa.TextClause) -> sa.TextClause:
+    """A text without parameters for which it has no values: a colon before a word is one, as in ``':none'``."""
+    without = {name for name, bind in text._bindparams.items() if bind.required}
+    if not without:
+        return text
+    plain = sa.text(_PARAMETER.sub(lambda found: ("\\" if found[1] in without else "") + found[0], text.text))
+    return plain.bindparams(*(bind for name, bind in text._bindparams.items() if name not in without))
+
+
+def needed(constraint: sa.Constraint, dialect: Dialect) -> bool:
+    """Whether the database needs a constraint: not the check of a type that it has itself."""
+    return bool(constraint._should_create_for_compiler(_ddl_compiler(dialect)))
 
 
 def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
@@ -98,8 +117,24 @@ def _plain(dialect: Dialect) -> Dialect:
     plain = copy.copy(dialect)
     plain.paramstyle, plain.positional = "named", False
     plain.identifier_preparer = plain.preparer(plain)
+    compiler: Any = plain.statement_compiler
+    plain.statement_compiler = _ddl_statements(compiler)
     plain.__dict__.pop("_type_memos", None)  # how literals are written
     return plain
+
+
+@functools.lru_cache
+def _ddl_statements(compiler: Any) -> Any:
+    """A compiler of statements that writes texts within a schema change, which has no parameters, as they stand."""
+
+    class Statements(compiler):  # type: ignore[misc]
+        def visit_textclause(self, text: sa.TextClause, *args: Any, **options: Any) -> str:
+            if self.statement is None:  # of a schema change, or of nothing
+                text = as_written(text)
+            written: str = super().visit_textclause(text, *args, **options)
+            return written
+
+    return Statements
 
 
 class AddColumns(DDLElement):

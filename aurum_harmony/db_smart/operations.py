@@ -214,7 +214,12 @@ class Operations:
 
         :param described: a table with at least these columns, and with what they need.
         """
+        from .ddl import needed
+
         table, schema = described.name, described.schema
+        for constraint in [*described.constraints]:
+            if not needed(constraint, self._connection.dialect):
+                described.constraints.discard(constraint)
         present = self._catalog.present(table, [column.name for column in columns], schema)
         missing = [column for column in columns if self._catalog.fold(column.name) not in present]
         if not missing:
@@ -639,6 +644,7 @@ class Operations:
         :param pause: asked before each batch; while it returns true, nothing is done. For a replica's lag, say.
         """
         from .backfill import Backfill, Pace
+        from .ddl import as_written
 
         what, place = f"backfill({table!r})", translated(self._connection, schema)
         columns = [str(getattr(name, "name", name)) for name in set_]
@@ -653,7 +659,7 @@ class Operations:
             with self._execution.operation(what):
                 condition: Any = where
                 if isinstance(where, str):  # a comment at its end is to end before our bracket
-                    condition = sa.text(f"{where}\n" if "--" in where or "#" in where else where)
+                    condition = as_written(sa.text(f"{where}\n" if "--" in where or "#" in where else where))
                 Backfill(self._execution, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
 
         self._leniently("backfill", (table,), work)

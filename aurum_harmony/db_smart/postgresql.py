@@ -19,9 +19,9 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.dialects.postgresql import DOMAIN, REGCLASS, CreateEnumType, NamedType
 from sqlalchemy.types import TypeEngine
 
-from .catalog import Constraint, Kind
+from .catalog import TABLE_NAME, Constraint, Kind
 from .column_types import free_on_postgresql, native_values, spelled
-from .ddl import UniqueUsingIndex, ValidateConstraint, render, string_text, type_text
+from .ddl import UniqueUsingIndex, ValidateConstraint, as_written, render, string_text, type_text
 from .errors import DbSmartError
 from .forms import Change, Forms
 from .rules import OLD_ROWS, PARTITIONED, REWRITE, Refused
@@ -31,7 +31,8 @@ _CALLS = re.compile(r'("(?:[^"]|"")+"|\w+)\s*\(')
 _VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND provolatile = 'v'").bindparams(
     sa.bindparam("names", expanding=True)
 )
-_PARTITIONED = sa.text("SELECT count(*) FROM pg_class WHERE oid = CAST(:table AS regclass) AND relkind = 'p'")
+_PARTITIONED = sa.text(f"SELECT count(*) FROM pg_class WHERE oid = to_regclass({TABLE_NAME}) AND relkind = 'p'")
+_SEQUENCE = sa.text(f"SELECT pg_get_serial_sequence({TABLE_NAME}, :column)")
 
 #: Of a domain, and the domains that it is made of.
 _CHECKED_DOMAIN = sa.text(
@@ -42,8 +43,21 @@ _CHECKED_DOMAIN = sa.text(
 )
 _COLLATION = sa.text(
     "SELECT c.collname FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_collation AS c "
-    "ON c.oid = a.attcollation WHERE a.attrelid = to_regclass(:table) AND a.attname = :column "
+    f"ON c.oid = a.attcollation WHERE a.attrelid = to_regclass({TABLE_NAME}) AND a.attname = :column "
     "AND a.attcollation <> t.typcollation"
+)
+#: What PostgreSQL makes anew when the type of a column changes, of a table and those that inherit from it: checks, by a
+#: look at every row, and indexes with an expression or a condition; all others it keeps where it can.
+_REMADE = sa.text(
+    f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid UNION SELECT i.inhrelid FROM pg_inherits AS i "
+    "JOIN t ON i.inhparent = t.oid), c AS (SELECT t.oid, a.attnum FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid "
+    "WHERE a.attname = :column) "
+    "SELECT 'check' AS kind, k.conname AS name FROM c JOIN pg_constraint AS k ON k.conrelid = c.oid "
+    "WHERE k.contype = 'c' AND k.convalidated AND c.attnum = ANY (k.conkey) UNION "
+    "SELECT 'index', r.relname FROM c JOIN pg_index AS x ON x.indrelid = c.oid JOIN pg_class AS r ON r.oid = "
+    "x.indexrelid WHERE (x.indexprs IS NOT NULL OR x.indpred IS NOT NULL) AND EXISTS (SELECT 1 FROM pg_depend AS d "
+    "WHERE d.classid = 'pg_class'::regclass AND d.objid = x.indexrelid AND d.refclassid = 'pg_class'::regclass "
+    "AND d.refobjid = c.oid AND d.refobjsubid = c.attnum) ORDER BY 1, 2"
 )
 
 
@@ -58,8 +72,12 @@ class PostgresqlForms(Forms):
         for column in columns:
             if not isinstance(known[column]["type"], (sa.Integer, sa.Numeric)):
                 continue
-            names = sa.literal(self._quoted(table, schema), sa.Text()), sa.literal(column, sa.Text())
-            sequence = sa.cast(sa.func.pg_get_serial_sequence(*names), REGCLASS)
+            given = _SEQUENCE.bindparams(
+                sa.bindparam("table", table, sa.Text()),
+                sa.bindparam("schema", schema, sa.Text()),
+                sa.bindparam("column", column, sa.Text()),
+            )
+            sequence = sa.cast(given.columns(sa.column("name", sa.Text())).scalar_subquery(), REGCLASS)
             highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
             # Of a column without a sequence it is NULL, for which nothing is set.
             setting = sa.select(sa.func.setval(sequence, sa.cast(highest.scalar_subquery(), sa.BigInteger())))
@@ -115,7 +133,7 @@ class PostgresqlForms(Forms):
             return
         table = index.table
         assert table is not None
-        if self.execution.connection.scalar(_PARTITIONED, {"table": self._quoted(table.name, table.schema)}):
+        if self.execution.connection.scalar(_PARTITIONED, {"table": table.name, "schema": table.schema}):
             raise Refused(PARTITIONED, f"op.create_index({str(index.name)!r}, {table.name!r})")
         index.dialect_options["postgresql"]["concurrently"] = True
         failure = None
@@ -165,9 +183,8 @@ class PostgresqlForms(Forms):
         if change.type_ is not None and self._add_values(change):
             change.type_ = None
         if change.type_ is not None:
-            free = change.using is None and free_on_postgresql(change.existing["type"], change.type_)
-            if online and not free:
-                raise Refused(REWRITE, f"op.alter_column({change.table!r}, {change.column!r}, type_=…)")
+            if online:
+                self._refuse_scan(change)
             self.create_types([sa.Column(change.column, change.type_)])
             self.execution.send(
                 PostgresqlColumnType(
@@ -195,12 +212,15 @@ class PostgresqlForms(Forms):
     ) -> tuple[TypeEngine[Any] | None, bool | None]:
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
         old = change.existing["type"]
-        if isinstance(old, sa.String) and isinstance(type_, sa.String) and type_.collation is None:
-            names = {"table": self._quoted(change.table, change.schema), "column": change.column}
+        if isinstance(old, sa.String) and isinstance(type_, sa.String):
+            names = {"table": change.table, "schema": change.schema, "column": change.column}
             collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
-                for kind in (type_, change.existing["type"]):  # SQLAlchemy 2.0 does not reflect it
+                kinds = [change.existing["type"]]  # SQLAlchemy 2.0 does not reflect it
+                if type_.collation is None:
+                    kinds.append(type_)
+                for kind in kinds:
                     kind.collation = collation
                     if getattr(old, "collation_schema", None) is not None:
                         kind.collation_schema = old.collation_schema
@@ -329,6 +349,7 @@ class PostgresqlForms(Forms):
         default = column.server_default
         assert isinstance(default, sa.DefaultClause)
         value = sa.text(default.arg) if isinstance(default.arg, str) else default.arg
+        value = as_written(value) if isinstance(value, sa.TextClause) else value
         Backfill(self.execution, table.name, table.schema).update(
             {column.name: value}, sa.column(column.name).is_(None)
         )
@@ -356,6 +377,37 @@ class PostgresqlForms(Forms):
                 what = f"op.add_columns({table.name!r}, Column({column.name!r}, …))"
                 raise Refused(REWRITE, what, f"{why[0].upper()}{why[1:]}")
 
+    def _refuse_scan(self, change: Change) -> None:
+        """Refuse a change of type for which the rows are written anew, or all of them are looked at.
+
+        :raises Refused: it is such a change.
+        """
+        what = f"op.alter_column({change.table!r}, {change.column!r}, type_=…)"
+        old, new = change.existing["type"], change.type_
+        assert new is not None
+        if change.using is not None or not free_on_postgresql(old, new):
+            raise Refused(REWRITE, what)
+        if getattr(old, "collation", None) != getattr(new, "collation", None):
+            raise Refused(REWRITE, what, "The indexes on the column are built anew for another collation. ")
+        table = self.catalog.stored(change.table, change.schema)
+        column = change.existing.get("stored", change.column)
+        place = {"table": table, "schema": change.schema, "column": column}
+        remade: dict[str, list[str]] = {"check": [], "index": []}
+        for kind, name in self.execution.connection.execute(_REMADE, place):
+            remade[kind].append(name)
+        planned = self.catalog.plan(change.table, change.schema)
+        if planned is not None:  # what a dry run has dropped by now
+            remade["check"] = [name for name in remade["check"] if name in planned.constraints]
+            remade["index"] = [name for name in remade["index"] if name in planned.indexes]
+        names = [f"the {kind} {name!r}" for kind in remade for name in remade[kind]]
+        if names:
+            raise Refused(
+                REWRITE,
+                what,
+                f"PostgreSQL makes {', '.join(names)} anew for it, by a look at every row. Drop it before and "
+                "create it after, which does not block. ",
+            )
+
     def _checked_domain(self, kind: TypeEngine[Any]) -> bool:
         """Whether a type is a domain with constraints of its own, or of one that it is made of."""
         if isinstance(kind, sa.types.TypeDecorator):
@@ -370,13 +422,10 @@ class PostgresqlForms(Forms):
         default = column.server_default
         if not isinstance(default, sa.DefaultClause) or isinstance(default.arg, str):
             return False
-        calls = _CALLS.findall(render(default.arg, self.dialect, literal_binds=True))
+        value = as_written(default.arg) if isinstance(default.arg, sa.TextClause) else default.arg
+        calls = _CALLS.findall(render(value, self.dialect, literal_binds=True))
         names = [call[1:-1].replace('""', '"') if call.startswith('"') else call.lower() for call in calls]
         return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
-
-    def _quoted(self, table: str, schema: str | None) -> str:
-        quote = self.dialect.identifier_preparer.quote
-        return f"{quote(schema)}.{quote(table)}" if schema else quote(table)
 
 
 def _constraints(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> list[Any]:
