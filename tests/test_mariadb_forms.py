@@ -381,3 +381,33 @@ def test_a_key_to_a_table_that_the_run_makes_is_fine_in_a_dry_run(
     project.write(OLD + "\n@migration\ndef new(op):\n" + column + made + key.format("users"))
     assert project.run("migrate", "--dry-run").exit_code == 0
     assert project.run("migrate").exit_code == 0
+
+
+def test_names_with_backticks_and_percent_signs_are_found_again(database: Database) -> None:
+    run(
+        database,
+        "CREATE TABLE `u%s` (`i``%d` INT PRIMARY KEY)",
+        "CREATE TABLE `t``%c` (`k``%s` INT PRIMARY KEY, `n``%` INT, `u``%` INT)",
+        "INSERT INTO `t``%c` VALUES (1, 1, NULL), (2, 2, NULL)",
+    )
+    for _ in range(2):
+        with operations(database) as op:
+            op.add_column("t`%c", Column("x`%", Integer, server_default="5"))
+            op.create_index("i`%", "t`%c", ["n`%"])
+            op.create_unique_constraint("u`%", "t`%c", ["n`%", "k`%s"])
+            op.create_foreign_key("f`%", "t`%c", "u%s", ["u`%"], ["i`%d"])
+            op.create_check_constraint("c`%", "t`%c", sa.column("n`%") > 0, online=False)
+            op.alter_column("t`%c", "n`%", nullable=False)
+            assert op.has_column("t`%c", "k`%s")
+    with operations(database, destructive=True) as op:
+        op.backfill("t`%c", {"x`%": sa.column("n`%") + 1}, where=sa.column("x`%") == 5)
+        assert op.execute(sa.select(sa.column("x`%")).select_from(sa.table("t`%c"))).scalars().all() == [2, 3]
+        for name in ("u`%", "f`%", "c`%"):
+            op.drop_constraint(name, "t`%c")
+        op.drop_index("i`%", "t`%c")
+        op.drop_column("t`%c", "x`%")
+    text = shown(database, "t``%c")
+    assert "CONSTRAINT" not in text
+    assert "`i``%`" not in text
+    assert "`x``%`" not in text
+    assert "`n``%` int(11) NOT NULL" in text

@@ -32,7 +32,7 @@ CASES = [
     for number in range(int(COUNT or count))
 ]
 #: What dry runs on the servers do not know yet. Nothing is to be left out in the end.
-UNMENDED: dict[str, tuple[str, ...]] = {"postgresql": ("rename_table",), "mariadb": ("percent",)}
+UNMENDED: dict[str, tuple[str, ...]] = {"postgresql": ("rename_table",)}
 
 
 class Place:

@@ -68,6 +68,14 @@ NARROW_TYPE = Rule(
     "Rows may not fit, or lose digits, and the release that still runs may write more of them.",
     f"Add a column of the new type, op.backfill() it, and move over to it. {_ASK}",
 )
+DROP_CONSTRAINT = Rule(
+    "DS106",
+    "without it, rows can be written that break it",
+    "The release that still runs relies on it: ON CONFLICT, ON DUPLICATE KEY and ON DELETE fail or do otherwise. "
+    "Such rows stay, and it cannot be made again before they are mended.",
+    "Deploy a release that no longer relies on it first, and drop it in a later one; where another one takes its "
+    f"place, add that first, by another name. {_ASK}",
+)
 REWRITE = Rule(
     "DS201",
     "the database would rewrite the table and block its readers and writers meanwhile",
