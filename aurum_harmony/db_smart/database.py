@@ -31,6 +31,8 @@ _FULL_SECONDS = 60.0
 _open_files: dict[tuple[int, int], int] = {}
 #: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
 _LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
+#: Transactions by ``isolation_level``; Python has a name for it from 3.12 on.
+_LEGACY_TRANSACTIONS = -1
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
 
@@ -146,10 +148,16 @@ class Database:
         """The engine for migrating: no pool, so that no connection outlives its use or a fork.
 
         Connections are made as the application makes them (its ``connect_args``, ``creator`` and pool listeners).
-        A database in memory has only the application's engine.
+        A database in memory has only the application's pool.
 
         :raises ConfigError: ``migration_url`` cannot be used.
         """
+        engine = self._make_engine()
+        if self.dialect == "sqlite":
+            sa.event.listen(engine, "begin", _undo_begin)
+        return engine
+
+    def _make_engine(self) -> Engine:
         if self.migration_url is not None:
             try:
                 engine = sa.create_engine(
@@ -161,11 +169,11 @@ class Database:
                     f"DB_SMART_MIGRATION_URL for the database {self.name!r} cannot be used "
                     f"({type(error).__name__}); it must be a SQLAlchemy URL whose driver is installed."
                 ) from None
-        if self.in_memory:
-            return self.app_engine
         pool = self.app_engine.pool
+        if not self.in_memory:
+            pool = NullPool(pool._creator, dialect=self.app_engine.dialect, _dispatch=pool.dispatch)
         return Engine(
-            NullPool(pool._creator, dialect=self.app_engine.dialect, _dispatch=pool.dispatch),
+            pool,
             self.app_engine.dialect,
             self.app_engine.url,
             execution_options=self._options,
@@ -200,14 +208,8 @@ class Database:
                 # psycopg's prepared statements do not outlast a transaction behind PgBouncer in transaction mode.
                 driver.prepare_threshold = None
             if self.dialect == "sqlite":
-                level = driver.isolation_level
-                # The driver would commit behind our back before a schema change; begin() begins for real.
-                driver.isolation_level = None
-                try:
+                with _begun_by_us(connection, driver):
                     yield connection
-                finally:
-                    connection.rollback()
-                    driver.isolation_level = level
             else:
                 if autocommit:
                     connection = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -250,6 +252,41 @@ class Database:
 
     def _count(self, *_: Any) -> None:
         self.queries += 1
+
+
+@contextmanager
+def _begun_by_us(connection: sa.Connection, driver: Any) -> Iterator[None]:
+    """Keep a SQLite driver from beginning and ending transactions by itself: :func:`begin` begins for real.
+
+    It would commit behind our back before a schema change, or, with its ``autocommit`` (from Python 3.12 on), hold a
+    transaction always open or commit each statement.
+    """
+    level = driver.isolation_level
+    autocommit = getattr(driver, "autocommit", None)
+    if autocommit is not None:
+        driver.autocommit = _LEGACY_TRANSACTIONS
+        driver.rollback()
+    driver.isolation_level = None
+
+    try:
+        yield
+    finally:
+        connection.rollback()
+        driver.isolation_level = level
+        if autocommit is not None:
+            driver.autocommit = autocommit
+
+
+def _undo_begin(connection: sa.Connection) -> None:
+    """End the transaction that another listener has begun, before anything is in it.
+
+    Many applications send ``BEGIN`` at this event, as SQLAlchemy's documentation advises for SQLite. It would come
+    before our own, and before what cannot run in a transaction, as ``VACUUM``. Listeners of all engines and of the
+    application's engine are called before this one, which an engine of ours has.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if driver.in_transaction:
+        driver.rollback()
 
 
 def _read_header(path: Path) -> tuple[bytes, int]:
