@@ -282,7 +282,8 @@ class Generator:
         targets = [one for one, model in self.tables.items() if model.rows and not {'"', ".", "`"} & {*one}]
         taken = any("code" in columns for kind, columns, _ in table.constraints.values() if kind == "foreign")
         column = "code" if table.rows and "code" in table.columns and not taken else None
-        if column is None or not targets:
+        # MariaDB wants the type of the column that it leads to.
+        if column is None or not targets or table.columns[column].type_ != "Integer":
             return []
         target = self.random.choice(targets)
         index, constraint = self._name("ix"), self._name("fk")
