@@ -171,3 +171,41 @@ def test_a_new_model_without_a_migration_is_named_by_a_run(
     assert project.boot().applied == ("two",)
     assert "lacks tables of the models: " in caplog.text
     assert "items" not in project.tables()
+
+
+RENAME = (
+    '@migration\ndef one(op): op.add_columns("addresses", Column("city", String(20)))\n'
+    '@migration(destructive=True)\ndef two(op): op.rename_table("addresses", "user_addresses")\n'
+)
+
+
+def named(*names: str) -> Any:
+    """Models with these tables, and one more that stays."""
+
+    def models(db: Any) -> None:
+        for name in ("users", *names):
+            sa.Table(name, db.metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("city", sa.String(20)))
+
+    return models
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_new_table_of_the_models_is_not_lost_while_its_migration_is_pending(project: Project, lost: bool) -> None:
+    project.models = named("addresses")
+    project.write(RENAME.partition("@migration(destructive")[0])
+    project.boot()
+    project.query("INSERT INTO addresses (id, city) VALUES (1, 'Pune')")
+    if lost:
+        project.query("DROP TABLE users")
+    project.models = named("user_addresses", "brands")
+    project.write(RENAME)
+    entry = json.loads(project.run("status", "--json").stdout)["databases"][0]
+    assert entry["missing"] == (["users"] if lost else [])
+    found = project.run("migrate", "--force")
+    assert found.exit_code == 0, found.output
+    assert project.query("SELECT city FROM user_addresses") == [("Pune",)]
+    assert {"users", "brands"} <= project.tables()
+    assert "addresses" not in project.tables()
+    assert json.loads(project.run("status", "--json").stdout)["databases"][0]["missing"] == []
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT city FROM user_addresses") == [("Pune",)]

@@ -399,7 +399,7 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         try:
             plan = gate.ask(database)
             # A first run that is not over makes the tables of the models, or goes on making them.
-            missing = [] if plan.state is None or not plan.state.source else smart.missing_tables(app, database)
+            missing = [] if plan.state is None or not plan.state.source else smart.missing_tables(app, gate, plan)
             lock = _lock(app, database)
             progress, failed = _work(database, running=lock is not None)
             if failed is not None and failed["name"] not in {item.name for item in gate.of(database)}:

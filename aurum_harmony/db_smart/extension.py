@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -216,20 +216,28 @@ class DbSmart:
         gate.databases = {name: database.serving for name, database in gate.databases.items()}
         return worst(plan.status for plan in gate.by_row() or gate.by_history())
 
-    def missing_tables(self, app: Flask, database: Database) -> list[str]:
+    def missing_tables(self, app: Flask, gate: Gate, plan: Plan) -> list[str]:
         """The tables that the models have and a database with a history has not.
 
-        Needs an application context.
+        Where migrations are pending, these are only the tables that were there once: a pending migration may make the
+        others. Needs an application context.
 
         :raises DbSmartError: the database cannot be reached.
         """
         from . import tables
+        from .memory import Memory
 
+        database = plan.database
         metadata = self._state(app).db.metadatas.get(database.key)
         if metadata is None or not metadata.tables or not database.exists:
             return []
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
-            return [table.key for table in tables.missing(connection, metadata)]
+            found: Sequence[sa.Table] = tables.missing(connection, metadata)
+            if found and plan.behind:
+                memory = Memory(gate.module)
+                memory.read(connection)
+                found = memory.had(found) or []
+            return [table.key for table in found]
         return []
 
     def migrate(
@@ -380,7 +388,7 @@ class DbSmart:
         for plan in plans:
             if plan.database.path is None or not create_all(app):
                 continue
-            if missing := self.missing_tables(app, plan.database):
+            if missing := self.missing_tables(app, gate, plan):
                 from .tables import lost
 
                 _logger.warning("db-smart: %s", lost(plan.database.name, missing))

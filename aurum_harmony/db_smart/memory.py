@@ -26,6 +26,8 @@ _logger = logging.getLogger(__name__)
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
 _FIRST_RUN = ("made", "added")
+#: Which tables of the models were there when a run was complete.
+_MODEL = "model"
 #: SQLSTATE of an undefined table or column, and MariaDB's numbers.
 STATES = ("42P01", "42703")
 NUMBERS = (1051, 1054, 1072, 1091, 1146)
@@ -35,9 +37,10 @@ _WORDS = ("no such table", "no such column", "has no column named")
 class Event(NamedTuple):
     """One row of ``db_smart_objects``.
 
-    :ivar migration: its name; of the events of a first run, the dotted name of the migrations.
+    :ivar migration: its name; of the events of a first run and of models, the dotted name of the migrations.
     :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; of a first run ``made`` (from the models) and
-        ``added`` (by a migration); ``application`` when that run was complete.
+        ``added`` (by a migration); ``application`` when that run was complete; ``model`` for a table of the models
+        that was there when the last run was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
         ``default``; ``new table``, of the event ``added``, for one that no complete run has left to the application.
     """
@@ -143,7 +146,7 @@ class Memory:
         mine = self._order.get(migration, len(self._order))
         last = None
         for event in self._of(schema, table, kind, name):
-            if event.event in _FIRST_RUN or event.migration == migration:
+            if event.event in (*_FIRST_RUN, _MODEL) or event.migration == migration:
                 continue
             theirs = self._order.get(event.migration)
             # Of one that is no longer in the code, only the history can tell: this one ran before, or it is new.
@@ -240,12 +243,33 @@ class Memory:
         made = (self.event(self.module, "made", "table", table.schema, table.name) for table in tables)
         return [event for event in made if event is not None]
 
-    def end_run(self, connection: sa.Connection) -> None:
-        """Write down that all migrations of the application are applied."""
+    def had(self, tables: Iterable[sa.Table]) -> list[sa.Table] | None:
+        """Those tables of the models that were there when the last run was complete; ``None`` where no run noted any.
+
+        A table that is missing and was not there is new: a migration that is pending may make it.
+        """
+        known = {(event.schema_name, event.table_name) for event in self._mine(_MODEL)}
+        return [table for table in tables if (table.schema or "", table.name) in known] if known else None
+
+    def end_run(self, connection: sa.Connection, models: Iterable[sa.Table] = ()) -> None:
+        """Write down that all migrations of the application are applied.
+
+        :param models: the tables of the models that are there.
+        """
         mine = sa.and_(objects.c.migration == self.module, objects.c.event.in_(_FIRST_RUN))
         connection.execute(objects.delete().where(mine))
         if self.module not in self.applications:
             connection.execute(insert(Event("", "application", "", "", "", self.module)))
+        wanted = {Event(self.module, _MODEL, "table", table.schema or "", table.name, "") for table in models}
+        before = set(self._mine(_MODEL))
+        for event in sorted(before - wanted):
+            where = [objects.c[field] == value for field, value in event._asdict().items()]
+            connection.execute(objects.delete().where(*where))
+        if wanted - before:
+            connection.execute(objects.insert(), [event._asdict() for event in sorted(wanted - before)])
+
+    def _mine(self, kind: str) -> list[Event]:
+        return [event for event in self._events if event.event == kind and event.migration == self.module]
 
     def _add(self, event: Event) -> None:
         self._events.append(event)

@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -191,38 +191,48 @@ class Runner:
         plan = self._gate.by_connection(database, connection, force=force)
         connection.rollback()  # what was only read
         first = plan.state is None or not plan.state.source
-        lost = [] if first or not self._remake else self._lost(database, connection)
-        if not (plan.behind or lost) and plan.state is not None and plan.state.source == self._gate.sources.digest:
+        missing = self._missing(database, connection) if self._remake and not first else []
+        if not (plan.behind or missing) and plan.state is not None and plan.state.source == self._gate.sources.digest:
             return plan.state
         if plan.behind:
             snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
         guard = LockGuard(database, connection, self._ddl.lock_timeout)
         begun, memory = tried_again(database, lambda: self._prepare(database, connection, plan), self._ddl.retries)
-        # What is pending may make one of them, or change it: a forced run finds them all there, as it once did.
-        early = force or not plan.pending
-        if lost and early:
+        had = memory.had(missing) if plan.pending else missing
+        # What is pending may make the tables that were never there; of those that were, all can go on as before.
+        lost = missing if had is None and force else had or []
+        if lost:
             self._make_lost(database, connection, lost, outcome)
         run = _DatabaseRun(database, connection, lock, guard, begun, memory)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
-        if not early:
-            lost = self._lost(database, connection)
-            if lost and self._remake and not first:
-                self._make_lost(database, connection, lost, outcome)
-            elif lost:
-                _logger.warning("db-smart: %s", tables.lost(database.name, lost))
+        missing = self._missing(database, connection)
+        if missing and self._remake and not first:
+            self._make_lost(database, connection, missing, outcome)
+            missing = []
+        elif missing:
+            _logger.warning("db-smart: %s", tables.lost(database.name, [table.key for table in missing]))
+        there = [table for table in self._models(database) if table not in missing]
         changed = wal_version if plan.pending else None
-        state = tried_again(database, lambda: self._seal(connection, lock, memory, changed), self._ddl.retries)
+        state = tried_again(database, lambda: self._seal(connection, lock, memory, there, changed), self._ddl.retries)
         if wal_version is not None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
         if plan.behind:
             snapshot.prune(self._app, database)
         return state
 
-    def _seal(self, connection: sa.Connection, lock: Lock, memory: Memory, wal_version: int | None) -> State:
+    def _seal(
+        self,
+        connection: sa.Connection,
+        lock: Lock,
+        memory: Memory,
+        models: Sequence[sa.Table],
+        wal_version: int | None,
+    ) -> State:
         """Bring the state row up to date.
 
+        :param models: the tables of the models that are there.
         :param wal_version: the schema cookie before migrations ran, on SQLite in WAL mode.
         """
         connection.rollback()  # what a try before this one has left
@@ -233,7 +243,7 @@ class Runner:
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         lock.confirm(connection)
-        memory.end_run(connection)
+        memory.end_run(connection, models)
         state = history.seal(connection, self._gate.sources.digest, [item.name for item in self._gate.involved])
         commit(connection)
         return state
@@ -257,27 +267,36 @@ class Runner:
         if first and self._create_all and metadata is not None:
             if not plan.applied and not memory.fresh:
                 _warn_of_lost_history(database, connection, plan, metadata)
-            for event in memory.begin_first_run(tables.missing(connection, metadata)):
+            missing = tables.missing(connection, metadata)
+            for event in memory.begin_first_run(missing):
                 connection.execute(insert(event))
-            tables.make(connection, metadata, transactional=database.transactional_ddl)
+            tables.make(connection, metadata, missing, transactional=database.transactional_ddl)
         begun = history.begun(connection)
         commit(connection)
         memory.keep()
         return begun, memory
 
-    def _lost(self, database: Database, connection: sa.Connection) -> list[str]:
-        """Names of the tables that the models have and the database has not."""
-        metadata = self._db.metadatas.get(database.key)
-        if metadata is None or not self._create_all:
+    def _models(self, database: Database) -> list[sa.Table]:
+        """The tables of the models, where this is to see to them."""
+        metadata = self._db.metadatas.get(database.key) if self._create_all else None
+        return [] if metadata is None else metadata.sorted_tables
+
+    def _missing(self, database: Database, connection: sa.Connection) -> list[sa.Table]:
+        """The tables that the models have and the database has not."""
+        if not self._models(database):
             return []
-        found = [table.key for table in tables.missing(connection, metadata)]
+        found = tables.missing(connection, self._db.metadatas[database.key])
         connection.rollback()  # what was only read
         return found
 
-    def _make_lost(self, database: Database, connection: sa.Connection, lost: list[str], outcome: Outcome) -> None:
+    def _make_lost(
+        self, database: Database, connection: sa.Connection, wanted: list[sa.Table], outcome: Outcome
+    ) -> None:
         begin(connection)
-        tables.make(connection, self._db.metadatas[database.key], transactional=database.transactional_ddl)
+        metadata = self._db.metadatas[database.key]
+        tables.make(connection, metadata, wanted, transactional=database.transactional_ddl)
         commit(connection)
+        lost = [table.key for table in wanted]
         _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
         outcome.made += lost
         outcome.changed = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.schema import AddConstraint
@@ -36,16 +36,17 @@ def lost(database: str, names: Iterable[str]) -> str:
     )
 
 
-def make(connection: sa.Connection, metadata: sa.MetaData, *, transactional: bool) -> None:
-    """Make the missing tables, with their indexes and keys, in the transaction that is open.
+def make(connection: sa.Connection, metadata: sa.MetaData, wanted: Sequence[sa.Table], *, transactional: bool) -> None:
+    """Make missing tables, with their indexes and keys, in the transaction that is open.
 
     Where each schema change commits by itself, the names are committed first, so that the next run can tell a table
     that this has only begun from one that was there before.
 
+    :param wanted: what :func:`missing` found, or some of it.
     :param transactional: whether the database takes schema changes back.
     """
     if not transactional:
-        names = [table.key for table in missing(connection, metadata)]
+        names = [table.key for table in wanted]
         unfinished = _unfinished(connection)
         if names:
             connection.execute(progress.delete().where(progress.c.migration == _MAKING))
@@ -54,7 +55,7 @@ def make(connection: sa.Connection, metadata: sa.MetaData, *, transactional: boo
             connection.execute(progress.insert(), row)
             commit(connection)
             begin(connection)
-    metadata.create_all(connection)
+    metadata.create_all(connection, wanted)
     if not transactional:
         _finish(connection, metadata, _unfinished(connection))
         connection.execute(progress.delete().where(progress.c.migration == _MAKING))
