@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from .beat import Beat
 from .database import Database, begin, transient
 from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
 from .flag import NO_LINK, read_regular
@@ -174,10 +175,8 @@ class _Lease(Lock):
         super().__init__(database, settings)
         self._token: int | None = None
         self._migration = ""
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-        self._lost = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._lost = False
+        self._heart: Beat | None = None
 
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
         free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us())
@@ -205,7 +204,8 @@ class _Lease(Lock):
                 if transient(error):  # another one was quicker, maybe on another node of the cluster
                     return False
                 raise
-        self._heart = threading.Thread(target=self._beat, name="db-smart-heartbeat", daemon=True)
+        pause = self.settings.lease / 3
+        self._heart = Beat("db-smart-heartbeat", self._beat, pause, min(_NOTE_EVERY, pause))
         try:
             self._heart.start()
         except BaseException:  # no more threads
@@ -215,10 +215,8 @@ class _Lease(Lock):
         return True
 
     def release(self) -> None:
-        self._stop.set()
-        self._wake.set()
         if self._heart is not None:
-            self._heart.join()
+            self._heart.stop()
         try:
             self._update({"lease_expires": 0, "holder": "", "lease_migration": ""})
         except Exception as error:  # the expiry frees it
@@ -230,10 +228,11 @@ class _Lease(Lock):
             return None if found is None else found.holder
 
     def note(self, migration: str) -> None:
-        if self._lost.is_set():
+        if self._lost:
             raise self._loss()
         self._migration = migration
-        self._wake.set()
+        if self._heart is not None:
+            self._heart.wake()
 
     def confirm(self, connection: sa.Connection) -> None:
         # An update, not a query: it locks the row until this transaction ends, so that nobody takes the lease between.
@@ -276,21 +275,19 @@ class _Lease(Lock):
                 return None
             return connection.execute(sa.select(state, epoch_us().label("now")).where(state.c.id == 1)).first()
 
-    def _beat(self) -> None:
-        pause = self.settings.lease / 3
-        while not self._stop.wait(min(_NOTE_EVERY, pause)):
-            self._wake.wait(pause)
-            self._wake.clear()
-            if self._stop.is_set():
-                return
-            try:
-                if not self._update({"lease_expires": self._expiry(), "lease_migration": self._migration}):
-                    self._lost.set()
-                    return
-                pause = self.settings.lease / 3
-            except Exception as error:  # try again soon; whether the lease still holds is seen where it counts
-                _logger.warning("db-smart: heartbeat failed: %s", self.database.redact(error))
-                pause = self.settings.lease / 15
+    def _beat(self) -> float | None:
+        """Renew the lease.
+
+        :returns: when to do so again, seconds.
+        """
+        try:
+            if not self._update({"lease_expires": self._expiry(), "lease_migration": self._migration}):
+                self._lost = True
+                return None
+            return self.settings.lease / 3
+        except Exception as error:  # try again soon; whether the lease still holds is seen where it counts
+            _logger.warning("db-smart: heartbeat failed: %s", self.database.redact(error))
+            return self.settings.lease / 15
 
     def _update(self, values: dict[str, object]) -> bool:
         """Change the row in a transaction of its own, if the lease is still ours."""
