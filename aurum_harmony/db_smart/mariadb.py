@@ -22,16 +22,13 @@ from .catalog import Constraint
 from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
 from .forms import Change, Forms
+from .mariadb_types import blocks, character_set, type_of
 from .rules import BLOCKS, OLD_ROWS, Refused
 
 _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
 _DUPLICATE, _KEY_COLUMN = 1062, 1072
-#: Types of which none becomes another one while the table is written to.
-_KINDS = {"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "float", "double", "char", "varchar", "text"}
-_KINDS |= {"mediumtext", "longtext", "date", "datetime", "timestamp", "time", "blob", "mediumblob", "longblob"}
-_SAME_KIND = {"integer": "int", "numeric": "decimal", "bool": "tinyint", "boolean": "tinyint", "json": "longtext"}
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
 _DEFINITION = re.compile(
     r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
@@ -44,6 +41,11 @@ _TOKEN = re.compile(r"'(?:[^']|'')*'|`(?:[^`]|``)*`|\w+|.", re.DOTALL)
 _AFTER_DEFAULT = ("ON", "AUTO_INCREMENT", "COMMENT", "CHECK")
 _ON_UPDATE = re.compile(r"^ON UPDATE \w+(\(\d*\))? ?", re.IGNORECASE)
 _DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
+_WIDTH = sa.text(
+    "SELECT MAXLEN FROM information_schema.CHARACTER_SETS WHERE CHARACTER_SET_NAME = COALESCE(:name, "
+    "(SELECT SUBSTRING_INDEX(TABLE_COLLATION, '_', 1) FROM information_schema.TABLES "
+    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table))"
+)
 _TARGET = sa.text(
     "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
     "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table"
@@ -75,7 +77,8 @@ class MariadbForms(Forms):
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
         with self._unchecked(keys):
-            self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
+            what = f"op.add_columns({table.name!r}, …)"
+            self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
         planned = self.catalog.plan(table.name, table.schema)
         if planned is not None:
             for number, each in enumerate(constraints):
@@ -100,7 +103,7 @@ class MariadbForms(Forms):
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
         what = f"op.drop_column({table!r}, {column!r})"
         try:
-            self._send(change, online, what)
+            self._send(change, online, what, (table, schema))
         except sa.exc.DBAPIError as error:
             if _code(error) != _KEY_COLUMN:
                 raise
@@ -113,8 +116,9 @@ class MariadbForms(Forms):
         """Create an index, beside the table's traffic."""
         assert index.table is not None
         what = f"op.create_index({str(index.name)!r}, {index.table.name!r})"
+        place = index.table.name, index.table.schema
         with self._rows_alike(index.table, index.expressions, what):
-            self._send(sa.schema.CreateIndex(index), online, what, " LOCK=NONE")
+            self._send(sa.schema.CreateIndex(index), online, what, place, " LOCK=NONE")
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
@@ -124,17 +128,18 @@ class MariadbForms(Forms):
         """Add a constraint; a foreign key for new rows first, then a look at the old ones."""
         assert constraint.table is not None
         what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
+        place = constraint.table.name, constraint.table.schema
         if isinstance(constraint, sa.ForeignKeyConstraint) and online:
             self._check_target(constraint)
             self.execution.promise(f"key {constraint.name}")
             with self._unchecked(True):
-                self._online(sa.schema.AddConstraint(constraint), what)
+                self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
         else:
             if self.execution.dry and online and isinstance(constraint, sa.CheckConstraint):
                 raise Refused(BLOCKS, what, "The server checks old rows only so. ")
             with self._rows_alike(constraint.table, getattr(constraint, "columns", ()), what):
-                self._send(sa.schema.AddConstraint(constraint), online, what)
+                self._send(sa.schema.AddConstraint(constraint), online, what, place)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
@@ -156,17 +161,28 @@ class MariadbForms(Forms):
             definition, on_update = self._definition(change)
             if change.server_default is not False and not on_update:
                 default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
-                self._send(default, online, what)  # first, as the old one may not fit the new type
+                self._send(default, online, what, None)  # first, as the old one may not fit the new type
             if self.execution.dry and online and change.type_ is not None:
-                old, new = _kind(self._shown(change)), _kind(definition)
-                if old != new and {old, new} <= _KINDS:
-                    raise Refused(BLOCKS, what, f"It would change the type from {old} to {new}. ")
+                self._foresee(change, definition, what)
             if modify or on_update:
-                self._send(ModifyColumn(change.table, change.column, definition, change.schema), online, what)
+                modified = ModifyColumn(change.table, change.column, definition, change.schema)
+                self._send(modified, online, what, (change.table, change.schema))
         self.rename_column(change)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
             planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+
+    def _foresee(self, change: Change, definition: str, what: str) -> None:
+        """Say in a dry run what the server would say to ``LOCK=NONE``.
+
+        :raises Refused: that it blocks writers.
+        """
+        old = self._shown(change)
+        table = {"schema": change.schema, "table": self.catalog.stored(change.table, change.schema)}
+        names = {**table, "name": character_set(old)}
+        width = self.execution.connection.scalar(_WIDTH, names) or 1
+        if blocks(old, definition, width, mariadb=bool(getattr(self.dialect, "is_mariadb", True))):
+            raise Refused(BLOCKS, what, f"It would change the type from {type_of(old)} to {type_of(definition)}. ")
 
     def _take_named_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
@@ -321,17 +337,25 @@ class MariadbForms(Forms):
                 f"{count} rows refer to what is not there. It was taken back. ",
             )
 
-    def _send(self, change: DDLElement, online: bool, what: str, more: str = _ONLINE) -> None:
+    def _send(
+        self, change: DDLElement, online: bool, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE
+    ) -> None:
         if online:
-            self._online(change, what, more)
+            self._online(change, what, place, more)
         else:
             self.execution.send(change)
 
-    def _online(self, change: DDLElement, what: str, more: str = _ONLINE) -> None:
+    def _online(self, change: DDLElement, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE) -> None:
         """Send a change that is not to block.
 
+        :param place: the table and its schema, if its storage engine matters.
         :raises Refused: the server cannot do it so, or rows break it.
         """
+        if self.execution.dry and place is not None:
+            names = {"table": self.catalog.stored(*place), "schema": place[1]}
+            row = self.execution.connection.execute(_TARGET, names).first()
+            if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
+                raise Refused(BLOCKS, what, f"The table is of the engine {row.ENGINE}, not of InnoDB. ")
         text = render(change, self.dialect)
         try:
             self.execution.send(text, more)
@@ -362,12 +386,6 @@ class MariadbForms(Forms):
 
 def _code(error: sa.exc.DBAPIError) -> Any:
     return error.orig.args[0] if error.orig is not None and error.orig.args else None
-
-
-def _kind(definition: str) -> str:
-    """The type that a definition begins with, by the server's own word."""
-    word = definition.partition("(")[0].split()[0].rstrip(",").lower()
-    return _SAME_KIND.get(word, word)
 
 
 def _around_default(more: str) -> tuple[str, str, str]:
