@@ -34,6 +34,11 @@ class Refused(DbSmartError):
         super().__init__(f"{rule.id} {what}: {rule.summary}. {detail}{rule.why} {rule.fix}")
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """How many rows do something, as the words after their number say it of one and of more."""
+    return f"1 row {one}" if count == 1 else f"{count} rows {more}"
+
+
 _ASK = "If that is what you want, say so: @migration(destructive=True)."
 
 DROP_COLUMN = Rule(
