@@ -552,7 +552,7 @@ class Operations:
         if found is None or self._model_names(schema, table_name, constraint_name):
             self._execution.satisfied(what)
             return
-        kind = "foreignkey" if found.kind == "foreign" else found.kind
+        kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
         with self._execution.operation(what):
             self._forms.drop_constraint(constraint)
