@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import sqlalchemy as sa
 
 from .catalog import Catalog, Constraint, Index
+from .controls import controls_transaction
 from .database import translated
 from .errors import DbSmartError
 from .migrations import Migration
@@ -41,14 +42,6 @@ ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-#: SQL that begins or ends a transaction, behind comments; savepoints, prepared transactions and MariaDB's ``BEGIN NOT
-#: ATOMIC … END`` do not.
-_CONTROLS = re.compile(
-    r"(?:\s|(?:--|#)[^\n]*(?:\n|$)|/\*(?:(?!\*/).)*\*/)*"
-    r"(?:START\s+TRANSACTION|BEGIN(?!\s+NOT\b)|(?:COMMIT|ROLLBACK)(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b)"
-    r"|END|ABORT)\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 def _formerly(**names: str) -> Callable[[_F], _F]:
@@ -142,7 +135,11 @@ class Operations:
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
         query = sa.text(statement) if isinstance(statement, str) else statement
-        if self._execution.transactional and isinstance(query, sa.TextClause) and _CONTROLS.match(query.text):
+        if (
+            self._execution.transactional
+            and isinstance(query, sa.TextClause)
+            and controls_transaction(query.text, self._execution.dialect)
+        ):
             # It would end the transaction unseen: what was done before could no longer be undone, nor be recorded.
             raise DbSmartError(
                 f"op.execute({query.text.strip()!r}): db-smart begins and ends the transaction of a migration. The "
