@@ -51,6 +51,8 @@ CONTROL = [
     "END",
     "END TRANSACTION;",
     "ABORT",
+    "UPDATE orders SET note = 'x; y'; -- done\n COMMIT",
+    "SAVEPOINT a; ROLLBACK",
 ]
 
 

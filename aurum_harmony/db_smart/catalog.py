@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from .errors import DbSmartError
 
-Kind = Literal["unique", "check", "foreign", "primary"]
+Kind = Literal["unique", "check", "foreign", "primary", "exclude"]
 
 _SQLITE_COLUMNS = sa.text(
     "SELECT lower(name), cid FROM pragma_table_xinfo(:table, :schema) WHERE cid = 0 OR lower(name) IN :names"
@@ -28,6 +28,9 @@ _POSTGRESQL_INVALID = sa.text(
     "SELECT i.relname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
     f"WHERE x.indrelid = to_regclass({TABLE_NAME}) AND NOT (x.indisvalid AND x.indisready) UNION ALL "
     f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND NOT convalidated"
+)
+_POSTGRESQL_EXCLUSIONS = sa.text(
+    f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND contype = 'x'"
 )
 
 
@@ -197,6 +200,9 @@ class Catalog:
             found.append(Constraint(check["name"] or "", "check", []))
         primary = inspector.get_pk_constraint(table, schema=schema)
         found.append(Constraint(primary["name"] or "", "primary", primary["constrained_columns"]))
+        if self._dialect == "postgresql":  # SQLAlchemy does not reflect them
+            names = self._connection.scalars(_POSTGRESQL_EXCLUSIONS, {"table": table, "schema": schema})
+            found += [Constraint(name, "exclude", []) for name in names]
         for constraint in found:
             constraint.name, constraint.columns = self._plain(constraint.name), [*map(self._plain, constraint.columns)]
             if constraint.target is not None:

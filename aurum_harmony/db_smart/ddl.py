@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.ddl.base import add_column, alter_table
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import DDLElement
+from sqlalchemy.schema import DDLElement, conv
 from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeEngine
 
@@ -55,6 +55,23 @@ def name_text(item: sa.Index | sa.Constraint, dialect: Dialect) -> str:
     preparer: Any = dialect.identifier_preparer
     name = preparer.format_constraint(item, _alembic_quote=False)
     return str(item.name if name is None else name)
+
+
+def short_name(name: str, dialect: Dialect) -> str:
+    """The name that an index or constraint of a name has in the database, if the name was made by a convention."""
+    preparer: Any = dialect.identifier_preparer
+    return str(preparer.truncate_and_render_constraint_name(conv(name), _alembic_quote=False))
+
+
+def settle_names(constraints: Iterable[Any], dialect: Dialect) -> None:
+    """Give constraints that have a name the one that they will have in the database.
+
+    :raises sqlalchemy.exc.IdentifierError: it is too long, and not made by a convention.
+    """
+    preparer: Any = dialect.identifier_preparer
+    for constraint in constraints:
+        if constraint.name is not None:
+            constraint.name = preparer.format_constraint(constraint, _alembic_quote=False)
 
 
 def type_text(kind: TypeEngine[Any], dialect: Dialect) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import sqlalchemy as sa
 
 from .catalog import Catalog, Constraint, Index
+from .controls import controls_transaction
 from .database import translated
 from .errors import DbSmartError
 from .migrations import Migration
@@ -41,14 +42,6 @@ ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-#: SQL that begins or ends a transaction, behind comments; savepoints, prepared transactions and MariaDB's ``BEGIN NOT
-#: ATOMIC … END`` do not.
-_CONTROLS = re.compile(
-    r"(?:\s|(?:--|#)[^\n]*(?:\n|$)|/\*(?:(?!\*/).)*\*/)*"
-    r"(?:START\s+TRANSACTION|BEGIN(?!\s+NOT\b)|(?:COMMIT|ROLLBACK)(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b)"
-    r"|END|ABORT)\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 def _formerly(**names: str) -> Callable[[_F], _F]:
@@ -142,7 +135,11 @@ class Operations:
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
         query = sa.text(statement) if isinstance(statement, str) else statement
-        if self._execution.transactional and isinstance(query, sa.TextClause) and _CONTROLS.match(query.text):
+        if (
+            self._execution.transactional
+            and isinstance(query, sa.TextClause)
+            and controls_transaction(query.text, self._execution.dialect)
+        ):
             # It would end the transaction unseen: what was done before could no longer be undone, nor be recorded.
             raise DbSmartError(
                 f"op.execute({query.text.strip()!r}): db-smart begins and ends the transaction of a migration. The "
@@ -214,12 +211,14 @@ class Operations:
 
         :param described: a table with at least these columns, and with what they need.
         """
-        from .ddl import needed
+        from .ddl import needed, settle_names
 
         table, schema = described.name, described.schema
         for constraint in [*described.constraints]:
             if not needed(constraint, self._connection.dialect):
                 described.constraints.discard(constraint)
+        checks = [check for column in columns for check in column.constraints]
+        settle_names([*described.constraints, *checks], self._connection.dialect)
         present = self._catalog.present(table, [column.name for column in columns], schema)
         missing = [column for column in columns if self._catalog.fold(column.name) not in present]
         if not missing:
@@ -550,20 +549,20 @@ class Operations:
             return
         found = None
         if self.has_table(table_name, schema=schema):
-            found = self._catalog.constraints(table_name, schema).get(self._catalog.fold(constraint_name))
+            found = self._catalog.constraints(table_name, schema).get(self._key(constraint_name))
         if found is None or self._model_names(schema, table_name, constraint_name):
             self._note("dropped", "constraint", schema, table_name, constraint_name)
             self._execution.satisfied(what)
             return
         self._ask_for_rules(table_name, schema, f"op.{what}, which is of the kind {found.kind!r}")
         self._note("dropped", "constraint", schema, table_name, constraint_name)
-        kind = "foreignkey" if found.kind == "foreign" else found.kind
+        kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
         with self._execution.operation(what):
             self._forms.drop_constraint(constraint)
         planned = self._catalog.plan(table_name, schema)
         if planned is not None:
-            planned.constraints.pop(self._catalog.fold(constraint_name), None)
+            planned.constraints.pop(self._key(constraint_name), None)
 
     @_formerly(name="index_name", table="table_name")
     @_step
@@ -595,7 +594,7 @@ class Operations:
             self._execution.satisfied(what)
             return
         index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
-        existing = self._catalog.indexes(table_name, schema).get(self._catalog.fold(index_name))
+        existing = self._catalog.indexes(table_name, schema).get(self._key(index_name))
         if existing is None or not existing.valid:
             self._create_index(index, existing, self._busy(table_name, schema, online))
             return
@@ -623,7 +622,7 @@ class Operations:
             return
         found = None
         if self.has_table(table_name, schema=schema):
-            found = self._catalog.indexes(table_name, schema).get(self._catalog.fold(index_name))
+            found = self._catalog.indexes(table_name, schema).get(self._key(index_name))
         if found is None or self._model_names(schema, table_name, index_name):
             self._note("dropped", "index", schema, table_name, index_name)
             self._execution.satisfied(what)
@@ -636,7 +635,7 @@ class Operations:
             self._forms.drop_index(index, self._busy(table_name, schema, online))
         planned = self._catalog.plan(table_name, schema)
         if planned is not None:
-            planned.indexes.pop(self._catalog.fold(index_name), None)
+            planned.indexes.pop(self._key(index_name), None)
 
     def backfill(
         self,
@@ -816,11 +815,15 @@ class Operations:
         online: bool,
         target: tuple[str, tuple[str, ...]] | None = None,
     ) -> None:
+        from .ddl import settle_names
+
         table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
         what = f"create {kind} {name!r} on {table!r}"
         if self._passed(what, schema, table, "constraint", name):
             return
         self._note_back("constraint", schema, table, name)
+        settle_names([constraint], self._connection.dialect)
+        name = str(constraint.name)
         if self._model_names(schema, table, name) or self._lacks(what, schema, table, columns):
             self._execution.satisfied(what)
             return
@@ -917,9 +920,14 @@ class Operations:
         model = self._model(schema, table)
         if model is None:
             return False
-        fold = self._catalog.fold
         items: list[Any] = [*model.indexes, *model.constraints]
-        return fold(name) in {fold(str(item.name)) for item in items if item.name}
+        return self._key(name) in {self._key(str(item.name)) for item in items if item.name}
+
+    def _key(self, name: str) -> str:
+        """By what the catalog knows an index or a constraint, whose long name may have been shortened."""
+        from .ddl import short_name
+
+        return self._catalog.fold(short_name(name, self._connection.dialect))
 
     def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
         """Whether a new table lacks one of these columns: the models no longer have it, or a migration dropped it."""

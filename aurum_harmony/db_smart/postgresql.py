@@ -24,9 +24,11 @@ from .column_types import free_on_postgresql, native_values, spelled
 from .ddl import UniqueUsingIndex, ValidateConstraint, as_written, render, string_text, type_text
 from .errors import DbSmartError
 from .forms import Change, Forms
-from .rules import OLD_ROWS, PARTITIONED, REWRITE, Refused
+from .rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
 
 _MAX_NAME = 63
+#: The version whose partitioned tables take foreign keys NOT VALID.
+_KEYS_OF_PARTITIONED = (18,)
 _CALLS = re.compile(r'("(?:[^"]|"")+"|\w+)\s*\(')
 _VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND provolatile = 'v'").bindparams(
     sa.bindparam("names", expanding=True)
@@ -92,6 +94,9 @@ class PostgresqlForms(Forms):
             return
         self._refuse_rewrite(table, columns)
         own = _constraints(table, columns)
+        for constraint in own:
+            if isinstance(constraint, (sa.ForeignKeyConstraint, sa.UniqueConstraint)):
+                self._refuse_partitioned(constraint)
         volatile = [column for column in columns if self._volatile(column)]
         if own or volatile:
             self.execution.promise(_columns(table, columns))
@@ -133,7 +138,7 @@ class PostgresqlForms(Forms):
             return
         table = index.table
         assert table is not None
-        if self.execution.connection.scalar(_PARTITIONED, {"table": table.name, "schema": table.schema}):
+        if self._partitioned(table):
             raise Refused(PARTITIONED, f"op.create_index({str(index.name)!r}, {table.name!r})")
         index.dialect_options["postgresql"]["concurrently"] = True
         failure = None
@@ -156,12 +161,18 @@ class PostgresqlForms(Forms):
         if not online:
             super().drop_index(index, online)
             return
+        assert index.table is not None
+        if self._partitioned(index.table):
+            what = f"op.drop_index({str(index.name)!r}, {index.table.name!r})"
+            raise Refused(BLOCKS, what, "PostgreSQL drops an index of a partitioned table only so. ")
         index.dialect_options["postgresql"]["concurrently"] = True
         with self.execution.outside() as send:
             send(sa.schema.DropIndex(index))
 
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
         """Add a constraint for new rows, then validate the old ones; a unique one by an index."""
+        if online:
+            self._refuse_partitioned(constraint)
         if not online:
             super().add_constraint(constraint, online)
         elif isinstance(constraint, sa.UniqueConstraint):
@@ -376,6 +387,27 @@ class PostgresqlForms(Forms):
             if why is not None:
                 what = f"op.add_columns({table.name!r}, Column({column.name!r}, …))"
                 raise Refused(REWRITE, what, f"{why[0].upper()}{why[1:]}")
+
+    def _partitioned(self, table: sa.Table) -> bool:
+        """Whether a table has partitions; in a dry run, by what the database calls it."""
+        name = {"table": self.catalog.stored(table.name, table.schema), "schema": table.schema}
+        return bool(self.execution.connection.scalar(_PARTITIONED, name))
+
+    def _refuse_partitioned(self, constraint: sa.Constraint) -> None:
+        """Refuse a constraint that a partitioned table takes only while its writers wait.
+
+        :raises Refused: it is one.
+        """
+        table = constraint.table
+        version = self.dialect.server_version_info or ()
+        if isinstance(constraint, sa.ForeignKeyConstraint) and version < _KEYS_OF_PARTITIONED:
+            why = "Before version 18 PostgreSQL adds a foreign key of a partitioned table only so. "
+        elif isinstance(constraint, sa.UniqueConstraint):
+            why = "PostgreSQL adds a unique constraint of a partitioned table only so. "
+        else:
+            return
+        if self._partitioned(table):
+            raise Refused(BLOCKS, f"The constraint {str(constraint.name)!r} of {table.name!r}", why)
 
     def _refuse_scan(self, change: Change) -> None:
         """Refuse a change of type for which the rows are written anew, or all of them are looked at.
