@@ -269,13 +269,15 @@ class DbSmart:
 
         Needs an application context.
 
-        :raises DbSmartError: a database cannot be reached.
+        :raises DbSmartError: a database cannot be reached, or a run would be refused.
         """
         with without_plugin_lines():
             from .dryrun import preview
 
         db, found = self._state(app).db, {}
         for plan in plans:
+            if plan.behind:
+                plan.refuse_elsewhere()
             first = plan.state is None or not plan.state.source
             models = db.metadatas.get(plan.database.key) if first and create_all(app) else None
             found[plan.database.name] = preview(app, db, plan.database, plan.pending, models=models)
@@ -476,6 +478,13 @@ def _report(decision: Decision, reason: str, started: float, queries: int, appli
 def _tell(plans: list[Plan]) -> None:
     """Log what is worth knowing although nothing is to be done about it."""
     for plan in plans:
+        if plan.elsewhere is not None:
+            _logger.warning(
+                "db-smart: the history of the database %r lies in the schema %r, to which the search path leads, and "
+                "not in the current schema; what is pending would not be migrated",
+                plan.database.name,
+                plan.elsewhere,
+            )
         if plan.unknown:
             names = ", ".join(plan.unknown)
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)

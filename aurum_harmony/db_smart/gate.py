@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from . import flag as flags
 from .database import Database, denied
-from .errors import DatabaseUnreachable, HistoryUnreadable, MigrationError, one_line
+from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, MigrationError, one_line
 from .flag import DatabaseRecord, Flag, FlagInvalid
 from .notices import WAIT_SHOWN_AFTER, unheard
 from .sources import Sources, scan
@@ -89,6 +89,27 @@ class Plan:
     def said(self) -> str:
         """The reason as a clause of its own."""
         return f"the database {self.database.name!r} {self.reason}"
+
+    @property
+    def elsewhere(self) -> str | None:
+        """The schema of its history, where that is not the one in which a run would make it."""
+        return None if self.state is None else self.state.place
+
+    def refuse_elsewhere(self) -> None:
+        """Refuse to run anything by a history in another schema: it may be that of another installation.
+
+        :raises DbSmartError: it is in another one.
+        """
+        if self.elsewhere is not None:
+            raise DbSmartError(
+                f"Cannot migrate the database {self.database.name!r} ({self.database.url}): there is no history of "
+                f"db-smart in the current schema (the first one of the search path), and the one in {self.elsewhere!r} "
+                "(to which the search path leads) holds migrations of this application too. It cannot be told whether "
+                "that is the history of this installation or of another one. Nothing was changed. If it is this one's, "
+                f"put {self.elsewhere!r} first in the search path of who migrates; if the current schema is to get an "
+                "installation of its own, migrate it once with a search path that does not lead elsewhere. More: "
+                'docs/how-it-works.md, "Schemas of PostgreSQL".'
+            )
 
     @property
     def behind(self) -> bool:
@@ -331,30 +352,46 @@ class Gate:
 
     def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
         """As :meth:`ask`, on an open connection."""
-        from .history import read_applications, read_applied, read_state
+        from .history import find_state, read_applications, read_applied
 
         with _reading(database):
-            state = read_state(connection)
-            applied = [] if state is None else read_applied(connection)
-            owners = set() if state is None else read_applications(connection)
+            state = find_state(connection)
+            place = None if state is None else state.place
+            applied = [] if state is None else read_applied(connection, place)
+            owners = set() if state is None else read_applications(connection, place)
+        if place is not None and not self._may_be_ours(database, applied, owners):
+            state, place, applied, owners = None, None, [], set()
         plan = self._plan(database, state, applied, force)
+        if place is not None:
+            plan.reason += " (by the history in another schema, to which the search path leads)"
         if owners and self.module not in owners:
             plan.foreign = True
             if not plan.pending:
                 plan.reason = f"has the history of another application ({', '.join(sorted(owners))})"
         return plan
 
+    def _may_be_ours(self, database: Database, applied: list[Applied], owners: set[str]) -> bool:
+        """Whether a history in another schema may be that of this application, and not only of a neighbour."""
+        mine = self.of(database)
+        contents = {(item.name, item.checksum) for item in applied}
+        if self.module in owners or any((item.name, item.checksum) in contents for item in mine):
+            return True
+        # Of a release that did not write down whose it is, a name alone may mean that.
+        return not owners and bool({item.name for item in mine} & {name for name, _ in contents})
+
     def state(self, database: Database) -> State | None:
         """The state row of a database, ``None`` where there is none. At most one query.
 
+        It may lie in another schema, see :class:`~.history.State`.
+
         :raises DatabaseUnreachable: the database cannot be asked.
         """
-        from .history import read_state
+        from .history import find_state
 
         if not database.exists:
             return None
         with database.connect() as connection, _reading(database):
-            return read_state(connection)
+            return find_state(connection)
 
     def changed(self, flag: Flag) -> str | None:
         """Why the databases are not those that a flag names, with one query each; ``None`` when they are.
@@ -451,7 +488,9 @@ def _reading(database: Database) -> Iterator[None]:
         )
         if denied(error):
             raise HistoryUnreadable(
-                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
+                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history"
+                + ("" if database.dialect != "postgresql" else ", or a search path that does not lead to them")
+                + "."
             ) from None
         raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None
 
