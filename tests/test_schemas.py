@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from aurum_harmony.db_smart import DatabaseBehind, DatabaseUnreachable, DbSmartE
 from aurum_harmony.db_smart.history import TABLE_NAMES
 
 from .conftest import Project
+from .servers import role
 
 A = """
 @migration(once=True)
@@ -132,20 +132,6 @@ def test_a_first_run_that_was_cut_short_does_not_go_by_the_history_of_a_neighbou
     assert schemas.query("SELECT name FROM b.users") == [("a",)]
 
 
-@contextmanager
-def role(schemas: Schemas, *rights: str) -> Iterator[str]:
-    """A role of its own."""
-    name = f"role_{schemas.url.database}"
-    schemas.query(f"CREATE ROLE {name} LOGIN")
-    try:
-        for right in rights:
-            schemas.query(right.format(role=name))
-        yield name
-    finally:
-        schemas.query(f"DROP OWNED BY {name}")
-        schemas.query(f"DROP ROLE {name}")
-
-
 def test_an_application_finds_what_a_role_with_another_search_path_has_migrated(schemas: Schemas) -> None:
     """The application's own connections may have a schema of theirs in front."""
     project = schemas.project("b,c", A, "users")
@@ -173,9 +159,10 @@ def test_an_application_finds_what_a_role_with_another_search_path_has_migrated(
 def test_an_installation_whose_schema_is_no_longer_the_first_is_not_migrated_anew(
     schemas: Schemas, caplog: pytest.LogCaptureFixture, release: str
 ) -> None:
-    with role(schemas, "GRANT ALL ON SCHEMA public TO {role}") as name:
+    with role(schemas.url, "GRANT ALL ON SCHEMA public TO {user}") as url:
+        name = url.username
         project = schemas.project('"$user",public', A, "users")
-        project.url = schemas.url.set(username=name)
+        project.url = url
         assert project.boot().decision == "migrated"
         assert schemas.tables("public") >= TABLE_NAMES
         if release != "this one":
@@ -194,14 +181,14 @@ def test_an_installation_whose_schema_is_no_longer_the_first_is_not_migrated_ane
             result = project.run(*options)
             assert result.exit_code == 1
             assert "put 'public' first in the search path" in result.output
-        assert schemas.tables(name) == set()
+        assert schemas.tables(str(name)) == set()
         assert schemas.query("SELECT count(*) FROM public.users") == [(1,)]
         # The two ways out that the message names.
-        own = searching(schemas.url.set(username=name), "public")
+        own = searching(url, "public")
         project.config["DB_SMART_MIGRATION_URL"] = own.render_as_string(hide_password=False)
         assert project.boot().applied == ("make_more",)
         del project.config["DB_SMART_MIGRATION_URL"]
-        assert project.boot(SQLALCHEMY_DATABASE_URI=searching(own, name), DB_SMART_FLAG=".new").applied == (
+        assert project.boot(SQLALCHEMY_DATABASE_URI=searching(url, str(name)), DB_SMART_FLAG=".new").applied == (
             "seed",
             "make_more",
         )
@@ -211,14 +198,14 @@ def test_an_installation_whose_schema_is_no_longer_the_first_is_not_migrated_ane
 
 def test_a_neighbour_that_may_not_be_read_is_named(schemas: Schemas) -> None:
     schemas.project("public", A, "users").boot()
-    with role(schemas, "GRANT ALL ON SCHEMA b TO {role}") as name:
+    with role(schemas.url, "GRANT ALL ON SCHEMA b TO {user}") as url:
         b = schemas.project("b,public", B, "orders")
-        b.url = searching(schemas.url.set(username=name), "b,public")
+        b.url = searching(url, "b,public")
         with pytest.raises(DatabaseUnreachable, match="or a search path that does not lead to them"):
             b.boot()
-        b.url = searching(schemas.url.set(username=name), "b")
+        b.url = searching(url, "b")
         assert b.boot().decision == "migrated"
-        b.url = searching(schemas.url.set(username=name), "b,public")
+        b.url = searching(url, "b,public")
         b.write(B + MORE.format("more"))
         assert b.boot().applied == ("make_more",)
 
