@@ -370,7 +370,8 @@ class DbSmart:
 
         :param reason: why the flag was not enough.
         """
-        plans = gate.by_row() or gate.by_history()
+        known = gate.by_row()
+        plans = known or gate.by_history()
         _tell(plans)
         step = decide(mode, None, FlagVerdict(False, reason), plans)
         if step.action == "stop":
@@ -391,6 +392,8 @@ class DbSmart:
 
                 _logger.warning("db-smart: %s", lost(plan.database.name, missing))
         if mode == "migrate":
+            if known is None:
+                gate.settle(plans)
             states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
             _keep_flag(gate, lambda: gate.remember(states))
         return "verified", step.reason, ()

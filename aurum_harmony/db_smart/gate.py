@@ -420,6 +420,33 @@ class Gate:
         ahead, edited = unknown(self.migrations, applied), edited_once(migrations, applied)
         return Plan(database, state, reason, todo, applied, ahead, edited)
 
+    def settle(self, plans: Iterable[Plan]) -> None:
+        """Have the state rows say that these databases lack nothing of these sources, where they said another thing.
+
+        Else each boot without a flag would read the whole history again, until the next run: after an edited comment,
+        for instance. Where it cannot be written, or would hide what boot says, it is left.
+
+        :param plans: what the whole histories said; none lacks anything.
+        """
+        from .history import settle
+
+        names = [database.name for database in self.involved]
+        for plan in plans:
+            database, state = plan.database, plan.state
+            if state is None or state.holder is not None or database.in_memory or plan.elsewhere is not None:
+                continue
+            if (
+                plan.unknown
+                or plan.edited_once
+                or (state.source, list(state.databases)) == (self.sources.digest, names)
+            ):
+                continue
+            try:
+                with database.connect() as connection:
+                    settle(connection, state, self.sources.digest, names)
+            except (DatabaseUnreachable, sa.exc.DBAPIError) as error:
+                _logger.debug("db-smart: the row of the state stays as it is: %s", database.redact(error))
+
     def remember(self, states: Mapping[str, State]) -> None:
         """Write the flag: these databases hold every migration of these sources.
 

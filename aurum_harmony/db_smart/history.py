@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
 from . import codec
-from .database import begin, denied, read_only, translated
+from .database import begin, commit, denied, read_only, translated
 from .migrations import MAX_NAME, Migration
 
 metadata = sa.MetaData()
@@ -504,6 +504,37 @@ def seal(connection: sa.Connection, source: str, databases: Iterable[str]) -> St
     sealed = read_state(connection)
     assert sealed is not None
     return sealed
+
+
+def settle(connection: sa.Connection, found: State, source: str, databases: Iterable[str]) -> bool:
+    """Write down that a history, found complete, holds these very sources; without the lock, and without waiting.
+
+    A history only grows, so that what it held it holds. Where the row is no longer what was found, or another one has
+    it, it is left alone.
+
+    :param found: the state row as it was read with the history.
+    :param source: see :func:`seal`; so is ``databases``.
+    :returns: whether it was written.
+    :raises sqlalchemy.exc.DBAPIError: it cannot be written.
+    """
+    same = sa.and_(
+        state.c.id == 1,
+        state.c.database_id == found.database_id,
+        state.c.applied == found.applied,
+        state.c.source == found.source,
+        _within(connection, state),
+    )
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        connection.rollback()
+    begin(connection)
+    if connection.execute(sa.select(state.c.id).where(same).with_for_update(nowait=True)).first() is None:
+        connection.rollback()
+        return False
+    values = {"source": source, "databases": json.dumps(list(databases))}
+    connection.execute(state.update().where(state.c.id == 1).values(values))
+    commit(connection)
+    return True
 
 
 def pending(migrations: Iterable[Migration], applied: Iterable[Applied], *, force: bool = False) -> list[Pending]:
