@@ -23,6 +23,7 @@ from .database import Database, denied
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, MigrationError, one_line
 from .flag import DatabaseRecord, Flag, FlagInvalid
 from .notices import WAIT_SHOWN_AFTER, unheard
+from .ownership import make_file, make_folder
 from .sources import Sources, scan
 
 if TYPE_CHECKING:
@@ -254,7 +255,8 @@ class Gate:
         try:
             import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
 
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
+            make_file(self.path.with_name(f"{self.path.name}.lock"), self.path.parent)
             # Whoever may write to the folder can put a link or a pipe there: nothing is written through it.
             careful = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | careful, 0o644)
