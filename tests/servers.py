@@ -94,6 +94,28 @@ def new_database(server: URL) -> Iterator[URL]:
             connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
 
 
+@contextmanager
+def role(url: URL, *rights: str) -> Iterator[URL]:
+    """A user of a server without password, and the URL with it.
+
+    :param rights: statements that give it rights, with ``{user}`` and ``{database}``.
+    """
+    name = f"u_{str(url.database)[-12:]}"
+    admin = sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
+    postgresql = admin.dialect.name == "postgresql"
+    user = name if postgresql else f"{name}@'%%'"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN" if postgresql else f"CREATE USER {user}")
+        try:
+            for right in rights:
+                connection.exec_driver_sql(right.format(user=user, database=url.database))
+            yield url.set(username=name)
+        finally:
+            if postgresql:
+                connection.exec_driver_sql(f"DROP OWNED BY {name}")
+            connection.exec_driver_sql(f"DROP {'ROLE' if postgresql else 'USER'} {user}")
+
+
 def program(name: str) -> str | None:
     """Where a server program is; Debian keeps some where only root looks."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

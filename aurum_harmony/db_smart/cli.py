@@ -401,7 +401,7 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
             # A first run that is not over makes the tables of the models, or goes on making them.
             missing = [] if plan.state is None or not plan.state.source else smart.missing_tables(app, gate, plan)
             lock = _lock(app, database)
-            progress, failed = _work(database, running=lock is not None)
+            progress, failed = _work(database, plan.elsewhere, running=lock is not None)
             if failed is not None and failed["name"] not in {item.name for item in gate.of(database)}:
                 failed = None  # it is gone from the code
         except DatabaseUnreachable as error:
@@ -483,15 +483,20 @@ def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
     }
 
 
-def _work(database: Database, *, running: bool) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """How far a backfill is that is not finished, and the last run where it failed."""
+def _work(
+    database: Database, place: str | None, *, running: bool
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """How far a backfill is that is not finished, and the last run where it failed.
+
+    :param place: the schema of the history, where that is another one than the current.
+    """
     from .history import read_failure, read_progress
 
     if not database.exists:
         return None, None
     with database.connect() as connection:
-        found = read_progress(connection, running=running)
-        return None if found is None else found.report(), read_failure(connection)
+        found = read_progress(connection, place, running=running)
+        return None if found is None else found.report(), read_failure(connection, place)
 
 
 def _first(values: Iterable[Any]) -> Any:

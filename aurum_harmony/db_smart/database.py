@@ -375,13 +375,24 @@ def sqlstate(error: BaseException) -> str | None:
 
 #: What databases answer to a user who may not: PostgreSQL, and MariaDB of a database, a table, a column.
 _DENIED = ("42501", 1044, 1142, 1143)
+#: What they answer to who writes where only reading is allowed: the server, the role or the transaction.
+_READ_ONLY = ("25006", 1290, 1792, 1836, "attempt to write a readonly database")
 
 
 def denied(error: BaseException) -> bool:
     """Whether a database error says that this user has not the right."""
+    return _is_one_of(error, _DENIED)
+
+
+def read_only(error: BaseException) -> bool:
+    """Whether a database error says that nothing can be written here."""
+    return _is_one_of(error, _READ_ONLY)
+
+
+def _is_one_of(error: BaseException, known: tuple[object, ...]) -> bool:
     cause = getattr(error, "orig", None) or error
     codes = [sqlstate(error), getattr(cause, "errno", None), *cause.args[:1]]
-    return any(code in _DENIED for code in codes if code is not None)
+    return any(code in known for code in codes if code is not None)
 
 
 def _full(error: BaseException) -> bool:

@@ -347,13 +347,15 @@ def _guards(state: State | None) -> tuple[str, str, str]:
 
 def _guard_postgresql(state: State | None) -> Iterator[str]:
     wanted, without, other = _guards(state)
+    # In the schema where the script makes its tables: the search path may lead to those of another application.
+    there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
     yield "DO $db_smart$ BEGIN"
     if state is None:
         # Nested, as a condition that names a table is an error where there is none.
-        yield "  IF to_regclass('db_smart_state') IS NOT NULL THEN"
+        yield f"  IF {there} IS NOT NULL THEN"
         yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
     else:
-        yield "  IF to_regclass('db_smart_state') IS NULL THEN"
+        yield f"  IF {there} IS NULL THEN"
         yield f"    RAISE EXCEPTION USING MESSAGE = {without};"
         yield "  ELSE"
         yield f"    IF NOT EXISTS (SELECT 1 FROM db_smart_state WHERE database_id = {wanted}) THEN"

@@ -277,12 +277,15 @@ class DbSmart:
 
         Needs an application context.
 
-        :raises DbSmartError: a database cannot be reached.
+        :raises DbSmartError: a database cannot be reached, or a run would be refused.
         """
         with without_plugin_lines():
             from .dryrun import preview
 
         db, make = self._state(app).db, create_all(app)
+        for plan in plans:
+            if plan.behind:
+                plan.refuse_elsewhere()
         return {plan.database.name: preview(app, db, gate, plan, create_all=make) for plan in plans}
 
     @staticmethod
@@ -372,7 +375,8 @@ class DbSmart:
 
         :param reason: why the flag was not enough.
         """
-        plans = gate.by_row() or gate.by_history()
+        known = gate.by_row()
+        plans = known or gate.by_history()
         _tell(plans)
         step = decide(mode, None, FlagVerdict(False, reason), plans)
         if step.action == "stop":
@@ -393,6 +397,8 @@ class DbSmart:
 
                 _logger.warning("db-smart: %s", lost(plan.database.name, missing))
         if mode == "migrate":
+            if known is None:
+                gate.settle(plans)
             states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
             _keep_flag(gate, lambda: gate.remember(states))
         return "verified", step.reason, ()
@@ -480,6 +486,13 @@ def _report(decision: Decision, reason: str, started: float, queries: int, appli
 def _tell(plans: list[Plan]) -> None:
     """Log what is worth knowing although nothing is to be done about it."""
     for plan in plans:
+        if plan.elsewhere is not None:
+            _logger.warning(
+                "db-smart: the history of the database %r lies in the schema %r, to which the search path leads, and "
+                "not in the current schema; what is pending would not be migrated",
+                plan.database.name,
+                plan.elsewhere,
+            )
         if plan.unknown:
             names = ", ".join(plan.unknown)
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)

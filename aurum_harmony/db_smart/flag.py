@@ -11,9 +11,12 @@ import json
 import os
 import secrets
 import stat
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from .ownership import give, make_folder
 
 FORMAT = 1
 PROGRAM = "db-smart"
@@ -127,14 +130,18 @@ def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
 def write(path: Path, flag: Flag) -> None:
     """Replace the flag file in one step; its directory is made when missing.
 
+    Where root does it, the flag is of the owner of its folder.
+
     :raises OSError: the file cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     content = json.dumps({"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **asdict(flag)})
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "x", encoding="utf-8") as file:
             file.write(content)
+        with suppress(OSError):  # a file system without owners
+            give(temporary, path.parent)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_l
 from .flag import NO_LINK, read_regular
 from .history import Holder, State, epoch_us, read_state, state
 from .notices import WAIT_SHOWN_AFTER, unheard
+from .ownership import give, make_file
 from .settings import LockSettings
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ _PAUSES = (0.05, 3.0)
 _NOTE_EVERY = 0.5
 #: A longer file is not the holder's, bytes.
 _MOST_OF_HOLDER = 65536
+#: What the lock of a SQLite file is called, after the name of the file.
+_LOCK = ".db-smart.lock"
 #: How often a waiter says whom it waits for, seconds.
 _TELL_EVERY = 5.0
 
@@ -317,7 +320,7 @@ class _FileLock(Lock):
         super().__init__(database, settings)
         # Not the link that leads to the file: each release may have one of its own.
         path = None if database.path is None else os.path.realpath(database.path)
-        self._path = None if path is None else Path(f"{path}.db-smart.lock")
+        self._path = None if path is None else Path(f"{path}{_LOCK}")
         self._info = None if path is None else Path(f"{path}.db-smart.holder")
         self._lock: BaseFileLock | None = None
         self._since = datetime.now(timezone.utc)
@@ -327,6 +330,7 @@ class _FileLock(Lock):
             return True
         from filelock import FileLock, Timeout
 
+        make_file(self._path, self._like)
         self._lock = self._lock or FileLock(self._path, thread_local=False)
         try:
             self._lock.acquire(blocking=False)
@@ -366,6 +370,13 @@ class _FileLock(Lock):
         except (OSError, ValueError, TypeError, RecursionError):  # just released, or just being written
             return Holder("another process", datetime.now(timezone.utc), None, "")
 
+    @property
+    def _like(self) -> Path:
+        """Whose owner the files get that root makes: the database, or its folder where there is none yet."""
+        assert self._path is not None
+        path = self._path.with_name(self._path.name.removesuffix(_LOCK))
+        return path if path.exists() else path.parent
+
     def left_behind(self) -> str | None:
         holder = self.holder()
         if holder is not None:
@@ -391,6 +402,8 @@ class _FileLock(Lock):
             try:
                 with open(temporary, "x", encoding="utf-8") as file:
                     file.write(text)
+                with suppress(OSError):  # a file system without owners
+                    give(temporary, self._like)
                 os.replace(temporary, self._info)
             except BaseException:
                 temporary.unlink(missing_ok=True)

@@ -138,9 +138,18 @@ class Runner:
     def _migrate(self, database: Database, force: bool, outcome: Outcome) -> State:
         if database.path is not None:
             database.path.parent.mkdir(parents=True, exist_ok=True)
-        if database.dialect != "sqlite" and self._gate.state(database) is None:
-            with database.connect() as connection:
-                history.create_state(connection)  # the lease is a row of it
+        if database.dialect != "sqlite":
+            found = self._gate.state(database)
+            if found is not None and found.place is not None:
+                plan = self._gate.ask(database, force=force)
+                if plan.behind:
+                    plan.refuse_elsewhere()
+                found = plan.state
+                if found is not None:
+                    return found
+            if found is None:
+                with database.connect() as connection:
+                    history.create_state(connection)  # the lease is a row of it
         since, seen = self._gate.since, None
         if since is not None and not force and database.dialect != "sqlite":
             with database.connect() as connection:

@@ -31,6 +31,7 @@ from .database import Database
 from .errors import DbSmartError
 from .history import TABLE_NAMES, Pending
 from .lock import lock_of
+from .ownership import give, make_folder
 from .settings import lock_settings, snapshot_folder, snapshots
 from .signals import send, snapshot_taken
 
@@ -310,7 +311,7 @@ def _take(
         pages = _pragma(source, "page_count")
         if pages < 2:  # each table has a page of its own
             return None
-        _make_folder(folder, database)
+        make_folder(folder, database.path)
         for partial in folder.glob(f"{glob.escape(prefix)}{_place(database)}.*{_PARTIAL}"):  # of a killed process
             partial.unlink()
         database_id, sealed = _state(source)
@@ -420,21 +421,6 @@ def _id_of(database: Database) -> str | None:
     return None
 
 
-def _make_folder(folder: Path, database: Database) -> None:
-    """Make the folder of snapshots; where an administrator does it, for the owner of the database."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _give(path, database.path)
-
-
-def _give(path: Path, like: Path | None) -> None:
-    """Give what an administrator has made to the owner of another file, who has to go on with it."""
-    if like is not None and hasattr(os, "geteuid") and os.geteuid() == 0:
-        found = like.stat()
-        os.chown(path, found.st_uid, found.st_gid)
-
-
 def _surplus(items: list[Snapshot], keep: int, spared: Collection[Path]) -> list[Snapshot]:
     """The oldest, which are too many."""
     return [item for item in items if item.path not in spared][: max(0, len(items) - keep)]
@@ -454,7 +440,8 @@ def _copy(source: sqlite3.Connection, path: Path, *, like: Path | None = None) -
     partial.unlink(missing_ok=True)
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        _give(partial, like)
+        if like is not None:
+            give(partial, like)
         with closing(sqlite3.connect(partial)) as copy:
             copy.execute("PRAGMA journal_mode=OFF")
             copy.execute("PRAGMA synchronous=OFF")
