@@ -31,7 +31,7 @@ _CALLS = re.compile(r'("(?:[^"]|"")+"|\w+)\s*\(')
 _VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND provolatile = 'v'").bindparams(
     sa.bindparam("names", expanding=True)
 )
-_PARTITIONED = sa.text("SELECT count(*) FROM pg_class WHERE oid = CAST(:table AS regclass) AND relkind = 'p'")
+_PARTITIONED = sa.text("SELECT count(*) FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'p'")
 
 #: Of a domain, and the domains that it is made of.
 _CHECKED_DOMAIN = sa.text(
@@ -115,7 +115,7 @@ class PostgresqlForms(Forms):
             return
         table = index.table
         assert table is not None
-        if self.execution.connection.scalar(_PARTITIONED, {"table": self._quoted(table.name, table.schema)}):
+        if self.execution.connection.scalar(_PARTITIONED, {"table": self._stored(table.name, table.schema)}):
             raise Refused(PARTITIONED, f"op.create_index({str(index.name)!r}, {table.name!r})")
         index.dialect_options["postgresql"]["concurrently"] = True
         failure = None
@@ -196,7 +196,10 @@ class PostgresqlForms(Forms):
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
         old = change.existing["type"]
         if isinstance(old, sa.String) and isinstance(type_, sa.String) and type_.collation is None:
-            names = {"table": self._quoted(change.table, change.schema), "column": change.column}
+            names = {
+                "table": self._stored(change.table, change.schema),
+                "column": change.existing.get("stored", change.column),
+            }
             collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
@@ -335,7 +338,7 @@ class PostgresqlForms(Forms):
         if not column.nullable:
             existing = self.catalog.columns(table.name, table.schema)[column.name]
             change = Change(table.name, table.schema, column.name, existing, nullable=False)
-            if existing["nullable"]:
+            if existing["nullable"] or self.execution.dry:  # which has it as it is to be in the end
                 self._set_nullable(change, True)
 
     def _refuse_rewrite(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
@@ -373,6 +376,11 @@ class PostgresqlForms(Forms):
         calls = _CALLS.findall(render(default.arg, self.dialect, literal_binds=True))
         names = [call[1:-1].replace('""', '"') if call.startswith('"') else call.lower() for call in calls]
         return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
+
+    def _stored(self, table: str, schema: str | None) -> str | None:
+        """What the database itself calls a table, quoted; ``None`` where only a dry run knows it."""
+        stored = self.catalog.stored(table, schema)
+        return None if stored is None else self._quoted(stored, schema)
 
     def _quoted(self, table: str, schema: str | None) -> str:
         quote = self.dialect.identifier_preparer.quote
