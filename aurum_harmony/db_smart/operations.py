@@ -239,10 +239,10 @@ class Operations:
             ]
             with self._execution.operation(f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"):
                 self._forms.add_columns(described, missing, constraints, busy)
-        self._forms.finish_columns(described, columns if busy else missing, busy)
         planned = self._catalog.plan(table, schema)
         if planned is not None:
             planned.columns.update({self._catalog.fold(column.name): _reflected(column) for column in missing})
+        self._forms.finish_columns(described, columns if busy else missing, busy)
         self._create_indexes(described, busy)
 
     @_formerly(table="table_name")

@@ -224,7 +224,11 @@ class PostgresqlForms(Forms):
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
         old = change.existing["type"]
         if isinstance(old, sa.String) and isinstance(type_, sa.String):
-            names = {"table": change.table, "schema": change.schema, "column": change.column}
+            names = {
+                "table": self.catalog.stored(change.table, change.schema),
+                "schema": change.schema,
+                "column": change.existing.get("stored", change.column),
+            }
             collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
@@ -367,7 +371,7 @@ class PostgresqlForms(Forms):
         if not column.nullable:
             existing = self.catalog.columns(table.name, table.schema)[column.name]
             change = Change(table.name, table.schema, column.name, existing, nullable=False)
-            if existing["nullable"]:
+            if existing["nullable"] or self.execution.dry:  # which has it as it is to be in the end
                 self._set_nullable(change, True)
 
     def _refuse_rewrite(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
