@@ -73,6 +73,7 @@ class Memory:
 
     def read(self, connection: sa.Connection) -> None:
         """Read what the database remembers. One query."""
+        self._events, self._found = [], {}
         columns = [objects.c[field] for field in Event._fields]
         for row in connection.execute(sa.select(*columns).order_by(objects.c.id)):
             self._add(Event(*row))
@@ -144,13 +145,26 @@ class Memory:
         )
 
     def _taken_since(self, migration: str) -> set[str]:
-        taken = (event for event in self._events if event.event in ("dropped", "renamed"))
+        """Names of what migrations after this one, or an earlier run of this one, have taken away."""
         return {
             event.name or event.table_name
-            for event in taken
-            if event.kind in ("table", "column")
-            and self.later(migration, event.kind, event.schema_name, event.table_name, event.name) is not None
+            for number, event in enumerate(self._events)
+            if event.event in ("dropped", "renamed")
+            and event.kind in ("table", "column")
+            and (
+                (event.migration == migration and number < self._kept)
+                or self.later(migration, event.kind, event.schema_name, event.table_name, event.name) is not None
+            )
         }
+
+    def did(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> bool:
+        """Whether an earlier run of a migration has done something to an object."""
+        place = schema or "", self._fold(table), self._fold(name)
+        return any(
+            (one.migration, one.event, one.kind) == (migration, event, kind)
+            and (one.schema_name, self._fold(one.table_name), self._fold(one.name)) == place
+            for one in self._events[: self._kept]
+        )
 
     def gone(self, kind: str, schema: str | None, table: str, name: str = "") -> bool:
         """Whether any migration has taken it away at some time."""

@@ -345,6 +345,8 @@ class Runner:
                     raise ending from None
                 if tries <= self._ddl.retries and migration.options.transactional and _transient(error):
                     connection.rollback()
+                    run.memory.read(connection)  # a part may be committed
+                    connection.rollback()
                     run.begun.add(migration.name)
                     _logger.info("db-smart: %r is tried again: %s", migration.name, run.database.redact(error))
                     back_off(tries)
