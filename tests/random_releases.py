@@ -160,8 +160,8 @@ class History:
             for column in table.columns.values():
                 column.made = True
         self._release()
-        for _ in range(self._between(1, 6)):
-            for _ in range(self._between(1, 3)):
+        for _ in range(self._between(1, 5)):
+            for _ in range(self._between(2, 4)):
                 self._change()
             self._release()
 
@@ -678,5 +678,5 @@ class History:
 
 @st.composite
 def histories(draw: Callable[[st.SearchStrategy[Any]], Any]) -> History:
-    """Histories of two to seven releases."""
+    """Histories of two to six releases."""
     return History(draw)

@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart.errors import MigrationFailed
+from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
 
 from .conftest import Project
 from .facts import Facts, differences, drop_tables, facts
 from .random_releases import History, Release, histories
-from .test_new_database import ID, models, string
+from .test_new_database import ID, SEED, fresh, models, schema, string
 
-SEED = os.environ.get("RANDOM_SEED")
+CHOSEN = os.environ.get("RANDOM_SEED")
 COUNT = os.environ.get("RANDOM_COUNT")
 COUNTS = {"sqlite": 10, "postgresql": 4, "mariadb": 4}
 
@@ -134,13 +134,13 @@ def test_random_releases(dialect: str, new_url: Callable[[str], URL], make_proje
     urls = [new_url(dialect) for _ in range(4)]
 
     @settings(
-        derandomize=SEED is None,
+        derandomize=CHOSEN is None,
         max_examples=int(COUNT or COUNTS[dialect]),
         database=None,
         deadline=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, *([] if SEED is None else [Phase.shrink])],  # which takes minutes
+        phases=[Phase.generate, *([] if CHOSEN is None else [Phase.shrink])],  # which takes minutes
     )
     @given(histories(), st.data())
     def test(history: History, data: st.DataObject) -> None:
@@ -149,7 +149,7 @@ def test_random_releases(dialect: str, new_url: Callable[[str], URL], make_proje
         jumps = data.draw(st.integers(history.releases[-1].oldest, last - 1), label="another one jumps from")
         upgrade(history, begins, jumps, urls, make_project)
 
-    (test if SEED is None else hypothesis.seed(int(SEED))(test))()
+    (test if CHOSEN is None else hypothesis.seed(int(CHOSEN))(test))()
 
 
 BACK_AGAIN = """
@@ -226,6 +226,9 @@ def change(op: Operations) -> None:
     op.alter_column("users", "two", new_column_name="three")
     op.drop_column("users", "note")
     op.add_column("users", Column("note", String(80)))
+    op.drop_column("users", "page")
+    op.add_column("users", Column("page", String(80)))
+    op.drop_column("users", "page")
     op.drop_table("notes")
     op.create_table("notes", Column("id", Integer, primary_key=True), Column("text", String(50)))
     op.rename_table("people", "persons")
@@ -240,7 +243,7 @@ def test_a_migration_that_changes_a_thing_twice_runs_again_with_nothing_lost(pro
         people=[ID, string("text")],
         persons=[ID],
     )
-    project.models = models(users=[ID, *map(string, ("name", "fax", "one", "note"))], notes=[ID], people=[ID])
+    project.models = models(users=[ID, *map(string, ("name", "fax", "one", "note", "page"))], notes=[ID], people=[ID])
     project.write("")
     project.boot()
     project.models = last
@@ -255,6 +258,7 @@ def test_a_migration_that_changes_a_thing_twice_runs_again_with_nothing_lost(pro
     for table in ("notes", "people"):
         assert project.query(f"SELECT id, text FROM {table}") == [(1, "kept")]
     assert project.columns("persons") == {"id"}
+    assert project.columns("users") == {"id", "name", "three", "note"}
     project.write(ONE_AFTER_THE_OTHER.replace("SET name = fax", "SET name = faks"))
     with pytest.raises(MigrationFailed, match="faks"):
         project.boot()
@@ -331,3 +335,61 @@ def test_a_new_table_may_have_every_constraint(project: Project) -> None:
             (unique,) = inspector.get_unique_constraints(name)
             assert (unique["name"], unique["column_names"]) == (f"uq_{name}", ["b", "other"])
             assert [check["name"] for check in inspector.get_check_constraints(name)] == [f"ck_{name}"]
+
+
+REQUIRED = """
+@migration
+def add_fullname(op: Operations) -> None:
+    op.add_column("users", Column("fullname", String(50)))
+
+@migration(once=True)
+def first_user(op: Operations) -> None:
+    op.execute("INSERT INTO users (fullname) VALUES ('first')")
+
+@migration(once=True)
+def second_user():
+    db.session.execute(text("INSERT INTO users (fullname) VALUES ('second')"))
+    db.session.commit()
+
+@migration(destructive=True)
+def rename(op: Operations) -> None:
+    op.alter_column("users", "fullname", new_column_name="name")
+
+@migration(destructive=True)
+def require(op: Operations) -> None:
+    op.add_column("users", Column("city", String(50)))
+    op.backfill("users", {"city": "Pune"}, where="city IS NULL")
+    op.alter_column("users", "city", nullable=False)
+    op.alter_column("users", "name", nullable=False)
+"""
+
+
+def test_rows_of_migrations_may_lack_what_a_later_one_fills(
+    project: Project, new_url: Callable[[str], URL], caplog: pytest.LogCaptureFixture
+) -> None:
+    project.models = models(users=[ID])
+    project.write("")
+    project.boot()
+    project.models = models(users=[ID, string("name", nullable=False), string("city", nullable=False)])
+    project.write(REQUIRED)
+    project.boot()
+    new = fresh(project, new_url)
+    assert new.boot().decision == "migrated"
+    assert schema(new.url) == schema(project.url)
+    rows = "SELECT name, city FROM users ORDER BY name"
+    assert new.query(rows) == project.query(rows) == [("first", "Pune"), ("second", "Pune")]
+    assert not new.query("SELECT 1 FROM db_smart_objects WHERE event = 'loosened'")
+
+
+def test_a_required_value_that_no_migration_gives_is_named(project: Project) -> None:
+    project.models = models(users=[ID, string("name"), string("city", nullable=False)])
+    project.write(SEED.format(table="users"))
+    for _ in range(2):
+        with pytest.raises(DbSmartError, match="1 rows that they inserted into 'users' have no value for 'city'"):
+            project.boot()
+    give = "@migration\ndef give(op):\n    op.backfill('users', {'city': 'Pune'}, where='city IS NULL')\n"
+    project.write(SEED.format(table="users") + give)
+    assert project.boot().applied == ("give",)
+    assert project.query("SELECT id, city FROM users") == [(1, "Pune")]
+    with pytest.raises(sa.exc.DBAPIError):
+        project.query("INSERT INTO users (id) VALUES (2)")

@@ -17,7 +17,7 @@ from .database import sqlstate
 from .history import objects
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
-_FIRST_RUN = ("made", "added")
+_FIRST_RUN = ("made", "added", "loosened")
 #: SQLSTATE of an undefined table or column, and MariaDB's numbers.
 _STATES = ("42P01", "42703")
 _NUMBERS = (1051, 1054, 1072, 1091, 1146)
@@ -29,7 +29,8 @@ class Event(NamedTuple):
 
     :ivar migration: its name; of the events of a first run, the dotted name of the migrations.
     :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; of a first run ``made`` (from the models) and
-        ``added`` (by a migration); ``application`` when that run was complete.
+        ``added`` (by a migration), and ``loosened`` (a column, see :mod:`~.loosening`); ``application`` when that run
+        was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
         ``default``.
     """
@@ -103,6 +104,23 @@ class Memory:
         """Whether the first run, which is not complete, has made this table, from the models or by a migration."""
         return any(event.event in _FIRST_RUN and event.migration == self.module for event in self._of(schema, table))
 
+    def made(self) -> list[sa.Table]:
+        """The models of the tables that this first run made from them."""
+        return [model for model in self._models.values() if self.model(model.schema, model.name) is not None]
+
+    def loosened(self) -> list[tuple[sa.Table, str]]:
+        """The columns of such tables that take ``NULL`` until this first run is complete: model and name."""
+        return [
+            (model, column.name)
+            for model in self.made()
+            for column in model.columns
+            if any(one.event == "loosened" for one in self._of(model.schema, model.name, "column", column.name))
+        ]
+
+    def same(self, name: str, other: str) -> bool:
+        """Whether two names are the same to the database."""
+        return self._fold(name) == self._fold(other)
+
     def model(self, schema: str | None, table: str) -> sa.Table | None:
         """The model of a table that this first run made from it; ``None`` for any other table."""
         if any(event.event == "made" and event.migration == self.module for event in self._of(schema, table)):
@@ -157,14 +175,15 @@ class Memory:
             )
         }
 
-    def did(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> bool:
-        """Whether an earlier run of a migration has done something to an object."""
-        place = schema or "", self._fold(table), self._fold(name)
-        return any(
-            (one.migration, one.event, one.kind) == (migration, event, kind)
-            and (one.schema_name, self._fold(one.table_name), self._fold(one.name)) == place
+    def did(self, migration: str, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
+        """What earlier runs of a migration have done to an object, events in their order."""
+        place = kind, schema or "", self._fold(table), self._fold(name)
+        return [
+            one.event
             for one in self._events[: self._kept]
-        )
+            if one.migration == migration
+            and (one.kind, one.schema_name, self._fold(one.table_name), self._fold(one.name)) == place
+        ]
 
     def gone(self, kind: str, schema: str | None, table: str, name: str = "") -> bool:
         """Whether any migration has taken it away at some time."""
@@ -173,9 +192,10 @@ class Memory:
     def event(
         self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = ""
     ) -> Event | None:
-        """A new event, taken note of; ``None`` where the same one is known."""
+        """A new event, taken note of; ``None`` where it is the last one of this migration already."""
         new = Event(migration, event, kind, schema or "", table, name)
-        if new in self._of(schema, table, kind, name):
+        mine = [one for one in self._of(schema, table, kind, name) if one.migration == migration]
+        if mine and mine[-1] == new:
             return None
         self._add(new)
         return new

@@ -345,7 +345,7 @@ class Operations:
             with self._execution.operation(what):
                 self._replace_table(old_table_name, new_table_name, schema)
             return
-        if (not old or new) and self._did("renamed", "table", schema, old_table_name):
+        if (not old or new) and "renamed" in self._did("table", schema, old_table_name):
             if not old or self._made_again(what, schema, old_table_name):
                 self._execution.passed_by(what, "an earlier run has renamed it")
                 return
@@ -443,7 +443,7 @@ class Operations:
                 return
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and fold(new) in columns and fold(new) != fold(column_name):
-            if self._did("renamed", "column", schema, table_name, column_name):
+            if "renamed" in self._did("column", schema, table_name, column_name):
                 if self._made_again(what, schema, table_name, "column", column_name):
                     return
                 if self._no_values(schema, table_name, column_name):  # an older migration has added it by SQL again
@@ -730,16 +730,9 @@ class Operations:
 
     @cached_property
     def _forms(self) -> Forms:
-        dialect = self._execution.dialect
-        if dialect == "postgresql":
-            from .postgresql import PostgresqlForms as Kind
-        elif dialect == "mysql":
-            from .mariadb import MariadbForms as Kind  # type: ignore[assignment]
-        elif dialect == "sqlite":
-            from .sqlite import SqliteForms as Kind  # type: ignore[assignment]
-        else:
-            from .forms import Forms as Kind  # type: ignore[assignment]
-        return Kind(self._execution, self._catalog)
+        from .forms import forms_of
+
+        return forms_of(self._execution, self._catalog)
 
     @cached_property
     def _objects(self) -> Any:
@@ -969,17 +962,17 @@ class Operations:
         self._execution.passed_by(what, f"{event.name or event.table_name!r} was {done} since by {event.migration!r}")
         return True
 
-    def _did(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> bool:
-        """Whether an earlier run of this very migration has done something to an object."""
+    def _did(self, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
+        """What earlier runs of this very migration have done to an object."""
         memory = self._execution.memory
-        return memory is not None and memory.did(self._migration.name, event, kind, schema, table, name)
+        return [] if memory is None else memory.did(self._migration.name, kind, schema, table, name)
 
     def _took(self, schema: str | None, table: str, column: str) -> bool:
-        return any(self._did(event, "column", schema, table, column) for event in ("dropped", "renamed"))
+        return bool({"dropped", "renamed"} & {*self._did("column", schema, table, column)})
 
     def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
-        if not self._did("back", kind, schema, table, name):
+        if self._did(kind, schema, table, name)[-1:] != ["back"]:
             return False
         self._execution.passed_by(what, "an earlier run has done so, and made what is there since")
         return True
@@ -1059,8 +1052,12 @@ class Operations:
         if not self._catalog.empty(old, schema) and not self._execution.dry:
             if not self._catalog.empty(new, schema):
                 raise DbSmartError(f"op.rename_table({old!r}, {new!r}): both tables have rows. Nothing was renamed")
-            target = self._catalog.columns(new, schema)
-            names = [column["name"] for key, column in self._catalog.columns(old, schema).items() if key in target]
+            target, source = self._catalog.columns(new, schema), self._catalog.columns(old, schema)
+            # What the models do not have is to get another name too, or to be dropped, and may be read before.
+            more = [sa.Column(one["name"], one["type"]) for key, one in source.items() if key not in target]
+            if more:
+                self._add_columns(self._described(new, [*more], schema), more, False)
+            names = [column["name"] for column in source.values()]
             columns: list[Any] = [sa.column(name) for name in names]
             rows = sa.select(*columns).select_from(sa.table(old, *columns, schema=schema))
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
