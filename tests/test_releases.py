@@ -1,9 +1,156 @@
-"""Databases that were made new by some release, and what later releases, edits and ``--force`` do to them."""
+"""Databases that were made new by some release, beside one that went through all of them.
+
+``RANDOM_SEED`` draws other histories, ``RANDOM_COUNT`` says how many for each database.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hypothesis
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from sqlalchemy.engine import URL
+
+from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
+
 from .conftest import Project
-from .test_new_database import ID, models, string
+from .facts import Facts, differences, drop_tables, facts
+from .random_releases import History, Release, histories
+from .test_new_database import ID, SEED, fresh, models, schema, string
+
+CHOSEN = os.environ.get("RANDOM_SEED")
+COUNT = os.environ.get("RANDOM_COUNT")
+COUNTS = {"sqlite": 10, "postgresql": 4, "mariadb": 4}
+
+
+class Place:
+    """A database of its own, and an application on it that gets release after release."""
+
+    _flags = itertools.count()
+
+    def __init__(self, url: URL, make_project: Callable[..., Project]) -> None:
+        self.engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        drop_tables(self.engine)
+        self.project = make_project(url, {"DB_SMART_SNAPSHOTS": 0, "DB_SMART_FLAG": f"flag{next(self._flags)}"})
+        self._values = itertools.count(1)
+
+    def install(self, release: Release) -> None:
+        """Boot with a release, twice."""
+        self.project.models = release.define
+        self.project.write(release.migrations)
+        self.project.boot()
+        assert self.project.boot().decision == "skipped"
+
+    def force(self) -> None:
+        """Run all migrations again, which changes nothing."""
+        before = self.facts()
+        result = self.project.run("migrate", "--force")
+        assert result.exit_code == 0, result.output
+        assert not differences(before, self.facts())
+
+    def use(self, release: Release) -> None:
+        """Insert rows as an application does."""
+        metadata = release.metadata()
+        with self.engine.begin() as connection:
+            for table in metadata.sorted_tables:
+                values: dict[str, Any] = {}
+                for column in table.columns:
+                    number = next(self._values)
+                    if column.foreign_keys:
+                        (key,) = column.foreign_keys
+                        values[column.name] = sa.select(sa.func.max(key.column)).scalar_subquery()
+                    elif not column.primary_key:
+                        values[column.name] = f"row {number}" if isinstance(column.type, sa.String) else number
+                connection.execute(table.insert().values(values))
+
+    def facts(self) -> Facts:
+        with self.engine.connect() as connection:
+            return facts(connection)
+
+    def shape(self) -> Facts:
+        """The schema, without the order of columns, nor names that the database makes of that of the table."""
+        return {
+            table: {kind: _plain(items) for kind, items in kinds.items() if kind != "rows"}
+            for table, kinds in self.facts().items()
+        }
+
+    def marks(self, release: Release) -> set[str]:
+        """The rows that migrations inserted, and that every database is to have."""
+        found: list[str] = []
+        with self.engine.connect() as connection:
+            for seed in release.seeds:
+                if seed.column is not None and seed.everywhere:
+                    mark: Any = sa.column(seed.column)
+                    query = sa.select(mark).select_from(sa.table(seed.table)).where(mark == seed.mark)
+                    found += connection.scalars(query)
+        assert len(found) == len(set(found))
+        return set(found)
+
+
+def _plain(items: Any) -> Any:
+    if not isinstance(items, list):
+        return items
+    texts = [re.sub(r"\w+_pkey\b", "pkey", str(item)) for item in items]
+    return sorted(re.sub(r"nextval\('[^']*'", "nextval(", text) for text in texts)
+
+
+def upgrade(
+    history: History, begins: int, jumps: int, urls: Sequence[URL], make_project: Callable[..., Project]
+) -> None:
+    """Compare databases that go through the releases with new ones.
+
+    :param begins: the release that makes another database new, which then goes through those after it.
+    :param jumps: the release that makes a third one new, which then gets the last one alone.
+    """
+    last = len(history.releases) - 1
+    all_along, since, jumping = (Place(url, make_project) for url in urls[:3])
+    for number, release in enumerate(history.releases):
+        note(f"at release {number}")
+        new = Place(urls[3], make_project)
+        places = [all_along, new, *([since] if number >= begins else []), *([jumping] if number == jumps else [])]
+        for place in places:
+            place.install(release)
+        if number == last:
+            jumping.install(release)
+            places.append(jumping)
+        wanted, marks = all_along.shape(), all_along.marks(release)
+        assert marks == {seed.mark for seed in release.seeds if seed.everywhere and seed.column is not None}
+        for place in places:
+            assert not differences(wanted, place.shape())
+            assert place.marks(release) == marks
+            place.use(release)
+            place.force()
+
+
+@pytest.mark.parametrize("dialect", COUNTS)
+def test_random_releases(dialect: str, new_url: Callable[[str], URL], make_project: Callable[..., Project]) -> None:
+    urls = [new_url(dialect) for _ in range(4)]
+
+    @settings(
+        derandomize=CHOSEN is None,
+        max_examples=int(COUNT or COUNTS[dialect]),
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, *([] if CHOSEN is None else [Phase.shrink])],  # which takes minutes
+    )
+    @given(histories(), st.data())
+    def test(history: History, data: st.DataObject) -> None:
+        last = len(history.releases) - 1
+        begins = data.draw(st.integers(0, last - 1), label="one database begins at")
+        jumps = data.draw(st.integers(history.releases[-1].oldest, last - 1), label="another one jumps from")
+        upgrade(history, begins, jumps, urls, make_project)
+
+    (test if CHOSEN is None else hypothesis.seed(int(CHOSEN))(test))()
+
 
 BACK_AGAIN = """
 @migration(destructive=True)
@@ -66,3 +213,183 @@ def test_what_sync_adds_again_stays(sqlite_project: Project) -> None:
     project.query("INSERT INTO users (id, note) VALUES (1, 'kept')")
     assert project.run("migrate", "--force").exit_code == 0
     assert project.query("SELECT id, note FROM users") == [(1, "kept")]
+
+
+ONE_AFTER_THE_OTHER = """
+@migration(destructive=True)
+def change(op: Operations) -> None:
+    op.alter_column("users", "fax", server_default="none")
+    op.execute("UPDATE users SET name = fax WHERE name IS NULL")
+    op.backfill("users", {"fax": "x"}, where="fax = ''")
+    op.drop_column("users", "fax")
+    op.alter_column("users", "one", new_column_name="two")
+    op.alter_column("users", "two", new_column_name="three")
+    op.drop_column("users", "note")
+    op.add_column("users", Column("note", String(80)))
+    op.drop_column("users", "page")
+    op.add_column("users", Column("page", String(80)))
+    op.drop_column("users", "page")
+    op.drop_table("notes")
+    op.create_table("notes", Column("id", Integer, primary_key=True), Column("text", String(50)))
+    op.rename_table("people", "persons")
+    op.create_table("people", Column("id", Integer, primary_key=True), Column("text", String(50)))
+"""
+
+
+def test_a_migration_that_changes_a_thing_twice_runs_again_with_nothing_lost(project: Project) -> None:
+    last = models(
+        users=[ID, *map(string, ("name", "three", "note"))],
+        notes=[ID, string("text")],
+        people=[ID, string("text")],
+        persons=[ID],
+    )
+    project.models = models(users=[ID, *map(string, ("name", "fax", "one", "note", "page"))], notes=[ID], people=[ID])
+    project.write("")
+    project.boot()
+    project.models = last
+    project.write(ONE_AFTER_THE_OTHER)
+    project.boot()
+    project.query("INSERT INTO users (id, three, note) VALUES (1, 'three', 'kept')")
+    for table in ("notes", "people"):
+        project.query(f"INSERT INTO {table} (id, text) VALUES (1, 'kept')")
+    result = project.run("migrate", "--force")
+    assert result.exit_code == 0, result.output
+    assert project.query("SELECT id, three, note FROM users") == [(1, "three", "kept")]
+    for table in ("notes", "people"):
+        assert project.query(f"SELECT id, text FROM {table}") == [(1, "kept")]
+    assert project.columns("persons") == {"id"}
+    assert project.columns("users") == {"id", "name", "three", "note"}
+    project.write(ONE_AFTER_THE_OTHER.replace("SET name = fax", "SET name = faks"))
+    with pytest.raises(MigrationFailed, match="faks"):
+        project.boot()
+
+
+ADDED_BY_SQL = """
+@migration
+def add(op: Operations) -> None:
+    if not op.has_column("users", "old"):
+        op.execute("ALTER TABLE users ADD COLUMN old INTEGER")
+    if not op.has_table("people"):
+        op.execute("CREATE TABLE people (id INTEGER PRIMARY KEY)")
+
+@migration(destructive=True)
+def rename(op: Operations) -> None:
+    op.alter_column("users", "old", new_column_name="new")
+    op.rename_table("people", "persons")
+"""
+
+
+def test_what_sql_makes_again_by_a_former_name_goes_while_it_is_empty(project: Project) -> None:
+    project.models = models(users=[ID])
+    project.write("")
+    project.boot()
+    project.write(ADDED_BY_SQL)
+    project.boot()
+    project.query("INSERT INTO users (id, new) VALUES (1, 7)")
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT id, new FROM users") == [(1, 7)]
+    assert project.columns("users") == {"id", "new"}
+    assert "people" not in project.tables()
+    project.query("ALTER TABLE users ADD COLUMN old INTEGER")
+    project.query("UPDATE users SET old = 8")
+    result = project.run("migrate", "--force")
+    assert result.exit_code == 1
+    assert "already has a column 'new'" in result.output
+    assert project.query("SELECT new, old FROM users") == [(7, 8)]
+
+
+CONSTRAINTS = """
+ITEMS = [
+    Column("a", Integer), Column("b", Integer), Column("other", Integer),
+    PrimaryKeyConstraint("a", "b"),
+    ForeignKeyConstraint(["other"], ["users.id"], ondelete="CASCADE", name="fk_{name}"),
+    UniqueConstraint("b", "other", name="uq_{name}"),
+    CheckConstraint("a > 0", name="ck_{name}"),
+]
+
+@migration
+def make(op: Operations) -> None:
+    for name in ("one", "two"):
+        op.create_table(name, *[_named(item, name) for item in ITEMS])
+
+def _named(item, name):
+    if item.name and "{" in item.name:
+        item.name = item.name.replace("{name}", name)
+    elif item.name:
+        item.name = item.name.replace("_one", "_" + name)
+    return item
+"""
+
+
+def test_a_new_table_may_have_every_constraint(project: Project) -> None:
+    project.models = models(users=[ID])
+    project.write(CONSTRAINTS)
+    project.boot()
+    engine = sa.create_engine(project.url, poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        for name in ("one", "two"):
+            assert inspector.get_pk_constraint(name)["constrained_columns"] == ["a", "b"]
+            (key,) = inspector.get_foreign_keys(name)
+            assert (key["referred_table"], key["options"]) == ("users", {"ondelete": "CASCADE"})
+            (unique,) = inspector.get_unique_constraints(name)
+            assert (unique["name"], unique["column_names"]) == (f"uq_{name}", ["b", "other"])
+            assert [check["name"] for check in inspector.get_check_constraints(name)] == [f"ck_{name}"]
+
+
+REQUIRED = """
+@migration
+def add_fullname(op: Operations) -> None:
+    op.add_column("users", Column("fullname", String(50)))
+
+@migration(once=True)
+def first_user(op: Operations) -> None:
+    op.execute("INSERT INTO users (fullname) VALUES ('first')")
+
+@migration(once=True)
+def second_user():
+    db.session.execute(text("INSERT INTO users (fullname) VALUES ('second')"))
+    db.session.commit()
+
+@migration(destructive=True)
+def rename(op: Operations) -> None:
+    op.alter_column("users", "fullname", new_column_name="name")
+
+@migration(destructive=True)
+def require(op: Operations) -> None:
+    op.add_column("users", Column("city", String(50)))
+    op.backfill("users", {"city": "Pune"}, where="city IS NULL")
+    op.alter_column("users", "city", nullable=False)
+    op.alter_column("users", "name", nullable=False)
+"""
+
+
+def test_rows_of_migrations_may_lack_what_a_later_one_fills(
+    project: Project, new_url: Callable[[str], URL], caplog: pytest.LogCaptureFixture
+) -> None:
+    project.models = models(users=[ID])
+    project.write("")
+    project.boot()
+    project.models = models(users=[ID, string("name", nullable=False), string("city", nullable=False)])
+    project.write(REQUIRED)
+    project.boot()
+    new = fresh(project, new_url)
+    assert new.boot().decision == "migrated"
+    assert schema(new.url) == schema(project.url)
+    rows = "SELECT name, city FROM users ORDER BY name"
+    assert new.query(rows) == project.query(rows) == [("first", "Pune"), ("second", "Pune")]
+    assert not new.query("SELECT 1 FROM db_smart_objects WHERE event = 'loosened'")
+
+
+def test_a_required_value_that_no_migration_gives_is_named(project: Project) -> None:
+    project.models = models(users=[ID, string("name"), string("city", nullable=False)])
+    project.write(SEED.format(table="users"))
+    for _ in range(2):
+        with pytest.raises(DbSmartError, match="1 rows that they inserted into 'users' have no value for 'city'"):
+            project.boot()
+    give = "@migration\ndef give(op):\n    op.backfill('users', {'city': 'Pune'}, where='city IS NULL')\n"
+    project.write(SEED.format(table="users") + give)
+    assert project.boot().applied == ("give",)
+    assert project.query("SELECT id, city FROM users") == [(1, "Pune")]
+    with pytest.raises(sa.exc.DBAPIError):
+        project.query("INSERT INTO users (id) VALUES (2)")

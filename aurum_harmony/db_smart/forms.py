@@ -41,6 +41,19 @@ class Change:
         return self.nullable is None and self.type_ is None and self.server_default is False and self.name is None
 
 
+def forms_of(execution: Execution, catalog: Catalog) -> Forms:
+    """The forms of the kind of database that is being migrated."""
+    if execution.dialect == "postgresql":
+        from .postgresql import PostgresqlForms as Kind
+    elif execution.dialect == "mysql":
+        from .mariadb import MariadbForms as Kind  # type: ignore[assignment]
+    elif execution.dialect == "sqlite":
+        from .sqlite import SqliteForms as Kind  # type: ignore[assignment]
+    else:
+        Kind = Forms  # type: ignore[assignment, misc]
+    return Kind(execution, catalog)
+
+
 class Forms:
     """How one kind of database makes schema changes.
 

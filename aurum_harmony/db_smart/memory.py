@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
-_FIRST_RUN = ("made", "added")
+_FIRST_RUN = ("made", "added", "loosened")
 #: Which tables of the models were there when a run was complete.
 _MODEL = "model"
 #: SQLSTATE of an undefined table or column, and MariaDB's numbers.
@@ -39,8 +39,8 @@ class Event(NamedTuple):
 
     :ivar migration: its name; of the events of a first run and of models, the dotted name of the migrations.
     :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; of a first run ``made`` (from the models) and
-        ``added`` (by a migration); ``application`` when that run was complete; ``model`` for a table of the models
-        that was there when the last run was complete.
+        ``added`` (by a migration), and ``loosened`` (a column, see :mod:`~.loosening`); ``application`` when that run
+        was complete; ``model`` for a table of the models that was there when the last run was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
         ``default``; ``new table``, of the event ``added``, for one that no complete run has left to the application.
     """
@@ -97,6 +97,7 @@ class Memory:
 
     def read(self, connection: sa.Connection) -> None:
         """Read what the database remembers. One query."""
+        self._events, self._found = [], {}
         columns = [objects.c[field] for field in Event._fields]
         for row in connection.execute(sa.select(*columns).order_by(objects.c.id)):
             self._add(Event(*row))
@@ -129,6 +130,23 @@ class Memory:
     def unused(self, schema: str | None, table: str) -> bool:
         """Whether a run that is not complete has created this table, so that no release uses it yet."""
         return any(event.migration == self.module for event in self._of(schema, table, self.created[1]))
+
+    def made(self) -> list[sa.Table]:
+        """The models of the tables that this first run made from them."""
+        return [model for model in self._models.values() if self.model(model.schema, model.name) is not None]
+
+    def loosened(self) -> list[tuple[sa.Table, str]]:
+        """The columns of such tables that take ``NULL`` until this first run is complete: model and name."""
+        return [
+            (model, column.name)
+            for model in self.made()
+            for column in model.columns
+            if any(one.event == "loosened" for one in self._of(model.schema, model.name, "column", column.name))
+        ]
+
+    def same(self, name: str, other: str) -> bool:
+        """Whether two names are the same to the database."""
+        return self._fold(name) == self._fold(other)
 
     def model(self, schema: str | None, table: str) -> sa.Table | None:
         """The model of a table that this first run made from it; ``None`` for any other table."""
@@ -176,13 +194,27 @@ class Memory:
         return None if self.fresh else rf"(^|\W)({'|'.join(names)})(\W|$)"
 
     def _taken_since(self, migration: str) -> set[str]:
-        taken = (event for event in self._events if event.event in ("dropped", "renamed"))
+        """Names of what migrations after this one, or an earlier run of this one, have taken away."""
         return {
             event.name or event.table_name
-            for event in taken
-            if event.kind in ("table", "column")
-            and self.later(migration, event.kind, event.schema_name, event.table_name, event.name) is not None
+            for number, event in enumerate(self._events)
+            if event.event in ("dropped", "renamed")
+            and event.kind in ("table", "column")
+            and (
+                (event.migration == migration and number < self._kept)
+                or self.later(migration, event.kind, event.schema_name, event.table_name, event.name) is not None
+            )
         }
+
+    def did(self, migration: str, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
+        """What earlier runs of a migration have done to an object, events in their order."""
+        place = kind, schema or "", self._fold(table), self._fold(name)
+        return [
+            one.event
+            for one in self._events[: self._kept]
+            if one.migration == migration
+            and (one.kind, one.schema_name, self._fold(one.table_name), self._fold(one.name)) == place
+        ]
 
     def gone(self, kind: str, schema: str | None, table: str, name: str = "") -> bool:
         """Whether any migration has taken it away at some time."""
@@ -191,9 +223,10 @@ class Memory:
     def event(
         self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = ""
     ) -> Event | None:
-        """A new event, taken note of; ``None`` where the same one is known."""
+        """A new event, taken note of; ``None`` where it is the last one of this migration already."""
         new = Event(migration, event, kind, schema or "", table, name)
-        if new in self._of(schema, table, kind, name):
+        mine = [one for one in self._of(schema, table, kind, name) if one.migration == migration]
+        if mine and mine[-1] == new:
             return None
         self._add(new)
         return new

@@ -266,7 +266,7 @@ class Operations:
             return
         if self._fresh and not self.has_table(table_name, schema=schema):
             self._note_first_run("added", schema, table_name)
-        copies = [item._copy() if isinstance(item, (sa.Column, sa.Constraint)) else item for item in items]
+        copies = [_copied(item) for item in items]
         self._create_table(self._described(table_name, copies, schema, **options))
 
     @_step
@@ -316,6 +316,8 @@ class Operations:
             self._note("dropped", "table", schema, table_name)
             self._execution.satisfied(what)
             return
+        if self._made_again(what, schema, table_name):
+            return
         self._ask("DROP_TABLE", f"op.{what}")
         self._note("dropped", "table", schema, table_name)
         with self._execution.operation(what):
@@ -347,6 +349,15 @@ class Operations:
             with self._execution.operation(what):
                 self._replace_table(old_table_name, new_table_name, schema)
             return
+        if (not old or new) and "renamed" in self._did("table", schema, old_table_name):
+            if not old or self._made_again(what, schema, old_table_name):
+                self._execution.passed_by(what, "an earlier run has renamed it")
+                return
+            if self._catalog.empty(old_table_name, schema):  # SQL of an older migration that ran again has made it
+                with self._execution.operation(what):
+                    self._forms.drop_table(self._described(old_table_name, [], schema))
+                self._catalog.plan_drop(old_table_name, schema)
+                return
         if not old or new:
             state = "both tables are there" if old else "there is neither table"
             raise DbSmartError(f"op.{what}: {state}. Nothing was renamed; see which one holds the data.")
@@ -376,6 +387,8 @@ class Operations:
         ):
             self._note("dropped", "column", schema, table_name, column_name)
             self._execution.satisfied(what)
+            return
+        if self._made_again(what, schema, table_name, "column", column_name):
             return
         self._ask("DROP_COLUMN", f"op.{what}")
         self._note("dropped", "column", schema, table_name, column_name)
@@ -432,8 +445,18 @@ class Operations:
             self._note_renamed("column", schema, table_name, str(new_column_name), column=column_name)
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
         if fold(column_name) not in columns:
+            if self._took(schema, table_name, column_name):
+                self._execution.passed_by(what, "an earlier run of this migration has taken it away")
+                return
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and fold(new) in columns and fold(new) != fold(column_name):
+            if "renamed" in self._did("column", schema, table_name, column_name):
+                if self._made_again(what, schema, table_name, "column", column_name):
+                    return
+                if self._no_values(schema, table_name, column_name):  # an older migration has added it by SQL again
+                    with self._execution.operation(what):
+                        self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
+                    return
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
         change = Change(table_name, schema, column_name, columns[fold(column_name)], name=new, using=postgresql_using)
         if type_ is not None and self._passed(f"{what} to {type_!r}", schema, table_name, "type", column_name):
@@ -665,6 +688,12 @@ class Operations:
             self._passed(f"{what} of {name!r}", place, table, "column", name) for name in columns
         ):
             return
+        if self._catalog.has_table(table, place):
+            there = self._catalog.present(table, columns, place)
+            for name in columns:
+                if self._catalog.fold(name) not in there and self._took(place, table, name):
+                    self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                    return
         if self._fresh and self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
             return
 
@@ -720,16 +749,9 @@ class Operations:
 
     @cached_property
     def _forms(self) -> Forms:
-        dialect = self._execution.dialect
-        if dialect == "postgresql":
-            from .postgresql import PostgresqlForms as Kind
-        elif dialect == "mysql":
-            from .mariadb import MariadbForms as Kind  # type: ignore[assignment]
-        elif dialect == "sqlite":
-            from .sqlite import SqliteForms as Kind  # type: ignore[assignment]
-        else:
-            from .forms import Forms as Kind  # type: ignore[assignment]
-        return Kind(self._execution, self._catalog)
+        from .forms import forms_of
+
+        return forms_of(self._execution, self._catalog)
 
     @cached_property
     def _objects(self) -> Any:
@@ -971,6 +993,26 @@ class Operations:
         self._execution.passed_by(what, f"{event.name or event.table_name!r} was {done} since by {event.migration!r}")
         return True
 
+    def _did(self, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
+        """What earlier runs of this very migration have done to an object."""
+        memory = self._execution.memory
+        return [] if memory is None else memory.did(self._migration.name, kind, schema, table, name)
+
+    def _took(self, schema: str | None, table: str, column: str) -> bool:
+        return bool({"dropped", "renamed"} & {*self._did("column", schema, table, column)})
+
+    def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
+        """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
+        if self._did(kind, schema, table, name)[-1:] != ["back"]:
+            return False
+        self._execution.passed_by(what, "an earlier run has done so, and made what is there since")
+        return True
+
+    def _no_values(self, schema: str | None, table: str, column: str) -> bool:
+        target: Any = sa.column(column)
+        query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).where(target.is_not(None)).limit(1)
+        return self._connection.execute(query).first() is None
+
     def _note(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         self._execution.note(self._migration.name, event, kind, schema, table, name)
 
@@ -1040,8 +1082,12 @@ class Operations:
         if not self._catalog.empty(old, schema):
             if not self._catalog.empty(new, schema):
                 raise DbSmartError(f"op.rename_table({old!r}, {new!r}): both tables have rows. Nothing was renamed")
-            target = self._catalog.columns(new, schema)
-            names = [column["name"] for key, column in self._catalog.columns(old, schema).items() if key in target]
+            target, source = self._catalog.columns(new, schema), self._catalog.columns(old, schema)
+            # What the models do not have is to get another name too, or to be dropped, and may be read before.
+            more = [sa.Column(one["name"], one["type"]) for key, one in source.items() if key not in target]
+            if more:
+                self._add_columns(self._described(new, [*more], schema), more, False)
+            names = [column["name"] for column in source.values()]
             columns: list[Any] = [sa.column(name) for name in names]
             rows = sa.select(*columns).select_from(sa.table(old, *columns, schema=schema))
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
@@ -1110,6 +1156,29 @@ def _spelled(value: Any) -> str:
     if isinstance(value, (set, frozenset)):
         return _spelled(sorted(value, key=_spelled))
     return text
+
+
+def _copied(item: sa.schema.SchemaItem) -> sa.schema.SchemaItem:
+    """A copy of a column or constraint, so that it can be used for several tables.
+
+    SQLAlchemy copies no constraint that names its columns and has no table yet.
+    """
+    if not isinstance(item, (sa.Column, sa.Constraint)):
+        return item
+    options: dict[str, Any] = {}
+    if isinstance(item, sa.Constraint) and getattr(item, "parent", None) is None:
+        options = {name: getattr(item, name) for name in ("name", "deferrable", "initially", "comment")}
+        options |= dict(getattr(item, "dialect_kwargs", {}))
+    if options and isinstance(item, sa.ForeignKeyConstraint):
+        options |= {
+            name: getattr(item, name) for name in ("onupdate", "ondelete", "use_alter", "link_to_name", "match")
+        }
+        targets = [key._colspec for key in item.elements]
+        return sa.ForeignKeyConstraint(item.column_keys, cast(Any, targets), **options)
+    if options and type(item) in (sa.UniqueConstraint, sa.PrimaryKeyConstraint):
+        names = [getattr(column, "name", column) for column in cast(Any, item)._pending_colargs]
+        return type(item)(*names, **options)
+    return item._copy()
 
 
 def _has_value(column: sa.Column[Any]) -> bool:

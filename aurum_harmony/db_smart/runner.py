@@ -18,9 +18,10 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history, snapshot, tables
+from . import history, loosening, snapshot, tables
 from .binding import bound, commit_session, rollback_session
-from .database import Database, begin, commit, transient
+from .catalog import Catalog
+from .database import Database, begin, commit, transient, translated
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub, text_of
 from .execution import Execution, back_off, tried_again
 from .gate import Gate, Plan
@@ -224,6 +225,7 @@ class Runner:
             _logger.warning("db-smart: %s", tables.lost(database.name, [table.key for table in missing]))
         there = [table for table in self._models(database) if table not in missing]
         changed = wal_version if plan.pending else None
+        self._tighten(run)
         state = tried_again(database, lambda: self._seal(connection, lock, memory, there, changed), self._ddl.retries)
         if wal_version is not None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
@@ -337,9 +339,14 @@ class Runner:
                     raise ending from None
                 if tries <= self._ddl.retries and migration.options.transactional and _transient(error):
                     connection.rollback()
+                    run.memory.read(connection)  # a part may be committed
+                    connection.rollback()
                     run.begun.add(migration.name)
                     _logger.info("db-smart: %r is tried again: %s", migration.name, run.database.redact(error))
                     back_off(tries)
+                    continue
+                if migration.options.transactional and self._loosen(run, error):
+                    run.begun.add(migration.name)
                     continue
                 seconds = time.perf_counter() - started
                 failed = self._failed(run, item, error, index - 1, seconds)
@@ -442,6 +449,81 @@ class Runner:
 
         with execution.passing_by(passes):
             yield
+
+    def _loosen(self, run: _DatabaseRun, error: Exception) -> bool:
+        """Let a column take NULL until the first run is complete, if that is what a row of a migration needs.
+
+        :returns: whether something was changed, so that the migration is to be tried again.
+        """
+        if not run.memory.fresh:
+            return False
+        run.connection.rollback()
+        run.memory.read(run.connection)  # a part may be committed
+        run.connection.rollback()
+        known = run.memory.loosened()
+        wanted = [column for column in loosening.required(error, run.memory) if column not in known]
+        for model, name in wanted:
+            _logger.info(
+                "db-smart: a migration inserts a row into %r without %r, which the models require: it may be NULL "
+                "until all migrations are applied",
+                model.name,
+                name,
+            )
+            self._set_nullable(run, model, name, True)
+        return bool(wanted)
+
+    def _tighten(self, run: _DatabaseRun) -> None:
+        """Have the columns that were loosened as the models have them.
+
+        :raises DbSmartError: rows have no value for one.
+        """
+        database, connection = run.database, run.connection
+        for model, name in run.memory.loosened():
+            column: Any = sa.column(name)
+            place = sa.table(model.name, schema=model.schema)
+            query = sa.select(sa.func.count()).select_from(place).where(column.is_(None))
+            empty = connection.scalar(query)
+            connection.rollback()  # what was only read
+            if empty:
+                raise DbSmartError(
+                    f"All migrations are applied to the new database {database.name!r} ({database.url}), but {empty} "
+                    f"rows that they inserted into {model.name!r} have no value for {name!r}, which the models require"
+                    ". Everything is kept; the column may be NULL meanwhile. Add a migration that gives these rows a "
+                    "value and start again."
+                )
+            self._set_nullable(run, model, name, False)
+
+    def _set_nullable(self, run: _DatabaseRun, model: sa.Table, name: str, nullable: bool) -> None:
+        """Change a column of a table that this first run made."""
+        from .forms import Change, forms_of
+
+        connection = run.connection
+        begin(connection)
+        steps = Steps(connection, "(first run)", at_once=False, begun=False)
+        execution = Execution(
+            run.database,
+            connection,
+            lock=run.lock,
+            steps=steps,
+            guard=run.guard,
+            settings=self._ddl,
+            transactional=True,
+            memory=run.memory,
+        )
+        try:
+            if nullable:  # before it is so, as MariaDB commits it with this
+                execution.note(run.memory.module, "loosened", "column", model.schema, model.name, name)
+            catalog = Catalog(connection)
+            schema = translated(connection, model.schema)
+            existing = catalog.columns(model.name, schema)[catalog.fold(name)]
+            if existing["nullable"] != nullable:
+                change = Change(model.name, schema, existing["name"], existing, nullable=nullable)
+                forms_of(execution, catalog).alter_column(change, False)
+            run.lock.confirm(connection)
+            commit(connection)
+        finally:
+            execution.close()
+        run.memory.keep()
 
     def _failed(
         self,
