@@ -176,7 +176,8 @@ class Memory:
     def end_run(self, connection: sa.Connection) -> None:
         """Write down that all migrations of the application are applied."""
         mine = sa.and_(objects.c.migration == self.module, objects.c.event.in_(_FIRST_RUN))
-        connection.execute(objects.delete().where(mine))
+        if numbers := connection.scalars(sa.select(objects.c.id).where(mine)).all():
+            connection.execute(objects.delete().where(objects.c.id.in_(numbers)))  # MariaDB's safe updates want a key
         if self.module not in self.applications:
             connection.execute(insert(Event("", "application", "", "", "", self.module)))
 
