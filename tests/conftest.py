@@ -143,6 +143,8 @@ class Project:
     url: URL | str
     config: dict[str, Any] = field(default_factory=dict)
     models: Callable[[SQLAlchemy], None] | None = None
+    #: Called with each new application, to put listeners on its engines.
+    tune: Callable[[Flask], None] | None = None
 
     @property
     def dialect(self) -> str:
@@ -187,6 +189,8 @@ class Project:
         db.init_app(app)
         smart = DbSmart(app, db, migrations=self.module)
         app.add_url_rule("/", view_func=lambda: "served", endpoint="index")
+        if self.tune is not None:
+            self.tune(app)
         return app, smart
 
     def boot(self, **config: Any) -> BootReport:

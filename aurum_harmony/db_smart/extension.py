@@ -464,6 +464,10 @@ class DbSmart:
                 _logger.warning("db-smart: boot trusted the flag, but %s", changed)
                 if mode == "migrate":
                     _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
+                    for database in gate.databases.values():
+                        if database.path is not None:
+                            # In EXCLUSIVE locking mode the connection that was asked keeps every other one out.
+                            database.app_engine.dispose()
                 with kept_alive():
                     decision, reason, applied = self._ask(app, gate, mode, changed)
                 reports.append(_report(decision, reason, started, gate.queries, applied))

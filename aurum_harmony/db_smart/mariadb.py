@@ -252,9 +252,11 @@ class MariadbForms(Forms):
         column = existing.get("stored", existing["name"])
         name = self.dialect.identifier_preparer.format_table(sa.table(str(table), schema=change.schema))
         lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
-        start = f"  `{column.replace('`', '``')}` "
-        line: str = next(line for line in lines if line.lower().startswith(start.lower()))
-        return line[len(start) :].rstrip(",")
+        # The mode ANSI_QUOTES, and so ORACLE, has other quotes.
+        starts = [f"  {quote}{column.replace(quote, quote * 2)}{quote} ".lower() for quote in '`"']
+        found = ((line, start) for line in lines for start in starts if line.lower().startswith(start))
+        line, start = next(found)
+        return str(line[len(start) :].rstrip(","))
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:

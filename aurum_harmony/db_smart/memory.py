@@ -290,7 +290,8 @@ class Memory:
         :param models: the tables of the models that are there.
         """
         mine = sa.and_(objects.c.migration == self.module, objects.c.event.in_(_FIRST_RUN))
-        connection.execute(objects.delete().where(mine))
+        if numbers := connection.scalars(sa.select(objects.c.id).where(mine)).all():
+            connection.execute(objects.delete().where(objects.c.id.in_(numbers)))  # MariaDB's safe updates want a key
         if self.module not in self.applications:
             connection.execute(insert(Event("", "application", "", "", "", self.module)))
         wanted = {Event(self.module, _MODEL, "table", table.schema or "", table.name, "") for table in models}

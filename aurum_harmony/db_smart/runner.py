@@ -230,7 +230,7 @@ class Runner:
         if wal_version is not None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
         if plan.behind:
-            snapshot.prune(self._app, database)
+            snapshot.prune(self._app, database, state.database_id)
         return state
 
     def _seal(

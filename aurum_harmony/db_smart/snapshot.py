@@ -163,16 +163,17 @@ def differs(database: Database, chosen: Snapshot) -> str | None:
     return f"it is of another database: its id is {found}, that of {database.path} is {wanted}"
 
 
-def prune(app: Flask, database: Database) -> None:
+def prune(app: Flask, database: Database, database_id: str) -> None:
     """Keep only the newest ones, after a run that succeeded.
 
+    :param database_id: its id, as the connection of the run may keep every other one out.
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     """
     keep = snapshots(app)
     if database.path is None or not keep or not snapshot_folder(app).is_dir():
         return
     try:
-        _remove(_surplus(listed(app, database), keep, ()))
+        _remove(_surplus(_listed(app, database, database_id), keep, ()))
     except OSError as error:  # the run has succeeded; the next one tries again
         _logger.warning("db-smart: an old snapshot cannot be removed: %s", error)
 
