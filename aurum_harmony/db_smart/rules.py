@@ -22,6 +22,11 @@ class Rule:
     why: str
     fix: str
 
+    @property
+    def document(self) -> str:
+        """Where its section is, in the source distribution and the repository."""
+        return f"docs/rules.md#{self.id.lower()}"
+
 
 class Refused(DbSmartError):
     """An operation was refused before it did anything.
@@ -31,7 +36,7 @@ class Refused(DbSmartError):
 
     def __init__(self, rule: Rule, what: str, detail: str = "") -> None:
         self.rule = rule
-        super().__init__(f"{rule.id} {what}: {rule.summary}. {detail}{rule.why} {rule.fix}")
+        super().__init__(f"{rule.id} {what}: {rule.summary}. {detail}{rule.why} {rule.fix} See {rule.document}.")
 
 
 def counted(count: int, one: str, more: str) -> str:
