@@ -97,6 +97,10 @@ class Forms:
         """Drop a column."""
         self.execution.send(DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema))
 
+    def shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """What a column has together with others and would take along in silence, such as ``"the index 'ix'"``."""
+        return []
+
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index that is missing."""
         self.execution.send(sa.schema.CreateIndex(index))
@@ -146,6 +150,18 @@ class Forms:
     ) -> tuple[TypeEngine[Any] | None, bool | None]:
         """What is asked for of a column, without what this kind of database does not tell from what it has."""
         return type_, nullable
+
+    def _shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """As :meth:`shared`, of indexes and constraints by their columns."""
+        kinds: dict[str, str] = {}
+        fold = self.catalog.fold
+        for index in self.catalog.indexes(table, schema).values():
+            if len(index.columns) > 1 and fold(column) in [fold(name) for name in index.columns if name]:
+                kinds[index.name] = "index"
+        for constraint in self.catalog.constraints(table, schema).values():
+            if len(constraint.columns) > 1 and fold(column) in map(fold, constraint.columns):
+                kinds[constraint.name] = "constraint"
+        return [f"the {kind} {name!r}" for name, kind in sorted(kinds.items())]
 
     def _comment(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
         if self.dialect.supports_comments and not self.dialect.inline_comments:
