@@ -278,8 +278,8 @@ class Generator:
         return [f"op.create_check_constraint({constraint!r}, {name!r}, column({column!r}) > -1000{self._plain})"]
 
     def _foreign(self, name: str, table: TableModel) -> list[str]:
-        # Alembic does not understand a dot in the name of the target, nor on SQLite a quote.
-        targets = [one for one, model in self.tables.items() if model.rows and not {'"', "."} & {*one}]
+        # Alembic does not understand a dot in the name of the target, nor on SQLite a quote, SQLAlchemy no backtick.
+        targets = [one for one, model in self.tables.items() if model.rows and not {'"', ".", "`"} & {*one}]
         taken = any("code" in columns for kind, columns, _ in table.constraints.values() if kind == "foreign")
         column = "code" if table.rows and "code" in table.columns and not taken else None
         if column is None or not targets:

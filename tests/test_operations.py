@@ -138,7 +138,7 @@ def test_create_and_drop_index(database: Database, ops: Ops) -> None:
             op.create_index("by name", "order", ["Mixed", "id"], unique=True)
 
     def drop() -> None:
-        with ops() as op:
+        with ops(destructive=True) as op:
             op.drop_index("by name", "order")
             op.drop_index("by name", "nowhere")
 

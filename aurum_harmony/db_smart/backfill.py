@@ -384,7 +384,7 @@ class Backfill:
             for name in ("rowid", "_rowid_", "oid"):
                 if name not in columns and self._addressable(name):
                     return [name]
-        names = Catalog(self._connection).inspector.get_pk_constraint(self._name, self._schema)["constrained_columns"]
+        names = Catalog(self._connection).primary_key(self._name, self._schema)
         if not names:
             raise DbSmartError(
                 f"The table {self._name!r} has no primary key, by which a backfill passes it. Nothing of it was done. "

@@ -133,7 +133,13 @@ class Catalog:
             raise sa.exc.NoSuchTableError(table)
         if known is not False:
             return known.columns
-        return {self.fold(column["name"]): column for column in self.inspector.get_columns(table, schema=schema)}
+        found = [(self._plain(one["name"]), one) for one in self.inspector.get_columns(table, schema=schema)]
+        return {self.fold(name): {**column, "name": name} for name, column in found}
+
+    def primary_key(self, table: str, schema: str | None) -> list[str]:
+        """The columns of the primary key in its order; none where there is no such key."""
+        key = self.inspector.get_pk_constraint(table, schema=schema)
+        return [*map(self._plain, key["constrained_columns"])]
 
     def present(self, table: str, columns: Iterable[str], schema: str | None) -> set[str]:
         """Those of the columns, folded, that the table has.
@@ -165,11 +171,11 @@ class Catalog:
             return found
         invalid = self._invalid(table, schema)
         for index in self.inspector.get_indexes(table, schema=schema):
-            name = index["name"]
-            if name is not None:
+            if index["name"] is not None:
+                name = self._plain(index["name"])
                 found[self.fold(name)] = Index(
                     name,
-                    list(index["column_names"]),
+                    [None if column is None else self._plain(column) for column in index["column_names"]],
                     bool(index["unique"]),
                     name not in invalid,
                     {key: value for key, value in index.get("dialect_options", {}).items() if value},
@@ -198,6 +204,9 @@ class Catalog:
             names = self._connection.scalars(_POSTGRESQL_EXCLUSIONS, {"table": table, "schema": schema})
             found += [Constraint(name, "exclude", []) for name in names]
         for constraint in found:
+            constraint.name, constraint.columns = self._plain(constraint.name), [*map(self._plain, constraint.columns)]
+            if constraint.target is not None:
+                constraint.target = self._plain(constraint.target[0]), (*map(self._plain, constraint.target[1]),)
             constraint.valid = constraint.name not in invalid
         return {self.fold(constraint.name): constraint for constraint in found if constraint.name}
 
@@ -292,6 +301,10 @@ class Catalog:
         """What the database itself calls a table at this point of a dry run; ``None`` where it has no such table."""
         known = self._known(table, schema)
         return table if known is False else None if known is None else known.stored
+
+    def _plain(self, name: str) -> str:
+        """A name as it is; in MariaDB's names SQLAlchemy leaves a backtick as it is quoted, as two."""
+        return name if self._dialect in ("sqlite", "postgresql") else name.replace("``", "`")
 
     def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
         """What is planned for a table; ``False`` where the database is to be asked."""

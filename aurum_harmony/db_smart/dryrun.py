@@ -119,13 +119,20 @@ def _opened(database: Database) -> Iterator[tuple[sa.Connection, Catalog]]:
     try:
         with copy.connect() as connection:
             if not database.exists:
-                yield connection, Catalog(connection)
+                yield connection, _NewCatalog(connection)
                 return
             with database.connect() as source:
                 _copy_schema(source, connection)
                 yield connection, _CopyCatalog(connection, source)
     finally:
         engine.dispose()  # the pool keeps the one connection, and with it the copy
+
+
+class _NewCatalog(Catalog):
+    """What a database that is not there yet would have."""
+
+    def stored(self, table: str, schema: str | None) -> None:
+        """Nothing is stored."""
 
 
 class _CopyCatalog(Catalog):
@@ -174,6 +181,10 @@ class _CopyCatalog(Catalog):
             if len(present) == len(reference.columns):
                 return self._source.refers(replace(reference, table=former), schema)
         return super().refers(reference, schema)
+
+    def stored(self, table: str, schema: str | None) -> str | None:
+        """What the source calls a table; ``None`` where it has no such table."""
+        return self._former(table, schema)
 
     def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
         """Note that a table is gone, or has another name."""

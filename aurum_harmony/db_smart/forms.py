@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +11,9 @@ from alembic.ddl.base import ColumnDefault, ColumnNullable, ColumnType, DropColu
 from sqlalchemy.types import TypeEngine
 
 from .catalog import Catalog, Constraint
-from .ddl import AddColumns, RenameColumn
+from .ddl import AddColumns, RenameColumn, condition_text, default_text
 from .execution import Execution
+from .rules import counted
 
 
 @dataclass
@@ -162,6 +163,54 @@ class Forms:
             if len(constraint.columns) > 1 and fold(column) in map(fold, constraint.columns):
                 kinds[constraint.name] = "constraint"
         return [f"the {kind} {name!r}" for name, kind in sorted(kinds.items())]
+
+    def breaking(self, table: sa.Table, condition: sa.ClauseElement, columns: Sequence[sa.Column[Any]] = ()) -> int:
+        """How many rows of a table do not meet the condition of a check.
+
+        :param columns: those that are new to it, in which rows have the default.
+        """
+        text = condition_text(condition, self.dialect)
+        broken: sa.ColumnElement[bool] = sa.literal_column(f"NOT ({text}\n)")
+        query = sa.select(sa.func.count()).select_from(self.rows(table, columns)).where(broken)
+        return self.execution.connection.scalar(query) or 0
+
+    def broken_checks(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Iterable[sa.Constraint]
+    ) -> str:
+        """How many rows break the checks of columns that are new to a table, as sentences; empty where none do.
+
+        :param constraints: of the table, beside those of the columns themselves.
+        """
+        said = ""
+        for check in [*constraints, *(each for column in columns for each in column.constraints)]:
+            if isinstance(check, sa.CheckConstraint):
+                count = self.breaking(table, check.sqltext, columns)
+                text = condition_text(check.sqltext, self.dialect)
+                said += f"{counted(count, 'breaks', 'break')} the check {text}. " if count else ""
+        return said
+
+    def repeated(self, table: sa.Table, names: Iterable[str], columns: Sequence[sa.Column[Any]] = ()) -> int:
+        """How many rows of a table have the same values in some columns as others.
+
+        :param columns: as for :meth:`breaking`.
+        """
+        parts: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
+        groups = sa.select(sa.func.count().label("alike")).select_from(self.rows(table, columns)).group_by(*parts)
+        groups = groups.where(sa.true(), *(part.is_not(None) for part in parts)).having(sa.func.count() > 1)
+        return self.execution.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.alike))) or 0
+
+    def rows(self, table: sa.Table, columns: Sequence[sa.Column[Any]] = ()) -> sa.FromClause:
+        """The rows of a table as they are with columns that are new to it, which have the default."""
+        source = sa.table(table.name, schema=table.schema)
+        if not columns:
+            return source
+        values: list[sa.Label[Any]] = []
+        for column in columns:
+            given = default_text(column, self.dialect)
+            if column.computed is not None:
+                given = condition_text(column.computed.sqltext, self.dialect)
+            values.append(sa.literal_column(f"({given or 'NULL'})").label(column.name))
+        return sa.select(sa.literal_column("*"), *values).select_from(source).subquery("old")
 
     def _comment(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
         if self.dialect.supports_comments and not self.dialect.inline_comments:

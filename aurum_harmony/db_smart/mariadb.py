@@ -8,7 +8,7 @@ there; they are looked at afterwards.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,16 +22,15 @@ from .catalog import Constraint
 from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
 from .forms import Change, Forms
-from .rules import BLOCKS, OLD_ROWS, Refused
+from .mariadb_types import blocks, character_set, type_of
+from .rules import BLOCKS, OLD_ROWS, Refused, counted
 
 _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
 _DUPLICATE, _KEY_COLUMN = 1062, 1072
-#: Types of which none becomes another one while the table is written to.
-_KINDS = {"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "float", "double", "char", "varchar", "text"}
-_KINDS |= {"mediumtext", "longtext", "date", "datetime", "timestamp", "time", "blob", "mediumblob", "longblob"}
-_SAME_KIND = {"integer": "int", "numeric": "decimal", "bool": "tinyint", "boolean": "tinyint", "json": "longtext"}
+#: ER_NO_REFERENCED_ROW_2, ER_CONSTRAINT_FAILED; and what MySQL says of a check.
+_NO_TARGET, _CHECK_FAILED = 1452, (4025, 3819)
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
 _DEFINITION = re.compile(
     r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
@@ -44,6 +43,11 @@ _TOKEN = re.compile(r"'(?:[^']|'')*'|`(?:[^`]|``)*`|\w+|.", re.DOTALL)
 _AFTER_DEFAULT = ("ON", "AUTO_INCREMENT", "COMMENT", "CHECK")
 _ON_UPDATE = re.compile(r"^ON UPDATE \w+(\(\d*\))? ?", re.IGNORECASE)
 _DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
+_WIDTH = sa.text(
+    "SELECT MAXLEN FROM information_schema.CHARACTER_SETS WHERE CHARACTER_SET_NAME = COALESCE(:name, "
+    "(SELECT SUBSTRING_INDEX(TABLE_COLLATION, '_', 1) FROM information_schema.TABLES "
+    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table))"
+)
 _TARGET = sa.text(
     "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
     "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table"
@@ -64,9 +68,12 @@ class MariadbForms(Forms):
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:
         """Add columns; foreign keys without looking at old rows."""
+        what = f"op.add_columns({table.name!r}, {', '.join(repr(column.name) for column in columns)})"
         constraints = [*constraints, *self._take_named_checks(table, columns)]
+        self._look_at_checks(table, columns, constraints, what)
         if not online:
-            super().add_columns(table, columns, constraints, online)
+            with self._rows_in_the_way(table, constraints, what, columns):
+                super().add_columns(table, columns, constraints, online)
             return
         added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
         keys = bool(added)
@@ -74,8 +81,8 @@ class MariadbForms(Forms):
             self._check_target(key)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
-        with self._unchecked(keys):
-            self._online(AddColumns(table, columns, constraints), f"op.add_columns({table.name!r}, …)")
+        with self._unchecked(keys), self._rows_in_the_way(table, constraints, what, columns):
+            self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
         planned = self.catalog.plan(table.name, table.schema)
         if planned is not None:
             for number, each in enumerate(constraints):
@@ -100,7 +107,7 @@ class MariadbForms(Forms):
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
         what = f"op.drop_column({table!r}, {column!r})"
         try:
-            self._send(change, online, what)
+            self._send(change, online, what, (table, schema))
         except sa.exc.DBAPIError as error:
             if _code(error) != _KEY_COLUMN:
                 raise
@@ -117,8 +124,10 @@ class MariadbForms(Forms):
         """Create an index, beside the table's traffic."""
         assert index.table is not None
         what = f"op.create_index({str(index.name)!r}, {index.table.name!r})"
-        with self._rows_alike(index.table, index.expressions, what):
-            self._send(sa.schema.CreateIndex(index), online, what, " LOCK=NONE")
+        place = index.table.name, index.table.schema
+        names = [column.name for column in index.expressions if isinstance(column, sa.ColumnClause)]
+        with self._rows_in_the_way(index.table, (), what, unique=names):
+            self._send(sa.schema.CreateIndex(index), online, what, place, " LOCK=NONE")
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
@@ -128,17 +137,18 @@ class MariadbForms(Forms):
         """Add a constraint; a foreign key for new rows first, then a look at the old ones."""
         assert constraint.table is not None
         what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
+        place = constraint.table.name, constraint.table.schema
         if isinstance(constraint, sa.ForeignKeyConstraint) and online:
             self._check_target(constraint)
             self.execution.promise(f"key {constraint.name}")
             with self._unchecked(True):
-                self._online(sa.schema.AddConstraint(constraint), what)
+                self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
         else:
             if self.execution.dry and online and isinstance(constraint, sa.CheckConstraint):
                 raise Refused(BLOCKS, what, "The server checks old rows only so. ")
-            with self._rows_alike(constraint.table, getattr(constraint, "columns", ()), what):
-                self._send(sa.schema.AddConstraint(constraint), online, what)
+            with self._rows_in_the_way(constraint.table, [constraint], what):
+                self._send(sa.schema.AddConstraint(constraint), online, what, place)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
@@ -148,10 +158,10 @@ class MariadbForms(Forms):
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
-        if change.nullable is False and online:
+        if change.nullable is False:
             missing = self._nulls(change)
             if missing:
-                raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
+                raise Refused(OLD_ROWS, what, f"{counted(missing, 'has', 'have')} NULL. ")
         if (change.type_ is not None or change.nullable is not None) and change.existing.get("computed"):
             raise DbSmartError(f"{what}: the column is computed; change it by op.execute(), with its whole definition.")
         modify = change.type_ is not None or change.nullable is not None
@@ -160,17 +170,28 @@ class MariadbForms(Forms):
             definition, on_update = self._definition(change)
             if change.server_default is not False and not on_update:
                 default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
-                self._send(default, online, what)  # first, as the old one may not fit the new type
+                self._send(default, online, what, None)  # first, as the old one may not fit the new type
             if self.execution.dry and online and change.type_ is not None:
-                old, new = _kind(self._shown(change)), _kind(definition)
-                if old != new and {old, new} <= _KINDS:
-                    raise Refused(BLOCKS, what, f"It would change the type from {old} to {new}. ")
+                self._foresee(change, definition, what)
             if modify or on_update:
-                self._send(ModifyColumn(change.table, change.column, definition, change.schema), online, what)
+                modified = ModifyColumn(change.table, change.column, definition, change.schema)
+                self._send(modified, online, what, (change.table, change.schema))
         self.rename_column(change)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
             planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+
+    def _foresee(self, change: Change, definition: str, what: str) -> None:
+        """Say in a dry run what the server would say to ``LOCK=NONE``.
+
+        :raises Refused: that it blocks writers.
+        """
+        old = self._shown(change)
+        table = {"schema": change.schema, "table": self.catalog.stored(change.table, change.schema)}
+        names = {**table, "name": character_set(old)}
+        width = self.execution.connection.scalar(_WIDTH, names) or 1
+        if blocks(old, definition, width, mariadb=bool(getattr(self.dialect, "is_mariadb", True))):
+            raise Refused(BLOCKS, what, f"It would change the type from {type_of(old)} to {type_of(definition)}. ")
 
     def _take_named_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
@@ -297,22 +318,13 @@ class MariadbForms(Forms):
 
         :raises Refused: there are.
         """
-        table = sa.table(
-            constraint.parent.name, *map(sa.column, constraint.column_keys), schema=constraint.parent.schema
-        )
-        first = constraint.elements[0].column.table
-        targets = [element.column.name for element in constraint.elements]
-        target = sa.table(first.name, *map(sa.column, targets), schema=first.schema).alias("target")
-        pairs = list(zip(constraint.column_keys, targets, strict=True))
-        match = sa.and_(*(table.c[own] == target.c[other] for own, other in pairs))
-        broken = sa.and_(*(table.c[own].is_not(None) for own, _ in pairs), ~sa.exists().where(match))
-        query = sa.select(sa.func.count()).select_from(table).where(broken)
         if self.execution.dry:
             return
         name = str(self._name_of(constraint))
+        table, target = constraint.parent, constraint.elements[0].column.table
         key = SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
         try:
-            count = self.execution.connection.scalar(query)
+            count = self._lost(constraint)
         except BaseException:
             with suppress(Exception):  # where that fails too, the next run looks at the rows, as was promised
                 self.execution.send(sa.schema.DropConstraint(key))
@@ -321,21 +333,44 @@ class MariadbForms(Forms):
             self.execution.send(sa.schema.DropConstraint(key))
             raise Refused(
                 OLD_ROWS,
-                f"The foreign key {name!r} of {table.name!r} to {first.name!r}",
-                f"{count} rows refer to what is not there. It was taken back. ",
+                f"The foreign key {name!r} of {table.name!r} to {target.name!r}",
+                f"{counted(count, 'refers', 'refer')} to what is not there. It was taken back. ",
             )
 
-    def _send(self, change: DDLElement, online: bool, what: str, more: str = _ONLINE) -> None:
+    def _lost(self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()) -> int:
+        """How many rows break a foreign key.
+
+        :param columns: those that are new to its table, in which rows have the default.
+        """
+        source = self.rows(constraint.table, columns).alias("own")
+        first = constraint.elements[0].column.table
+        targets = [element.column.name for element in constraint.elements]
+        target = sa.table(first.name, *map(sa.column, targets), schema=first.schema).alias("target")
+        own: list[sa.ColumnClause[Any]] = [sa.column(name, _selectable=source) for name in constraint.column_keys]
+        match = sa.and_(*(column == target.c[name] for column, name in zip(own, targets, strict=True)))
+        broken = sa.and_(*(column.is_not(None) for column in own), ~sa.exists().where(match).correlate(source))
+        query = sa.select(sa.func.count()).select_from(source).where(broken)
+        return self.execution.connection.scalar(query) or 0
+
+    def _send(
+        self, change: DDLElement, online: bool, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE
+    ) -> None:
         if online:
-            self._online(change, what, more)
+            self._online(change, what, place, more)
         else:
             self.execution.send(change)
 
-    def _online(self, change: DDLElement, what: str, more: str = _ONLINE) -> None:
+    def _online(self, change: DDLElement, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE) -> None:
         """Send a change that is not to block.
 
+        :param place: the table and its schema, if its storage engine matters.
         :raises Refused: the server cannot do it so, or rows break it.
         """
+        if self.execution.dry and place is not None:
+            names = {"table": self.catalog.stored(*place), "schema": place[1]}
+            row = self.execution.connection.execute(_TARGET, names).first()
+            if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
+                raise Refused(BLOCKS, what, f"The table is of the engine {row.ENGINE}, not of InnoDB. ")
         text = render(change, self.dialect)
         try:
             self.execution.send(text, more)
@@ -344,34 +379,56 @@ class MariadbForms(Forms):
                 raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
             raise
 
-    @contextmanager
-    def _rows_alike(self, table: sa.Table, columns: Iterable[Any], what: str) -> Iterator[None]:
-        """Say how many rows are in the way of what is to be unique.
+    def _look_at_checks(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], what: str
+    ) -> None:
+        """Look at old rows for the checks of new columns, which the server does not do: their next update would fail.
 
+        :raises Refused: rows break one.
+        """
+        if self.execution.dry or self.catalog.empty(table.name, table.schema):
+            return
+        broken = self.broken_checks(table, columns, constraints)
+        if broken:
+            raise Refused(OLD_ROWS, what, broken)
+
+    @contextmanager
+    def _rows_in_the_way(
+        self,
+        table: sa.Table,
+        constraints: Sequence[sa.Constraint],
+        what: str,
+        columns: Sequence[sa.Column[Any]] = (),
+        unique: Sequence[str] = (),
+    ) -> Iterator[None]:
+        """Say how many rows are in the way of constraints.
+
+        :param columns: those that are added with them.
+        :param unique: the columns of a unique index.
         :raises Refused: there are such rows.
         """
         try:
             yield
         except sa.exc.DBAPIError as error:
-            if _code(error) != _DUPLICATE:
+            code, found = _code(error), ""
+            keys = [[one.name for one in each.columns] for each in constraints if isinstance(each, sa.UniqueConstraint)]
+            for names in [*keys, unique] if code == _DUPLICATE else ():
+                count = self.repeated(table, names, columns) if names else 0
+                found += f"{counted(count, 'has', 'have')} the same values as others. " if count else ""
+            for each in constraints:
+                if code in _CHECK_FAILED and isinstance(each, sa.CheckConstraint):
+                    count = self.breaking(table, each.sqltext, columns)
+                    found += f"{counted(count, 'breaks', 'break')} its condition. " if count else ""
+                elif code == _NO_TARGET and isinstance(each, sa.ForeignKeyConstraint):
+                    count = self._lost(each, columns)
+                    found += f"{counted(count, 'refers', 'refer')} to what is not there. " if count else ""
+            if code not in (_DUPLICATE, _NO_TARGET, *_CHECK_FAILED):
                 raise
-            names = [column.name for column in columns if isinstance(column, sa.ColumnClause)]
-            rows = sa.table(table.name, *map(sa.column, names), schema=table.schema)
-            filled = sa.and_(sa.true(), *(column.is_not(None) for column in rows.c))
-            alike = sa.select(sa.func.count().label("alike")).select_from(rows).where(filled).group_by(*rows.c)
-            groups = alike.having(sa.func.count() > 1).subquery()
-            count = self.execution.connection.scalar(sa.select(sa.func.sum(groups.c.alike)))
-            raise Refused(OLD_ROWS, what, f"{count or 'Some'} rows have the same values as others. ") from error
+            raise Refused(OLD_ROWS, what, found) from error
 
 
 def _code(error: sa.exc.DBAPIError) -> Any:
     return error.orig.args[0] if error.orig is not None and error.orig.args else None
-
-
-def _kind(definition: str) -> str:
-    """The type that a definition begins with, by the server's own word."""
-    word = definition.partition("(")[0].split()[0].rstrip(",").lower()
-    return _SAME_KIND.get(word, word)
 
 
 def _around_default(more: str) -> tuple[str, str, str]:

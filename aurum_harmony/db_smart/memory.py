@@ -31,7 +31,7 @@ class Event(NamedTuple):
     :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; of a first run ``made`` (from the models) and
         ``added`` (by a migration); ``application`` when that run was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
-        ``default``.
+        ``default``; ``new table``, of the event ``added``, for one that no complete run has left to the application.
     """
 
     migration: str
@@ -51,6 +51,9 @@ class Memory:
     :param models: the models; ``None`` where there are none for this database.
     :param fold: a name as the database compares it.
     """
+
+    #: The event that a run has created a table, and its kind.
+    created = ("added", "new table")
 
     def __init__(
         self,
@@ -101,6 +104,10 @@ class Memory:
     def new(self, schema: str | None, table: str) -> bool:
         """Whether the first run, which is not complete, has made this table, from the models or by a migration."""
         return any(event.event in _FIRST_RUN and event.migration == self.module for event in self._of(schema, table))
+
+    def unused(self, schema: str | None, table: str) -> bool:
+        """Whether a run that is not complete has created this table, so that no release uses it yet."""
+        return any(event.migration == self.module for event in self._of(schema, table, self.created[1]))
 
     def model(self, schema: str | None, table: str) -> sa.Table | None:
         """The model of a table that this first run made from it; ``None`` for any other table."""

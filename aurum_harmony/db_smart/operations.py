@@ -350,6 +350,9 @@ class Operations:
         self._ask("RENAME_TABLE", f"op.{what}")
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
+        memory = self._execution.memory
+        if memory is not None and memory.unused(schema, old_table_name):
+            self._execution.note(memory.module, *memory.created, schema, new_table_name)
         self._note_renamed("table", schema, old_table_name, new_table_name)
         with self._execution.operation(what):
             self._forms.rename_table(old_table_name, new_table_name, schema)
@@ -544,20 +547,23 @@ class Operations:
     def drop_constraint(
         self, constraint_name: str, table_name: str, type_: str | None = None, *, schema: str | None = None
     ) -> None:
-        """Drop a constraint where there is one; a table that is missing has none.
+        """Drop a constraint where there is one; a table that is missing has none. Destructive where the table has rows.
 
         :param type_: as in Alembic; not needed, as the database is asked.
+        :raises Refused: the migration is not marked as destructive.
         """
         what = f"drop_constraint({constraint_name!r}, {table_name!r})"
         if self._passed(what, schema, table_name, "constraint", constraint_name):
             return
-        self._note("dropped", "constraint", schema, table_name, constraint_name)
         found = None
         if self.has_table(table_name, schema=schema):
             found = self._catalog.constraints(table_name, schema).get(self._key(constraint_name))
         if found is None or self._model_names(schema, table_name, constraint_name):
+            self._note("dropped", "constraint", schema, table_name, constraint_name)
             self._execution.satisfied(what)
             return
+        self._ask_for_rules(table_name, schema, f"op.{what}, which is of the kind {found.kind!r}")
+        self._note("dropped", "constraint", schema, table_name, constraint_name)
         kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
         with self._execution.operation(what):
@@ -613,17 +619,25 @@ class Operations:
     @_formerly(name="index_name", table="table_name")
     @_step
     def drop_index(self, index_name: str, table_name: str, *, schema: str | None = None, online: bool = True) -> None:
-        """Drop an index where there is one; a table that is missing has none."""
+        """Drop an index where there is one; a table that is missing has none.
+
+        A unique one is a constraint: dropping it is destructive where the table has rows.
+
+        :raises Refused: it is unique, and the migration is not marked as destructive.
+        """
         what = f"drop_index({index_name!r}, {table_name!r})"
         if self._passed(what, schema, table_name, "index", index_name):
             return
-        self._note("dropped", "index", schema, table_name, index_name)
         found = None
         if self.has_table(table_name, schema=schema):
             found = self._catalog.indexes(table_name, schema).get(self._key(index_name))
         if found is None or self._model_names(schema, table_name, index_name):
+            self._note("dropped", "index", schema, table_name, index_name)
             self._execution.satisfied(what)
             return
+        if found.unique and found.valid:
+            self._ask_for_rules(table_name, schema, f"op.{what}, which is unique")
+        self._note("dropped", "index", schema, table_name, index_name)
         index = self._objects.index(found.name, table_name, [], schema=schema)
         with self._execution.operation(what):
             self._forms.drop_index(index, self._busy(table_name, schema, online))
@@ -766,6 +780,9 @@ class Operations:
         if self.has_table(name, schema=schema):
             self._execution.satisfied(f"create_table({name!r})")
         else:
+            memory = self._execution.memory
+            if memory is not None:
+                self._execution.note(memory.module, *memory.created, schema, name)
             with self._execution.operation(f"create_table({name!r})"):
                 self._forms.create_table(described)
             planned = self._catalog.plan(name, schema)
@@ -1039,6 +1056,18 @@ class Operations:
         """
         if not self._migration.options.destructive:
             self._refuse(rule, what)
+
+    def _ask_for_rules(self, table: str, schema: str | None, what: str) -> None:
+        """Refuse to drop what rows must keep to, where the table has some and a release may use it.
+
+        :raises Refused: the migration does not say that it may.
+        """
+        memory = self._execution.memory
+        unused = memory is not None and (memory.unused(schema, table) or memory.new(schema, table))
+        if self._execution.dry and self._catalog.stored(table, schema) is None:
+            unused = True
+        if not unused and not self._catalog.empty(table, schema):
+            self._ask("DROP_CONSTRAINT", what)
 
     @staticmethod
     def _refuse(rule: str, what: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from .errors import DbSmartError
+from .rules import counted
 
 _TOKEN = re.compile(
     r"""(?P<space>(?:[\s\ufeff]|--[^\n]*|/\*.*?(?:\*/|\Z))+)
@@ -599,7 +600,7 @@ class _Rebuild:
             with suppress(sa.exc.DBAPIError):  # it names a column that is new
                 count = self._rows(query)[0][0] or 0
         if count:
-            rows = f"1 row {verb[0]} {text}" if count == 1 else f"{count} rows {verb[1]} {text}"
+            rows = f"{counted(count, *verb)} {text}"
         return RowsInTheWay(failure.message, f"{rows}. Nothing was changed. ")
 
     def failed(self, cause: str, advice: str = "Mend the cause") -> DbSmartError:

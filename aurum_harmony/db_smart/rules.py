@@ -22,6 +22,11 @@ class Rule:
     why: str
     fix: str
 
+    @property
+    def document(self) -> str:
+        """Where its section is, in the source distribution and the repository."""
+        return f"docs/rules.md#{self.id.lower()}"
+
 
 class Refused(DbSmartError):
     """An operation was refused before it did anything.
@@ -31,7 +36,12 @@ class Refused(DbSmartError):
 
     def __init__(self, rule: Rule, what: str, detail: str = "") -> None:
         self.rule = rule
-        super().__init__(f"{rule.id} {what}: {rule.summary}. {detail}{rule.why} {rule.fix}")
+        super().__init__(f"{rule.id} {what}: {rule.summary}. {detail}{rule.why} {rule.fix} See {rule.document}.")
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """How many rows do something, as the words after their number say it of one and of more."""
+    return f"1 row {one}" if count == 1 else f"{count} rows {more}"
 
 
 _ASK = "If that is what you want, say so: @migration(destructive=True)."
@@ -67,6 +77,14 @@ NARROW_TYPE = Rule(
     "the new type may not hold every value of the old one",
     "Rows may not fit, or lose digits, and the release that still runs may write more of them.",
     f"Add a column of the new type, op.backfill() it, and move over to it. {_ASK}",
+)
+DROP_CONSTRAINT = Rule(
+    "DS106",
+    "without it, rows can be written that break it",
+    "The release that still runs relies on it: ON CONFLICT, ON DUPLICATE KEY and ON DELETE fail or do otherwise. "
+    "Such rows stay, and it cannot be made again before they are mended.",
+    "Deploy a release that no longer relies on it first, and drop it in a later one; where another one takes its "
+    f"place, add that first, by another name. {_ASK}",
 )
 REWRITE = Rule(
     "DS201",

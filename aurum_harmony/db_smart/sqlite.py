@@ -18,7 +18,7 @@ from .ddl import AddColumns, column_text, constraint_text, default_text
 from .errors import DbSmartError
 from .forms import Change, Forms
 from .rebuild import RowsInTheWay, TableSql, needs_foreign_keys_off, rebuild
-from .rules import OLD_ROWS, Refused
+from .rules import OLD_ROWS, Refused, counted
 
 #: A default that SQLite takes in ADD COLUMN for a table with rows: a literal.
 _CONSTANT = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|'([^']|'')*'|x'[0-9a-f]*'|NULL|TRUE|FALSE", re.IGNORECASE)
@@ -66,7 +66,8 @@ class SqliteForms(Forms):
             except (sa.exc.IntegrityError, sa.exc.OperationalError) as error:
                 if "constraint failed" not in str(error.orig):
                     raise
-                raise Refused(OLD_ROWS, what, f"{error.orig} for the rows that are there. ") from error
+                broken = self.broken_checks(table, [column], checks[column.name])
+                raise Refused(OLD_ROWS, what, broken or f"{error.orig} for the rows that are there. ") from error
             finally:
                 column.unique = unique
 
@@ -193,7 +194,7 @@ class SqliteForms(Forms):
         count = None
         with suppress(sa.exc.SQLAlchemyError):  # an order, which GROUP BY does not take
             count = self.execution.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.n)))
-        return f"{f'{count} rows' if count else 'Rows'} repeat {columns}. "
+        return f"{counted(count, 'repeats', 'repeat') if count else 'Rows repeat'} {columns}. "
 
     def _needs_rebuild(self, column: sa.Column[Any]) -> bool:
         """Whether ADD COLUMN refuses a column on a table with rows."""
