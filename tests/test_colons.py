@@ -52,7 +52,7 @@ def test_a_check_holds_what_it_says(database: Database) -> None:
         insert(database, 10 + number, "NULL")
         with pytest.raises((sa.exc.IntegrityError, sa.exc.OperationalError)):
             insert(database, 20 + number, ":none")
-        with operations(database) as op:
+        with operations(database, destructive=True) as op:
             op.drop_constraint("ck", "t")
 
 

@@ -109,7 +109,7 @@ def test_long_constraints_are_found_again_and_dropped(url: URL, made: str) -> No
     run()
     assert found() == [1, 1, 1]
     assert statements(database, run) == []
-    with operations(database) as op:
+    with operations(database, destructive=True) as op:
         for name in sorted(names):
             op.drop_constraint(name, TABLE)
     assert found() == [0, 0, 0]

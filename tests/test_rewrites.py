@@ -137,7 +137,7 @@ def test_what_looks_at_every_row_again_is_refused(database: Database, kind: str)
     execute(database, made)
     with pytest.raises(Refused, match="DS201.*'in the Way'"), operations(database) as op:
         widen(op)
-    with operations(database) as op:
+    with operations(database, destructive=True) as op:
         drop(op)
         widen(op)
         create(op)

@@ -50,6 +50,12 @@ def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
     return text
 
 
+def condition_text(condition: sa.ClauseElement, dialect: Dialect) -> str:
+    """A condition, or another expression, as SQL, as it stands in a check of a table."""
+    text: str = _ddl_compiler(dialect).sql_compiler.process(condition, include_table=False, literal_binds=True)
+    return text
+
+
 def name_text(item: sa.Index | sa.Constraint, dialect: Dialect) -> str:
     """The name that an index or constraint has in the database, where a long one made by a convention is shortened."""
     preparer: Any = dialect.identifier_preparer

@@ -11,7 +11,7 @@ from alembic.ddl.base import ColumnDefault, ColumnNullable, ColumnType, DropColu
 from sqlalchemy.types import TypeEngine
 
 from .catalog import Catalog, Constraint
-from .ddl import AddColumns, RenameColumn, default_text, render
+from .ddl import AddColumns, RenameColumn, condition_text, default_text
 from .execution import Execution
 from .rules import counted
 
@@ -111,6 +111,10 @@ class Forms:
         """Drop a column."""
         self.execution.send(DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema))
 
+    def shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """What a column has together with others and would take along in silence, such as ``"the index 'ix'"``."""
+        return []
+
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index that is missing."""
         self.execution.send(sa.schema.CreateIndex(index))
@@ -161,12 +165,24 @@ class Forms:
         """What is asked for of a column, without what this kind of database does not tell from what it has."""
         return type_, nullable
 
+    def _shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """As :meth:`shared`, of indexes and constraints by their columns."""
+        kinds: dict[str, str] = {}
+        fold = self.catalog.fold
+        for index in self.catalog.indexes(table, schema).values():
+            if len(index.columns) > 1 and fold(column) in [fold(name) for name in index.columns if name]:
+                kinds[index.name] = "index"
+        for constraint in self.catalog.constraints(table, schema).values():
+            if len(constraint.columns) > 1 and fold(column) in map(fold, constraint.columns):
+                kinds[constraint.name] = "constraint"
+        return [f"the {kind} {name!r}" for name, kind in sorted(kinds.items())]
+
     def breaking(self, table: sa.Table, condition: sa.ClauseElement, columns: Sequence[sa.Column[Any]] = ()) -> int:
         """How many rows of a table do not meet the condition of a check.
 
         :param columns: those that are new to it, in which rows have the default.
         """
-        text = render(condition, self.dialect, literal_binds=True, include_table=False)
+        text = condition_text(condition, self.dialect)
         broken: sa.ColumnElement[bool] = sa.literal_column(f"NOT ({text}\n)")
         query = sa.select(sa.func.count()).select_from(self.rows(table, columns)).where(broken)
         return self.execution.connection.scalar(query) or 0
@@ -182,7 +198,7 @@ class Forms:
         for check in [*constraints, *(each for column in columns for each in column.constraints)]:
             if isinstance(check, sa.CheckConstraint):
                 count = self.breaking(table, check.sqltext, columns)
-                text = render(check.sqltext, self.dialect, literal_binds=True, include_table=False)
+                text = condition_text(check.sqltext, self.dialect)
                 said += f"{counted(count, 'breaks', 'break')} the check {text}. " if count else ""
         return said
 
@@ -205,7 +221,7 @@ class Forms:
         for column in columns:
             given = default_text(column, self.dialect)
             if column.computed is not None:
-                given = render(column.computed.sqltext, self.dialect, literal_binds=True, include_table=False)
+                given = condition_text(column.computed.sqltext, self.dialect)
             values.append(sa.literal_column(f"({given or 'NULL'})").label(column.name))
         return sa.select(sa.literal_column("*"), *values).select_from(source).subquery("old")
 

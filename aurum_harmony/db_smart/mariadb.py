@@ -116,6 +116,10 @@ class MariadbForms(Forms):
                 "first, by op.drop_constraint() or op.drop_index()."
             ) from error
 
+    def shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """What a column has together with others; the server would make an index shorter in silence."""
+        return self._shared(table, column, schema)
+
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index, beside the table's traffic."""
         assert index.table is not None

@@ -374,9 +374,10 @@ class Operations:
 
     @_step
     def drop_column(self, table_name: str, column_name: str, *, schema: str | None = None, online: bool = True) -> None:
-        """Drop a column where there is one, with the indexes on it. Destructive.
+        """Drop a column where there is one, with the indexes and constraints on it alone. Destructive.
 
         :raises Refused: the migration is not marked as destructive.
+        :raises DbSmartError: an index or a constraint has the column together with others.
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
         what = f"drop_column({table_name!r}, {column_name!r})"
@@ -391,6 +392,12 @@ class Operations:
         if self._made_again(what, schema, table_name, "column", column_name):
             return
         self._ask("DROP_COLUMN", f"op.{what}")
+        shared = self._forms.shared(table_name, column_name, schema)
+        if shared:
+            raise DbSmartError(
+                f"op.{what}: {', '.join(shared)}: each has the column together with others, and would not stay as it "
+                "is. Nothing was changed. Drop that first, by op.drop_index() or op.drop_constraint()."
+            )
         self._note("dropped", "column", schema, table_name, column_name)
         with self._execution.operation(what):
             self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))

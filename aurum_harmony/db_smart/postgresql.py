@@ -61,6 +61,21 @@ _REMADE = sa.text(
     "WHERE d.classid = 'pg_class'::regclass AND d.objid = x.indexrelid AND d.refclassid = 'pg_class'::regclass "
     "AND d.refobjid = c.oid AND d.refobjsubid = c.attnum) ORDER BY 1, 2"
 )
+#: What a column of a table, or of those that inherit from it, has together with others: constraints and indexes. Of a
+#: foreign key its own columns count only, as those that it refers to may be of the same table.
+_SHARED = sa.text(
+    f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid, true AS own UNION SELECT i.inhrelid, false "
+    "FROM pg_inherits AS i JOIN t ON i.inhparent = t.oid) SELECT DISTINCT "
+    "CASE WHEN k.oid IS NULL THEN 'index' ELSE 'constraint' END, COALESCE(k.conname, r.relname) AS name, t.own "
+    "FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attname = :column "
+    "JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.refobjsubid = a.attnum "
+    "JOIN pg_depend AS o ON o.classid = d.classid AND o.objid = d.objid AND o.refclassid = d.refclassid "
+    "AND o.refobjid = d.refobjid AND o.refobjsubid NOT IN (0, d.refobjsubid) "
+    "LEFT JOIN pg_constraint AS k ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid AND k.conrelid = t.oid "
+    "AND (k.contype <> 'f' OR cardinality(k.conkey) > 1 AND a.attnum = ANY (k.conkey)) "
+    "LEFT JOIN pg_class AS r ON d.classid = 'pg_class'::regclass AND r.oid = d.objid AND r.relkind IN ('i', 'I') "
+    "WHERE k.oid IS NOT NULL OR r.oid IS NOT NULL ORDER BY 2"
+)
 
 
 class PostgresqlForms(Forms):
@@ -130,6 +145,21 @@ class PostgresqlForms(Forms):
                 self.add_constraint(constraint, online)
             else:
                 self.finish_constraint(constraint, existing)
+
+    def shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """What a column has together with others, checks and expressions too; the server would drop it in silence."""
+        planned = self.catalog.plan(table, schema)
+        found = self._shared(table, column, schema)
+        if planned is not None:
+            known = planned.columns.get(column, {})
+            names = {"table": planned.stored, "column": known.get("stored", column)}
+        else:
+            names = {"table": table, "column": column}
+        for kind, name, own in self.execution.connection.execute(_SHARED, {**names, "schema": schema}):
+            dropped = planned is not None and own and name not in {**planned.indexes, **planned.constraints}
+            if not dropped and f"the {kind} {name!r}" not in found:
+                found.append(f"the {kind} {name!r}")
+        return found
 
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index, beside the table's traffic."""
