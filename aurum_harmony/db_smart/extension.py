@@ -20,7 +20,15 @@ from flask.cli import ScriptInfo
 
 from .cli import group
 from .database import Database, databases, engines_of
-from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, Interrupted, MigrationFailed
+from .errors import (
+    ConfigError,
+    DatabaseBehind,
+    DbSmartError,
+    HistoryUnreadable,
+    Interrupted,
+    MigrationFailed,
+    one_line,
+)
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
 from .notices import notice, without_plugin_lines
@@ -349,6 +357,13 @@ class DbSmart:
             with app.app_context(), kept_alive():
                 return self._migrate(app, gate, step.reason, force=True)
         verdict = gate.by_flag()
+        if verdict.flag is not None and verdict.flag.module != gate.module:
+            _logger.warning(
+                "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
+                "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
+                gate.path,
+                one_line(verdict.flag.module),
+            )
         with ExitStack() as stack:
             if not verdict.holds:
                 stack.enter_context(kept_alive())
