@@ -23,7 +23,7 @@ from . import flag as flags
 from .database import Database, denied
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, MigrationError, one_line
 from .flag import DatabaseRecord, Flag, FlagInvalid
-from .notices import WAIT_SHOWN_AFTER, unheard
+from .notices import WAIT_SHOWN_AFTER, logger_of, unheard
 from .ownership import make_file, make_folder
 from .sources import Sources, scan
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .migrations import Migration
 
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 _UNCHANGED = "nothing changed"
 _COMPLETE = "holds every migration of this code"
