@@ -17,7 +17,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import DbSmart, DbSmartError, signals
+from aurum_harmony.db_smart import DbSmart, DbSmartError, notices, signals
 
 from .conftest import Project
 from .processes import ROOT, environment
@@ -148,6 +148,30 @@ def test_a_listener_of_booted_may_wait_for_a_request_of_another_thread(sqlite_pr
     sqlite_project.dispose(app)
 
 
+@pytest.mark.parametrize("name", ["migration_started", "migration_progress"])
+def test_a_listener_within_a_run_may_wait_for_a_request_of_another_thread(sqlite_project: Project, name: str) -> None:
+    """It gets an answer, also where it was already waiting: that the database is not ready."""
+    sqlite_project.write(MIGRATIONS)
+    app, smart = sqlite_project.app()
+    answers: list[tuple[int, str]] = []
+
+    def listen(_: object, **__: object) -> None:
+        if not answers:
+            with ThreadPoolExecutor(2) as pool:
+                asked = [pool.submit(lambda: app.test_client().get("/")) for _ in range(2)]
+                answers.extend((one.result(18).status_code, one.result().headers["Retry-After"]) for one in asked)
+
+    def run() -> None:
+        with getattr(signals, name).connected_to(listen, sender=app):
+            smart.boot(app)
+
+    bounded(run)
+    assert answers == [(503, "1")] * 2
+    assert app.test_client().get("/").text == "served"
+    assert applied(sqlite_project)
+    sqlite_project.dispose(app)
+
+
 def test_boot_within_boot_is_said(sqlite_project: Project) -> None:
     sqlite_project.write(
         "@migration\ndef again(): current_app.extensions['db_smart'].boot(current_app._get_current_object())\n"
@@ -190,20 +214,31 @@ class Raising(logging.Handler):
         raise RuntimeError("this handler always raises")
 
 
-def test_a_log_handler_that_raises_leaves_nothing_half_done(project: Project) -> None:
+def test_a_log_handler_that_raises_breaks_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.write(MIGRATIONS)
     logger = logging.getLogger("aurum_harmony.db_smart")
     handler, level = Raising(), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
+    notices._said.clear()
     try:
-        with pytest.raises((RuntimeError, DbSmartError), match="always raises"):
+        assert project.boot().applied == ("one", "two", "three")
+        assert project.run("migrate").exit_code == 0
+        project.write(MIGRATIONS + '@migration\ndef bad(op): op.execute("SELECT * FROM nowhere")\n')
+        with pytest.raises(DbSmartError, match="nowhere"):
             project.boot()
+        app, _ = project.app()
+        assert app.test_client().get("/").status_code == 503
+        project.dispose(app)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    project.boot(DB_SMART_LOCK_TIMEOUT=5)
     assert applied(project)
+    said = [line for line in capsys.readouterr().err.splitlines() if "extension gets lost" in line]
+    assert said == [
+        "db-smart: what is logged to aurum_harmony.db_smart.extension gets lost: RuntimeError: this handler always "
+        "raises"
+    ]
 
 
 CLI = """

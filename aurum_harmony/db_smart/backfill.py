@@ -9,7 +9,6 @@ condition is one that the update itself makes false, the table is passed again u
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +26,9 @@ from .ddl import render
 from .errors import DbSmartError
 from .execution import Execution, back_off
 from .history import Progress
+from .notices import logger_of
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 #: How many rows the first batch has.
 _FIRST = 1_000

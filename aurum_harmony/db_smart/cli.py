@@ -18,6 +18,7 @@ from flask.cli import AppGroup
 from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import decide, worst
+from .notices import logger_of
 from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
 from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from .gate import FlagVerdict, Gate, Plan
     from .history import Progress
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 group = AppGroup("db-smart", help="Keep the database up to date with this code.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 import re
 import threading
@@ -22,10 +21,11 @@ from .ddl import render
 from .guard import LockGuard, guarded
 from .lock import Lock
 from .memory import Memory, insert
+from .notices import logger_of
 from .settings import DdlSettings
 from .steps import Steps, reads
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 #: What MariaDB commits the open transaction for: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
 _COMMITS = re.compile(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -20,10 +19,18 @@ from flask.cli import ScriptInfo
 
 from .cli import group
 from .database import Database, databases, engines_of
-from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, Interrupted, MigrationFailed
+from .errors import (
+    ConfigError,
+    DatabaseBehind,
+    DbSmartError,
+    HistoryUnreadable,
+    Interrupted,
+    MigrationFailed,
+    one_line,
+)
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
-from .notices import notice, without_plugin_lines
+from .notices import logger_of, notice, without_plugin_lines
 from .settings import (
     boot_mode,
     create_all,
@@ -35,7 +42,7 @@ from .settings import (
     set_defaults,
     snapshots,
 )
-from .signals import booted, send
+from .signals import booted, in_listener, send
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -48,10 +55,12 @@ if TYPE_CHECKING:
 Decision = Literal["skipped", "verified", "migrated", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 _EXTENSION = "db_smart"
 _EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
+#: How long a request waits for a listener that is called while another thread migrates, seconds.
+_LISTENER_SECONDS = 1.0
 #: Words on the command line of commands for which it does not matter whether a database is behind.
 _COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
 #: How long after the import of this module the first boot of a process still belongs to its start, seconds.
@@ -102,14 +111,22 @@ class _AppState:
         return self.thread == threading.get_ident()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let one thread at a time decide."""
-        with self.lock:
-            self.thread = threading.get_ident()
-            try:
-                yield
-            finally:
-                self.thread = None
+    def alone(self, *, patient: bool = True) -> Iterator[bool]:
+        """Let one thread at a time decide.
+
+        :param patient: whether to wait also while that one is in a listener, which may wait for this very thread.
+        :returns: whether it is this thread's turn.
+        """
+        while not self.lock.acquire(timeout=-1 if patient else _LISTENER_SECONDS / 10):
+            if in_listener(self.thread) > _LISTENER_SECONDS:
+                yield False
+                return
+        self.thread = threading.get_ident()
+        try:
+            yield True
+        finally:
+            self.thread = None
+            self.lock.release()
 
 
 class DbSmart:
@@ -354,6 +371,13 @@ class DbSmart:
             with app.app_context(), kept_alive():
                 return self._migrate(app, gate, step.reason, force=True)
         verdict = gate.by_flag()
+        if verdict.flag is not None and verdict.flag.module != gate.module:
+            _logger.warning(
+                "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
+                "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
+                gate.path,
+                one_line(verdict.flag.module),
+            )
         with ExitStack() as stack:
             if not verdict.holds:
                 stack.enter_context(kept_alive())
@@ -419,8 +443,8 @@ class DbSmart:
         if state.mine or getattr(view, _EXEMPT, False):
             return None
         reports: list[BootReport] = []
-        with state.alone():
-            if not state.verified and time.monotonic() >= state.refused_until:
+        with state.alone(patient=False) as mine:
+            if mine and not state.verified and time.monotonic() >= state.refused_until:
                 try:
                     self._verify(app, state, reports)
                     state.refusal = None
@@ -429,7 +453,7 @@ class DbSmart:
                     # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
                     state.refusal = error.public if isinstance(error, DatabaseBehind) else "The database is not ready."
                     state.refused_until = time.monotonic() + _RETRY_SECONDS
-            refusal = state.refusal
+            refusal = state.refusal if mine else "The database is being migrated."
         for report in reports:
             send(booted, app, report=report)
         if refusal is not None:

@@ -21,8 +21,8 @@ from .ownership import give, make_folder
 FORMAT = 1
 PROGRAM = "db-smart"
 
-#: A larger file is not ours: 100,000 migration files need less.
-MAX_BYTES = 16 * 1024 * 1024
+#: A larger file is not ours: 10,000 migration files need less. To read one takes up to 25 times as much memory.
+MAX_BYTES = 2 * 1024 * 1024
 
 
 #: How to open what somebody else may have put there. Windows has none of them, and none of what they are for.
@@ -132,10 +132,12 @@ def write(path: Path, flag: Flag) -> None:
 
     Where root does it, the flag is of the owner of its folder.
 
-    :raises OSError: the file cannot be written; nothing is left behind.
+    :raises OSError: the file cannot be written, or would be too large to be read again; nothing is left behind.
     """
-    make_folder(path.parent)
     content = json.dumps({"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **asdict(flag)})
+    if len(content) > MAX_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "x", encoding="utf-8") as file:

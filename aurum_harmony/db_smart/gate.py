@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -22,7 +23,7 @@ from . import flag as flags
 from .database import Database, denied
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, MigrationError, one_line
 from .flag import DatabaseRecord, Flag, FlagInvalid
-from .notices import WAIT_SHOWN_AFTER, unheard
+from .notices import WAIT_SHOWN_AFTER, logger_of, unheard
 from .ownership import make_file, make_folder
 from .sources import Sources, scan
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from .migrations import Migration
 
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 _UNCHANGED = "nothing changed"
 _COMPLETE = "holds every migration of this code"
@@ -221,14 +222,14 @@ class Gate:
             flag = flags.read(self.path)
         except FlagInvalid as error:
             return FlagVerdict(False, str(error), present=error.present)
+        if flag.module != self.module:
+            return FlagVerdict(False, f"the flag is for the migrations {one_line(flag.module)!r}", flag)
         for name, record in flag.databases.items():
             reason = self._database_changed(name, record)
             if reason is not None:
                 return FlagVerdict(False, one_line(reason), flag)
         if "default" in self.databases and "default" not in flag.databases:
             return FlagVerdict(False, "the flag does not name the default database", flag)
-        if flag.module != self.module:
-            return FlagVerdict(False, f"the flag is for the migrations {flag.module!r}", flag)
         sources = self.sources
         same = flag.stats == sources.stats and flag.roots == sources.roots
         if same and not flag.racy:
@@ -280,16 +281,20 @@ class Gate:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     taken = True
                     os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                    os.pwrite(descriptor, f"{os.getpid()} {self._question}".encode(), 0)
                 except BlockingIOError:
+                    holder, _, question = one_line(os.pread(descriptor, 40, 0).decode(errors="replace")).partition(" ")
+                    if question and question != self._question:  # another application, which will not answer ours
+                        break
                     now = time.monotonic()
                     show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
                     if show or now - told >= _TELL_EVERY:
                         told, shown = now, shown or show
-                        holder = one_line(os.pread(descriptor, 20, 0).decode(errors="replace")) or "another one"
                         level = logging.WARNING if show else logging.INFO
                         _logger.log(
-                            level, "db-smart: waiting for process %s of this host, which asks or migrates", holder
+                            level,
+                            "db-smart: waiting for process %s of this host, which asks or migrates",
+                            holder or "another one",
                         )
                     threading.Event().wait(pause * random.uniform(0.5, 1.5))
                     pause = min(pause * 1.5, longest)
@@ -301,6 +306,12 @@ class Gate:
             yield verdict
         finally:
             os.close(descriptor)
+
+    @cached_property
+    def _question(self) -> str:
+        """What this boot asks, in short: whether these databases hold these migrations."""
+        texts = [self.module, *(database.url for database in self.databases.values())]
+        return hashlib.sha256("\0".join(texts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     def _flag_stamp(self) -> tuple[int, int] | None:
         try:

@@ -9,7 +9,6 @@ file, which the kernel releases with the process.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import socket
@@ -29,14 +28,14 @@ from .database import Database, begin, transient
 from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
 from .flag import NO_LINK, read_regular
 from .history import Holder, State, epoch_us, read_state, state
-from .notices import WAIT_SHOWN_AFTER, unheard
+from .notices import WAIT_SHOWN_AFTER, logger_of, unheard
 from .ownership import give, make_file
 from .settings import LockSettings
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 #: The pause between two tries grows from the first to the second figure, seconds, and is jittered. It is about a third
 #: of the time waited so far: a herd of waiters that comes back faster takes from the server what the holder needs.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import signal
 import threading
 import time
@@ -30,12 +29,13 @@ from .history import Pending, State
 from .lock import Lock, lock_of
 from .memory import Memory, insert
 from .migrations import Migration, location
+from .notices import logger_of
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .steps import Steps
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import marshal
 import os
 import re
@@ -31,11 +30,12 @@ from .database import Database
 from .errors import DbSmartError
 from .history import TABLE_NAMES, Pending
 from .lock import lock_of
+from .notices import logger_of
 from .ownership import give, make_folder
 from .settings import lock_settings, snapshot_folder, snapshots
 from .signals import send, snapshot_taken
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 #: After the prefix: whose it is, when it was made, and before what.
