@@ -32,6 +32,14 @@ _DUPLICATE, _KEY_COLUMN = 1062, 1072
 _KINDS = {"tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "float", "double", "char", "varchar", "text"}
 _KINDS |= {"mediumtext", "longtext", "date", "datetime", "timestamp", "time", "blob", "mediumblob", "longblob"}
 _SAME_KIND = {"integer": "int", "numeric": "decimal", "bool": "tinyint", "boolean": "tinyint", "json": "longtext"}
+#: Types whose length or precision cannot be changed in place; and a number in a definition.
+_EXACT_LENGTH = ("decimal", "char", "binary", "datetime", "timestamp", "time")
+_LENGTH = re.compile(r"\d+")
+_ONE_BYTE, _MOST_OCTETS = 255, 4
+_OCTETS = sa.text(
+    "SELECT CHARACTER_OCTET_LENGTH DIV CHARACTER_MAXIMUM_LENGTH FROM information_schema.COLUMNS "
+    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table AND COLUMN_NAME = :column"
+)
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
 _DEFINITION = re.compile(
     r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
@@ -68,6 +76,13 @@ class MariadbForms(Forms):
         if not online:
             super().add_columns(table, columns, constraints, online)
             return
+        if self.execution.dry:
+            what = f"op.add_columns({table.name!r}, …)"
+            stored = any(column.computed is not None and column.computed.persisted for column in columns)
+            if stored or any(isinstance(constraint, sa.CheckConstraint) for constraint in constraints):
+                raise Refused(
+                    BLOCKS, what, "The server adds a stored computed column, and a check that has a name, only so. "
+                )
         added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
         keys = bool(added)
         for key in added:
@@ -144,7 +159,7 @@ class MariadbForms(Forms):
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
-        if change.nullable is False and online:
+        if change.nullable is False and online and not self.execution.dry:
             missing = self._nulls(change)
             if missing:
                 raise Refused(OLD_ROWS, what, f"{missing} rows have NULL. ")
@@ -161,12 +176,27 @@ class MariadbForms(Forms):
                 old, new = _kind(self._shown(change)), _kind(definition)
                 if old != new and {old, new} <= _KINDS:
                     raise Refused(BLOCKS, what, f"It would change the type from {old} to {new}. ")
+                if old == new and self._is_copied(change, definition):
+                    raise Refused(BLOCKS, what, f"It would change how a {old} is stored. ")
             if modify or on_update:
                 self._send(ModifyColumn(change.table, change.column, definition, change.schema), online, what)
         self.rename_column(change)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
             planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+
+    def _is_copied(self, change: Change, definition: str) -> bool:
+        """Whether the table is copied for another length or precision of the same type, as far as that is known."""
+        before, after = (_LENGTH.findall(text.partition(")")[0]) for text in (self._shown(change), definition))
+        kind = _kind(definition)
+        if kind not in ("varchar", "varbinary"):
+            return kind in _EXACT_LENGTH and before != after
+        shorter, longer = int(before[0]), int(after[0])
+        names = {"schema": change.schema, "table": self.catalog.stored(change.table, change.schema)}
+        names["column"] = change.existing.get("stored", change.column)
+        octets = self.execution.connection.scalar(_OCTETS, names) or _MOST_OCTETS
+        # The length of a value is in one byte, up to 255 of them, or in two.
+        return longer < shorter or shorter * octets <= _ONE_BYTE < longer * octets
 
     def _take_named_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
@@ -182,16 +212,8 @@ class MariadbForms(Forms):
         return taken
 
     def _nulls(self, change: Change) -> int:
-        """How many rows have NULL in a column; none where a dry run cannot know."""
-        table, column = change.table, change.existing.get("stored", change.column)
-        if self.execution.dry:
-            stored = self.catalog.stored(change.table, change.schema)
-            if self.execution.rows_changed or stored is None:
-                return 0
-            if column is None:
-                return 0 if change.existing["default"] is not None else self.catalog.count(stored, change.schema)
-            table = stored
-        return self.catalog.count(table, change.schema, sa.column(column).is_(None))
+        """How many rows have NULL in a column."""
+        return self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
 
     def _definition(self, change: Change) -> tuple[str, bool]:
         """The definition that a column is to have: the one that the server shows, edited.
