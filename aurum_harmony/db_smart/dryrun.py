@@ -63,6 +63,7 @@ class Preview:
     :ivar unknown: why some of it cannot be known beforehand; ``None`` where all is.
     :ivar error: what the migration would fail with.
     :ivar script: statements and, beginning with ``--``, remarks.
+    :ivar steps_done: how many steps an earlier run, which was cut short, has done.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Preview:
     unknown: str | None = None
     error: str | None = None
     script: list[str] = field(default_factory=list)
+    steps_done: int = 0
 
 
 def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: bool) -> list[Preview]:
@@ -106,6 +108,7 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
         for item in plan.pending:
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
             execution.steps = begun.get(item.migration.name) or _no_steps(connection, item.migration.name)
+            shown.steps_done = execution.steps.kept
             previews.append(shown)
             try:
                 with bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")):
@@ -333,6 +336,9 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
         if shown.migration is not None:
             row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
             lines.append(render(row, dialect, literal_binds=True))
+            if shown.steps_done:
+                steps = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
+                lines.append(render(steps, dialect, literal_binds=True))
         if transactional:
             lines.append(_COMMIT)
         # A remark is none, and what sets another delimiter has its ends in it.
@@ -498,6 +504,10 @@ class DryExecution(Execution):
         elif self.dialect == "sqlite":
             self.connection.exec_driver_sql(text)
 
+    def done_before(self, operation: str) -> None:
+        """An operation was done by an earlier run, which was cut short."""
+        self.current.satisfied.append(f"{operation or self.current.does.pop()}: done by the run that was cut short")
+
     def foretell(self, statement: str) -> None:
         """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
 
@@ -581,8 +591,12 @@ class DryExecution(Execution):
         dialect = self.connection.dialect
         if reads(str(statement.compile(dialect=dialect))):
             return self.connection.execute(statement, parameters)
+        step = self.steps.next(_as_sent(statement, parameters, dialect)) if self.steps.kept else None
         text = " ".join(str(statement).split())
         self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
+        if step is not None and self.steps.done(step) is not None:
+            self.done_before("")
+            parameters = []
         for values in [parameters] if parameters is None or isinstance(parameters, Mapping) else parameters:
             try:
                 bound_statement = _bind(statement, values or {})
@@ -621,6 +635,16 @@ def _with_values(statement: str, values: Iterable[Any]) -> str:
         return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
     return _MARK.sub(fill, statement) if values else statement
+
+
+def _as_sent(statement: Any, parameters: Any, dialect: sa.Dialect) -> str:
+    """A statement as the driver gets it, by which a step of a run is known."""
+    many = parameters is not None and not isinstance(parameters, Mapping)
+    first = next(iter(parameters), {}) if many else parameters or {}
+    compiled = statement.compile(dialect=dialect, column_keys=sorted(first), for_executemany=many)
+    if compiled.post_compile_params or compiled.literal_execute_params:
+        return str(compiled.construct_expanded_state(first).statement)
+    return str(compiled)
 
 
 def _bind(statement: Any, values: Mapping[str, Any]) -> Any:

@@ -86,6 +86,8 @@ def _step(function: _F) -> _F:
         if steps.done(key) is None:
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             steps.record(key, 0, None, None)
+        else:
+            self._execution.done_before(_called(function.__name__, args))
 
     return cast(_F, call)
 
@@ -1004,7 +1006,7 @@ class Operations:
         except (sa.exc.NoSuchTableError, sa.exc.NoSuchColumnError, sa.exc.DBAPIError) as error:
             if not memory.excuses(self._migration.name, error):
                 raise
-            what = f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
+            what = _called(name, arguments)
             reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
             self._execution.passed_by(what, f"what it wants is not there any more: {reason}")
 
@@ -1112,6 +1114,11 @@ class Operations:
 
         found: Rule = getattr(rules, rule)
         raise rules.Refused(found, what)
+
+
+def _called(name: str, arguments: tuple[Any, ...]) -> str:
+    """An operation in short, by the names that it was given."""
+    return f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
 
 
 def _spelled(value: Any) -> str:
