@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
+
+from aurum_harmony.db_smart.errors import MigrationFailed
 
 from .conftest import Project
 from .test_dryrun import ask_client, run_client
@@ -138,3 +141,37 @@ def test_a_dry_run_shows_the_tables_of_a_second_application(project: Project) ->
     result = clash.run("migrate", "--dry-run")
     assert result.exit_code == 1
     assert "has the history of other migrations" in result.output
+
+
+CUT = """
+@migration
+def grow(op: Operations) -> None:
+    op.add_column("users", Column("x", Integer))
+    op.execute("UPDATE users SET n = n + :more", {"more": 1})
+    op.execute(table("users", column("n")).update().values(n=column("n") * 2).where(column("id").in_([1, 2])))
+    op.backfill("users", {"x": column("n") + 5})
+    op.execute("UPDATE users SET n = n + 100")
+    FAIL
+    op.backfill("users", {"n": column("n") + 1000})
+"""
+
+
+def test_a_dry_run_and_its_script_go_on_behind_the_steps_of_a_run_that_was_cut_short(project: Project) -> None:
+    project.models = models(users=[ID, sa.Column("n", sa.Integer)])
+    project.write("")
+    project.boot()
+    project.query("INSERT INTO users (id, n) VALUES (1, 1)")
+    project.write(CUT.replace("FAIL", "op.create_index('ix', 'users', ['n'])\n    raise RuntimeError"))
+    with pytest.raises(MigrationFailed):
+        project.boot()
+    project.write(CUT.replace("FAIL", "pass"))
+    kept = project.query("SELECT count(*) FROM db_smart_progress WHERE step NOT LIKE 'promise%'")[0][0]
+    assert kept >= 4
+    (item,) = pending(project)
+    assert item["steps_done"] == kept
+    undone = [one for one in item["does"] if "n + 100" in one]
+    assert [one for one in item["does"] if one not in undone] == ["backfill('users')"]
+    assert f"behind {kept} steps" in project.run("migrate", "--dry-run").output
+    run_script(project)
+    assert project.query("SELECT n, x FROM users") == [(1104, 9)]
+    assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]

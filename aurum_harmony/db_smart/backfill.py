@@ -135,6 +135,8 @@ class Backfill:
         """
         condition: Any = None if where is None else Grouping(where)
         if self._execution.dry:
+            if self._begun_before(values, condition):
+                return
             self._execution.remark(f"a backfill of {self._name!r}, in batches:")
             self._execution.foretell(self._as_text(self._updating(values, {}, condition)))
             return
@@ -193,9 +195,7 @@ class Backfill:
                 "with @migration(transactional=False). Nothing of it was done. Drop the option; a backfill commits "
                 "batch by batch anyway."
             )
-        self._step = f"backfill:{steps.number(what)}"
-        kept = steps.done(self._step)
-        state = None if kept is None else _State(done=kept.rowcount, **codec.loads(kept.detail or ""))
+        state = self._kept(what)
         if state is not None and state.finished:
             return
         self._key: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._key_names()]
@@ -214,6 +214,29 @@ class Backfill:
             execution.commit()
             self._pass(state, work, most)
         begin(self._connection)
+
+    def _kept(self, what: str) -> _State | None:
+        """How far an earlier run has come with this backfill; ``None`` where none has begun it."""
+        self._step = f"backfill:{self._execution.steps.number(what)}"
+        kept = self._execution.steps.done(self._step)
+        return None if kept is None else _State(done=kept.rowcount, **codec.loads(kept.detail or ""))
+
+    def _begun_before(self, values: Mapping[str, Any], condition: Any) -> bool:
+        """In a dry run, whether an earlier run has done it all; what it has left cannot be said as one statement."""
+        if not self._execution.steps.kept:
+            return False
+        try:
+            columns = Catalog(self._connection).columns(self._name, self._schema)
+        except sa.exc.NoSuchTableError:  # this run makes it
+            return False
+        update = self._updating(values, columns, condition)
+        state = self._kept(str(update.compile(dialect=self._connection.dialect)))
+        if state is None:
+            return False
+        if not state.finished:
+            self._execution.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
+        self._execution.done_before("")
+        return True
 
     def _pass(self, state: _State, work: _Work, most: int) -> None:
         """Do batch after batch, and pass after pass."""

@@ -267,6 +267,7 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
                 "unknown": preview.unknown,
                 "error": preview.error,
                 "sql": preview.script,
+                "steps_done": preview.steps_done,
             }
             for database, preview in shown
             if preview.migration is not None
@@ -282,6 +283,8 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
         return fails
     for database, preview in shown:
         click.echo(f"  {preview.name}  {preview.reason}  ({database})")
+        if preview.steps_done:
+            click.echo(f"    goes on    behind {preview.steps_done} steps of a run that was cut short")
         for operation in preview.does:
             click.echo(f"    would do   {operation}")
         for operation in preview.satisfied:

@@ -395,6 +395,17 @@ def _is_one_of(error: BaseException, known: tuple[object, ...]) -> bool:
     return any(code in known for code in codes if code is not None)
 
 
+#: What databases answer where old rows break something new: PostgreSQL (NOT NULL, a key, unique, a check, too long, out
+#: of range), and MariaDB (unique, NULL twice, a key, a check, cut off, too long, out of range).
+_OLD_ROWS = ("23502", "23503", "23505", "23514", "22001", "22003", 1062, 1048, 1138, 1452, 4025, 1265, 1406, 1264)
+
+
+def broken_by_rows(error: BaseException) -> bool:
+    """Whether a server's error at a schema change says that rows which are there are in its way."""
+    cause = getattr(error, "orig", None) or error
+    return sqlstate(error) in _OLD_ROWS or any(code in _OLD_ROWS for code in cause.args[:1])
+
+
 def _full(error: BaseException) -> bool:
     """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
     cause = getattr(error, "orig", None) or error

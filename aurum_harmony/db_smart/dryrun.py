@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from . import history, tables
 from .binding import bound
-from .catalog import Catalog, Reference
+from .catalog import Catalog, Reference, ask, new_value
 from .database import Database
 from .ddl import render, string_text
 from .errors import DbSmartError
@@ -41,10 +41,11 @@ if TYPE_CHECKING:
 #: A parameter's mark; what else could hold one is matched whole.
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
 _ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
-#: What rows are put into: its schema, its name.
-_INTO = re.compile(
-    r"""\s*(?:INSERT|REPLACE)\s+(?:IGNORE\s+)?INTO\s+(?:("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)\.)?"""
-    r"""("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)""",
+_NAME = r"""("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)"""
+#: A change of one table's rows: what it does, the table's schema, its name.
+_CHANGE = re.compile(
+    rf"\s*(?:(INSERT|REPLACE)\s+(?:(?:IGNORE|OR\s+\w+)\s+)?INTO|UPDATE|DELETE\s+FROM)\s+(?:{_NAME}\.)?{_NAME}"
+    r"(?=\s*$|\s*\(|\s+(?:SET|WHERE|VALUES|SELECT|DEFAULT|AS)\b)",
     re.IGNORECASE,
 )
 _BEGIN, _COMMIT = "BEGIN", "COMMIT"
@@ -62,6 +63,7 @@ class Preview:
     :ivar unknown: why some of it cannot be known beforehand; ``None`` where all is.
     :ivar error: what the migration would fail with.
     :ivar script: statements and, beginning with ``--``, remarks.
+    :ivar steps_done: how many steps an earlier run, which was cut short, has done.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Preview:
     unknown: str | None = None
     error: str | None = None
     script: list[str] = field(default_factory=list)
+    steps_done: int = 0
 
 
 def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: bool) -> list[Preview]:
@@ -105,6 +108,7 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
         for item in plan.pending:
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
             execution.steps = begun.get(item.migration.name) or _no_steps(connection, item.migration.name)
+            shown.steps_done = execution.steps.kept
             previews.append(shown)
             try:
                 with bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")):
@@ -180,8 +184,11 @@ class _CopyCatalog(Catalog):
         self._source = Catalog(source)
         #: What the source calls a table that has another name by now, or is new and so is none of the source's.
         self._names: dict[tuple[str | None, str], str | None] = {}
-        #: Tables that the run has put rows into.
+        #: Tables that the run has put rows into; and those whose rows it has changed.
         self._filled: set[tuple[str | None, str]] = set()
+        self._changed: set[tuple[str | None, str]] = set()
+        #: By table and folded name, columns that the run has added, and what the source calls those it has renamed.
+        self._columns: dict[tuple[str | None, str], dict[str, sa.Column[Any] | str]] = {}
 
     def change_rows(self, sql: str) -> None:
         """Try a statement that changes rows, and note which tables get some.
@@ -225,13 +232,54 @@ class _CopyCatalog(Catalog):
 
     def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
         """Note that a table is gone, or has another name."""
-        former = self._former(table, schema)
-        self._names[schema, self.fold(table)] = None
-        filled = (schema, self.fold(table)) in self._filled
-        self._filled.discard((schema, self.fold(table)))
-        if renamed is not None:
-            self._filled |= {(schema, self.fold(renamed))} if filled else set()
-            self._names[schema, self.fold(renamed)] = former
+        former, key = self._former(table, schema), (schema, self.fold(table))
+        new = None if renamed is None else (schema, self.fold(renamed))
+        self._names[key] = None
+        columns = self._columns.pop(key, {})
+        if new is not None:
+            self._names[new] = former
+            self._columns[new] = columns
+        for tables_ in (self._filled, self._changed):
+            if key in tables_:
+                tables_.discard(key)
+                tables_ |= set() if new is None else {new}
+
+    def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
+        """Note that a table has these new columns."""
+        own = self._columns.setdefault((schema, self.fold(table)), {})
+        own.update({self.fold(column.name): column for column in columns})
+
+    def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
+        """Note that a column has another name, or is gone."""
+        own = self._columns.setdefault((schema, self.fold(table)), {})
+        known = own.pop(self.fold(column), column)
+        if name is not None:
+            own[self.fold(name)] = known
+
+    def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
+        """Note that rows of a table are changed; those that are added, the copy knows."""
+        self._changed.add((schema, self.fold(table)))
+
+    def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
+        """The rows of the source's table, by the names of now."""
+        former, key = self._former(table, schema), (schema, self.fold(table))
+        if former is None or self.rows_unknown or key in self._changed | self._filled:
+            return None
+        own, source = self._columns.get(key, {}), self._source.columns(former, schema)
+        listed = []
+        for column in self.columns(table, schema).values():
+            known = own.get(self.fold(column["name"]), column["name"])
+            if isinstance(known, sa.Column):
+                value = new_value(known, self._connection.dialect)
+            else:  # one that SQL of the migration has made or renamed is none of the source's
+                there = self.fold(known) in source
+                value = sa.column(known).label(column["name"]) if there else None
+            listed += [] if value is None else [value]
+        return sa.select(*listed).select_from(sa.table(former, schema=schema)).subquery(name or table)
+
+    def ask(self, query: sa.Select[Any]) -> Any:
+        """The one value of a query of such rows."""
+        return ask(self._source._connection, query)
 
     def _former(self, table: str, schema: str | None) -> str | None:
         """The source's name of a table; ``None`` for one that only the copy has."""
@@ -299,6 +347,9 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
         if shown.migration is not None:
             row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
             lines.append(render(row, dialect, literal_binds=True))
+            if shown.steps_done:
+                steps = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
+                lines.append(render(steps, dialect, literal_binds=True))
         if transactional:
             lines.append(_COMMIT)
         # A remark is none, and what sets another delimiter has its ends in it.
@@ -466,6 +517,10 @@ class DryExecution(Execution):
         elif self.dialect == "sqlite":
             self.connection.exec_driver_sql(text)
 
+    def done_before(self, operation: str) -> None:
+        """An operation was done by an earlier run, which was cut short."""
+        self.current.satisfied.append(f"{operation or self.current.does.pop()}: done by the run that was cut short")
+
     def foretell(self, statement: str) -> None:
         """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
 
@@ -489,15 +544,20 @@ class DryExecution(Execution):
             self._note_rows(statement)
 
     def _note_rows(self, statement: str) -> None:
-        """Know afterwards that a statement has changed rows, or has put some into a table that is empty."""
-        self.rows_changed = self.rows_changed or _ROWS.match(statement) is not None
-        into = _INTO.match(statement)
-        if into is not None and self.dialect != "sqlite":
-            schema, table = (name if name is None or name[0] not in '"`' else _unquoted(name) for name in into.groups())
-            if table is not None and self.catalog.has_table(table, schema) and self.catalog.empty(table, schema):
-                planned = self.catalog.plan(table, schema)
-                assert planned is not None
-                planned.empty = False
+        """Know afterwards that a statement has changed rows, and of which table."""
+        if _ROWS.match(statement) is None:
+            return
+        self.rows_changed = True
+        change = _CHANGE.match(statement)
+        if change is None:
+            self.catalog.rows_unknown = True
+            return
+        adds, schema, table = change.groups()
+        names = [name if name is None or name[0] not in '"`' else _unquoted(name) for name in (schema, table)]
+        schema, table = names[0], str(names[1])
+        self.catalog.plan_rows(table, schema, filled=adds is not None)
+        # A foreign key may delete or empty rows of others with it.
+        self.catalog.rows_unknown = self.catalog.rows_unknown or "DELETE" in change[0].upper()
 
     def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration wants a table or a column that is not there any more."""
@@ -544,8 +604,12 @@ class DryExecution(Execution):
         dialect = self.connection.dialect
         if reads(str(statement.compile(dialect=dialect))):
             return self.connection.execute(statement, parameters)
+        step = self.steps.next(_as_sent(statement, parameters, dialect)) if self.steps.kept else None
         text = " ".join(str(statement).split())
         self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
+        if step is not None and self.steps.done(step) is not None:
+            self.done_before("")
+            parameters = []
         for values in [parameters] if parameters is None or isinstance(parameters, Mapping) else parameters:
             try:
                 bound_statement = _bind(statement, values or {})
@@ -584,6 +648,16 @@ def _with_values(statement: str, values: Iterable[Any]) -> str:
         return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
     return _MARK.sub(fill, statement) if values else statement
+
+
+def _as_sent(statement: Any, parameters: Any, dialect: sa.Dialect) -> str:
+    """A statement as the driver gets it, by which a step of a run is known."""
+    many = parameters is not None and not isinstance(parameters, Mapping)
+    first = next(iter(parameters), {}) if many else parameters or {}
+    compiled = statement.compile(dialect=dialect, column_keys=sorted(first), for_executemany=many)
+    if compiled.post_compile_params or compiled.literal_execute_params:
+        return str(compiled.construct_expanded_state(first).statement)
+    return str(compiled)
 
 
 def _bind(statement: Any, values: Mapping[str, Any]) -> Any:

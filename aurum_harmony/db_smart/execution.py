@@ -146,6 +146,9 @@ class Execution:
         """An operation is not to be done, as the database is beyond it."""
         _logger.info("db-smart: %r: %s is left out: %s", self.steps.migration, operation, reason)
 
+    def done_before(self, operation: str) -> None:
+        """An operation was done by an earlier run, which was cut short."""
+
     def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration wants a table or a column that is not there any more."""
         _logger.warning(

@@ -75,6 +75,13 @@ class MariadbForms(Forms):
             with self._rows_in_the_way(table, constraints, what, columns):
                 super().add_columns(table, columns, constraints, online)
             return
+        if self.execution.dry:
+            what = f"op.add_columns({table.name!r}, …)"
+            stored = any(column.computed is not None and column.computed.persisted for column in columns)
+            if stored or any(isinstance(constraint, sa.CheckConstraint) for constraint in constraints):
+                raise Refused(
+                    BLOCKS, what, "The server adds a stored computed column, and a check that has a name, only so. "
+                )
         added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
         keys = bool(added)
         for key in added:
@@ -158,7 +165,7 @@ class MariadbForms(Forms):
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
-        if change.nullable is False:
+        if change.nullable is False and not self.execution.dry:
             missing = self._nulls(change)
             if missing:
                 raise Refused(OLD_ROWS, what, f"{counted(missing, 'has', 'have')} NULL. ")
@@ -207,16 +214,8 @@ class MariadbForms(Forms):
         return taken
 
     def _nulls(self, change: Change) -> int:
-        """How many rows have NULL in a column; none where a dry run cannot know."""
-        table, column = change.table, change.existing.get("stored", change.column)
-        if self.execution.dry:
-            stored = self.catalog.stored(change.table, change.schema)
-            if self.execution.rows_changed or stored is None:
-                return 0
-            if column is None:
-                return 0 if change.existing["default"] is not None else self.catalog.count(stored, change.schema)
-            table = stored
-        return self.catalog.count(table, change.schema, sa.column(column).is_(None))
+        """How many rows have NULL in a column."""
+        return self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
 
     def _definition(self, change: Change) -> tuple[str, bool]:
         """The definition that a column is to have: the one that the server shows, edited.

@@ -321,7 +321,7 @@ def insert(event: Event) -> sa.Insert:
 
 def missing(error: BaseException) -> bool:
     """Whether an error says that a table or a column does not exist."""
-    if isinstance(error, sa.exc.NoSuchTableError):
+    if isinstance(error, (sa.exc.NoSuchTableError, sa.exc.NoSuchColumnError)):
         return True
     if not isinstance(error, sa.exc.DBAPIError):
         return False

@@ -8,7 +8,8 @@ into several transactions where that form needs it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 
 from .catalog import Catalog, Constraint, Index
 from .controls import controls_transaction
-from .database import translated
+from .database import broken_by_rows, translated
 from .errors import DbSmartError
 from .migrations import Migration
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from .execution import Execution
+    from .foresight import Foresight
     from .forms import Forms
     from .rules import Rule
 
@@ -77,6 +79,8 @@ def _step(function: _F) -> _F:
         if steps.done(key) is None:
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             steps.record(key, 0, None, None)
+        else:
+            self._execution.done_before(_called(function.__name__, args))
 
     return cast(_F, call)
 
@@ -237,12 +241,12 @@ class Operations:
                 if not isinstance(constraint, sa.PrimaryKeyConstraint)
                 and {column.name for column in getattr(constraint, "columns", ())} & names
             ]
-            with self._execution.operation(f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"):
+            what = f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"
+            with self._execution.operation(what), self._rows_said(f"op.{what}"):
                 self._forms.add_columns(described, missing, constraints, busy)
-        planned = self._catalog.plan(table, schema)
-        if planned is not None:
-            planned.columns.update({self._catalog.fold(column.name): _reflected(column) for column in missing})
+        self._catalog.plan_columns(table, schema, missing)
         self._forms.finish_columns(described, columns if busy else missing, busy)
+        self._foresee_columns(described, missing)
         self._create_indexes(described, busy)
 
     @_formerly(table="table_name")
@@ -401,9 +405,7 @@ class Operations:
         self._note("dropped", "column", schema, table_name, column_name)
         with self._execution.operation(what):
             self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
-        planned = self._catalog.plan(table_name, schema)
-        if planned is not None:
-            planned.columns.pop(self._catalog.fold(column_name), None)
+        self._catalog.plan_rename(table_name, schema, column_name, None)
 
     @_step
     def alter_column(
@@ -706,6 +708,8 @@ class Operations:
 
         def work() -> None:
             with self._execution.operation(what):
+                if self._foresight is not None:
+                    self._foresight.columns(table, columns, place)
                 condition: Any = where
                 if isinstance(where, str):  # a comment at its end is to end before our bracket
                     condition = as_written(sa.text(f"{where}\n" if "--" in where or "#" in where else where))
@@ -806,9 +810,7 @@ class Operations:
                 self._execution.note(memory.module, *memory.created, schema, name)
             with self._execution.operation(f"create_table({name!r})"):
                 self._forms.create_table(described)
-            planned = self._catalog.plan(name, schema)
-            if planned is not None:
-                planned.columns = {self._catalog.fold(column.name): _reflected(column) for column in described.columns}
+            self._catalog.plan_columns(name, schema, described.columns)
         self._create_indexes(described, self._busy(name, schema, True))
 
     def _create_indexes(self, table: sa.Table, busy: bool) -> None:
@@ -827,10 +829,16 @@ class Operations:
 
         assert index.table is not None
         table, name = index.table, name_text(index, self._connection.dialect)
-        with self._execution.operation(f"create_index({name!r}, {table.name!r})"):
+        what = f"create_index({name!r}, {table.name!r})"
+        with self._execution.operation(what), self._rows_said(f"op.{what}"):
             if existing is not None:  # what a build that was cut short has left
                 self._forms.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), busy)
+            if self._foresight is not None:
+                names = [getattr(expression, "name", None) for expression in index.expressions]
+                self._foresight.columns(table.name, names, table.schema)
             self._forms.create_index(index, busy)
+            if self._foresight is not None and index.unique:
+                self._foresee_unique(index)
         planned = self._catalog.plan(table.name, table.schema)
         if planned is not None:
             columns = [getattr(expression, "name", None) for expression in index.expressions]
@@ -858,8 +866,13 @@ class Operations:
             return
         existing = self._catalog.constraints(table, schema).get(self._catalog.fold(name))
         if existing is None:
-            with self._execution.operation(what):
+            with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
+                if self._foresight is not None:
+                    self._foresight.columns(table, columns, schema)
+                    if target is not None:
+                        self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._forms.add_constraint(constraint, self._busy(table, schema, online))
+                self._foresee(constraint)
             planned = self._catalog.plan(table, schema)
             if planned is not None:
                 planned.constraints[self._catalog.fold(name)] = Constraint(name, kind, columns, target=target)
@@ -897,18 +910,88 @@ class Operations:
         if change.empty:
             self._execution.satisfied(what)
             return
-        with self._execution.operation(what):
+        with self._execution.operation(what), self._rows_said(f"op.{what}"):
             self._forms.alter_column(change, self._busy(change.table, change.schema, online))
+            if self._foresight is not None:
+                where = (f"op.{what}", change.table, change.schema, str(change.existing["name"]))
+                if change.nullable is False:
+                    self._foresight.not_null(*where)
+                if change.type_ is not None and self._execution.dialect != "sqlite":  # which cuts nothing off
+                    self._foresight.fits(*where, change.type_)
+        self._catalog.plan_rename(change.table, change.schema, change.column, change.name or change.column)
         planned = self._catalog.plan(change.table, change.schema)
         if planned is not None:
-            known = planned.columns.pop(self._catalog.fold(change.column))
-            name = change.name or change.column
-            known = {"stored": change.column, **known, "name": name, "type": change.type_ or known["type"]}
+            known = planned.columns[self._catalog.fold(change.name or change.column)]
+            known["type"] = change.type_ or known["type"]
             if change.nullable is not None:
                 known["nullable"] = change.nullable
             if change.server_default is not False:
                 known["default"] = self._default_text(change.server_default)
-            planned.columns[self._catalog.fold(name)] = known
+
+    @contextmanager
+    def _rows_said(self, what: str) -> Iterator[None]:
+        """Say it by its rule where rows are in the way of a form that has not said so itself.
+
+        :raises Refused: they are.
+        """
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if not broken_by_rows(error):
+                raise
+            from .rules import OLD_ROWS, Refused
+
+            said = f"The database says: {self._execution.database.redact(error)}. "
+            raise Refused(OLD_ROWS, what, said) from error
+
+    @cached_property
+    def _foresight(self) -> Foresight | None:
+        """In a dry run, who asks rows whether they would be in the way; ``None`` when the run is real."""
+        if not self._execution.dry:
+            return None
+        from .foresight import Foresight
+
+        return Foresight(self._catalog)
+
+    def _foresee(self, constraint: Any, what: str | None = None) -> None:
+        """In a dry run, see whether rows would break a constraint.
+
+        :raises Refused: they would.
+        """
+        if self._foresight is None:
+            return
+        table, schema = constraint.table.name, constraint.table.schema
+        what = what or f"The constraint {str(constraint.name)!r} of {table!r}"
+        if isinstance(constraint, sa.ForeignKeyConstraint):
+            self._foresight.foreign(what, constraint)
+        elif isinstance(constraint, sa.UniqueConstraint):
+            self._foresight.unique(what, table, schema, [column.name for column in constraint.columns])
+        elif isinstance(constraint, sa.CheckConstraint):
+            self._foresight.check(what, table, schema, constraint.sqltext)
+
+    def _foresee_unique(self, index: sa.Index) -> None:
+        assert self._foresight is not None
+        assert index.table is not None
+        columns = [getattr(expression, "name", None) for expression in index.expressions]
+        options: Any = index.dialect_kwargs
+        where = options.get(f"{self._connection.dialect.name}_where")
+        if not any(column is None for column in columns):
+            what = f"op.create_index({str(index.name)!r}, {index.table.name!r}, unique=True)"
+            self._foresight.unique(what, index.table.name, index.table.schema, [str(one) for one in columns], where)
+
+    def _foresee_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
+        """In a dry run, see whether rows would break what comes with new columns, by what the columns have in them."""
+        if self._foresight is None:
+            return
+        names = {column.name for column in columns}
+        what = f"op.add_columns({table.name!r}, {', '.join(map(repr, sorted(names)))})"
+        for constraint in table.constraints:
+            if names & {column.name for column in getattr(constraint, "columns", ())}:
+                self._foresee(constraint, what)
+        for column in columns:
+            for check in column.constraints:
+                if isinstance(check, sa.CheckConstraint):
+                    self._foresight.check(what, table.name, table.schema, check.sqltext)
 
     def _same_default(self, existing: dict[str, Any], wanted: Any) -> bool:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
@@ -979,11 +1062,11 @@ class Operations:
         try:
             with self._execution.undoable():
                 work()
-        except (sa.exc.NoSuchTableError, sa.exc.DBAPIError) as error:
+        except (sa.exc.NoSuchTableError, sa.exc.NoSuchColumnError, sa.exc.DBAPIError) as error:
             if not memory.excuses(self._migration.name, error):
                 raise
-            what = f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
-            reason = str(error) if isinstance(error, sa.exc.NoSuchTableError) else str(error.orig)
+            what = _called(name, arguments)
+            reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
             self._execution.passed_by(what, f"what it wants is not there any more: {reason}")
 
     def _passed(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
@@ -1080,9 +1163,7 @@ class Operations:
             target = sa.table(table, sa.column(old), sa.column(new), schema=schema)
             self._move(target.update().values({new: target.c[old]}).where(target.c[old].is_not(None)))
         self._forms.drop_column(table, old, schema, False)
-        planned = self._catalog.plan(table, schema)
-        if planned is not None:
-            planned.columns.pop(self._catalog.fold(old), None)
+        self._catalog.plan_rename(table, schema, old, None)
 
     def _replace_table(self, old: str, new: str, schema: str | None) -> None:
         """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
@@ -1140,6 +1221,11 @@ class Operations:
         raise rules.Refused(found, what)
 
 
+def _called(name: str, arguments: tuple[Any, ...]) -> str:
+    """An operation in short, by the names that it was given."""
+    return f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
+
+
 def _spelled(value: Any) -> str:
     """Arguments of an operation as text, with all that is said in them, so that an edit makes another text."""
     if isinstance(value, Mapping):
@@ -1191,18 +1277,3 @@ def _copied(item: sa.schema.SchemaItem) -> sa.schema.SchemaItem:
 def _has_value(column: sa.Column[Any]) -> bool:
     """Whether the rows that are there get a value of a new column."""
     return column.server_default is not None or column.computed is not None or column.identity is not None
-
-
-def _reflected(column: sa.Column[Any]) -> dict[str, Any]:
-    """A column of ours as an inspector would show it."""
-    default = column.server_default
-    text = str(default.arg) if isinstance(default, sa.DefaultClause) else None
-    return {
-        "name": column.name,
-        "type": column.type,
-        "nullable": column.nullable,
-        "default": text,
-        "comment": column.comment,
-        "column": column,
-        "stored": None,
-    }
