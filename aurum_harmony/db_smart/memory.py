@@ -14,10 +14,10 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from .database import sqlstate
-from .history import objects
+from .history import TABLE_NAMES, objects
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
-_FIRST_RUN = ("made", "added", "loosened")
+_FIRST_RUN = ("made", "added", "loosened", "there")
 #: SQLSTATE of an undefined table or column, and MariaDB's numbers.
 _STATES = ("42P01", "42703")
 _NUMBERS = (1051, 1054, 1072, 1091, 1146)
@@ -29,8 +29,8 @@ class Event(NamedTuple):
 
     :ivar migration: its name; of the events of a first run, the dotted name of the migrations.
     :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; of a first run ``made`` (from the models) and
-        ``added`` (by a migration), and ``loosened`` (a column, see :mod:`~.loosening`); ``application`` when that run
-        was complete.
+        ``added`` (by a migration), ``loosened`` (a column, see :mod:`~.loosening`) and ``there`` (before it began; with
+        an empty name of a schema whose tables were looked at); ``application`` when that run was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
         ``default``.
     """
@@ -51,6 +51,7 @@ class Memory:
     :param applied: names of migrations that the history held when the run began.
     :param models: the models; ``None`` where there are none for this database.
     :param fold: a name as the database compares it.
+    :param place: the schema in which the database has what a model has in another one.
     """
 
     def __init__(
@@ -60,13 +61,15 @@ class Memory:
         applied: Iterable[str] = (),
         models: sa.MetaData | None = None,
         fold: Callable[[str], str] = str,
+        place: Callable[[str | None], str | None] = lambda schema: schema,
     ) -> None:
         self.module = module
         self._order = {name: number for number, name in enumerate(order)}
         self._applied = set(applied)
         self._fold = fold
+        self._place = place
         self._models = {
-            (table.schema or "", fold(table.name)): table for table in (models.tables.values() if models else ())
+            (place(table.schema) or "", fold(table.name)): table for table in (models.tables.values() if models else ())
         }
         self._events: list[Event] = []
         self._found: dict[tuple[str, str, str, str], list[Event]] = {}
@@ -101,12 +104,16 @@ class Memory:
         return any(event.event == "made" and event.migration == self.module for event in self._events)
 
     def new(self, schema: str | None, table: str) -> bool:
-        """Whether the first run, which is not complete, has made this table, from the models or by a migration."""
-        return any(event.event in _FIRST_RUN and event.migration == self.module for event in self._of(schema, table))
+        """Whether the first run, which is not complete, has made this table: from the models, by a migration or SQL."""
+        mine = {event.event for event in self._of(schema, table) if event.migration == self.module}
+        looked = any(event.event == "there" and event.migration == self.module for event in self._of(schema, ""))
+        return bool({"made", "added"} & mine) or (self.fresh and looked and "there" not in mine)
 
     def made(self) -> list[sa.Table]:
         """The models of the tables that this first run made from them."""
-        return [model for model in self._models.values() if self.model(model.schema, model.name) is not None]
+        return [
+            model for (place, _), model in self._models.items() if self.model(place or None, model.name) is not None
+        ]
 
     def loosened(self) -> list[tuple[sa.Table, str]]:
         """The columns of such tables that take ``NULL`` until this first run is complete: model and name."""
@@ -114,7 +121,10 @@ class Memory:
             (model, column.name)
             for model in self.made()
             for column in model.columns
-            if any(one.event == "loosened" for one in self._of(model.schema, model.name, "column", column.name))
+            if any(
+                one.event == "loosened"
+                for one in self._of(self._place(model.schema), model.name, "column", column.name)
+            )
         ]
 
     def same(self, name: str, other: str) -> bool:
@@ -153,14 +163,17 @@ class Memory:
     def excuses(self, migration: str, error: BaseException) -> bool:
         """Whether an error is no fault: it wants a table or a column that is not there any more.
 
-        On the run that made the tables from the models, any that is not there; else what a later migration took away.
+        On the run that made the tables from the models, any that is not there, but in SQL that names a table which was
+        there before: the models say nothing of that one. Else what a later migration took away.
         """
         if not missing(error):
             return False
+        statement = getattr(error, "statement", None) or ""
+        before = (event.table_name for event in self._events if event.event == "there" and event.table_name)
+        if self.fresh and not any(_named(name, statement) for name in before):
+            return True
         text = str(getattr(error, "orig", None) or error)
-        return self.fresh or any(
-            re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) for name in self._taken_since(migration)
-        )
+        return any(_named(name, text) for name in self._taken_since(migration))
 
     def _taken_since(self, migration: str) -> set[str]:
         """Names of what migrations after this one, or an earlier run of this one, have taken away."""
@@ -201,9 +214,18 @@ class Memory:
         return new
 
     def begin_first_run(self, connection: sa.Connection, tables: Iterable[sa.Table]) -> None:
-        """Write down which tables are about to be made from the models; before they are, as that may commit."""
-        for table in tables:
-            event = self.event(self.module, "made", "table", table.schema, table.name)
+        """Write down which tables are about to be made from the models; before they are, as that may commit.
+
+        And which were there before, as the models are not right for those.
+        """
+        new = [("made", self._place(table.schema), table.name) for table in tables]
+        if new and not self.fresh:
+            inspector = sa.inspect(connection)
+            for schema in {self._place(None), *(place or None for place, _ in self._models)}:
+                names = {*inspector.get_table_names(schema)} - TABLE_NAMES
+                new += [("there", schema, name) for name in ("", *sorted(names))]
+        for kind, schema, name in new:
+            event = self.event(self.module, kind, "table", schema, name)
             if event is not None:
                 connection.execute(insert(event))
 
@@ -221,6 +243,10 @@ class Memory:
 
     def _of(self, schema: str | None, table: str, kind: str = "table", name: str = "") -> list[Event]:
         return self._found.get((kind, schema or "", self._fold(table), self._fold(name)), [])
+
+
+def _named(name: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def insert(event: Event) -> sa.Insert:

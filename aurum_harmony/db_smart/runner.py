@@ -254,7 +254,8 @@ class Runner:
         metadata = self._db.metadatas.get(database.key)
         names = [migration.name for migration in self._gate.of(database)]
         fold = str if database.dialect == "postgresql" else str.lower
-        memory = Memory(self._gate.module, names, {item.name for item in plan.applied}, metadata, fold)
+        place = functools.partial(translated, connection)
+        memory = Memory(self._gate.module, names, {item.name for item in plan.applied}, metadata, fold, place)
         memory.read(connection)
         first = self._is_first(database, plan, memory)
         if first and self._create_all and metadata is not None:
@@ -506,6 +507,7 @@ class Runner:
         from .forms import Change, forms_of
 
         connection = run.connection
+        schema = translated(connection, model.schema)
         begin(connection)
         steps = Steps(connection, "(first run)", at_once=False, begun=False)
         execution = Execution(
@@ -520,9 +522,8 @@ class Runner:
         )
         try:
             if nullable:  # before it is so, as MariaDB commits it with this
-                execution.note(run.memory.module, "loosened", "column", model.schema, model.name, name)
+                execution.note(run.memory.module, "loosened", "column", schema, model.name, name)
             catalog = Catalog(connection)
-            schema = translated(connection, model.schema)
             existing = catalog.columns(model.name, schema)[catalog.fold(name)]
             if existing["nullable"] != nullable:
                 change = Change(model.name, schema, existing["name"], existing, nullable=nullable)
