@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import re
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +21,10 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
+from aurum_harmony.db_smart.history import TABLE_NAMES
 
 from .conftest import Project
+from .crash import counted, ended, forked, preload
 from .facts import Facts, differences, drop_tables, facts
 from .random_releases import History, Release, histories
 from .test_new_database import ID, SEED, fresh, models, schema, string
@@ -38,8 +42,16 @@ class Place:
     def __init__(self, url: URL, make_project: Callable[..., Project]) -> None:
         self.engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
         drop_tables(self.engine)
-        self.project = make_project(url, {"DB_SMART_SNAPSHOTS": 0, "DB_SMART_FLAG": f"flag{next(self._flags)}"})
+        self.project = make_project(
+            url, {"DB_SMART_SNAPSHOTS": 0, "DB_SMART_FLAG": f"flag{next(self._flags)}", "DB_SMART_LEASE_SECONDS": 1}
+        )
         self._values = itertools.count(1)
+
+    def boot(self, die_before: int = 0) -> int:
+        """Boot, and count the statements that change something; die by SIGKILL before the one of a number."""
+        with counted(die_before) as count:
+            assert self.project.boot().decision == "migrated"
+        return count()
 
     def install(self, release: Release) -> None:
         """Boot with a release, twice."""
@@ -393,3 +405,119 @@ def test_a_required_value_that_no_migration_gives_is_named(project: Project) -> 
     assert project.query("SELECT id, city FROM users") == [(1, "Pune")]
     with pytest.raises(sa.exc.DBAPIError):
         project.query("INSERT INTO users (id) VALUES (2)")
+
+
+FIRST_RUN = """
+@migration(once=True)
+def seed_people(op: Operations) -> None:
+    op.create_table("people", Column("id", Integer, primary_key=True), Column("town", String(50)))
+    op.execute("INSERT INTO people (town) VALUES ('Pune')")
+    op.add_column("people", Column("fullname", String(50)))
+    op.execute("UPDATE people SET fullname = 'first'")
+
+@migration
+def gone(op: Operations) -> None:
+    op.execute("UPDATE users SET fax = NULL")
+    op.add_column("fax_machines", Column("number", String(50)))
+    op.alter_column("users", "fax", type_=String(60))
+    op.create_index("ix_fax", "users", ["fax"])
+    op.execute("INSERT INTO seeds (note) VALUES ('gone')")
+
+@migration
+def gone_too():
+    db.session.execute(text("INSERT INTO seeds (note) VALUES ('taken back')"))
+    db.session.execute(text("UPDATE fax_machines SET number = 1"))
+    db.session.commit()
+
+@migration(destructive=True)
+def rename(op: Operations) -> None:
+    op.rename_table("people", "persons")
+    op.execute("INSERT INTO seeds (note) VALUES ('renamed')")
+    op.alter_column("persons", "town", new_column_name="city")
+    op.drop_column("users", "fax")
+    op.drop_table("fax_machines")
+
+@migration(destructive=True)
+def require(op: Operations) -> None:
+    op.alter_column("persons", "fullname", new_column_name="name")
+    op.add_column("persons", Column("state", String(50)))
+    op.backfill("persons", {"state": "MH"}, where="state IS NULL")
+    op.alter_column("persons", "state", nullable=False)
+    op.execute("INSERT INTO seeds (note) VALUES ('last')")
+"""
+
+
+def numberless(found: Facts) -> Facts:
+    """Without the keys of rows, as a transaction that is taken back uses numbers up."""
+    return {table: {**kinds, "rows": sorted(tuple(row[1:]) for row in kinds["rows"])} for table, kinds in found.items()}
+
+
+def test_a_first_run_killed_at_any_statement_is_finished(
+    url: URL, new_url: Callable[[str], URL], make_project: Callable[..., Project]
+) -> None:
+    """At some statements in CI; with ``RANDOM_COUNT``, at that many."""
+    dialect = {"mysql": "mariadb"}.get(url.get_backend_name(), url.get_backend_name())
+    define = models(
+        users=[ID],
+        seeds=[ID, string("note")],
+        persons=[ID, *(string(name, nullable=name == "city") for name in ("name", "city", "state"))],
+    )
+
+    def boot(place: Place) -> int:
+        place.project.models = define
+        place.project.write(FIRST_RUN)
+        return place.boot()
+
+    whole = Place(url, make_project)
+    count = boot(whole)
+    wanted = numberless(whole.facts())
+    assert wanted["persons"]["rows"] == [("first", "Pune", "MH")]
+    assert wanted["seeds"]["rows"] == [("gone",), ("last",), ("renamed",)]
+    preload()
+    other = new_url(dialect)
+    cases = int(COUNT or 6)
+    chosen = random.Random(CHOSEN or dialect).sample(range(1, count + 1), min(cases, count))
+    for boundary in chosen:
+        place = Place(other, make_project)
+        place.project.models = define
+        place.project.write(FIRST_RUN)
+        for die_before in (boundary, boundary % 7 + 1):  # and again in the run that goes on
+            assert ended(forked(place.boot, die_before)) == -signal.SIGKILL, (chosen, boundary)
+        place.boot()
+        assert not differences(wanted, numberless(place.facts())), (chosen, boundary)
+        assert place.project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+        assert (
+            place.project.query("SELECT name FROM db_smart_objects WHERE event IN ('made', 'added', 'loosened')") == []
+        )
+        place.project.query("INSERT INTO persons (name, city, state) VALUES ('second', 'Goa', 'GA')")
+        assert place.project.boot().decision == "skipped"
+
+
+MISTAKES = {
+    "sql": 'op.execute("UPDATE users SET no_city = 1")',
+    "index": 'op.create_index("ix_users_no_city", "users", ["no_city"])',
+    "session": 'op.session.execute(text("UPDATE users SET no_city = 1"))',
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_table_that_was_there_before_the_first_run_excuses_nothing(project: Project, mistake: str) -> None:
+    """The models made another table new; for this one they are not right."""
+    project.query("CREATE TABLE users (id INTEGER PRIMARY KEY)")
+    project.models = models(users=[ID], notes=[ID])
+    project.write(f"@migration(once=True)\ndef fill(op: Operations) -> None:\n    {MISTAKES[mistake]}\n")
+    for _ in range(2):
+        with pytest.raises(MigrationFailed, match="no_city"):
+            project.boot()
+    project.write(
+        '@migration(once=True)\ndef fill(op: Operations) -> None:\n    op.execute("UPDATE notes SET fax = 1")\n'
+    )
+    assert project.boot().applied == ("fill",)
+
+
+def test_sql_of_a_first_run_makes_a_table_that_gets_another_name(project: Project) -> None:
+    project.models = models(users=[ID, sa.Column("new", sa.Integer)], persons=[ID])
+    project.write(ADDED_BY_SQL)
+    project.boot()
+    assert project.columns("users") == {"id", "new"}
+    assert project.tables() - TABLE_NAMES == {"users", "persons"}

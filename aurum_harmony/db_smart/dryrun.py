@@ -88,17 +88,17 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
     """
     previews = []
     database, mine, models = plan.database, gate.of(plan.database), db.metadatas.get(plan.database.key)
-    memory = Memory.of(gate.module, mine, plan, models)
-    begun = _remembered(database, memory)
-    first = memory.is_first_run(mine, plan)
     with _opened(database) as (connection, catalog):
+        memory = Memory.of(gate.module, mine, plan, models, connection)
+        begun = _remembered(database, memory)
+        first = memory.is_first_run(mine, plan)
         execution = DryExecution(database, connection, catalog, memory)
         if first and create_all and models is not None:
             made = Migration("", "", Options(), lambda op: None, True, "")
             execution.current = Preview("tables of the models", "first run")
             operations = Operations(execution, db, made, catalog)
             wanted = tables.missing(connection, models)
-            for event in memory.begin_first_run(wanted):
+            for event in memory.begin_first_run(connection, wanted):
                 execution.remember(event)
             for table in wanted:
                 operations.sync(table)
@@ -527,7 +527,8 @@ class DryExecution(Execution):
         SQLite tries it now, as the copy has every table; on a server the client does so.
         """
         migration = self.steps.migration
-        if not self.memory.lenient(migration):
+        pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
+        if pattern == "":
             self.send(statement)
         elif self.dialect == "sqlite":
             try:
@@ -538,7 +539,7 @@ class DryExecution(Execution):
                 self.current.script.pop()
                 self.passed_by_statement(error)
         else:
-            dialect, pattern = self.connection.dialect, self.memory.excused(migration)
+            dialect = self.connection.dialect
             lenient = _leniently_postgresql if self.dialect == "postgresql" else _leniently_mariadb
             self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
             self._note_rows(statement)

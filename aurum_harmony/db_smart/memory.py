@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 
-from .database import sqlstate
+from .database import sqlstate, translated
 from .errors import DbSmartError
-from .history import objects
+from .history import TABLE_NAMES, objects
 
 if TYPE_CHECKING:
     from .gate import Plan
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
-_FIRST_RUN = ("made", "added", "loosened")
+_FIRST_RUN = ("made", "added", "loosened", "there")
 #: Which tables of the models were there when a run was complete.
 _MODEL = "model"
 #: SQLSTATE of an undefined table or column, and MariaDB's numbers.
@@ -39,8 +40,9 @@ class Event(NamedTuple):
 
     :ivar migration: its name; of the events of a first run and of models, the dotted name of the migrations.
     :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; of a first run ``made`` (from the models) and
-        ``added`` (by a migration), and ``loosened`` (a column, see :mod:`~.loosening`); ``application`` when that run
-        was complete; ``model`` for a table of the models that was there when the last run was complete.
+        ``added`` (by a migration), ``loosened`` (a column, see :mod:`~.loosening`) and ``there`` (before it began; with
+        an empty name of a schema whose tables were looked at); ``application`` when that run was complete; ``model``
+        for a table of the models that was there when the last run was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
         ``default``; ``new table``, of the event ``added``, for one that no complete run has left to the application.
     """
@@ -61,6 +63,7 @@ class Memory:
     :param applied: names of migrations that the history held when the run began.
     :param models: the models; ``None`` where there are none for this database.
     :param fold: a name as the database compares it.
+    :param place: the schema in which the database has what a model has in another one.
     """
 
     #: The event that a run has created a table, and its kind.
@@ -73,27 +76,38 @@ class Memory:
         applied: Iterable[str] = (),
         models: sa.MetaData | None = None,
         fold: Callable[[str], str] = str,
+        place: Callable[[str | None], str | None] = lambda schema: schema,
     ) -> None:
         self.module = module
         self._order = {name: number for number, name in enumerate(order)}
         self._applied = set(applied)
         self._fold = fold
+        self._place = place
         self._models = {
-            (table.schema or "", fold(table.name)): table for table in (models.tables.values() if models else ())
+            (place(table.schema) or "", fold(table.name)): table for table in (models.tables.values() if models else ())
         }
         self._events: list[Event] = []
         self._found: dict[tuple[str, str, str, str], list[Event]] = {}
         self._kept = 0
 
     @classmethod
-    def of(cls, module: str, migrations: Sequence[Migration], plan: Plan, models: sa.MetaData | None) -> Memory:
+    def of(
+        cls,
+        module: str,
+        migrations: Sequence[Migration],
+        plan: Plan,
+        models: sa.MetaData | None,
+        connection: sa.Connection,
+    ) -> Memory:
         """The memory of a run of a plan; nothing is read yet.
 
         :param migrations: those of the application for this database.
+        :param connection: that of the run.
         """
         fold = str if plan.database.dialect == "postgresql" else str.lower
         names = [migration.name for migration in migrations]
-        return cls(module, names, {item.name for item in plan.applied}, models, fold)
+        place = partial(translated, connection)
+        return cls(module, names, {item.name for item in plan.applied}, models, fold, place)
 
     def read(self, connection: sa.Connection) -> None:
         """Read what the database remembers. One query."""
@@ -124,8 +138,10 @@ class Memory:
         return any(event.event == "made" and event.migration == self.module for event in self._events)
 
     def new(self, schema: str | None, table: str) -> bool:
-        """Whether the first run, which is not complete, has made this table, from the models or by a migration."""
-        return any(event.event in _FIRST_RUN and event.migration == self.module for event in self._of(schema, table))
+        """Whether the first run, which is not complete, has made this table: from the models, by a migration or SQL."""
+        mine = {event.event for event in self._of(schema, table) if event.migration == self.module}
+        looked = any(event.event == "there" and event.migration == self.module for event in self._of(schema, ""))
+        return bool({"made", "added"} & mine) or (self.fresh and looked and "there" not in mine)
 
     def unused(self, schema: str | None, table: str) -> bool:
         """Whether a run that is not complete has created this table, so that no release uses it yet."""
@@ -133,7 +149,9 @@ class Memory:
 
     def made(self) -> list[sa.Table]:
         """The models of the tables that this first run made from them."""
-        return [model for model in self._models.values() if self.model(model.schema, model.name) is not None]
+        return [
+            model for (place, _), model in self._models.items() if self.model(place or None, model.name) is not None
+        ]
 
     def loosened(self) -> list[tuple[sa.Table, str]]:
         """The columns of such tables that take ``NULL`` until this first run is complete: model and name."""
@@ -141,7 +159,10 @@ class Memory:
             (model, column.name)
             for model in self.made()
             for column in model.columns
-            if any(one.event == "loosened" for one in self._of(model.schema, model.name, "column", column.name))
+            if any(
+                one.event == "loosened"
+                for one in self._of(self._place(model.schema), model.name, "column", column.name)
+            )
         ]
 
     def same(self, name: str, other: str) -> bool:
@@ -180,18 +201,25 @@ class Memory:
     def excuses(self, migration: str, error: BaseException) -> bool:
         """Whether an error is no fault: it wants a table or a column that is not there any more.
 
-        On the run that made the tables from the models, any that is not there; else what a later migration took away.
+        On the run that made the tables from the models, any that is not there, but in SQL that names a table which was
+        there before: the models say nothing of that one. Else what a later migration took away.
         """
         if not missing(error):
             return False
-        pattern = self.excused(migration)
+        pattern = self.excused(migration, getattr(error, "statement", None) or "")
         text = str(getattr(error, "orig", None) or error)
-        return pattern is None or re.search(pattern, text, re.IGNORECASE) is not None
+        return pattern is None or (bool(pattern) and re.search(pattern, text, re.IGNORECASE) is not None)
 
-    def excused(self, migration: str) -> str | None:
-        """A pattern for the message of such an error, that of databases too; ``None`` where any is excused."""
+    def excused(self, migration: str, statement: str) -> str | None:
+        """A pattern for the message of such an error, that of databases too.
+
+        :returns: ``None`` where any is excused, an empty one where none is.
+        """
+        before = (event.table_name for event in self._events if event.event == "there" and event.table_name)
+        if self.fresh and not any(_named(name, statement) for name in before):
+            return None
         names = sorted(map(re.escape, self._taken_since(migration)))
-        return None if self.fresh else rf"(^|\W)({'|'.join(names)})(\W|$)"
+        return rf"(^|\W)({'|'.join(names)})(\W|$)" if names else ""
 
     def _taken_since(self, migration: str) -> set[str]:
         """Names of what migrations after this one, or an earlier run of this one, have taken away."""
@@ -268,13 +296,21 @@ class Memory:
             )
         return True
 
-    def begin_first_run(self, tables: Iterable[sa.Table]) -> list[Event]:
+    def begin_first_run(self, connection: sa.Connection, tables: Iterable[sa.Table]) -> list[Event]:
         """Note which tables are about to be made from the models.
+
+        And which were there before, as the models are not right for those.
 
         :returns: what to write down; before they are made, as that may commit.
         """
-        made = (self.event(self.module, "made", "table", table.schema, table.name) for table in tables)
-        return [event for event in made if event is not None]
+        new = [("made", self._place(table.schema), table.name) for table in tables]
+        if new and not self.fresh:
+            inspector = sa.inspect(connection)
+            for schema in {self._place(None), *(place or None for place, _ in self._models)}:
+                names = {*inspector.get_table_names(schema)} - TABLE_NAMES
+                new += [("there", schema, name) for name in ("", *sorted(names))]
+        events = (self.event(self.module, kind, "table", schema, name) for kind, schema, name in new)
+        return [event for event in events if event is not None]
 
     def had(self, tables: Iterable[sa.Table]) -> list[sa.Table] | None:
         """Those tables of the models that were there when the last run was complete; ``None`` where no run noted any.
@@ -296,9 +332,10 @@ class Memory:
             connection.execute(insert(Event("", "application", "", "", "", self.module)))
         wanted = {Event(self.module, _MODEL, "table", table.schema or "", table.name, "") for table in models}
         before = set(self._mine(_MODEL))
-        for event in sorted(before - wanted):
-            where = [objects.c[field] == value for field, value in event._asdict().items()]
-            connection.execute(objects.delete().where(*where))
+        mine = sa.and_(objects.c.migration == self.module, objects.c.event == _MODEL)
+        rows = connection.execute(sa.select(objects.c.id, *(objects.c[field] for field in Event._fields)).where(mine))
+        if gone := [row.id for row in rows if Event(*row[1:]) not in wanted]:
+            connection.execute(objects.delete().where(objects.c.id.in_(gone)))
         if wanted - before:
             connection.execute(objects.insert(), [event._asdict() for event in sorted(wanted - before)])
 
@@ -312,6 +349,10 @@ class Memory:
 
     def _of(self, schema: str | None, table: str, kind: str = "table", name: str = "") -> list[Event]:
         return self._found.get((kind, schema or "", self._fold(table), self._fold(name)), [])
+
+
+def _named(name: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def insert(event: Event) -> sa.Insert:

@@ -703,7 +703,7 @@ class Operations:
                 if self._catalog.fold(name) not in there and self._took(place, table, name):
                     self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
                     return
-        if self._fresh and self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
+        if self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
             return
 
         def work() -> None:
@@ -1043,7 +1043,7 @@ class Operations:
 
     def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
         """Whether a new table lacks one of these columns: the models no longer have it, or a migration dropped it."""
-        if not self._fresh:
+        if not self._new(schema, table):
             return False
         names = [column for column in columns if isinstance(column, str)]
         there = self._catalog.present(table, names, schema)

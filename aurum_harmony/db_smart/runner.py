@@ -272,14 +272,14 @@ class Runner:
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
         mine = self._gate.of(database)
-        memory = Memory.of(self._gate.module, mine, plan, metadata)
+        memory = Memory.of(self._gate.module, mine, plan, metadata, connection)
         memory.read(connection)
         first = memory.is_first_run(mine, plan)
         if first and self._create_all and metadata is not None:
             if not plan.applied and not memory.fresh:
                 _warn_of_lost_history(database, connection, plan, metadata)
             missing = tables.missing(connection, metadata)
-            for event in memory.begin_first_run(missing):
+            for event in memory.begin_first_run(connection, missing):
                 connection.execute(insert(event))
             tables.make(connection, metadata, missing, transactional=database.transactional_ddl)
         begun = history.begun(connection)
@@ -498,6 +498,7 @@ class Runner:
         from .forms import Change, forms_of
 
         connection = run.connection
+        schema = translated(connection, model.schema)
         begin(connection)
         steps = Steps(connection, "(first run)", at_once=False, begun=False)
         execution = Execution(
@@ -512,9 +513,8 @@ class Runner:
         )
         try:
             if nullable:  # before it is so, as MariaDB commits it with this
-                execution.note(run.memory.module, "loosened", "column", model.schema, model.name, name)
+                execution.note(run.memory.module, "loosened", "column", schema, model.name, name)
             catalog = Catalog(connection)
-            schema = translated(connection, model.schema)
             existing = catalog.columns(model.name, schema)[catalog.fold(name)]
             if existing["nullable"] != nullable:
                 change = Change(model.name, schema, existing["name"], existing, nullable=nullable)
