@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -77,11 +82,12 @@ class Ended:
     said: str
 
 
-def bounded(action: Callable[[], str], out: Path) -> Ended:
+def bounded(action: Callable[[], str], out: Path, largest: int | None = None) -> Ended:
     """Do something in a process of its own, whose time and memory are bounded: neither a hang nor a flood gets out.
 
     :param action: returns what is to be said.
     :param out: a file for what it says; anything but a message for a user leaves none, and the code 1.
+    :param largest: how large a file it may write.
     """
 
     def do() -> None:
@@ -90,10 +96,13 @@ def bounded(action: Callable[[], str], out: Path) -> Ended:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), used + (1 << 29)))
         signal.alarm(BOUND)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if largest is None else largest, hard))
         try:
             said, code = action(), 0
         except DbSmartError as error:
             said, code = error.message, error.exit_code
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         out.write_text(said, encoding="utf-8")
         os._exit(code)
 
@@ -104,11 +113,11 @@ def bounded(action: Callable[[], str], out: Path) -> Ended:
     return Ended(code, out.read_text(encoding="utf-8") if out.exists() else "")
 
 
-def boot(project: Project) -> Ended:
-    return bounded(lambda: project.boot().decision, project.directory / "said")
+def boot(project: Project, largest: int | None = None) -> Ended:
+    return bounded(lambda: project.boot().decision, project.directory / "said", largest)
 
 
-def command(project: Project, *arguments: str) -> Ended:
+def command(project: Project, *arguments: str, largest: int | None = None) -> Ended:
     """Run a command of the extension."""
 
     def do() -> str:
@@ -118,7 +127,7 @@ def command(project: Project, *arguments: str) -> Ended:
             raise DbSmartError(result.output)
         return str(result.output)
 
-    return bounded(do, project.directory / "said")
+    return bounded(do, project.directory / "said", largest)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,3 +309,109 @@ def test_what_stands_at_the_lock_of_the_database(sqlite_project: Project, kind: 
     assert str(path) in done.said
     cleared(path)
     lost_nothing(project)
+
+
+# A full disk
+
+PAGE = 4096
+FILL = """
+@migration
+def fill(op: Operations) -> None:
+    op.add_column("t", Column("n", Integer))
+    op.execute("INSERT INTO t (n) VALUES (7)")
+    op.create_table("v", Column("id", Integer, primary_key=True), Column("name", String(20), index=True))
+"""
+
+
+class Disk:
+    """A disk of 1 MB for the database and the instance folder, or what is nearest to it without root."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+        self.mounted = sys.platform == "linux" and subprocess.run(mount, capture_output=True).returncode == 0
+
+    def unmount(self) -> None:
+        if self.mounted:  # lazily, as a process keeps a file open whose header it has read
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+    @contextmanager
+    def room(self, size: int) -> Iterator[int | None]:
+        """Leave so many bytes.
+
+        :returns: how large a file may be, where there is no disk of its own to be filled.
+        """
+        filler = self.folder / "filler"
+        if self.mounted:
+            filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - size))
+        try:
+            yield None if self.mounted else size
+        finally:
+            filler.unlink(missing_ok=True)
+
+    def keep(self) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+
+    def put_back(self, kept: dict[Path, bytes]) -> None:
+        for path in self.keep():
+            path.unlink()
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    made = Disk(tmp_path / "disk")
+    yield made
+    made.unmount()
+
+
+@pytest.fixture
+def on_disk(make_project: Callable[..., Project], disk: Disk) -> Project:
+    project = make_project(f"sqlite:///{disk.folder}/app.db")
+    (project.directory / "instance").symlink_to(disk.folder, target_is_directory=True)
+    return made(project)
+
+
+def whole(project: Project) -> list[Any]:
+    """The rows of a database that is whole, by how many they are and their number."""
+    assert project.query("PRAGMA integrity_check") == [("ok",)]
+    return project.query("SELECT count(*), max(id) FROM t")
+
+
+def test_a_disk_that_is_full_at_any_write_of_a_boot(on_disk: Project, disk: Disk) -> None:
+    kept, codes = disk.keep(), []
+    on_disk.write(MAKE_T + FILL)
+    for pages in itertools.count():
+        disk.put_back(kept)
+        with disk.room(pages * PAGE) as largest:
+            done = boot(on_disk, largest)
+        codes.append(done.code)
+        assert (done.code, done.said) == (0, "migrated") or done.code == 1 and done.said.startswith(("Cannot ", "Migr"))
+        assert whole(on_disk) == ([(2, 2)] if "fill" in dict(on_disk.history()) and done.code == 0 else [(1, 1)])
+        again = boot(on_disk)
+        assert again.said in (("migrated",) if done.code else ("skipped", "verified"))
+        assert whole(on_disk) == [(2, 2)]
+        if codes[-3:] == [0, 0, 0] and again.said == "skipped":
+            break
+    assert len([code for code in codes if code == 1]) > 5
+
+
+def test_a_disk_that_is_full_at_any_write_of_a_restore(on_disk: Project, disk: Disk) -> None:
+    on_disk.write(MAKE_T + FILL)
+    on_disk.boot()
+    kept, codes = disk.keep(), []
+    for pages in itertools.count():
+        disk.put_back(kept)
+        with disk.room(pages * PAGE) as largest:
+            done = command(on_disk, "restore", "--yes", largest=largest)
+        codes.append(done.code)
+        assert done.code == 0 or done.code == 1 and "Cannot restore" in done.said and "It is as it was" in done.said
+        assert whole(on_disk) == ([(1, 1)] if done.code == 0 else [(2, 2)])
+        if codes[-3:] == [0, 0, 0]:
+            break
+        if done.code == 1:
+            assert command(on_disk, "restore", "--yes").code == 0
+            assert whole(on_disk) == [(1, 1)]
+    assert len([code for code in codes if code == 1]) > 3
