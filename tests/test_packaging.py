@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import subprocess
 import sys
 import tarfile
@@ -76,3 +77,21 @@ def _copy(names: list[str], target: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((ROOT / name).read_bytes())
     return target
+
+
+@pytest.mark.parametrize(("required", "code"), [("0", 0), ("1", 1)])
+def test_a_skipped_test_fails_where_all_is_required(tmp_path: Path, required: str, code: int) -> None:
+    source = (
+        '@pytest.mark.skip("it rains")\ndef test_one():\n    pass\n\n\ndef test_two():\n    pytest.skip("it snows")\n'
+    )
+    (tmp_path / "test_some.py").write_text(f"import pytest\n\n\n{source}", encoding="utf-8")
+    options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(REQUIRE_SERVERS=required),
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    assert ("lets no test be skipped: " in done.stdout) == bool(code)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -101,10 +103,15 @@ class Database:
     @property
     def exists(self) -> bool:
         """``False`` for a SQLite file that is not there (or empty); connecting would make it."""
+        if self.path is None:
+            return True
         try:
-            return self.path is None or self.path.stat().st_size > 0
-        except OSError:
+            found = self.path.stat()
+        except FileNotFoundError:
             return False
+        except OSError:  # whoever connects is told what is wrong
+            return True
+        return found.st_size > 0 or not stat.S_ISREG(found.st_mode)
 
     @property
     def transactional_ddl(self) -> bool:
@@ -223,10 +230,12 @@ class Database:
                 return self.engine.connect()
             except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
                 if not _full(error) or time.monotonic() > deadline:
+                    check = "that the server runs, its address, and the user's password and rights"
+                    if self.path is not None:
+                        check = "that it is a file, and the rights on it and on its folder"
                     raise DatabaseUnreachable(
                         f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): "
-                        f"{self.redact(error)}. Nothing was changed. Check that the server runs, its address, and the "
-                        "user's password and rights."
+                        f"{self.redact(error)}. Nothing was changed. Check {check}."
                     ) from None
             threading.Event().wait(random.uniform(0.05, 0.5))
 
@@ -300,6 +309,8 @@ def _read_header(path: Path) -> tuple[bytes, int]:
         with open(path, "rb") as file:
             return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
     found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
+        raise OSError(errno.EINVAL, "it is no regular file")
     key = (found.st_dev, found.st_ino)
     descriptor = _open_files.get(key)
     if descriptor is None:

@@ -114,7 +114,7 @@ def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
     try:
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(found.st_mode):
             return None
         if found.st_size > most:

@@ -78,7 +78,8 @@ def _listed(app: Flask, database: Database, database_id: str | None) -> list[Sna
     found = []
     for path in snapshot_folder(app).glob(f"{glob.escape(prefix)}*"):
         match = _NAME.fullmatch(path.name[len(prefix) :])
-        if match and match[1] == place and (database_id is None or match[2] in (_NEW, _short(database_id))):
+        mine = match and match[1] == place and (database_id is None or match[2] in (_NEW, _short(database_id)))
+        if match and mine and path.is_file():
             taken_at = datetime.strptime(match[3], _STAMP).replace(tzinfo=timezone.utc)
             found.append(Snapshot(path, database.name, taken_at, match[4], path.stat().st_size))
     return sorted(found, key=lambda item: (item.taken_at, item.path.name))
@@ -87,7 +88,7 @@ def _listed(app: Flask, database: Database, database_id: str | None) -> list[Sna
 def others(app: Flask, databases: Iterable[Database]) -> list[Path]:
     """The snapshots in the folder that are of none of these databases, or that an earlier release has made."""
     own = {item.path for database in databases for item in listed(app, database)}
-    return sorted(path for path in snapshot_folder(app).glob("*-before-*.sqlite") if path not in own)
+    return sorted(path for path in snapshot_folder(app).glob("*-before-*.sqlite") if path not in own and path.is_file())
 
 
 def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[Database, Snapshot]:
@@ -216,7 +217,7 @@ def restore(app: Flask, database: Database, chosen: Snapshot) -> Path | None:
     :raises DbSmartError: the snapshot is damaged, the database is in use, or a disk is full; nothing was changed.
     """
     assert database.path is not None
-    path = database.path.resolve()
+    path = Path(os.path.realpath(database.path))
     settings = lock_settings(app)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -376,7 +377,7 @@ def _same(source: sqlite3.Connection, path: Path) -> bool:
 
 def _holds_now(database: Database, item: Snapshot) -> bool:
     """Whether putting a snapshot back would change nothing."""
-    if database.path is None or not database.exists:
+    if database.path is None or not database.path.is_file():
         return False
     with suppress(sqlite3.Error), closing(_open(database.path, immutable=False)) as connection, _reading(connection):
         return _same(connection, item.path)
@@ -415,7 +416,7 @@ def _state(connection: sqlite3.Connection) -> tuple[str | None, str]:
 
 def _id_of(database: Database) -> str | None:
     """The id of a database; ``None`` where it has no history, or can no longer be read."""
-    if database.path is None or not database.exists:
+    if database.path is None or not database.path.is_file():
         return None
     with suppress(sqlite3.Error), closing(_open(database.path, immutable=False)) as connection:
         return _state(connection)[0]
@@ -506,7 +507,7 @@ def _prefix(database: Database) -> str:
 def _place(database: Database) -> str:
     """What stands for the place of a database's file in the names of its snapshots."""
     assert database.path is not None
-    return hashlib.sha256(os.fsencode(database.path.resolve())).hexdigest()[:8]
+    return hashlib.sha256(os.fsencode(os.path.realpath(database.path))).hexdigest()[:8]
 
 
 def _short(database_id: str | None) -> str:
