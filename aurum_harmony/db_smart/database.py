@@ -358,11 +358,16 @@ def transient(error: BaseException) -> bool:
 
     Deadlocks, serialization failures, lock time-outs, and what a cluster answers when another node was quicker.
     """
-    cause = getattr(error, "orig", None) or error
-    if getattr(cause, "sqlstate", None) in ("40001", "40P01", "55P03"):
+    if sqlstate(error) in ("40001", "40P01", "55P03"):
         return True
-    code = cause.args[0] if cause.args else None
-    return code in (1205, 1213, 1020) or "database is locked" in str(cause)
+    return number(error) in (1205, 1213, 1020) or "database is locked" in str(getattr(error, "orig", None) or error)
+
+
+def number(error: BaseException) -> int | None:
+    """The number by which MariaDB names an error, from any of its drivers; ``None`` where there is none."""
+    cause = getattr(error, "orig", None) or error
+    candidates = (getattr(cause, "errno", None), *cause.args[:1])
+    return next((found for found in candidates if isinstance(found, int)), None)
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -379,16 +384,13 @@ _DENIED = ("42501", 1044, 1142, 1143)
 
 def denied(error: BaseException) -> bool:
     """Whether a database error says that this user has not the right."""
-    cause = getattr(error, "orig", None) or error
-    codes = [sqlstate(error), getattr(cause, "errno", None), *cause.args[:1]]
-    return any(code in _DENIED for code in codes if code is not None)
+    return sqlstate(error) in _DENIED or number(error) in _DENIED
 
 
 def _full(error: BaseException) -> bool:
     """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
-    cause = getattr(error, "orig", None) or error
-    text = str(cause)
-    return bool(cause.args and cause.args[0] in (1040, 1203)) or any(
+    text = str(getattr(error, "orig", None) or error)
+    return number(error) in (1040, 1203) or any(
         words in text for words in ("too many clients", "connection slots are reserved", "the database system is ")
     )
 

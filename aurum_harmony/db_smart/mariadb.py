@@ -19,6 +19,7 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
+from .database import number
 from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
 from .forms import Change, Forms
@@ -102,7 +103,7 @@ class MariadbForms(Forms):
         try:
             self._send(change, online, what)
         except sa.exc.DBAPIError as error:
-            if _code(error) != _KEY_COLUMN:
+            if number(error) != _KEY_COLUMN:
                 raise
             raise DbSmartError(
                 f"{what}: the column is in a unique constraint with other columns. Nothing was changed. Drop that "
@@ -336,7 +337,7 @@ class MariadbForms(Forms):
         try:
             self.execution.send(text, more)
         except sa.exc.DBAPIError as error:
-            if _code(error) in _CANNOT:
+            if number(error) in _CANNOT:
                 raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
             raise
 
@@ -349,7 +350,7 @@ class MariadbForms(Forms):
         try:
             yield
         except sa.exc.DBAPIError as error:
-            if _code(error) != _DUPLICATE:
+            if number(error) != _DUPLICATE:
                 raise
             names = [column.name for column in columns if isinstance(column, sa.ColumnClause)]
             rows = sa.table(table.name, *map(sa.column, names), schema=table.schema)
@@ -358,10 +359,6 @@ class MariadbForms(Forms):
             groups = alike.having(sa.func.count() > 1).subquery()
             count = self.execution.connection.scalar(sa.select(sa.func.sum(groups.c.alike)))
             raise Refused(OLD_ROWS, what, f"{count or 'Some'} rows have the same values as others. ") from error
-
-
-def _code(error: sa.exc.DBAPIError) -> Any:
-    return error.orig.args[0] if error.orig is not None and error.orig.args else None
 
 
 def _kind(definition: str) -> str:

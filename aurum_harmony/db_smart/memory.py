@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from .database import sqlstate
+from .database import number, sqlstate
 from .history import objects
 
 #: Events of the first run of an application; they are forgotten when that run is complete.
@@ -201,5 +201,4 @@ def missing(error: BaseException) -> bool:
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     cause = error.orig or error
-    numbers = [code for code in cause.args[:1] if code in _NUMBERS]
-    return sqlstate(error) in _STATES or bool(numbers) or any(words in str(cause) for words in _WORDS)
+    return sqlstate(error) in _STATES or number(error) in _NUMBERS or any(words in str(cause) for words in _WORDS)
