@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 100
 #: How long to come back to a server that has no connection left, seconds.
 _FULL_SECONDS = 60.0
-#: SQLite files that are open for their header, by device and inode; see :func:`_read_header`.
+#: Where systems list what a process has open.
+_DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
+#: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
 _open_files: dict[tuple[int, int], int] = {}
 #: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
 _LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
@@ -121,7 +125,9 @@ class Database:
         """
         if self.path is None:
             return None
-        header, inode = _read_header(self.path)
+        # A driver that has a SQLite of its own knows nothing of Python's, and Python's nothing of its locks.
+        driver: object = self.app_engine.dialect.dbapi
+        header, inode = _read_header(self.path, driver is sqlite3.dbapi2)
         return {
             "inode": inode,
             "wal": int(header[18:19] == b"\2"),
@@ -289,24 +295,53 @@ def _undo_begin(connection: sa.Connection) -> None:
         driver.rollback()
 
 
-def _read_header(path: Path) -> tuple[bytes, int]:
+def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
     """The first bytes of a file, and its inode.
 
-    The file is never closed again: on POSIX that would end every lock that this process holds on it, and so let
-    another one write into a transaction (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_
-    separate_thread_doing_close_).
+    The file is opened and closed by SQLite: on POSIX, closing it ends every lock that this process holds on it, and so
+    lets another one write into a transaction; SQLite knows its locks and puts the closing off
+    (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+    Nothing is asked of that connection: it takes no lock, and touches no journal.
+
+    :param by_sqlite: whether SQLite knows all locks of this process; else the file stays open.
+    :raises OSError: the file is missing or cannot be read.
     """
     if os.name == "nt":  # no such locks, and an open file could not be replaced
         with open(path, "rb") as file:
             return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
+    os.stat(path)
+    if not by_sqlite:
+        return _read_kept(path)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)):
+            found = os.stat(path)
+            header = _read_open(found)
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, f"SQLite says: {error}", str(path)) from error
+    return _read_kept(path) if header is None else (header, found.st_ino)
+
+
+def _read_open(wanted: os.stat_result) -> bytes | None:
+    """The first bytes of a file that this process has open; ``None`` where that is not to be found out."""
+    for folder in _DESCRIPTORS:
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                with suppress(OSError):  # another thread has closed it
+                    descriptor = int(name)
+                    if os.path.samestat(os.fstat(descriptor), wanted):
+                        header = os.pread(descriptor, _HEADER_BYTES, 0)
+                        if os.path.samestat(os.fstat(descriptor), wanted):
+                            return header
+    return None
+
+
+def _read_kept(path: Path) -> tuple[bytes, int]:
+    """As :func:`_read_header`, of a file that is never closed again."""
     found = os.stat(path)
     key = (found.st_dev, found.st_ino)
-    descriptor = _open_files.get(key)
-    if descriptor is None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(descriptor)
-        _open_files[found.st_dev, found.st_ino] = descriptor
-    return os.pread(descriptor, _HEADER_BYTES, 0), found.st_ino
+    if key not in _open_files:
+        _open_files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return os.pread(_open_files[key], _HEADER_BYTES, 0), found.st_ino
 
 
 def translated(connection: sa.Connection, schema: str | None) -> str | None:
