@@ -79,6 +79,14 @@ def mariadb_server() -> URL | None:
     return None
 
 
+def by_driver(url: URL, driver: str) -> tuple[URL, dict[str, str]]:
+    """The same database by another driver: its URL and ``connect_args``."""
+    url, folder = url.set(drivername=driver), url.query.get("host")
+    if driver.endswith("pg8000") and isinstance(folder, str):  # it knows sockets by another name than libpq
+        return url.set(query={}), {"unix_sock": str(next(Path(folder).glob(".s.PGSQL.*[0-9]")))}
+    return url, {}
+
+
 @contextmanager
 def new_database(server: URL) -> Iterator[URL]:
     """An empty database of its own on a server, dropped afterwards."""

@@ -15,6 +15,7 @@ from aurum_harmony.db_smart.errors import ConfigError
 from aurum_harmony.db_smart.guard import guarded
 
 from .conftest import Project
+from .servers import by_driver
 
 MAKE_T = """
 @migration
@@ -75,11 +76,7 @@ def test_the_largest_values_work(project: Project) -> None:
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pg8000"])
 def test_why_a_lock_timeout_cannot_be_set_is_not_hidden(new_url: Callable[[str], URL], driver: str) -> None:
-    url, options = new_url("postgresql").set(drivername=f"postgresql+{driver}"), {}
-    folder = url.query.get("host")
-    if driver == "pg8000" and isinstance(folder, str):  # it knows sockets by another name than libpq
-        url = url.set(query={})
-        options = {"unix_sock": str(next(Path(folder).glob(".s.PGSQL.*[0-9]")))}
+    url, options = by_driver(new_url("postgresql"), f"postgresql+{driver}")
     app_engine = sa.create_engine(url, connect_args=options)
     engine = guarded(Database("default", None, app_engine), 3_000_000, lambda statement: None)
     with engine.connect() as connection:

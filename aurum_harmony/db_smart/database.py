@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 100
 #: How long to come back to a server that has no connection left, seconds.
 _FULL_SECONDS = 60.0
-#: SQLite files that are open for their header, by device and inode; see :func:`_read_header`.
+#: Where systems list what a process has open.
+_DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
+#: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
 _open_files: dict[tuple[int, int], int] = {}
 #: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
 _LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
@@ -128,7 +131,9 @@ class Database:
         """
         if self.path is None:
             return None
-        header, inode = _read_header(self.path)
+        # A driver that has a SQLite of its own knows nothing of Python's, and Python's nothing of its locks.
+        driver: object = self.app_engine.dialect.dbapi
+        header, inode = _read_header(self.path, driver is sqlite3.dbapi2)
         return {
             "inode": inode,
             "wal": int(header[18:19] == b"\2"),
@@ -298,26 +303,55 @@ def _undo_begin(connection: sa.Connection) -> None:
         driver.rollback()
 
 
-def _read_header(path: Path) -> tuple[bytes, int]:
+def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
     """The first bytes of a file, and its inode.
 
-    The file is never closed again: on POSIX that would end every lock that this process holds on it, and so let
-    another one write into a transaction (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_
-    separate_thread_doing_close_).
+    The file is opened and closed by SQLite: on POSIX, closing it ends every lock that this process holds on it, and so
+    lets another one write into a transaction; SQLite knows its locks and puts the closing off
+    (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+    Nothing is asked of that connection: it takes no lock, and touches no journal.
+
+    :param by_sqlite: whether SQLite knows all locks of this process; else the file stays open.
+    :raises OSError: the file is missing or cannot be read.
     """
     if os.name == "nt":  # no such locks, and an open file could not be replaced
         with open(path, "rb") as file:
             return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
+    os.stat(path)
+    if not by_sqlite:
+        return _read_kept(path)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)):
+            found = os.stat(path)
+            header = _read_open(found)
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, f"SQLite says: {error}", str(path)) from error
+    return _read_kept(path) if header is None else (header, found.st_ino)
+
+
+def _read_open(wanted: os.stat_result) -> bytes | None:
+    """The first bytes of a file that this process has open; ``None`` where that is not to be found out."""
+    for folder in _DESCRIPTORS:
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                with suppress(OSError):  # another thread has closed it
+                    descriptor = int(name)
+                    if os.path.samestat(os.fstat(descriptor), wanted):
+                        header = os.pread(descriptor, _HEADER_BYTES, 0)
+                        if os.path.samestat(os.fstat(descriptor), wanted):
+                            return header
+    return None
+
+
+def _read_kept(path: Path) -> tuple[bytes, int]:
+    """As :func:`_read_header`, of a file that is never closed again."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
         raise OSError(errno.EINVAL, "it is no regular file")
     key = (found.st_dev, found.st_ino)
-    descriptor = _open_files.get(key)
-    if descriptor is None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(descriptor)
-        _open_files[found.st_dev, found.st_ino] = descriptor
-    return os.pread(descriptor, _HEADER_BYTES, 0), found.st_ino
+    if key not in _open_files:
+        _open_files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return os.pread(_open_files[key], _HEADER_BYTES, 0), found.st_ino
 
 
 def translated(connection: sa.Connection, schema: str | None) -> str | None:
@@ -369,11 +403,16 @@ def transient(error: BaseException) -> bool:
 
     Deadlocks, serialization failures, lock time-outs, and what a cluster answers when another node was quicker.
     """
-    cause = getattr(error, "orig", None) or error
-    if getattr(cause, "sqlstate", None) in ("40001", "40P01", "55P03"):
+    if sqlstate(error) in ("40001", "40P01", "55P03"):
         return True
-    code = cause.args[0] if cause.args else None
-    return code in (1205, 1213, 1020) or "database is locked" in str(cause)
+    return number(error) in (1205, 1213, 1020) or "database is locked" in str(getattr(error, "orig", None) or error)
+
+
+def number(error: BaseException) -> int | None:
+    """The number by which MariaDB names an error, from any of its drivers; ``None`` where there is none."""
+    cause = getattr(error, "orig", None) or error
+    candidates = (getattr(cause, "errno", None), *cause.args[:1])
+    return next((found for found in candidates if isinstance(found, int)), None)
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -401,9 +440,7 @@ def read_only(error: BaseException) -> bool:
 
 
 def _is_one_of(error: BaseException, known: tuple[object, ...]) -> bool:
-    cause = getattr(error, "orig", None) or error
-    codes = [sqlstate(error), getattr(cause, "errno", None), *cause.args[:1]]
-    return any(code in known for code in codes if code is not None)
+    return sqlstate(error) in known or number(error) in known
 
 
 #: What databases answer where old rows break something new: PostgreSQL (NOT NULL, a key, unique, a check, too long, out
@@ -413,15 +450,13 @@ _OLD_ROWS = ("23502", "23503", "23505", "23514", "22001", "22003", 1062, 1048, 1
 
 def broken_by_rows(error: BaseException) -> bool:
     """Whether a server's error at a schema change says that rows which are there are in its way."""
-    cause = getattr(error, "orig", None) or error
-    return sqlstate(error) in _OLD_ROWS or any(code in _OLD_ROWS for code in cause.args[:1])
+    return _is_one_of(error, _OLD_ROWS)
 
 
 def _full(error: BaseException) -> bool:
     """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
-    cause = getattr(error, "orig", None) or error
-    text = str(cause)
-    return bool(cause.args and cause.args[0] in (1040, 1203)) or any(
+    text = str(getattr(error, "orig", None) or error)
+    return number(error) in (1040, 1203) or any(
         words in text for words in ("too many clients", "connection slots are reserved", "the database system is ")
     )
 

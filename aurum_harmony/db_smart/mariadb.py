@@ -19,6 +19,7 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
+from .database import number
 from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
 from .forms import Change, Forms
@@ -116,7 +117,7 @@ class MariadbForms(Forms):
         try:
             self._send(change, online, what, (table, schema))
         except sa.exc.DBAPIError as error:
-            if _code(error) != _KEY_COLUMN:
+            if number(error) != _KEY_COLUMN:
                 raise
             raise DbSmartError(
                 f"{what}: the column is in a unique constraint with other columns. Nothing was changed. Drop that "
@@ -376,7 +377,7 @@ class MariadbForms(Forms):
         try:
             self.execution.send(text, more)
         except sa.exc.DBAPIError as error:
-            if _code(error) in _CANNOT:
+            if number(error) in _CANNOT:
                 raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
             raise
 
@@ -411,7 +412,7 @@ class MariadbForms(Forms):
         try:
             yield
         except sa.exc.DBAPIError as error:
-            code, found = _code(error), ""
+            code, found = number(error), ""
             keys = [[one.name for one in each.columns] for each in constraints if isinstance(each, sa.UniqueConstraint)]
             for names in [*keys, unique] if code == _DUPLICATE else ():
                 count = self.repeated(table, names, columns) if names else 0
@@ -426,10 +427,6 @@ class MariadbForms(Forms):
             if code not in (_DUPLICATE, _NO_TARGET, *_CHECK_FAILED):
                 raise
             raise Refused(OLD_ROWS, what, found) from error
-
-
-def _code(error: sa.exc.DBAPIError) -> Any:
-    return error.orig.args[0] if error.orig is not None and error.orig.args else None
 
 
 def _around_default(more: str) -> tuple[str, str, str]:

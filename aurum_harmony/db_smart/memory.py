@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 
-from .database import sqlstate, translated
+from .database import number, sqlstate, translated
 from .errors import DbSmartError
 from .history import TABLE_NAMES, objects
 
@@ -367,5 +367,4 @@ def missing(error: BaseException) -> bool:
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     cause = error.orig or error
-    numbers = [code for code in cause.args[:1] if code in NUMBERS]
-    return sqlstate(error) in STATES or bool(numbers) or any(words in str(cause) for words in _WORDS)
+    return sqlstate(error) in STATES or number(error) in NUMBERS or any(words in str(cause) for words in _WORDS)
