@@ -465,3 +465,15 @@ def test_names_with_backticks_and_percent_signs_are_found_again(database: Databa
     assert "`i``%`" not in text
     assert "`x``%`" not in text
     assert "`n``%` int(11) NOT NULL" in text
+
+
+def test_a_default_that_is_an_expression_is_seen_and_dropped(database: Database) -> None:
+    run(
+        database,
+        "CREATE TABLE d (id INT PRIMARY KEY, s VARCHAR(20) DEFAULT upper('x''y') COMMENT 'DEFAULT 5')",
+        "INSERT INTO d (id) VALUES (1)",
+    )
+    for _ in range(2):
+        with operations(database) as op:
+            op.alter_column("d", "s", server_default=None)
+        assert "`s` varchar(20) COMMENT 'DEFAULT 5'" in shown(database, "d").replace(" DEFAULT NULL", "")

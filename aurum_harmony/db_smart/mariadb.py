@@ -177,6 +177,13 @@ class MariadbForms(Forms):
         if planned is not None and definition is not None:
             planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
 
+    def default(self, change: Change) -> str | None:
+        """The default that a column has. SQLAlchemy does not find all that are expressions."""
+        found = _DEFINITION.fullmatch(self._shown(change))
+        if found is None:
+            return super().default(change)
+        return _around_default(found[4])[1][len("DEFAULT ") :] or None
+
     def _foresee(self, change: Change, definition: str, what: str) -> None:
         """Say in a dry run what the server would say to ``LOCK=NONE``.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from .execution import Execution
-    from .forms import Forms
+    from .forms import Change, Forms
     from .rules import Rule
 
 #: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
@@ -448,7 +448,7 @@ class Operations:
                 self._ask("NARROW_TYPE", f"op.{what} from {types[0]} to {types[1]}")
         if nullable is not None and nullable != change.existing["nullable"]:
             change.nullable = nullable
-        if server_default is not False and not self._same_default(change.existing, server_default):
+        if server_default is not False and not self._same_default(change, server_default):
             change.server_default = server_default
         if change.name is not None:
             self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
@@ -873,12 +873,11 @@ class Operations:
                 known["default"] = self._default_text(change.server_default)
             planned.columns[self._catalog.fold(name)] = known
 
-    def _same_default(self, existing: dict[str, Any], wanted: Any) -> bool:
+    def _same_default(self, change: Change, wanted: Any) -> bool:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
         from .defaults import same_default
 
-        shown = existing["default"]
-        return same_default(None if shown is None else str(shown), self._default_text(wanted), self._execution.dialect)
+        return same_default(self._forms.default(change), self._default_text(wanted), self._execution.dialect)
 
     def _default_text(self, default: Any) -> str | None:
         from .ddl import default_text
