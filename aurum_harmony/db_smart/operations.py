@@ -346,9 +346,8 @@ class Operations:
         self._ask("RENAME_TABLE", f"op.{what}")
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
-        memory = self._execution.memory
-        if memory is not None and memory.unused(schema, old_table_name):
-            self._execution.note(memory.module, *memory.created, schema, new_table_name)
+        if self._unused(schema, old_table_name):
+            self._note_unused(schema, new_table_name)
         self._note_renamed("table", schema, old_table_name, new_table_name)
         with self._execution.operation(what):
             self._forms.rename_table(old_table_name, new_table_name, schema)
@@ -768,9 +767,7 @@ class Operations:
         if self.has_table(name, schema=schema):
             self._execution.satisfied(f"create_table({name!r})")
         else:
-            memory = self._execution.memory
-            if memory is not None:
-                self._execution.note(memory.module, *memory.created, schema, name)
+            self._note_unused(schema, name)
             with self._execution.operation(f"create_table({name!r})"):
                 self._forms.create_table(described)
             planned = self._catalog.plan(name, schema)
@@ -1040,12 +1037,21 @@ class Operations:
 
         :raises Refused: the migration does not say that it may.
         """
-        memory = self._execution.memory
-        unused = memory is not None and (memory.unused(schema, table) or memory.new(schema, table))
-        if self._execution.dry and self._catalog.stored(table, schema) is None:
-            unused = True
+        unused = self._unused(schema, table) or self._new(schema, table)
         if not unused and not self._catalog.empty(table, schema):
             self._ask("DROP_CONSTRAINT", what)
+
+    def _unused(self, schema: str | None, table: str) -> bool:
+        """Whether a run that is not complete, or this dry one, has created a table, so that no release uses it yet."""
+        if self._execution.dry and self._catalog.stored(table, schema) is None:
+            return True
+        return self._execution.memory is not None and self._execution.memory.unused(schema, table)
+
+    def _note_unused(self, schema: str | None, table: str) -> None:
+        """Remember that this run creates a table; a script of a dry one is complete when it ends."""
+        memory = self._execution.memory
+        if memory is not None and not self._execution.dry:
+            self._execution.note(memory.module, *memory.created, schema, table)
 
     @staticmethod
     def _refuse(rule: str, what: str) -> None:
