@@ -141,7 +141,7 @@ class MariadbForms(Forms):
                 self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
         else:
-            if self.execution.dry and online and isinstance(constraint, sa.CheckConstraint):
+            if self._foresees and online and isinstance(constraint, sa.CheckConstraint):
                 raise Refused(BLOCKS, what, "The server checks old rows only so. ")
             with self._rows_in_the_way(constraint.table, [constraint], what):
                 self._send(sa.schema.AddConstraint(constraint), online, what, place)
@@ -167,7 +167,7 @@ class MariadbForms(Forms):
             if change.server_default is not False and not on_update:
                 default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
                 self._send(default, online, what, None)  # first, as the old one may not fit the new type
-            if self.execution.dry and online and change.type_ is not None:
+            if self._foresees and online and change.type_ is not None:
                 self._foresee(change, definition, what)
             if modify or on_update:
                 modified = ModifyColumn(change.table, change.column, definition, change.schema)
@@ -183,6 +183,15 @@ class MariadbForms(Forms):
         if found is None:
             return super().default(change)
         return _around_default(found[4])[1][len("DEFAULT ") :] or None
+
+    @property
+    def _foresees(self) -> bool:
+        """Whether this is a dry run, of a server of which it is known what blocks its writers.
+
+        MariaDB from 11.2 on can copy nearly any table beside them, and is asked to; only it knows when it cannot.
+        """
+        is_mariadb, version = getattr(self.dialect, "is_mariadb", True), self.dialect.server_version_info or ()
+        return self.execution.dry and not (is_mariadb and version >= (11, 2))
 
     def _foresee(self, change: Change, definition: str, what: str) -> None:
         """Say in a dry run what the server would say to ``LOCK=NONE``.
@@ -369,7 +378,7 @@ class MariadbForms(Forms):
         :param place: the table and its schema, if its storage engine matters.
         :raises Refused: the server cannot do it so, or rows break it.
         """
-        if self.execution.dry and place is not None:
+        if self._foresees and place is not None:
             names = {"table": self.catalog.stored(*place), "schema": place[1]}
             row = self.execution.connection.execute(_TARGET, names).first()
             if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
