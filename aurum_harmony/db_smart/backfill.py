@@ -208,6 +208,9 @@ class Backfill:
                 )
         execution.cut()
         with steps.pause(), self._patience():
+            if state is not None and self._by_text(state):
+                state = self._anew(state)
+                self._save(state)
             if state is None:
                 state = self._first_of(_State(None, 0, repeat))
                 self._save(state)
@@ -328,6 +331,26 @@ class Backfill:
         if before.until is None:
             return replace(before, until=until, total=self._estimate(until))
         return replace(before, until=until, cursor=None, done=0, changed=0, total=before.done, number=before.number + 1)
+
+    def _by_text(self, state: _State) -> bool:
+        """Whether an earlier release of db-smart began this, by what an ``ENUM``, ``SET`` or ``BIT`` is as text."""
+        numbered = [number for number, column in enumerate(self._key) if self._asked[number] is not column]
+        keys = [key for key in (state.cursor, state.until) if key is not None]
+        return any(not isinstance(key[number], int) for key in keys for number in numbered)
+
+    def _anew(self, state: _State) -> _State:
+        """The start of a pass in the place of one that may have missed rows.
+
+        :raises DbSmartError: a row that was done would be done twice.
+        """
+        if not state.again and state.done:
+            raise DbSmartError(
+                f"A backfill of {self._name!r} was begun by an earlier release of db-smart, which passed a key with an "
+                "ENUM, SET or BIT by its text and could miss rows; which are done cannot be told any more. Nothing was "
+                "done now. See which rows lack it, and put another op.backfill() in its place, with a where for those."
+            )
+        _logger.info("db-smart: a backfill of %r begins its pass anew, as it could have missed rows", self._name)
+        return replace(self._first_of(_State(None, 0, state.again)), number=state.number)
 
     def _save(self, state: _State) -> None:
         detail = asdict(state)

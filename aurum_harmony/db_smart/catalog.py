@@ -219,11 +219,7 @@ class Catalog:
         """As :meth:`constraints`, by the definition itself: SQLAlchemy finds only some of the ways to write it."""
         from .rebuild import TableSql
 
-        quote = self._connection.dialect.identifier_preparer.quote_identifier
-        query = (
-            f"SELECT sql FROM {quote(schema or 'main')}.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
-        )
-        sql = self._connection.exec_driver_sql(query, (table,)).scalar()
+        sql = self.definition(table, schema)
         if sql is None:
             if not self.inspector.has_table(table, schema=schema):
                 raise sa.exc.NoSuchTableError(table)
@@ -241,6 +237,15 @@ class Catalog:
             kind = cast(Kind, constraint.kind)
             found[self.fold(constraint.name)] = Constraint(constraint.name, kind, constraint.columns, target=target)
         return found
+
+    def definition(self, table: str, schema: str | None) -> str | None:
+        """SQLite: the text of a table's definition; ``None`` where there is no such table."""
+        quote = self._connection.dialect.identifier_preparer.quote_identifier
+        query = (
+            f"SELECT sql FROM {quote(schema or 'main')}.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
+        )
+        sql: str | None = self._connection.exec_driver_sql(query, (table,)).scalar()
+        return sql
 
     def references(self, table: str, schema: str | None) -> list[Reference]:
         """SQLite: the foreign keys to a table, of others and of its own."""

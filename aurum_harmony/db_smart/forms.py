@@ -23,6 +23,7 @@ class Change:
     :ivar existing: the column as SQLAlchemy's inspector has it.
     :ivar server_default: ``False`` when it stays.
     :ivar using: PostgreSQL's expression for the values of the new type.
+    :ivar checks: on SQLite, the checks that come with the new type and are not there.
     """
 
     table: str
@@ -34,11 +35,13 @@ class Change:
     server_default: Any = False
     name: str | None = None
     using: str | None = None
+    checks: Sequence[sa.CheckConstraint] = ()
 
     @property
     def empty(self) -> bool:
         """Whether nothing changes."""
-        return self.nullable is None and self.type_ is None and self.server_default is False and self.name is None
+        same = self.nullable is None and self.type_ is None and self.server_default is False and self.name is None
+        return same and not self.checks
 
 
 def forms_of(execution: Execution, catalog: Catalog) -> Forms:
@@ -158,6 +161,11 @@ class Forms:
         from .column_types import compare
 
         return compare(old, new, self.dialect)
+
+    def default(self, change: Change) -> str | None:
+        """The default that a column has, as the database shows it."""
+        shown = change.existing["default"]
+        return None if shown is None else str(shown)
 
     def wanted(
         self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None

@@ -49,6 +49,12 @@ _WIDTH = sa.text(
     "(SELECT SUBSTRING_INDEX(TABLE_COLLATION, '_', 1) FROM information_schema.TABLES "
     "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table))"
 )
+#: Of a table, what keeps the server from doing beside writers some of what it does so otherwise.
+_IN_THE_WAY = sa.text(
+    "SELECT i.INDEX_TYPE, c.EXTRA FROM information_schema.COLUMNS AS c LEFT JOIN information_schema.STATISTICS AS i "
+    "ON i.TABLE_SCHEMA = c.TABLE_SCHEMA AND i.TABLE_NAME = c.TABLE_NAME AND i.COLUMN_NAME = c.COLUMN_NAME "
+    "WHERE c.TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND c.TABLE_NAME = :table"
+)
 _TARGET = sa.text(
     "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
     "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table"
@@ -89,6 +95,8 @@ class MariadbForms(Forms):
             self._check_target(key)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
+        indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
+        self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
         with self._unchecked(keys), self._rows_in_the_way(table, constraints, what, columns):
             self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
         planned = self.catalog.plan(table.name, table.schema)
@@ -114,6 +122,8 @@ class MariadbForms(Forms):
         """Drop a column."""
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
         what = f"op.drop_column({table!r}, {column!r})"
+        if online:
+            self._foresee_rebuild(table, schema, "drop", what)
         try:
             self._send(change, online, what, (table, schema))
         except sa.exc.DBAPIError as error:
@@ -153,7 +163,7 @@ class MariadbForms(Forms):
                 self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
         else:
-            if self.execution.dry and online and isinstance(constraint, sa.CheckConstraint):
+            if self._foresees and online and isinstance(constraint, sa.CheckConstraint):
                 raise Refused(BLOCKS, what, "The server checks old rows only so. ")
             with self._rows_in_the_way(constraint.table, [constraint], what):
                 self._send(sa.schema.AddConstraint(constraint), online, what, place)
@@ -179,8 +189,10 @@ class MariadbForms(Forms):
             if change.server_default is not False and not on_update:
                 default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
                 self._send(default, online, what, None)  # first, as the old one may not fit the new type
-            if self.execution.dry and online and change.type_ is not None:
+            if self._foresees and online and change.type_ is not None:
                 self._foresee(change, definition, what)
+            if online and change.nullable is not None:
+                self._foresee_rebuild(change.table, change.schema, "null" if change.nullable else "not null", what)
             if modify or on_update:
                 modified = ModifyColumn(change.table, change.column, definition, change.schema)
                 self._send(modified, online, what, (change.table, change.schema))
@@ -188,6 +200,22 @@ class MariadbForms(Forms):
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
             planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+
+    def default(self, change: Change) -> str | None:
+        """The default that a column has. SQLAlchemy does not find all that are expressions."""
+        found = _DEFINITION.fullmatch(self._shown(change))
+        if found is None:
+            return super().default(change)
+        return _around_default(found[4])[1][len("DEFAULT ") :] or None
+
+    @property
+    def _foresees(self) -> bool:
+        """Whether this is a dry run, of a server of which it is known what blocks its writers.
+
+        MariaDB from 11.2 on can copy nearly any table beside them, and is asked to; only it knows when it cannot.
+        """
+        is_mariadb, version = getattr(self.dialect, "is_mariadb", True), self.dialect.server_version_info or ()
+        return self.execution.dry and not (is_mariadb and version >= (11, 2))
 
     def _foresee(self, change: Change, definition: str, what: str) -> None:
         """Say in a dry run what the server would say to ``LOCK=NONE``.
@@ -200,6 +228,29 @@ class MariadbForms(Forms):
         width = self.execution.connection.scalar(_WIDTH, names) or 1
         if blocks(old, definition, width, mariadb=bool(getattr(self.dialect, "is_mariadb", True))):
             raise Refused(BLOCKS, what, f"It would change the type from {type_of(old)} to {type_of(definition)}. ")
+
+    def _foresee_rebuild(self, table: str, schema: str | None, how: str, what: str) -> None:
+        """Say in a dry run that the server cannot rebuild a table beside its writers.
+
+        :param how: ``add``, ``add indexed``, ``drop``, ``null`` or ``not null``.
+        :raises Refused: it cannot.
+        """
+        if not self._foresees:
+            return
+        names = {"table": self.catalog.stored(table, schema), "schema": schema}
+        columns = self.execution.connection.execute(_IN_THE_WAY, names).all()
+        kinds = {column.INDEX_TYPE for column in columns}
+        found = ""
+        if "FULLTEXT" in kinds:
+            found = "a FULLTEXT index"
+        elif "SPATIAL" in kinds and how in ("add indexed", "null", "not null"):
+            found = "a SPATIAL index"
+        elif any("VIRTUAL" in column.EXTRA and column.INDEX_TYPE for column in columns):
+            found = "an indexed virtual column"
+        elif how == "not null" and any("STORED" in column.EXTRA for column in columns):
+            found = "a stored computed column"
+        if found:
+            raise Refused(BLOCKS, what, f"The table has {found}. ")
 
     def _take_named_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
@@ -368,7 +419,7 @@ class MariadbForms(Forms):
         :param place: the table and its schema, if its storage engine matters.
         :raises Refused: the server cannot do it so, or rows break it.
         """
-        if self.execution.dry and place is not None:
+        if self._foresees and place is not None:
             names = {"table": self.catalog.stored(*place), "schema": place[1]}
             row = self.execution.connection.execute(_TARGET, names).first()
             if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .execution import Execution
     from .foresight import Foresight
-    from .forms import Forms
+    from .forms import Change, Forms
     from .rules import Rule
 
 #: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
@@ -368,9 +368,8 @@ class Operations:
         self._ask("RENAME_TABLE", f"op.{what}")
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
-        memory = self._execution.memory
-        if memory is not None and memory.unused(schema, old_table_name):
-            self._execution.note(memory.module, *memory.created, schema, new_table_name)
+        if self._unused(schema, old_table_name):
+            self._note_unused(schema, new_table_name)
         self._note_renamed("table", schema, old_table_name, new_table_name)
         with self._execution.operation(what):
             self._forms.rename_table(old_table_name, new_table_name, schema)
@@ -488,7 +487,7 @@ class Operations:
                 self._ask("NARROW_TYPE", f"op.{what} from {types[0]} to {types[1]}")
         if nullable is not None and nullable != change.existing["nullable"]:
             change.nullable = nullable
-        if server_default is not False and not self._same_default(change.existing, server_default):
+        if server_default is not False and not self._same_default(change, server_default):
             change.server_default = server_default
         if change.name is not None:
             self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
@@ -805,9 +804,7 @@ class Operations:
         if self.has_table(name, schema=schema):
             self._execution.satisfied(f"create_table({name!r})")
         else:
-            memory = self._execution.memory
-            if memory is not None:
-                self._execution.note(memory.module, *memory.created, schema, name)
+            self._note_unused(schema, name)
             with self._execution.operation(f"create_table({name!r})"):
                 self._forms.create_table(described)
             self._catalog.plan_columns(name, schema, described.columns)
@@ -993,12 +990,11 @@ class Operations:
                 if isinstance(check, sa.CheckConstraint):
                     self._foresight.check(what, table.name, table.schema, check.sqltext)
 
-    def _same_default(self, existing: dict[str, Any], wanted: Any) -> bool:
+    def _same_default(self, change: Change, wanted: Any) -> bool:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
         from .defaults import same_default
 
-        shown = existing["default"]
-        return same_default(None if shown is None else str(shown), self._default_text(wanted), self._execution.dialect)
+        return same_default(self._forms.default(change), self._default_text(wanted), self._execution.dialect)
 
     def _default_text(self, default: Any) -> str | None:
         from .ddl import default_text
@@ -1206,12 +1202,21 @@ class Operations:
 
         :raises Refused: the migration does not say that it may.
         """
-        memory = self._execution.memory
-        unused = memory is not None and (memory.unused(schema, table) or memory.new(schema, table))
-        if self._execution.dry and self._catalog.stored(table, schema) is None:
-            unused = True
+        unused = self._unused(schema, table) or self._new(schema, table)
         if not unused and not self._catalog.empty(table, schema):
             self._ask("DROP_CONSTRAINT", what)
+
+    def _unused(self, schema: str | None, table: str) -> bool:
+        """Whether a run that is not complete, or this dry one, has created a table, so that no release uses it yet."""
+        if self._execution.dry and self._catalog.stored(table, schema) is None:
+            return True
+        return self._execution.memory is not None and self._execution.memory.unused(schema, table)
+
+    def _note_unused(self, schema: str | None, table: str) -> None:
+        """Remember that this run creates a table; a script of a dry one is complete when it ends."""
+        memory = self._execution.memory
+        if memory is not None and not self._execution.dry:
+            self._execution.note(memory.module, *memory.created, schema, table)
 
     @staticmethod
     def _refuse(rule: str, what: str) -> None:
