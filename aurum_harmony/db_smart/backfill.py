@@ -442,21 +442,33 @@ class Backfill:
         """The key as it is asked for, and as it is compared and sorted.
 
         MariaDB sorts an ``ENUM`` or ``SET`` by its number, and compares it with a text by the text, but with a number
-        by the number, for which it can use an index. A ``BIT`` comes as bytes, and compares as a number only.
+        by the number, for which it can use an index. A ``BIT`` comes as bytes, and compares as a number only. Of
+        PostgreSQL's types that Python cannot hold every value of (a date may be infinite, or before Christ), or that
+        drivers send as another one, the text is asked for.
         """
         asked: list[sa.ColumnElement[Any]] = list(self._key)
         compared = list(asked)
-        if self._dialect != "mysql":
+        #: The types of a key's columns whose text is asked for.
+        self._by_text: dict[int, Any] = {}
+        if self._dialect not in ("mysql", "postgresql"):
             return asked, compared
-        from sqlalchemy.dialects import mysql
+        from sqlalchemy.dialects import mysql, postgresql
 
-        columns = Catalog(self._connection).columns(self._name, self._schema)
+        catalog = Catalog(self._connection)
+        columns = catalog.columns(self._name, self._schema)
         for number, column in enumerate(self._key):
-            kind = columns[column.name.lower()]["type"]
-            if isinstance(kind, (sa.Enum, mysql.SET, mysql.BIT)):
+            kind = columns[catalog.fold(column.name)]["type"]
+            if isinstance(kind, (sa.Enum, mysql.SET, mysql.BIT)) and self._dialect == "mysql":
                 asked[number] = sa.cast(column, mysql.INTEGER(unsigned=True)).label(f"key_{number}")
             if isinstance(kind, mysql.SET) and len(kind.values) > _EXACT_BITS:
                 compared[number] = sa.cast(column, mysql.INTEGER(unsigned=True))
+            stored = kind.data_type if isinstance(kind, postgresql.DOMAIN) else kind
+            if self._dialect == "postgresql" and isinstance(stored, (sa.Date, sa.DateTime)):
+                # As JSON has them, whatever the session's style of dates.
+                text = sa.func.to_jsonb(column).op("#>>")(sa.literal_column("'{}'"))
+                asked[number], self._by_text[number] = text.label(f"key_{number}"), kind
+            elif self._dialect == "postgresql" and isinstance(stored, (sa.ARRAY, postgresql.JSONB)):
+                asked[number], self._by_text[number] = sa.cast(column, sa.Text).label(f"key_{number}"), kind
         return asked, compared
 
     def _addressable(self, rowid: str) -> bool:
@@ -499,9 +511,15 @@ class Backfill:
     def _compare(self, name: str, sign: str) -> sa.ColumnElement[bool]:
         """The key compared with another one, ``>`` or ``<=``, as an index can be used for it.
 
-        The values are bound without type, as the driver gave them: a cast to another type would pass by the index.
+        The values are bound without type, as the driver gave them: a cast to another type would pass by the index. What
+        was asked for as text is cast to the type of its column.
         """
-        binds = [sa.bindparam(bind, type_=sa.types.NullType()) for bind in self._bind(name, [None] * len(self._key))]
+        binds: list[sa.ColumnElement[Any]] = []
+        for number, key in enumerate(self._bind(name, [None] * len(self._key))):
+            if number in self._by_text:
+                binds.append(sa.cast(sa.bindparam(key, type_=sa.Text()), self._by_text[number]))
+            else:
+                binds.append(sa.bindparam(key, type_=sa.types.NullType()))
         if len(binds) == 1:
             return self._sorted[0].op(sign, is_comparison=True)(binds[0])
         if self._dialect != "mysql":

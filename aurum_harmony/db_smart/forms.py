@@ -15,6 +15,9 @@ from .ddl import AddColumns, RenameColumn, condition_text, default_text
 from .execution import Execution
 from .rules import counted
 
+#: The kind of a constraint that rows break.
+Broken = Literal["unique", "check", "foreign"]
+
 
 @dataclass
 class Change:
@@ -220,6 +223,49 @@ class Forms:
         groups = groups.where(sa.true(), *(part.is_not(None) for part in parts)).having(sa.func.count() > 1)
         return self.execution.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.alike))) or 0
 
+    def lost(self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()) -> int:
+        """How many rows break a foreign key.
+
+        :param columns: those that are new to its table, in which rows have the default.
+        """
+        source = self.rows(constraint.table, columns).alias("own")
+        first = constraint.elements[0].column.table
+        targets = [element.column.name for element in constraint.elements]
+        target = sa.table(first.name, *map(sa.column, targets), schema=first.schema).alias("target")
+        own: list[sa.ColumnClause[Any]] = [sa.column(name, _selectable=source) for name in constraint.column_keys]
+        match = sa.and_(*(column == target.c[name] for column, name in zip(own, targets, strict=True)))
+        broken = sa.and_(*(column.is_not(None) for column in own), ~sa.exists().where(match).correlate(source))
+        query = sa.select(sa.func.count()).select_from(source).where(broken)
+        return self.execution.connection.scalar(query) or 0
+
+    def in_the_way(
+        self,
+        kind: Broken,
+        table: sa.Table,
+        constraints: Iterable[sa.Constraint],
+        columns: Sequence[sa.Column[Any]] = (),
+        unique: Sequence[str] = (),
+    ) -> str:
+        """How many rows are in the way of constraints, as sentences; empty where none can be found.
+
+        :param kind: of the constraint that the database says is broken.
+        :param columns: as for :meth:`breaking`.
+        :param unique: the columns of a unique index.
+        """
+        found = ""
+        if kind == "unique" and unique:
+            found += _alike(self.repeated(table, unique, columns))
+        for each in constraints:
+            if kind == "unique" and isinstance(each, sa.UniqueConstraint):
+                found += _alike(self.repeated(table, [one.name for one in each.columns], columns))
+            elif kind == "check" and isinstance(each, sa.CheckConstraint):
+                count = self.breaking(table, each.sqltext, columns)
+                found += f"{counted(count, 'breaks', 'break')} its condition. " if count else ""
+            elif kind == "foreign" and isinstance(each, sa.ForeignKeyConstraint):
+                count = self.lost(each, columns)
+                found += f"{counted(count, 'refers', 'refer')} to what is not there. " if count else ""
+        return found
+
     def rows(self, table: sa.Table, columns: Sequence[sa.Column[Any]] = ()) -> sa.FromClause:
         """The rows of a table as they are with columns that are new to it, which have the default."""
         source = sa.table(table.name, schema=table.schema)
@@ -230,7 +276,10 @@ class Forms:
             given = default_text(column, self.dialect)
             if column.computed is not None:
                 given = condition_text(column.computed.sqltext, self.dialect)
-            values.append(sa.literal_column(f"({given or 'NULL'})").label(column.name))
+            value: sa.ColumnElement[Any] = sa.literal_column(f"({given or 'NULL'})")
+            if self.dialect.name == "postgresql":  # to which it would be a text here
+                value = sa.cast(value, column.type)
+            values.append(value.label(column.name))
         return sa.select(sa.literal_column("*"), *values).select_from(source).subquery("old")
 
     def _comment(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
@@ -238,3 +287,7 @@ class Forms:
             for column in columns:
                 if column.comment is not None:
                     self.execution.send(sa.schema.SetColumnComment(column))
+
+
+def _alike(count: int) -> str:
+    return f"{counted(count, 'has', 'have')} the same values as others. " if count else ""

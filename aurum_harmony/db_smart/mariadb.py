@@ -22,7 +22,7 @@ from .catalog import Constraint
 from .database import number
 from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
-from .forms import Change, Forms
+from .forms import Broken, Change, Forms
 from .mariadb_types import blocks, character_set, type_of
 from .rules import BLOCKS, OLD_ROWS, Refused, counted
 
@@ -377,7 +377,7 @@ class MariadbForms(Forms):
         table, target = constraint.parent, constraint.elements[0].column.table
         key = SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
         try:
-            count = self._lost(constraint)
+            count = self.lost(constraint)
         except BaseException:
             with suppress(Exception):  # where that fails too, the next run looks at the rows, as was promised
                 self.execution.send(sa.schema.DropConstraint(key))
@@ -389,21 +389,6 @@ class MariadbForms(Forms):
                 f"The foreign key {name!r} of {table.name!r} to {target.name!r}",
                 f"{counted(count, 'refers', 'refer')} to what is not there. It was taken back. ",
             )
-
-    def _lost(self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()) -> int:
-        """How many rows break a foreign key.
-
-        :param columns: those that are new to its table, in which rows have the default.
-        """
-        source = self.rows(constraint.table, columns).alias("own")
-        first = constraint.elements[0].column.table
-        targets = [element.column.name for element in constraint.elements]
-        target = sa.table(first.name, *map(sa.column, targets), schema=first.schema).alias("target")
-        own: list[sa.ColumnClause[Any]] = [sa.column(name, _selectable=source) for name in constraint.column_keys]
-        match = sa.and_(*(column == target.c[name] for column, name in zip(own, targets, strict=True)))
-        broken = sa.and_(*(column.is_not(None) for column in own), ~sa.exists().where(match).correlate(source))
-        query = sa.select(sa.func.count()).select_from(source).where(broken)
-        return self.execution.connection.scalar(query) or 0
 
     def _send(
         self, change: DDLElement, online: bool, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE
@@ -463,20 +448,11 @@ class MariadbForms(Forms):
         try:
             yield
         except sa.exc.DBAPIError as error:
-            code, found = number(error), ""
-            keys = [[one.name for one in each.columns] for each in constraints if isinstance(each, sa.UniqueConstraint)]
-            for names in [*keys, unique] if code == _DUPLICATE else ():
-                count = self.repeated(table, names, columns) if names else 0
-                found += f"{counted(count, 'has', 'have')} the same values as others. " if count else ""
-            for each in constraints:
-                if code in _CHECK_FAILED and isinstance(each, sa.CheckConstraint):
-                    count = self.breaking(table, each.sqltext, columns)
-                    found += f"{counted(count, 'breaks', 'break')} its condition. " if count else ""
-                elif code == _NO_TARGET and isinstance(each, sa.ForeignKeyConstraint):
-                    count = self._lost(each, columns)
-                    found += f"{counted(count, 'refers', 'refer')} to what is not there. " if count else ""
-            if code not in (_DUPLICATE, _NO_TARGET, *_CHECK_FAILED):
+            code = number(error)
+            kind: Broken = "check" if code in _CHECK_FAILED else "foreign" if code == _NO_TARGET else "unique"
+            if kind == "unique" and code != _DUPLICATE:
                 raise
+            found = self.in_the_way(kind, table, constraints, columns, unique)
             raise Refused(OLD_ROWS, what, found) from error
 
 

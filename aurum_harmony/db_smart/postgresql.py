@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -21,12 +22,15 @@ from sqlalchemy.types import TypeEngine
 
 from .catalog import TABLE_NAME, Constraint, Kind
 from .column_types import free_on_postgresql, native_values, spelled
+from .database import sqlstate
 from .ddl import UniqueUsingIndex, ValidateConstraint, as_written, render, string_text, type_text
 from .errors import DbSmartError
-from .forms import Change, Forms
+from .forms import Broken, Change, Forms
 from .rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
 
 _MAX_NAME = 63
+#: What constraints rows break, by SQLSTATE.
+_BROKEN: dict[str, Broken] = {"23505": "unique", "23514": "check", "23503": "foreign"}
 #: The version whose partitioned tables take foreign keys NOT VALID.
 _KEYS_OF_PARTITIONED = (18,)
 _CALLS = re.compile(r'("(?:[^"]|"")+"|\w+)\s*\(')
@@ -105,7 +109,10 @@ class PostgresqlForms(Forms):
     ) -> None:
         """Add columns; a constraint is not validated yet, a volatile default is for later rows only."""
         if not online:
-            super().add_columns(table, columns, constraints, online)
+            what = f"op.add_columns({table.name!r}, {', '.join(repr(column.name) for column in columns)})"
+            more = [check for column in columns for check in column.constraints]
+            with self._rows_in_the_way(table, [*constraints, *more], what, columns):
+                super().add_columns(table, columns, constraints, online)
             return
         self._refuse_rewrite(table, columns)
         own = _constraints(table, columns)
@@ -163,13 +170,18 @@ class PostgresqlForms(Forms):
 
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index, beside the table's traffic."""
-        if not online:
-            super().create_index(index, online)
-            return
         table = index.table
         assert table is not None
+        what = f"op.create_index({str(index.name)!r}, {table.name!r}{', unique=True' if index.unique else ''})"
+        columns = [part.name for part in index.expressions if isinstance(part, sa.ColumnClause)]
+        if len(columns) < len(index.expressions) or index.dialect_options["postgresql"]["where"] is not None:
+            columns = []  # not all of it is their values
+        if not online:
+            with self._rows_in_the_way(table, (), what, unique=columns):
+                super().create_index(index, online)
+            return
         if self._partitioned(table):
-            raise Refused(PARTITIONED, f"op.create_index({str(index.name)!r}, {table.name!r})")
+            raise Refused(PARTITIONED, what)
         index.dialect_options["postgresql"]["concurrently"] = True
         failure = None
         with self.execution.outside() as send:
@@ -179,12 +191,9 @@ class PostgresqlForms(Forms):
                 send(sa.schema.DropIndex(index))  # what it leaves is invalid
                 failure = error
         if failure is not None:
-            columns = ", ".join(str(column) for column in index.expressions)
-            raise Refused(
-                OLD_ROWS,
-                f"op.create_index({str(index.name)!r}, {table.name!r}, unique=True)",
-                f"Rows repeat {columns}. ",
-            ) from failure
+            found = self._found("unique", table, (), unique=columns)
+            names = ", ".join(str(part) for part in index.expressions)
+            raise Refused(OLD_ROWS, what, found or f"Rows repeat {names}. ") from failure
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index, beside the table's traffic."""
@@ -204,20 +213,23 @@ class PostgresqlForms(Forms):
         if online:
             self._refuse_partitioned(constraint)
         if not online:
-            super().add_constraint(constraint, online)
+            assert constraint.table is not None
+            what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
+            with self._rows_in_the_way(constraint.table, [constraint], what):
+                super().add_constraint(constraint, online)
         elif isinstance(constraint, sa.UniqueConstraint):
             self._add_unique(constraint)
         else:
             constraint.dialect_options["postgresql"]["not_valid"] = True
             super().add_constraint(constraint, online)
             assert constraint.table is not None
-            self._validate(constraint.table.name, str(constraint.name), constraint.table.schema)
+            self._validate(constraint.table.name, str(constraint.name), constraint.table.schema, constraint)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Validate a constraint that an earlier run only added."""
         if not existing.valid:
             table = constraint.table
-            self._validate(table.name, existing.name, table.schema)
+            self._validate(table.name, existing.name, table.schema, constraint)
 
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; NOT NULL by a validated check, which saves the scan under the exclusive lock."""
@@ -370,9 +382,12 @@ class PostgresqlForms(Forms):
             )
         self.execution.send(UniqueUsingIndex(table.name, name, table.schema, constraint))
 
-    def _validate(self, table: str, name: str, schema: str | None) -> None:
+    def _validate(
+        self, table: str, name: str, schema: str | None, whole: sa.Constraint | sa.ForeignKeyConstraint | None = None
+    ) -> None:
         """Validate a constraint in a transaction of its own; where rows break it, drop it again.
 
+        :param whole: the constraint, to count those rows.
         :raises Refused: rows break it.
         """
         failure = None
@@ -385,7 +400,40 @@ class PostgresqlForms(Forms):
             constraint = SchemaObjects().generic_constraint(name, table, "check", schema=schema)
             self.execution.send(sa.schema.DropConstraint(constraint))
             self.execution.cut()
-            raise Refused(OLD_ROWS, f"The constraint {name!r} of {table!r}", "It was taken back. ") from failure
+            kind = _BROKEN.get(sqlstate(failure) or "")
+            rows = "" if whole is None or kind is None else self._found(kind, whole.table, [whole])
+            what = f"The constraint {name!r} of {table!r}"
+            raise Refused(OLD_ROWS, what, f"{rows}It was taken back. ") from failure
+
+    @contextmanager
+    def _rows_in_the_way(
+        self,
+        table: sa.Table,
+        constraints: Sequence[sa.Constraint],
+        what: str,
+        columns: Sequence[sa.Column[Any]] = (),
+        unique: Sequence[str] = (),
+    ) -> Iterator[None]:
+        """Say how many rows are in the way of constraints; see :meth:`in_the_way`.
+
+        :raises Refused: there are such rows.
+        """
+        try:
+            with self.execution.undoable():
+                yield
+        except sa.exc.IntegrityError as error:
+            kind = _BROKEN.get(sqlstate(error) or "")
+            if kind is None:
+                raise
+            raise Refused(OLD_ROWS, what, self._found(kind, table, constraints, columns, unique)) from error
+
+    def _found(self, *arguments: Any, **more: Any) -> str:
+        """As :meth:`in_the_way`; nothing where they cannot be counted, which must not hide that there are some."""
+        try:
+            with self.execution.undoable():
+                return self.in_the_way(*arguments, **more)
+        except sa.exc.DBAPIError:
+            return ""
 
     def _fill(self, table: sa.Table, column: sa.Column[Any]) -> None:
         """Give the rows that are there the volatile default of a new column, each its own."""
