@@ -521,3 +521,61 @@ def test_sql_of_a_first_run_makes_a_table_that_gets_another_name(project: Projec
     project.boot()
     assert project.columns("users") == {"id", "new"}
     assert project.tables() - TABLE_NAMES == {"users", "persons"}
+
+
+TRANSLATED = """
+@migration
+def add_name(op: Operations) -> None:
+    op.add_column("users", Column("fullname", String(50)))
+    op.execute(Table("users", MetaData(), Column("fullname", Text)).insert().values(fullname="first"))
+
+@migration(destructive=True)
+def rename_name(op: Operations) -> None:
+    op.alter_column("users", "fullname", new_column_name="name")
+    op.alter_column("users", "name", nullable=False)
+"""
+
+
+def test_models_are_right_in_the_schema_that_the_engine_puts_them_in(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    options = {"SQLALCHEMY_ENGINE_OPTIONS": {"execution_options": {"schema_translate_map": {None: "tenant"}}}}
+    project = make_project(new_url("postgresql"), options)
+    project.query("CREATE SCHEMA tenant")
+    project.models = models(users=[ID, string("name", nullable=False)])
+    project.write(TRANSLATED)
+    project.boot()
+    assert project.query("SELECT name FROM tenant.users") == [("first",)]
+    project.query("INSERT INTO tenant.users (name) VALUES ('second')")
+    result = project.run("migrate", "--force")
+    assert result.exit_code == 0, result.output
+    assert project.query("SELECT name FROM tenant.users ORDER BY id") == [("first",), ("second",)]
+
+
+CUT = """
+@migration
+def cut(op: Operations) -> None:
+    op.execute("INSERT INTO seeds (id, note) VALUES (1, 'before')")
+    op.backfill("seeds", {"note": "filled"})
+    op.execute("INSERT INTO seeds (id, note) VALUES (2, 'taken back')")
+    op.session.execute(text("UPDATE users SET fax = 1"))
+
+@migration(transactional=False)
+def alone(op: Operations) -> None:
+    op.execute("INSERT INTO seeds (id, note) VALUES (3, 'by itself')")
+    op.session.execute(text("UPDATE users SET fax = 1"))
+
+@migration
+def last(op: Operations) -> None:
+    op.execute("INSERT INTO seeds (id, note) VALUES (4, 'last')")
+"""
+
+
+def test_what_is_left_out_keeps_what_was_committed_before(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    project.models = models(users=[ID], seeds=[ID, string("note")])
+    project.write(CUT)
+    project.boot()
+    for name in ("cut", "alone"):
+        assert f"'{name}' is left out and counts as applied" in caplog.text
+    assert project.query("SELECT id, note FROM seeds ORDER BY id") == [(1, "filled"), (3, "by itself"), (4, "last")]
+    assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
