@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -115,6 +115,17 @@ class Memory:
             model for (place, _), model in self._models.items() if self.model(place or None, model.name) is not None
         ]
 
+    def claims(self, schema: str | None, name: str) -> bool:
+        """Whether the model of such a table has an index or a constraint of this name."""
+        models = [model for (place, _), model in self._models.items() if place == (schema or "")]
+        items: list[Any] = [
+            item
+            for model in models
+            if self.model(schema, model.name) is not None
+            for item in (*model.indexes, *model.constraints)
+        ]
+        return any(self.same(str(item.name), name) for item in items if item.name)
+
     def loosened(self) -> list[tuple[sa.Table, str]]:
         """The columns of such tables that take ``NULL`` until this first run is complete: model and name."""
         return [
@@ -172,7 +183,7 @@ class Memory:
         before = (event.table_name for event in self._events if event.event == "there" and event.table_name)
         if self.fresh and not any(_named(name, statement) for name in before):
             return True
-        text = str(getattr(error, "orig", None) or error)
+        text = f"{getattr(error, 'orig', None) or error}\n{statement}"
         return any(_named(name, text) for name in self._taken_since(migration))
 
     def _taken_since(self, migration: str) -> set[str]:
