@@ -67,6 +67,8 @@ RENAME = """
 @migration
 def add_name(op: Operations) -> None:
     op.add_column("users", Column("fullname", String(50)))
+    op.create_index("ix_users_name", "users", ["fullname"])
+    op.create_unique_constraint("uq_users_name", "users", ["fullname"])
 
 @migration(destructive=True)
 def rename_name(op: Operations) -> None:
@@ -227,7 +229,18 @@ def drop_machines(op: Operations) -> None:
 
 #: Models of the first release, migrations, and models of the last one.
 CASES: dict[str, tuple[dict[str, Columns], str, dict[str, Columns]]] = {
-    "rename": ({"users": [ID]}, RENAME, {"users": [ID, string("name")]}),
+    "rename": (
+        {"users": [ID]},
+        RENAME,
+        {
+            "users": [
+                ID,
+                string("name"),
+                lambda: sa.Index("ix_users_name", "name"),
+                lambda: sa.UniqueConstraint("name", name="uq_users_name"),
+            ]
+        },
+    ),
     "drop": ({"users": [ID]}, DROP, {"users": [ID]}),
     "data, then drop": (
         {"users": [ID, string("old_phone"), string("phone")], "seeds": [ID]},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -234,6 +235,8 @@ def change(op: Operations) -> None:
     op.execute("UPDATE users SET name = fax WHERE name IS NULL")
     op.backfill("users", {"fax": "x"}, where="fax = ''")
     op.drop_column("users", "fax")
+    op.create_index("ix_one", "users", ["one"])
+    op.create_unique_constraint("uq_one", "users", ["one"])
     op.alter_column("users", "one", new_column_name="two")
     op.alter_column("users", "two", new_column_name="three")
     op.drop_column("users", "note")
@@ -579,3 +582,24 @@ def test_what_is_left_out_keeps_what_was_committed_before(project: Project, capl
         assert f"'{name}' is left out and counts as applied" in caplog.text
     assert project.query("SELECT id, note FROM seeds ORDER BY id") == [(1, "filled"), (3, "by itself"), (4, "last")]
     assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+
+
+def test_a_dry_run_and_a_script_know_what_later_migrations_took_away(project: Project) -> None:
+    project.models = models(users=[ID, string("fax"), string("note")])
+    project.write("")
+    project.boot()
+    source = (
+        '@migration\ndef add_fax(op):\n    op.add_column("users", Column("fax", String(50)))\n'
+        + '    op.execute(text("UPDATE users SET fax = 1"))\n' * (project.dialect == "sqlite")
+        + '@migration(destructive=True)\ndef drop_both(op):\n    op.drop_column("users", "fax")\n'
+        '    op.drop_column("users", "note")\n'
+        '@migration\ndef add_note(op):\n    op.add_column("users", Column("note", String(50)))\n'
+    )
+    project.write(source)
+    project.boot()
+    found = project.run("migrate", "--force", "--dry-run", "--json")
+    shown = json.loads(found.stdout)["pending"]
+    assert [(item["error"], item["unknown"]) for item in shown] == [(None, None)] * 3
+    assert [item["does"] for item in shown[1:]] == [[], []]
+    found = project.run("migrate", "--force", "--sql")
+    assert "ALTER TABLE users" not in found.stdout

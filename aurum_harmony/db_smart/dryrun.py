@@ -7,7 +7,7 @@ afterwards as if it were there. What cannot be known so is said to be unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -19,12 +19,12 @@ from sqlalchemy.engine import Engine
 from . import history
 from .binding import bound
 from .catalog import Catalog, Reference
-from .database import Database
+from .database import Database, denied
 from .ddl import render
 from .errors import DbSmartError
 from .execution import Execution, Send
-from .history import Pending, State
-from .memory import insert
+from .history import State
+from .memory import Memory, folding, insert
 from .migrations import Migration, Options
 from .operations import Operations
 from .settings import DdlSettings
@@ -68,18 +68,22 @@ class Preview:
 
 
 def preview(
-    app: Flask, db: SQLAlchemy, database: Database, pending: Iterable[Pending], *, models: sa.MetaData | None
+    app: Flask, db: SQLAlchemy, plan: Plan, module: str, names: Sequence[str], *, models: sa.MetaData | None
 ) -> list[Preview]:
     """What each pending migration of a database would do. Needs an application context.
 
     Reads only. A SQLite database is played through on a copy of its schema in memory, without its rows.
 
+    :param module: dotted name of the application's migrations.
+    :param names: of those for this database, in their order; empty for its first run.
     :param models: the models whose tables the run would make first, if it would.
     :raises DatabaseUnreachable: no connection could be made.
     """
-    previews = []
+    previews, database = [], plan.database
     with _opened(database) as (connection, catalog):
         execution = DryExecution(database, connection, catalog)
+        if names:
+            execution.memory = _remembered(plan, module, names)
         if models is not None:
             tables = Migration("", "", Options(), lambda op: None, True, "")
             execution.current = Preview("tables of the models", "first run")
@@ -89,7 +93,7 @@ def preview(
                     operations.sync(table)
             if execution.current.does:
                 previews.append(execution.current)
-        for item in pending:
+        for item in plan.pending:
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
             previews.append(shown)
             try:
@@ -105,6 +109,20 @@ def preview(
                 shown.error = database.redact(error)
                 execution.remark(f"it ends here: {shown.error}")
     return previews
+
+
+def _remembered(plan: Plan, module: str, names: Sequence[str]) -> Memory | None:
+    """What the history remembers of objects, as far as it can be read."""
+    memory = Memory(module, names, {item.name for item in plan.applied}, fold=folding(plan.database.dialect))
+    with plan.database.connect() as connection:
+        try:
+            if sa.inspect(connection).has_table(history.objects.name):
+                memory.read(connection)
+        except sa.exc.DBAPIError as error:
+            if not denied(error):  # who may only read the history was given the right before there was this table
+                raise
+            return None
+    return memory
 
 
 @contextmanager
@@ -334,7 +352,7 @@ class DryExecution(Execution):
         self.steps = Steps(connection, "", at_once=False, begun=False)
         self.before_cut, self.after_rollback = [], []
         self.catalog = catalog
-        self.memory = None
+        self.memory: Memory | None = None
         self.current: Preview
 
     @property
@@ -359,6 +377,10 @@ class DryExecution(Execution):
         new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
         if new is not None:
             self.current.script.append(render(insert(new), self.connection.dialect, literal_binds=True))
+
+    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
+        """A statement would be left out."""
+        self.current.satisfied.append(f"execute(): {self.database.redact(error)}")
 
     @contextmanager
     def undoable(self) -> Iterator[None]:

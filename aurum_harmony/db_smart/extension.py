@@ -274,11 +274,12 @@ class DbSmart:
         with without_plugin_lines():
             from .dryrun import preview
 
-        db, found = self._state(app).db, {}
+        db, gate, found = self._state(app).db, self.gate(app), {}
         for plan in plans:
             first = plan.state is None or not plan.state.source
             models = db.metadatas.get(plan.database.key) if first and create_all(app) else None
-            found[plan.database.name] = preview(app, db, plan.database, plan.pending, models=models)
+            names = [] if first or plan.foreign else [item.name for item in gate.of(plan.database)]
+            found[plan.database.name] = preview(app, db, plan, gate.module, names, models=models)
         return found
 
     @staticmethod

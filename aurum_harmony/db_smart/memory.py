@@ -260,6 +260,11 @@ def _named(name: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 
+def folding(dialect: str) -> Callable[[str], str]:
+    """How a kind of database compares names: PostgreSQL alone tells upper from lower case."""
+    return str if dialect == "postgresql" else str.lower
+
+
 def insert(event: Event) -> sa.Insert:
     """The statement that remembers an event."""
     return objects.insert().values(event._asdict())

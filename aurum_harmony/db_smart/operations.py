@@ -149,10 +149,17 @@ class Operations:
                 "statement was not sent. Leave it out; what must not run in a transaction goes into a migration with "
                 "@migration(transactional=False)."
             )
-        if self._execution.dry:
-            return self._execution.pretend(query, parameters)
-        connection = self._own() if self._execution.transactional else self._connection
         memory = self._execution.memory
+        if self._execution.dry:
+            try:
+                return self._execution.pretend(query, parameters)
+            except sa.exc.DBAPIError as error:
+                if memory is None or not memory.excuses(self._migration.name, error):
+                    raise
+                self._connection.rollback()
+                self._execution.passed_by_statement(error)
+                return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+        connection = self._own() if self._execution.transactional else self._connection
         if memory is None or not memory.lenient(self._migration.name):
             return self._execution.alone(lambda: connection.execute(query, parameters))
         try:
@@ -604,7 +611,7 @@ class Operations:
         :raises Refused: it is unique, and rows have the same values.
         """
         what = f"create_index({index_name!r}, {table_name!r})"
-        if self._passed(what, schema, table_name, "index", index_name):
+        if self._passed(what, schema, table_name, "index", index_name) or self._past(what, schema, table_name, columns):
             return
         self._note_back("index", schema, table_name, index_name)
         if (
@@ -833,7 +840,7 @@ class Operations:
     ) -> None:
         table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
         what = f"create {kind} {name!r} on {table!r}"
-        if self._passed(what, schema, table, "constraint", name):
+        if self._passed(what, schema, table, "constraint", name) or self._past(what, schema, table, columns):
             return
         self._note_back("constraint", schema, table, name)
         if (
@@ -1002,6 +1009,20 @@ class Operations:
 
     def _took(self, schema: str | None, table: str, column: str) -> bool:
         return bool({"dropped", "renamed"} & {*self._did("column", schema, table, column)})
+
+    def _past(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
+        """Whether one of the columns of an index or constraint has another name since, or is gone."""
+        names = [column for column in columns if isinstance(column, str)]
+        if any(self._passed(what, schema, table, "column", name) for name in names):
+            return True
+        taken = [name for name in names if self._took(schema, table, name)]
+        if taken and self.has_table(table, schema=schema):
+            there = self._catalog.present(table, taken, schema)
+            for name in taken:
+                if self._catalog.fold(name) not in there:
+                    self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                    return True
+        return False
 
     def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether what is to be dropped, or to get another name, is what this migration made in its place."""

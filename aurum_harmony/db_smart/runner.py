@@ -28,7 +28,7 @@ from .gate import Gate, Plan
 from .guard import LockGuard
 from .history import Pending, State
 from .lock import Lock, lock_of
-from .memory import Memory
+from .memory import Memory, folding
 from .migrations import Migration, location
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
@@ -253,7 +253,7 @@ class Runner:
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
         names = [migration.name for migration in self._gate.of(database)]
-        fold = str if database.dialect == "postgresql" else str.lower
+        fold = folding(database.dialect)
         place = functools.partial(translated, connection)
         memory = Memory(self._gate.module, names, {item.name for item in plan.applied}, metadata, fold, place)
         memory.read(connection)
