@@ -27,6 +27,7 @@ class ColumnModel:
     """A column, whatever its name.
 
     :ivar made: whether only the models know it, and no migration that is still there made it.
+    :ivar raw: whether raw SQL made it, which makes it again when it runs again.
     :ivar filled: whether every row is to have a value from now on.
     :ivar default_by: the number of the migration that altered its default last.
     """
@@ -36,6 +37,7 @@ class ColumnModel:
     nullable: bool = True
     default: str | None = None
     made: bool = False
+    raw: bool = False
     filled: bool = False
     default_by: int = -1
 
@@ -55,6 +57,7 @@ class TableModel:
     checks: dict[str, str] = field(default_factory=dict)
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
     made: bool = False
+    raw: bool = False
 
     def constrained(self, column: str) -> bool:
         """Whether a constraint, or an index of several columns, has the column."""
@@ -398,7 +401,12 @@ class History:
         return [f"op.drop_constraint({constraint!r}, {name!r})"]
 
     def _rename_column(self, name: str, table: TableModel, migration: Migration) -> list[str]:
-        column = self._pick(table, lambda name, _: name not in table.checks.values())
+        # What raw SQL makes again is not to get rows again too: both would be there.
+        repeated = [number for seed in self._seeds_of(name) if seed.repeated for number in seed.columns]
+        column = self._pick(
+            table,
+            lambda name, model: name not in table.checks.values() and not (model.raw and model.number in repeated),
+        )
         if column is None:
             return []
         migration.schema_only = False
@@ -422,6 +430,8 @@ class History:
         return [seed for seed in self.seeds if seed.table == table]
 
     def _rename_table(self, name: str, table: TableModel, migration: Migration) -> list[str]:
+        if table.raw and any(seed.repeated for seed in self._seeds_of(name)):
+            return []
         migration.schema_only = False
         new = self._name("t")
         for seed in self._seeds_of(name):
@@ -570,7 +580,7 @@ class History:
     def _raw_column(self) -> None:
         name = self._choice(self.tables)
         column = self._name("c")
-        model = ColumnModel(next(self._numbers), self._choice(SQL_TYPES))
+        model = ColumnModel(next(self._numbers), self._choice(SQL_TYPES), raw=True)
         sql = f"ALTER TABLE {name} ADD COLUMN {column} {SQL_TYPES[model.type_]}"
         if self._some():
             lines = [f'if not op.has_column({name!r}, {column!r}): op.execute("{sql}")']
@@ -587,8 +597,8 @@ class History:
 
     def _raw_table(self) -> None:
         name, column = self._name("t"), self._name("c")
-        table = self.tables[name] = TableModel(next(self._numbers))
-        table.columns[column] = ColumnModel(next(self._numbers), "String(20)")
+        table = self.tables[name] = TableModel(next(self._numbers), raw=True)
+        table.columns[column] = ColumnModel(next(self._numbers), "String(20)", raw=True)
         # A number of its own that grows is written in another way on each database.
         items = "Column('id', Integer, primary_key=True), Column(" + repr(column) + ", String(20))"
         self._migration(

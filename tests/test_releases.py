@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -234,6 +235,8 @@ def change(op: Operations) -> None:
     op.execute("UPDATE users SET name = fax WHERE name IS NULL")
     op.backfill("users", {"fax": "x"}, where="fax = ''")
     op.drop_column("users", "fax")
+    op.create_index("ix_one", "users", ["one"])
+    op.create_unique_constraint("uq_one", "users", ["one"])
     op.alter_column("users", "one", new_column_name="two")
     op.alter_column("users", "two", new_column_name="three")
     op.drop_column("users", "note")
@@ -521,3 +524,82 @@ def test_sql_of_a_first_run_makes_a_table_that_gets_another_name(project: Projec
     project.boot()
     assert project.columns("users") == {"id", "new"}
     assert project.tables() - TABLE_NAMES == {"users", "persons"}
+
+
+TRANSLATED = """
+@migration
+def add_name(op: Operations) -> None:
+    op.add_column("users", Column("fullname", String(50)))
+    op.execute(Table("users", MetaData(), Column("fullname", Text)).insert().values(fullname="first"))
+
+@migration(destructive=True)
+def rename_name(op: Operations) -> None:
+    op.alter_column("users", "fullname", new_column_name="name")
+    op.alter_column("users", "name", nullable=False)
+"""
+
+
+def test_models_are_right_in_the_schema_that_the_engine_puts_them_in(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    options = {"SQLALCHEMY_ENGINE_OPTIONS": {"execution_options": {"schema_translate_map": {None: "tenant"}}}}
+    project = make_project(new_url("postgresql"), options)
+    project.query("CREATE SCHEMA tenant")
+    project.models = models(users=[ID, string("name", nullable=False)])
+    project.write(TRANSLATED)
+    project.boot()
+    assert project.query("SELECT name FROM tenant.users") == [("first",)]
+    project.query("INSERT INTO tenant.users (name) VALUES ('second')")
+    result = project.run("migrate", "--force")
+    assert result.exit_code == 0, result.output
+    assert project.query("SELECT name FROM tenant.users ORDER BY id") == [("first",), ("second",)]
+
+
+CUT = """
+@migration
+def cut(op: Operations) -> None:
+    op.execute("INSERT INTO seeds (id, note) VALUES (1, 'before')")
+    op.backfill("seeds", {"note": "filled"})
+    op.execute("INSERT INTO seeds (id, note) VALUES (2, 'taken back')")
+    op.session.execute(text("UPDATE users SET fax = 1"))
+
+@migration(transactional=False)
+def alone(op: Operations) -> None:
+    op.execute("INSERT INTO seeds (id, note) VALUES (3, 'by itself')")
+    op.session.execute(text("UPDATE users SET fax = 1"))
+
+@migration
+def last(op: Operations) -> None:
+    op.execute("INSERT INTO seeds (id, note) VALUES (4, 'last')")
+"""
+
+
+def test_what_is_left_out_keeps_what_was_committed_before(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    project.models = models(users=[ID], seeds=[ID, string("note")])
+    project.write(CUT)
+    project.boot()
+    for name in ("cut", "alone"):
+        assert f"'{name}' is left out and counts as applied" in caplog.text
+    assert project.query("SELECT id, note FROM seeds ORDER BY id") == [(1, "filled"), (3, "by itself"), (4, "last")]
+    assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+
+
+def test_a_dry_run_and_a_script_know_what_later_migrations_took_away(project: Project) -> None:
+    project.models = models(users=[ID, string("fax"), string("note")])
+    project.write("")
+    project.boot()
+    source = (
+        '@migration\ndef add_fax(op):\n    op.add_column("users", Column("fax", String(50)))\n'
+        + '    op.execute(text("UPDATE users SET fax = 1"))\n' * (project.dialect == "sqlite")
+        + '@migration(destructive=True)\ndef drop_both(op):\n    op.drop_column("users", "fax")\n'
+        '    op.drop_column("users", "note")\n'
+        '@migration\ndef add_note(op):\n    op.add_column("users", Column("note", String(50)))\n'
+    )
+    project.write(source)
+    project.boot()
+    found = project.run("migrate", "--force", "--dry-run", "--json")
+    shown = json.loads(found.stdout)["pending"]
+    assert [(item["error"], item["unknown"]) for item in shown] == [(None, None)] * 3
+    assert [item["does"] for item in shown[1:]] == [[], []]
+    found = project.run("migrate", "--force", "--sql")
+    assert "ALTER TABLE users" not in found.stdout

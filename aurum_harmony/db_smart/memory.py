@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -104,7 +104,7 @@ class Memory:
         :param migrations: those of the application for this database.
         :param connection: that of the run.
         """
-        fold = str if plan.database.dialect == "postgresql" else str.lower
+        fold = folding(plan.database.dialect)
         names = [migration.name for migration in migrations]
         place = partial(translated, connection)
         return cls(module, names, {item.name for item in plan.applied}, models, fold, place)
@@ -152,6 +152,17 @@ class Memory:
         return [
             model for (place, _), model in self._models.items() if self.model(place or None, model.name) is not None
         ]
+
+    def claims(self, schema: str | None, name: str) -> bool:
+        """Whether the model of such a table has an index or a constraint of this name."""
+        models = [model for (place, _), model in self._models.items() if place == (schema or "")]
+        items: list[Any] = [
+            item
+            for model in models
+            if self.model(schema, model.name) is not None
+            for item in (*model.indexes, *model.constraints)
+        ]
+        return any(self.same(str(item.name), name) for item in items if item.name)
 
     def loosened(self) -> list[tuple[sa.Table, str]]:
         """The columns of such tables that take ``NULL`` until this first run is complete: model and name."""
@@ -206,8 +217,9 @@ class Memory:
         """
         if not missing(error):
             return False
-        pattern = self.excused(migration, getattr(error, "statement", None) or "")
-        text = str(getattr(error, "orig", None) or error)
+        statement = getattr(error, "statement", None) or ""
+        pattern = self.excused(migration, statement)
+        text = f"{getattr(error, 'orig', None) or error}\n{statement}"
         return pattern is None or (bool(pattern) and re.search(pattern, text, re.IGNORECASE) is not None)
 
     def excused(self, migration: str, statement: str) -> str | None:
@@ -353,6 +365,11 @@ class Memory:
 
 def _named(name: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def folding(dialect: str) -> Callable[[str], str]:
+    """How a kind of database compares names: PostgreSQL alone tells upper from lower case."""
+    return str if dialect == "postgresql" else str.lower
 
 
 def insert(event: Event) -> sa.Insert:

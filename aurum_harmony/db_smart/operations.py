@@ -8,7 +8,7 @@ into several transactions where that form needs it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from inspect import signature
@@ -150,10 +150,17 @@ class Operations:
                 "statement was not sent. Leave it out; what must not run in a transaction goes into a migration with "
                 "@migration(transactional=False)."
             )
-        if self._execution.dry:
-            return self._execution.pretend(query, parameters)
-        connection = self._own() if self._execution.transactional else self._connection
         memory = self._execution.memory
+        if self._execution.dry:
+            try:
+                return self._execution.pretend(query, parameters)
+            except sa.exc.DBAPIError as error:
+                if memory is None or not memory.excuses(self._migration.name, error):
+                    raise
+                self._connection.rollback()
+                self._execution.passed_by_statement(error)
+                return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+        connection = self._own() if self._execution.transactional else self._connection
         if memory is None or not memory.lenient(self._migration.name):
             return self._execution.alone(lambda: connection.execute(query, parameters))
         try:
@@ -239,8 +246,10 @@ class Operations:
                 constraint
                 for constraint in described.constraints
                 if not isinstance(constraint, sa.PrimaryKeyConstraint)
+                and not self._claimed(schema, table, constraint.name)
                 and {column.name for column in getattr(constraint, "columns", ())} & names
             ]
+            self._need(one for one in constraints if isinstance(one, sa.ForeignKeyConstraint))
             what = f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"
             with self._execution.operation(what), self._rows_said(f"op.{what}"):
                 self._forms.add_columns(described, missing, constraints, busy)
@@ -316,9 +325,11 @@ class Operations:
         what = f"drop_table({table_name!r})"
         if self._passed(what, schema, table_name):
             return
-        if not self.has_table(table_name, schema=schema) or self._model(schema, table_name) is not None:
+        model = self._model(schema, table_name)
+        if model is not None or not self.has_table(table_name, schema=schema):
             self._note("dropped", "table", schema, table_name)
-            self._execution.satisfied(what)
+            if model is None or not self._reset(model, schema, what):
+                self._execution.satisfied(what)
             return
         if self._made_again(what, schema, table_name):
             return
@@ -618,10 +629,14 @@ class Operations:
         :raises Refused: it is unique, and rows have the same values.
         """
         what = f"create_index({index_name!r}, {table_name!r})"
-        if self._passed(what, schema, table_name, "index", index_name):
+        if self._passed(what, schema, table_name, "index", index_name) or self._past(what, schema, table_name, columns):
             return
         self._note_back("index", schema, table_name, index_name)
-        if self._model_names(schema, table_name, index_name) or self._lacks(what, schema, table_name, columns):
+        if (
+            self._model_names(schema, table_name, index_name)
+            or self._claimed(schema, table_name, index_name)
+            or self._lacks(what, schema, table_name, columns)
+        ):
             self._execution.satisfied(what)
             return
         index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
@@ -804,6 +819,10 @@ class Operations:
         if self.has_table(name, schema=schema):
             self._execution.satisfied(f"create_table({name!r})")
         else:
+            self._need(described.foreign_key_constraints)
+            for constraint in [*described.constraints]:
+                if self._claimed(schema, name, constraint.name):
+                    described.constraints.discard(constraint)
             self._note_unused(schema, name)
             with self._execution.operation(f"create_table({name!r})"):
                 self._forms.create_table(described)
@@ -811,7 +830,11 @@ class Operations:
         self._create_indexes(described, self._busy(name, schema, True))
 
     def _create_indexes(self, table: sa.Table, busy: bool) -> None:
-        named = [index for index in table.indexes if index.name is not None]
+        named = [
+            index
+            for index in table.indexes
+            if index.name is not None and not self._claimed(table.schema, table.name, index.name)
+        ]
         if named:
             from .ddl import name_text
 
@@ -853,16 +876,22 @@ class Operations:
 
         table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
         what = f"create {kind} {name!r} on {table!r}"
-        if self._passed(what, schema, table, "constraint", name):
+        if self._passed(what, schema, table, "constraint", name) or self._past(what, schema, table, columns):
             return
         self._note_back("constraint", schema, table, name)
         settle_names([constraint], self._connection.dialect)
         name = str(constraint.name)
-        if self._model_names(schema, table, name) or self._lacks(what, schema, table, columns):
+        if (
+            self._model_names(schema, table, name)
+            or self._claimed(schema, table, name)
+            or self._lacks(what, schema, table, columns)
+        ):
             self._execution.satisfied(what)
             return
         existing = self._catalog.constraints(table, schema).get(self._catalog.fold(name))
         if existing is None:
+            if isinstance(constraint, sa.ForeignKeyConstraint):
+                self._need([constraint])
             with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
@@ -1037,6 +1066,17 @@ class Operations:
 
         return self._catalog.fold(short_name(name, self._connection.dialect))
 
+    def _claimed(self, schema: str | None, table: str, name: Any) -> bool:
+        """Whether the models have an index or a constraint of this name on another table, which was made from them.
+
+        That is the one that this table gets a new name for, where it has none of a model; and such names may be those
+        of a whole schema.
+        """
+        if not name or not self._new(schema, table) or self._model(schema, table) is not None:
+            return False
+        memory = self._execution.memory
+        return memory is not None and memory.claims(schema, str(name))
+
     def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
         """Whether a new table lacks one of these columns: the models no longer have it, or a migration dropped it."""
         if not self._new(schema, table):
@@ -1086,6 +1126,20 @@ class Operations:
 
     def _took(self, schema: str | None, table: str, column: str) -> bool:
         return bool({"dropped", "renamed"} & {*self._did("column", schema, table, column)})
+
+    def _past(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
+        """Whether one of the columns of an index or constraint has another name since, or is gone."""
+        names = [column for column in columns if isinstance(column, str)]
+        if any(self._passed(what, schema, table, "column", name) for name in names):
+            return True
+        taken = [name for name in names if self._took(schema, table, name)]
+        if taken and self.has_table(table, schema=schema):
+            there = self._catalog.present(table, taken, schema)
+            for name in taken:
+                if self._catalog.fold(name) not in there:
+                    self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                    return True
+        return False
 
     def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
@@ -1161,6 +1215,59 @@ class Operations:
         self._forms.drop_column(table, old, schema, False)
         self._catalog.plan_rename(table, schema, old, None)
 
+    def _reset(self, model: sa.Table, schema: str | None, what: str) -> bool:
+        """Take back what older migrations did to a table that the models have again after it was dropped.
+
+        :returns: whether there was anything.
+        """
+        table, fold = model.name, self._catalog.fold
+        if not self.has_table(table, schema=schema):
+            return False
+        columns, indexes = ({fold(str(one.name)) for one in items} for items in (model.columns, model.indexes))
+        more = [one["name"] for key, one in self._catalog.columns(table, schema).items() if key not in columns]
+        named = {fold(str(one.name)) for one in model.constraints if one.name} | indexes
+        extra = [
+            index.name
+            for key, index in self._catalog.indexes(table, schema).items()
+            if key not in named and {fold(str(column)) for column in index.columns} & {fold(name) for name in more}
+        ]
+        empty = self._catalog.empty(table, schema)
+        if not (more or extra) and empty:
+            return False
+        with self._execution.operation(what):
+            if not empty and not self._execution.dry:
+                self._connection.execute(sa.table(table, schema=schema).delete())
+            for name in extra:
+                self._forms.drop_index(self._objects.index(name, table, [], schema=schema), False)
+            for name in more:
+                self._forms.drop_column(table, name, schema, False)
+        return True
+
+    def _need(self, constraints: Iterable[sa.ForeignKeyConstraint]) -> None:
+        """Make sure, on the run that made the tables, that the targets of foreign keys are there.
+
+        SQLite does not need them, and MariaDB does not say that one is missing.
+
+        :raises sqlalchemy.exc.NoSuchTableError: one is not there; what wants it is left out.
+        """
+        if not self._fresh or self._execution.dialect == "sqlite":
+            return
+        for constraint in constraints:
+            target = constraint.referred_table
+            if target is not constraint.table and not self.has_table(target.name, schema=target.schema):
+                raise sa.exc.NoSuchTableError(target.name)
+
+    def _keys_to(self, table: str, schema: str | None) -> list[tuple[str, Any]]:
+        """The named foreign keys of other tables to a table, with the names of those."""
+        inspector = self._catalog.inspector
+        names = [name for name in inspector.get_table_names(schema) if name != table]
+        return [
+            (name, key)
+            for name in names
+            for key in inspector.get_foreign_keys(name, schema)
+            if key["name"] and key["referred_table"] == table and key["referred_schema"] in (None, schema)
+        ]
+
     def _replace_table(self, old: str, new: str, schema: str | None) -> None:
         """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
         if not self._catalog.empty(old, schema):
@@ -1177,6 +1284,21 @@ class Operations:
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
             self._move(into.insert().from_select(names, rows))
             self._forms.rows_moved(new, schema, names)
+        for name, key in [] if self._execution.dry else self._keys_to(old, schema):
+            self._forms.drop_constraint(
+                self._objects.generic_constraint(key["name"], name, "foreignkey", schema=schema)
+            )
+            constraint = self._objects.foreign_key_constraint(
+                key["name"],
+                name,
+                new,
+                key["constrained_columns"],
+                key["referred_columns"],
+                source_schema=schema,
+                referent_schema=schema,
+                **key["options"],
+            )
+            self._forms.add_constraint(constraint, False)
         self._forms.drop_table(self._described(old, [], schema))
         self._catalog.plan_drop(old, schema)
 

@@ -480,7 +480,7 @@ class Runner:
         database, connection = run.database, run.connection
         for model, name in run.memory.loosened():
             column: Any = sa.column(name)
-            place = sa.table(model.name, schema=model.schema)
+            place = sa.table(model.name, schema=translated(connection, model.schema))
             query = sa.select(sa.func.count()).select_from(place).where(column.is_(None))
             empty = connection.scalar(query)
             connection.rollback()  # what was only read
