@@ -448,7 +448,7 @@ TUNES: dict[str, Callable[[Flask], None]] = {
     "TRUNCATE": pragmas(journal_mode="TRUNCATE", reverse_unordered_selects="ON", secure_delete="ON"),
     "EXCLUSIVE": pragmas(locking_mode="EXCLUSIVE", journal_mode="DELETE"),
     "WAL and EXCLUSIVE": pragmas(locking_mode="EXCLUSIVE", journal_mode="WAL"),
-    "legacy": pragmas(legacy_alter_table="ON", count_changes="ON", case_sensitive_like="ON", recursive_triggers="ON"),
+    "legacy": pragmas(legacy_alter_table="ON", case_sensitive_like="ON", recursive_triggers="ON"),
     "pages": pragmas(page_size="512", auto_vacuum="FULL", encoding="'UTF-16'", cell_size_check="ON"),
     "careful": pragmas(trusted_schema="OFF", defer_foreign_keys="ON", journal_mode="PERSIST", temp_store="MEMORY"),
     "rows by name": on_connect(rows_by_name),

@@ -346,7 +346,9 @@ class DbSmart:
 
     def _warn(self, app: Flask) -> None:
         """Say under a flask command that the database may be behind, by the flag alone."""
-        if _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
+        context = click.get_current_context(silent=True)
+        ours = context is not None and context.command in group.commands.values()  # by a script, such as migrate_db.py
+        if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
             return
         with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
             gate, mode = self.gate(app), boot_mode(app)
