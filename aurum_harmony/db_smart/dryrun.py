@@ -480,7 +480,7 @@ class DryExecution(Execution):
         self.current.script.append(render(insert(event), self.connection.dialect, literal_binds=True))
 
     @contextmanager
-    def undoable(self) -> Iterator[None]:
+    def _undoable(self) -> Iterator[None]:
         """Nothing is done, so that there is nothing to undo."""
         yield
 

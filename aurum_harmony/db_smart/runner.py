@@ -377,7 +377,7 @@ class Runner:
         try:
             with (
                 bound(self._app, self._db, run.database, lambda: execution.engine),
-                self._past_excused(run, execution, migration),
+                execution.leniently(functools.partial(self._say_left_out, run, migration), whole=True),
             ):
                 if not migration.takes_operations:
                     migration.function()
@@ -394,26 +394,14 @@ class Runner:
         finally:
             execution.close()
 
-    @contextmanager
-    def _past_excused(self, run: _DatabaseRun, execution: Execution, migration: Migration) -> Iterator[None]:
-        """Leave out a migration that wants a table or column of before; see :meth:`~.memory.Memory.excuses`."""
-        if not run.memory.lenient(migration.name):
-            yield
-            return
-
-        def passes(error: Exception) -> bool:
-            if not run.memory.excuses(migration.name, error):
-                return False
-            _logger.warning(
-                "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there "
-                "any more: %s",
-                migration.name,
-                run.database.redact(error),
-            )
-            return True
-
-        with execution.passing_by(passes):
-            yield
+    @staticmethod
+    def _say_left_out(run: _DatabaseRun, migration: Migration, error: Exception) -> None:
+        _logger.warning(
+            "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there any "
+            "more: %s",
+            migration.name,
+            run.database.redact(error),
+        )
 
     def _failed(
         self,
