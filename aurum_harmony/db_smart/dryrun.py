@@ -7,7 +7,7 @@ afterwards as if it were there. What cannot be known so is said to be unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -111,7 +111,10 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
             shown.steps_done = execution.steps.kept
             previews.append(shown)
             try:
-                with bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")):
+                with (
+                    bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")),
+                    execution.leniently(execution.left_out, whole=True),
+                ):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
                     item.migration.function(Operations(execution, db, item.migration, catalog))
@@ -122,7 +125,7 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
             except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
                 connection.rollback()
                 memory.take_back()
-                shown.error = database.redact(error)
+                shown.error = database.cause(error)
                 execution.remark(f"it ends here: {shown.error}")
     return previews
 
@@ -480,6 +483,19 @@ class DryExecution(Execution):
         self.current.script.append(render(insert(event), self.connection.dialect, literal_binds=True))
 
     @contextmanager
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+        """Forget what a migration would have done that is left out."""
+        try:
+            yield
+        except Exception as error:
+            self.connection.rollback()
+            if not passes(error):
+                raise
+            self.current.script.clear()
+            self.current.does.clear()
+            self.memory.take_back()
+
+    @contextmanager
     def _undoable(self) -> Iterator[None]:
         """Nothing is done, so that there is nothing to undo."""
         yield
@@ -545,6 +561,10 @@ class DryExecution(Execution):
         self.catalog.plan_rows(table, schema, filled=adds is not None)
         # A foreign key may delete or empty rows of others with it.
         self.catalog.rows_unknown = self.catalog.rows_unknown or "DELETE" in change[0].upper()
+
+    def left_out(self, error: Exception) -> None:
+        """A whole migration wants what is not there any more."""
+        self.passed_by(self.current.name, f"what it wants is not there any more: {self.database.redact(error)}")
 
     def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration wants a table or a column that is not there any more."""

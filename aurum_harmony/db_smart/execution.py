@@ -240,6 +240,8 @@ class Execution:
                     raise sa.exc.InvalidRequestError("the savepoint was committed") from None
                 self._control("ROLLBACK TO SAVEPOINT db_smart_migration")
                 self.steps.take_back(made)
+                if self.memory is not None:
+                    self.memory.take_back()
             except (sa.exc.DBAPIError, sa.exc.InvalidRequestError):
                 self.connection.rollback()
                 begin(self.connection)

@@ -815,9 +815,9 @@ class Operations:
             with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
-                    if target is not None:
-                        self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._forms.add_constraint(constraint, self._busy(table, schema, online))
+                if self._foresight is not None and target is not None:
+                    self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)
             planned = self._catalog.plan(table, schema)
             if planned is not None:

@@ -21,7 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 from . import history, snapshot, tables
 from .binding import bound, commit_session, rollback_session
 from .database import Database, begin, commit, transient
-from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub, text_of
+from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub
 from .execution import Execution, back_off, tried_again
 from .gate import Gate, Plan
 from .guard import LockGuard
@@ -416,12 +416,7 @@ class Runner:
         :param before: how many migrations this run applied before.
         """
         migration, database, connection = item.migration, run.database, run.connection
-        if isinstance(error, sa.exc.NoSuchTableError):
-            cause = f"there is no table {text_of(error)!r}"
-        elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
-            cause = database.redact(error)
-        else:
-            cause = f"{type(error).__name__}: {database.redact(error)}".removesuffix(": ")
+        cause = database.cause(error)
         statement = _statement(error, database)
         for text in (cause, cause.encode("ascii", "backslashreplace").decode()):
             try:
