@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.schema import AddConstraint
 
 from . import history, tables
 from .binding import bound
@@ -100,8 +101,17 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
             wanted = tables.missing(connection, models)
             for event in memory.begin_first_run(wanted):
                 execution.remember(event)
-            for table in wanted:
-                operations.sync(table)
+            copies = sa.MetaData()
+            for table in models.tables.values():
+                table.to_metadata(copies)
+            for copy, keys in tables.in_order([copies.tables[table.key] for table in wanted]):
+                if copy is not None:
+                    for key in copy.foreign_key_constraints.difference(keys):
+                        key.use_alter = True  # to a table that is only made after it
+                    operations.sync(copy)
+                elif database.dialect != "sqlite":  # which looks for the table when rows come
+                    for key in keys:
+                        execution.send(AddConstraint(key))
             if execution.current.does:
                 previews.append(execution.current)
             memory.keep()
@@ -454,6 +464,7 @@ class DryExecution(Execution):
         self.catalog = catalog
         self.memory: Memory = memory
         self.current: Preview
+        self._types: set[str] = set()
 
     @property
     def engine(self) -> Engine:
@@ -513,6 +524,10 @@ class DryExecution(Execution):
     def send(self, change: DDLElement | str, more: str = "") -> None:
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
+        if text.startswith("CREATE TYPE "):
+            if text in self._types:  # the database is asked for it again, and does not have it
+                return
+            self._types.add(text)
         self.current.script.append(text)
         self._note_rows(text)
         if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):

@@ -460,8 +460,8 @@ def _warn_of_lost_history(database: Database, connection: sa.Connection, plan: P
     """Say that a database is not new although it has no history: what runs only once may have run before."""
     inspector = sa.inspect(connection)
     used = []
-    for table in metadata.sorted_tables:
-        if inspector.has_table(table.name, schema=table.schema):
+    for table, _ in tables.in_order(metadata.tables.values()):
+        if table is not None and inspector.has_table(table.name, schema=table.schema):
             query = sa.select(sa.literal(1)).select_from(sa.table(table.name, schema=table.schema)).limit(1)
             if connection.execute(query).first() is not None:
                 used.append(table.name)
