@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
+from aurum_harmony.db_smart.history import TABLE_NAMES
 
 from .conftest import Project
 from .test_dryrun import ask_client, run_client
@@ -141,6 +142,36 @@ def test_a_dry_run_shows_the_tables_of_a_second_application(project: Project) ->
     result = clash.run("migrate", "--dry-run")
     assert result.exit_code == 1
     assert "has the history of other migrations" in result.output
+
+
+LEFT = """
+@migration
+def old(op: Operations) -> None:
+    op.create_table("notes", Column("id", Integer, primary_key=True))
+    if op.has_column("faxes", "id"):
+        op.drop_index("ix", "faxes")
+
+@migration(destructive=True)
+def drop_faxes(op: Operations) -> None:
+    op.drop_table("faxes")
+"""
+
+
+def test_a_migration_that_the_run_leaves_out_whole_is_left_out_of_dry_run_and_script(
+    project: Project, new_url: Callable[[str], URL]
+) -> None:
+    project.models = models(users=[ID])
+    project.write(LEFT)
+    by_script = fresh(project, new_url)
+    project.boot()
+    item = pending(by_script)[0]
+    assert item["does"] == []
+    assert item["satisfied"][0].startswith("old: what it wants is not there any more")
+    run_script(by_script)
+    tables = {"users"} if project.dialect != "mysql" else {"users", "notes"}  # which does not take it back
+    assert project.tables() - TABLE_NAMES == tables
+    assert by_script.tables() - TABLE_NAMES == {"users"}
+    assert remembered(by_script) == remembered(project)
 
 
 CUT = """

@@ -206,6 +206,9 @@ def test_what_is_foretold_is_done(
     }
     assert not wrong, "\n".join(f"{name}: {pair[0]!r:.150} | {pair[1]!r:.250}" for name, pair in wrong.items())
 
+    for name in ("no_table", "backfill_no_table"):
+        assert errors[name] == failed[name] == "there is no table 'nothing'"
+
     after = run.facts()
     changed = {name for name in run.left if before[name] != after[name]}
     does = {name for name in run.left if foretold[name]["does"]}

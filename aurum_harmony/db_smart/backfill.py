@@ -449,7 +449,7 @@ class Backfill:
         asked: list[sa.ColumnElement[Any]] = list(self._key)
         compared = list(asked)
         #: The types of a key's columns whose text is asked for.
-        self._as_text: dict[int, Any] = {}
+        self._text_kinds: dict[int, Any] = {}
         if self._dialect not in ("mysql", "postgresql"):
             return asked, compared
         from sqlalchemy.dialects import mysql, postgresql
@@ -466,9 +466,9 @@ class Backfill:
             if self._dialect == "postgresql" and isinstance(stored, (sa.Date, sa.DateTime)):
                 # As JSON has them, whatever the session's style of dates.
                 text = sa.func.to_jsonb(column).op("#>>")(sa.literal_column("'{}'"))
-                asked[number], self._as_text[number] = text.label(f"key_{number}"), kind
+                asked[number], self._text_kinds[number] = text.label(f"key_{number}"), kind
             elif self._dialect == "postgresql" and isinstance(stored, (sa.ARRAY, postgresql.JSONB)):
-                asked[number], self._as_text[number] = sa.cast(column, sa.Text).label(f"key_{number}"), kind
+                asked[number], self._text_kinds[number] = sa.cast(column, sa.Text).label(f"key_{number}"), kind
         return asked, compared
 
     def _addressable(self, rowid: str) -> bool:
@@ -516,8 +516,8 @@ class Backfill:
         """
         binds: list[sa.ColumnElement[Any]] = []
         for number, key in enumerate(self._bind(name, [None] * len(self._key))):
-            if number in self._as_text:
-                binds.append(sa.cast(sa.bindparam(key, type_=sa.Text()), self._as_text[number]))
+            if number in self._text_kinds:
+                binds.append(sa.cast(sa.bindparam(key, type_=sa.Text()), self._text_kinds[number]))
             else:
                 binds.append(sa.bindparam(key, type_=sa.types.NullType()))
         if len(binds) == 1:

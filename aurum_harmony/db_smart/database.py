@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from .errors import ConfigError, DatabaseUnreachable, plain, raw_text_of, without_secrets
+from .errors import ConfigError, DatabaseUnreachable, DbSmartError, plain, raw_text_of, text_of, without_secrets
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -247,6 +247,14 @@ class Database:
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
         return " ".join(plain(self.hide(raw_text_of(getattr(error, "orig", None) or error))).split()).rstrip(".")
+
+    def cause(self, error: BaseException) -> str:
+        """Why a migration failed, in one line, without the URLs' passwords."""
+        if isinstance(error, sa.exc.NoSuchTableError):
+            return f"there is no table {text_of(error).strip('`')!r}"  # MariaDB's dialect quotes it
+        if isinstance(error, (sa.exc.DBAPIError, sa.exc.NoSuchColumnError, DbSmartError)):
+            return self.redact(error)
+        return f"{type(error).__name__}: {self.redact(error)}".removesuffix(": ")
 
     def hide(self, text: str) -> str:
         """A text without the passwords of the URLs, nor what looks like one."""

@@ -7,7 +7,7 @@ afterwards as if it were there. What cannot be known so is said to be unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.schema import AddConstraint
 
 from . import history, tables
 from .binding import bound
@@ -100,8 +101,17 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
             wanted = tables.missing(connection, models)
             for event in memory.begin_first_run(connection, wanted):
                 execution.remember(event)
-            for table in wanted:
-                operations.sync(table)
+            copies = sa.MetaData()
+            for table in models.tables.values():
+                table.to_metadata(copies)
+            for copy, keys in tables.in_order([copies.tables[table.key] for table in wanted]):
+                if copy is not None:
+                    for key in copy.foreign_key_constraints.difference(keys):
+                        key.use_alter = True  # to a table that is only made after it
+                    operations.sync(copy)
+                elif database.dialect != "sqlite":  # which looks for the table when rows come
+                    for key in keys:
+                        execution.send(AddConstraint(key))
             if execution.current.does:
                 previews.append(execution.current)
             memory.keep()
@@ -111,7 +121,10 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
             shown.steps_done = execution.steps.kept
             previews.append(shown)
             try:
-                with bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")):
+                with (
+                    bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")),
+                    execution.leniently(execution.left_out, whole=True),
+                ):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
                     item.migration.function(Operations(execution, db, item.migration, catalog))
@@ -122,7 +135,7 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
             except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
                 connection.rollback()
                 memory.take_back()
-                shown.error = database.redact(error)
+                shown.error = database.cause(error)
                 execution.remark(f"it ends here: {shown.error}")
     return previews
 
@@ -464,6 +477,7 @@ class DryExecution(Execution):
         self.catalog = catalog
         self.memory: Memory = memory
         self.current: Preview
+        self._types: set[str] = set()
 
     @property
     def engine(self) -> Engine:
@@ -493,6 +507,19 @@ class DryExecution(Execution):
         self.current.script.append(render(insert(event), self.connection.dialect, literal_binds=True))
 
     @contextmanager
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+        """Forget what a migration would have done that is left out."""
+        try:
+            yield
+        except Exception as error:
+            self.connection.rollback()
+            if not passes(error):
+                raise
+            self.current.script.clear()
+            self.current.does.clear()
+            self.memory.take_back()
+
+    @contextmanager
     def undoable(self) -> Iterator[None]:
         """Nothing is done, so that there is nothing to undo."""
         yield
@@ -510,6 +537,10 @@ class DryExecution(Execution):
     def send(self, change: DDLElement | str, more: str = "") -> None:
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
+        if text.startswith("CREATE TYPE "):
+            if text in self._types:  # the database is asked for it again, and does not have it
+                return
+            self._types.add(text)
         self.current.script.append(text)
         self._note_rows(text)
         if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
@@ -559,6 +590,10 @@ class DryExecution(Execution):
         self.catalog.plan_rows(table, schema, filled=adds is not None)
         # A foreign key may delete or empty rows of others with it.
         self.catalog.rows_unknown = self.catalog.rows_unknown or "DELETE" in change[0].upper()
+
+    def left_out(self, error: Exception) -> None:
+        """A whole migration wants what is not there any more."""
+        self.passed_by(self.current.name, f"what it wants is not there any more: {self.database.redact(error)}")
 
     def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration wants a table or a column that is not there any more."""

@@ -165,6 +165,35 @@ class Execution:
                 self.connection.execute(insert(new))
 
     @contextmanager
+    def leniently(self, left_out: Callable[[Exception], object], *, whole: bool = False) -> Iterator[None]:
+        """Leave a block out that wants what the database is past; see :meth:`~.memory.Memory.excuses`.
+
+        :param left_out: called with why.
+        :param whole: whether the block is a whole migration and not one operation.
+        """
+        memory, migration = self.memory, self.steps.migration
+        if memory is None or not memory.lenient(migration):
+            yield
+            return
+
+        def passes(error: Exception) -> bool:
+            if not memory.excuses(migration, error):
+                return False
+            left_out(error)
+            return True
+
+        if whole:
+            with self._passing_by(passes):
+                yield
+            return
+        try:
+            with self.undoable():
+                yield
+        except Exception as error:
+            if not passes(error):
+                raise
+
+    @contextmanager
     def undoable(self) -> Iterator[None]:
         """Let a block fail and leave the transaction as it was, as far as the block has not committed it.
 
@@ -185,7 +214,7 @@ class Execution:
             self._control("RELEASE SAVEPOINT db_smart_operation")
 
     @contextmanager
-    def passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
         """Take back what a block did when it fails with an error that is to be passed by.
 
         Of what was committed meanwhile (by a schema change, where that commits) nothing can be taken back.
@@ -211,6 +240,8 @@ class Execution:
                     raise sa.exc.InvalidRequestError("the savepoint was committed") from None
                 self._control("ROLLBACK TO SAVEPOINT db_smart_migration")
                 self.steps.take_back(made)
+                if self.memory is not None:
+                    self.memory.take_back()
             except (sa.exc.DBAPIError, sa.exc.InvalidRequestError):
                 self.connection.rollback()
                 begin(self.connection)

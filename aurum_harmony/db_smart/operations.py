@@ -895,9 +895,9 @@ class Operations:
             with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
-                    if target is not None:
-                        self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._forms.add_constraint(constraint, self._busy(table, schema, online))
+                if self._foresight is not None and target is not None:
+                    self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)
             planned = self._catalog.plan(table, schema)
             if planned is not None:
@@ -1091,19 +1091,14 @@ class Operations:
 
     def _leniently(self, name: str, arguments: tuple[Any, ...], work: Callable[[], object]) -> None:
         """Do something; pass it by if it wants what the database is past, see :meth:`~.memory.Memory.excuses`."""
-        memory = self._execution.memory
-        if memory is None or not memory.lenient(self._migration.name):
-            work()
-            return
-        try:
-            with self._execution.undoable():
-                work()
-        except (sa.exc.NoSuchTableError, sa.exc.NoSuchColumnError, sa.exc.DBAPIError) as error:
-            if not memory.excuses(self._migration.name, error):
-                raise
-            what = _called(name, arguments)
+
+        def left_out(error: Exception) -> None:
             reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
+            what = _called(name, arguments)
             self._execution.passed_by(what, f"what it wants is not there any more: {reason}")
+
+        with self._execution.leniently(left_out):
+            work()
 
     def _passed(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether a migration defined later than this one has decided what becomes of a table, or of a part of it."""

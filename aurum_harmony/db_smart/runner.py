@@ -21,7 +21,7 @@ from . import history, loosening, snapshot, tables
 from .binding import bound, commit_session, rollback_session
 from .catalog import Catalog
 from .database import Database, begin, commit, transient, translated
-from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub, text_of
+from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub
 from .execution import Execution, back_off, tried_again
 from .gate import Gate, Plan
 from .guard import LockGuard
@@ -412,7 +412,7 @@ class Runner:
         try:
             with (
                 bound(self._app, self._db, run.database, lambda: execution.engine),
-                self._past_excused(run, execution, migration),
+                execution.leniently(functools.partial(self._say_left_out, run, migration), whole=True),
             ):
                 if not migration.takes_operations:
                     migration.function()
@@ -429,26 +429,14 @@ class Runner:
         finally:
             execution.close()
 
-    @contextmanager
-    def _past_excused(self, run: _DatabaseRun, execution: Execution, migration: Migration) -> Iterator[None]:
-        """Leave out a migration that wants a table or column of before; see :meth:`~.memory.Memory.excuses`."""
-        if not run.memory.lenient(migration.name):
-            yield
-            return
-
-        def passes(error: Exception) -> bool:
-            if not run.memory.excuses(migration.name, error):
-                return False
-            _logger.warning(
-                "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there "
-                "any more: %s",
-                migration.name,
-                run.database.redact(error),
-            )
-            return True
-
-        with execution.passing_by(passes):
-            yield
+    @staticmethod
+    def _say_left_out(run: _DatabaseRun, migration: Migration, error: Exception) -> None:
+        _logger.warning(
+            "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there any "
+            "more: %s",
+            migration.name,
+            run.database.redact(error),
+        )
 
     def _loosen(self, run: _DatabaseRun, error: Exception) -> bool:
         """Let a column take NULL until the first run is complete, if that is what a row of a migration needs.
@@ -538,12 +526,7 @@ class Runner:
         :param before: how many migrations this run applied before.
         """
         migration, database, connection = item.migration, run.database, run.connection
-        if isinstance(error, sa.exc.NoSuchTableError):
-            cause = f"there is no table {text_of(error)!r}"
-        elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
-            cause = database.redact(error)
-        else:
-            cause = f"{type(error).__name__}: {database.redact(error)}".removesuffix(": ")
+        cause = database.cause(error)
         statement = _statement(error, database)
         for text in (cause, cause.encode("ascii", "backslashreplace").decode()):
             try:
@@ -587,8 +570,8 @@ def _warn_of_lost_history(database: Database, connection: sa.Connection, plan: P
     """Say that a database is not new although it has no history: what runs only once may have run before."""
     inspector = sa.inspect(connection)
     used = []
-    for table in metadata.sorted_tables:
-        if inspector.has_table(table.name, schema=table.schema):
+    for table, _ in tables.in_order(metadata.tables.values()):
+        if table is not None and inspector.has_table(table.name, schema=table.schema):
             query = sa.select(sa.literal(1)).select_from(sa.table(table.name, schema=table.schema)).limit(1)
             if connection.execute(query).first() is not None:
                 used.append(table.name)

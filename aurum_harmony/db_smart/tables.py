@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.schema import AddConstraint
+from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from .database import begin, commit, translated
 from .history import progress
@@ -22,10 +22,23 @@ def missing(connection: sa.Connection, metadata: sa.MetaData) -> list[sa.Table]:
     there = {schema: set(inspector.get_table_names(place)) for schema, place in places.items()}
     return [
         table
-        for table in metadata.sorted_tables
+        for table, _ in in_order(metadata.tables.values())
         # A model may stand for a view, and names may differ in case.
-        if table.name not in there[table.schema] and not inspector.has_table(table.name, places[table.schema])
+        if table is not None
+        and table.name not in there[table.schema]
+        and not inspector.has_table(table.name, places[table.schema])
     ]
+
+
+def in_order(
+    tables: Iterable[sa.Table],
+) -> list[tuple[sa.Table | None, Collection[sa.ForeignKeyConstraint]]]:
+    """Tables, those first that others refer to, each with the foreign keys that it can be made with.
+
+    Those of tables that refer to each other come at the end, with ``None`` for the table.
+    """
+    named = sorted(tables, key=lambda table: table.key)
+    return list(sort_tables_and_constraints(named))  # type: ignore[no-untyped-call]
 
 
 def lost(database: str, names: Iterable[str]) -> str:
