@@ -209,3 +209,52 @@ def test_a_new_table_of_the_models_is_not_lost_while_its_migration_is_pending(pr
     assert json.loads(project.run("status", "--json").stdout)["databases"][0]["missing"] == []
     assert project.run("migrate", "--force").exit_code == 0
     assert project.query("SELECT city FROM user_addresses") == [("Pune",)]
+
+
+def test_a_table_that_a_newer_release_renamed_is_not_made_by_an_older_one(project: Project) -> None:
+    older = RENAME.partition("@migration(destructive")[0]
+    project.models = named("addresses")
+    project.write(older)
+    project.boot()
+    project.query("INSERT INTO addresses (id, city) VALUES (1, 'Pune')")
+    project.models = named("user_addresses")
+    project.write(RENAME)
+    assert project.boot().applied == ("two",)
+    project.models = named("addresses")
+    project.write(older)
+    project.query("DROP TABLE users")
+    found = project.run("status")
+    assert "'addresses' was dropped or renamed by the migration 'two', which this code does not have" in found.output
+    found = project.run("migrate")
+    assert found.exit_code == 0, found.output
+    assert {"users", "user_addresses"} <= project.tables()  # what got lost is made, what has another name is not
+    assert "addresses" not in project.tables()
+    project.models = named("user_addresses")
+    project.write(RENAME)
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT city FROM user_addresses") == [("Pune",)]
+
+
+def test_a_rename_is_done_where_the_first_run_has_made_the_new_table(project: Project) -> None:
+    project.query("CREATE TABLE addresses (id INTEGER PRIMARY KEY, city VARCHAR(20))")
+    project.query("INSERT INTO addresses (id, city) VALUES (1, 'Pune')")
+
+    def models(db: Any) -> None:
+        named("user_addresses")(db)
+        key = sa.ForeignKey("user_addresses.id", name="fk_parcels")
+        sa.Table(
+            "parcels", db.metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("to", sa.Integer, key)
+        )
+
+    project.models = models
+    project.write(RENAME)
+    foretold = json.loads(project.run("migrate", "--dry-run", "--json").stdout)["pending"]
+    assert [item["error"] for item in foretold] == [None, None]
+    assert project.boot().applied == ("one", "two")
+    assert project.query("SELECT id, city FROM user_addresses") == [(1, "Pune")]
+    assert "addresses" not in project.tables()
+    inspector = sa.inspect(sa.create_engine(project.url, poolclass=sa.pool.NullPool))
+    assert [key["referred_table"] for key in inspector.get_foreign_keys("parcels")] == ["user_addresses"]
+    project.query("INSERT INTO parcels VALUES (1, 1)")
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT id, city FROM user_addresses") == [(1, "Pune")]

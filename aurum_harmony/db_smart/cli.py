@@ -394,8 +394,6 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
 
 def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     """The JSON of ``status``, and what else a person should know."""
-    from .tables import lost as told
-
     gate = smart.gate(app)
     verdict = gate.by_flag()
     entries, notes, plans = [], [], []
@@ -403,7 +401,8 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         try:
             plan = gate.ask(database)
             # A first run that is not over makes the tables of the models, or goes on making them.
-            missing = [] if plan.state is None or not plan.state.source else smart.missing_tables(app, gate, plan)
+            first = plan.state is None or not plan.state.source
+            missing, said = ([], "") if first else smart.missing_tables(app, gate, plan)
             lock = _lock(app, database)
             progress, failed = _work(database, plan.elsewhere, running=lock is not None)
             if failed is not None and failed["name"] not in {item.name for item in gate.of(database)}:
@@ -417,7 +416,7 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         state = "pending" if missing else plan.status
         entries.append(_entry(database, state, plan, lock, progress, missing=missing, failed=failed))
         if missing and create_all(app):
-            notes.append(f"Attention: {told(database.name, missing)}")
+            notes.append(f"Attention: {said}")
     states = [entry["state"] for entry in entries]
     state = worst(states)
     will, reason = _next_boot(app, verdict, plans, reached=state != "unreachable")
@@ -431,8 +430,8 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         "reason": verdict.reason,
     }
     boot = {"will_migrate": will, "reason": reason}
-    first = {key: _first(entry[key] for entry in entries) for key in ("lock", "progress")}
-    return {"state": state, "error": None, "databases": entries, **first, "flag": file, "boot": boot}, notes
+    now = {key: _first(entry[key] for entry in entries) for key in ("lock", "progress")}
+    return {"state": state, "error": None, "databases": entries, **now, "flag": file, "boot": boot}, notes
 
 
 def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], *, reached: bool) -> tuple[bool, str]:

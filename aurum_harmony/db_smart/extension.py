@@ -233,12 +233,13 @@ class DbSmart:
         gate.databases = {name: database.serving for name, database in gate.databases.items()}
         return worst(plan.status for plan in gate.by_row() or gate.by_history())
 
-    def missing_tables(self, app: Flask, gate: Gate, plan: Plan) -> list[str]:
+    def missing_tables(self, app: Flask, gate: Gate, plan: Plan) -> tuple[list[str], str]:
         """The tables that the models have and a database with a history has not.
 
         Where migrations are pending, these are only the tables that were there once: a pending migration may make the
         others. Needs an application context.
 
+        :returns: their names, and what to say of them.
         :raises DbSmartError: the database cannot be reached.
         """
         from . import tables
@@ -247,15 +248,16 @@ class DbSmart:
         database = plan.database
         metadata = self._state(app).db.metadatas.get(database.key)
         if metadata is None or not metadata.tables or not database.exists:
-            return []
+            return [], ""
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
             found: Sequence[sa.Table] = tables.missing(connection, metadata)
-            if found and plan.behind:
-                memory = Memory(gate.module)
+            if found:
+                memory = Memory.of(gate.module, gate.of(database), plan, metadata, connection)
                 memory.read(connection)
-                found = memory.had(found) or []
-            return [table.key for table in found]
-        return []
+                found = (memory.had(found) or []) if plan.behind else found
+                names = [table.key for table in found]
+                return names, tables.lost(database.name, names, memory.taken(found))
+        return [], ""
 
     def migrate(
         self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False, remake: bool = False
@@ -418,10 +420,9 @@ class DbSmart:
         for plan in plans:
             if plan.database.path is None or not create_all(app):
                 continue
-            if missing := self.missing_tables(app, gate, plan):
-                from .tables import lost
-
-                _logger.warning("db-smart: %s", lost(plan.database.name, missing))
+            missing, said = self.missing_tables(app, gate, plan)
+            if missing:
+                _logger.warning("db-smart: %s", said)
         if mode == "migrate":
             if known is None:
                 gate.settle(plans)

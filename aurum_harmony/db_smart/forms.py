@@ -99,6 +99,14 @@ class Forms:
         """Give a table another name."""
         self.execution.send(RenameTable(table, name, schema=schema))
 
+    def replace_table(self, table: sa.Table, name: str) -> None:
+        """Drop an empty table, and give its name to another one.
+
+        :param name: of the other one.
+        """
+        self.drop_table(table)
+        self.rename_table(name, table.name, table.schema)
+
     def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
         """Do what rows that came with their keys from another table leave to do."""
 

@@ -141,7 +141,7 @@ class Memory:
         """Whether the first run, which is not complete, has made this table: from the models, by a migration or SQL."""
         mine = {event.event for event in self._of(schema, table) if event.migration == self.module}
         looked = any(event.event == "there" and event.migration == self.module for event in self._of(schema, ""))
-        return bool({"made", "added"} & mine) or (self.fresh and looked and "there" not in mine)
+        return "there" not in mine and (bool({"made", "added"} & mine) or (self.fresh and looked))
 
     def unused(self, schema: str | None, table: str) -> bool:
         """Whether a run that is not complete has created this table, so that no release uses it yet."""
@@ -182,7 +182,8 @@ class Memory:
 
     def model(self, schema: str | None, table: str) -> sa.Table | None:
         """The model of a table that this first run made from it; ``None`` for any other table."""
-        if any(event.event == "made" and event.migration == self.module for event in self._of(schema, table)):
+        mine = {event.event for event in self._of(schema, table) if event.migration == self.module}
+        if "made" in mine and "there" not in mine:  # both: one that was there got this name
             return self._models.get((schema or "", self._fold(table)))
         return None
 
@@ -331,6 +332,15 @@ class Memory:
         """
         known = {(event.schema_name, event.table_name) for event in self._mine(_MODEL)}
         return [table for table in tables if (table.schema or "", table.name) in known] if known else None
+
+    def taken(self, tables: Iterable[sa.Table]) -> dict[str, str]:
+        """Those tables that a migration dropped or renamed which this code does not have: key of the model, migration."""
+        found = {}
+        for table in tables:
+            events = [one for one in self._of(table.schema, table.name) if one.event in ("dropped", "renamed", "back")]
+            if events and events[-1].event != "back" and events[-1].migration not in self._order:
+                found[table.key] = events[-1].migration
+        return found
 
     def end_run(self, connection: sa.Connection, models: Iterable[sa.Table] = ()) -> None:
         """Write down that all migrations of the application are applied.

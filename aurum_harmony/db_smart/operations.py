@@ -373,10 +373,25 @@ class Operations:
                     self._forms.drop_table(self._described(old_table_name, [], schema))
                 self._catalog.plan_drop(old_table_name, schema)
                 return
-        if not old or new:
+        # The models' table, which this first run has made, gives way to the one that was there before it.
+        empty = new and self._model(schema, new_table_name) is not None and self._catalog.empty(new_table_name, schema)
+        if not old or (new and not empty):
             state = "both tables are there" if old else "there is neither table"
             raise DbSmartError(f"op.{what}: {state}. Nothing was renamed; see which one holds the data.")
         self._ask("RENAME_TABLE", f"op.{what}")
+        if empty:
+            self._note_first_run("there", schema, new_table_name)
+            self._note_renamed("table", schema, old_table_name, new_table_name)
+            keys = self._keys_to(new_table_name, schema) if self._execution.dialect == "postgresql" else []
+            with self._execution.operation(what):
+                for key in keys:
+                    self._drop_key(*key, schema)
+                self._forms.replace_table(self._described(new_table_name, [], schema), old_table_name)
+                for key in keys:
+                    self._add_key(*key, new_table_name, schema)
+            self._catalog.plan_drop(new_table_name, schema)
+            self._catalog.plan_drop(old_table_name, schema, new_table_name)
+            return
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
         if self._unused(schema, old_table_name):
@@ -1253,7 +1268,9 @@ class Operations:
                 raise sa.exc.NoSuchTableError(target.name)
 
     def _keys_to(self, table: str, schema: str | None) -> list[tuple[str, Any]]:
-        """The named foreign keys of other tables to a table, with the names of those."""
+        """The named foreign keys of other tables to a table, with the names of those; none in a dry run."""
+        if self._execution.dry:
+            return []
         inspector = self._catalog.inspector
         names = [name for name in inspector.get_table_names(schema) if name != table]
         return [
@@ -1262,6 +1279,22 @@ class Operations:
             for key in inspector.get_foreign_keys(name, schema)
             if key["name"] and key["referred_table"] == table and key["referred_schema"] in (None, schema)
         ]
+
+    def _drop_key(self, table: str, key: Any, schema: str | None) -> None:
+        self._forms.drop_constraint(self._objects.generic_constraint(key["name"], table, "foreignkey", schema=schema))
+
+    def _add_key(self, table: str, key: Any, target: str, schema: str | None) -> None:
+        constraint = self._objects.foreign_key_constraint(
+            key["name"],
+            table,
+            target,
+            key["constrained_columns"],
+            key["referred_columns"],
+            source_schema=schema,
+            referent_schema=schema,
+            **key["options"],
+        )
+        self._forms.add_constraint(constraint, False)
 
     def _replace_table(self, old: str, new: str, schema: str | None) -> None:
         """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
@@ -1279,21 +1312,9 @@ class Operations:
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
             self._move(into.insert().from_select(names, rows))
             self._forms.rows_moved(new, schema, names)
-        for name, key in [] if self._execution.dry else self._keys_to(old, schema):
-            self._forms.drop_constraint(
-                self._objects.generic_constraint(key["name"], name, "foreignkey", schema=schema)
-            )
-            constraint = self._objects.foreign_key_constraint(
-                key["name"],
-                name,
-                new,
-                key["constrained_columns"],
-                key["referred_columns"],
-                source_schema=schema,
-                referent_schema=schema,
-                **key["options"],
-            )
-            self._forms.add_constraint(constraint, False)
+        for name, key in self._keys_to(old, schema):
+            self._drop_key(name, key, schema)
+            self._add_key(name, key, new, schema)
         self._forms.drop_table(self._described(old, [], schema))
         self._catalog.plan_drop(old, schema)
 

@@ -213,16 +213,16 @@ class Runner:
         # What is pending may make the tables that were never there; of those that were, all can go on as before.
         lost = missing if had is None and force else had or []
         if lost:
-            self._make_lost(database, connection, lost, outcome)
+            self._make_lost(database, connection, lost, memory, outcome)
         run = _DatabaseRun(database, connection, lock, guard, begun, memory)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
         missing = self._missing(database, connection)
         if missing and self._remake and not first:
-            self._make_lost(database, connection, missing, outcome)
-            missing = []
-        elif missing:
-            _logger.warning("db-smart: %s", tables.lost(database.name, [table.key for table in missing]))
+            missing = self._make_lost(database, connection, missing, memory, outcome)
+        if missing:
+            names = [table.key for table in missing]
+            _logger.warning("db-smart: %s", tables.lost(database.name, names, memory.taken(missing)))
         there = [table for table in self._models(database) if table not in missing]
         changed = wal_version if plan.pending else None
         self._tighten(run)
@@ -301,16 +301,29 @@ class Runner:
         return found
 
     def _make_lost(
-        self, database: Database, connection: sa.Connection, wanted: list[sa.Table], outcome: Outcome
-    ) -> None:
-        begin(connection)
-        metadata = self._db.metadatas[database.key]
-        tables.make(connection, metadata, wanted, transactional=database.transactional_ddl)
-        commit(connection)
-        lost = [table.key for table in wanted]
-        _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
-        outcome.made += lost
-        outcome.changed = True
+        self,
+        database: Database,
+        connection: sa.Connection,
+        missing: list[sa.Table],
+        memory: Memory,
+        outcome: Outcome,
+    ) -> list[sa.Table]:
+        """Make tables that got lost.
+
+        :returns: those that were not made, as a newer release has taken them away.
+        """
+        taken = memory.taken(missing)
+        wanted = [table for table in missing if table.key not in taken]
+        if wanted:
+            begin(connection)
+            metadata = self._db.metadatas[database.key]
+            tables.make(connection, metadata, wanted, transactional=database.transactional_ddl)
+            commit(connection)
+            lost = [table.key for table in wanted]
+            _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
+            outcome.made += lost
+            outcome.changed = True
+        return [table for table in missing if table.key in taken]
 
     def _apply(self, run: _DatabaseRun, item: Pending, index: int, total: int) -> Run:
         migration, connection = item.migration, run.connection

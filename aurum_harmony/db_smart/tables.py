@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
@@ -41,12 +41,21 @@ def in_order(
     return list(sort_tables_and_constraints(named))  # type: ignore[no-untyped-call]
 
 
-def lost(database: str, names: Iterable[str]) -> str:
-    """What to say of tables that are missing although the database has its history."""
-    return (
-        f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
-        "'flask db-smart migrate' makes them; new models need a migration that does (op.create_table)."
-    )
+def lost(database: str, names: Iterable[str], taken: Mapping[str, str]) -> str:
+    """What to say of tables that are missing although the database has its history.
+
+    :param taken: see :meth:`~.memory.Memory.taken`.
+    """
+    said = f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
+    if set(names) - taken.keys():
+        said += "'flask db-smart migrate' makes them; new models need a migration that does (op.create_table). "
+    for name, migration in taken.items():
+        said += (
+            f"{name!r} was dropped or renamed by the migration {migration!r}, which this code does not have: it is of "
+            "an older release than the database. The table is not made, as its rows may be elsewhere now; start the "
+            "release that has this migration. "
+        )
+    return said.rstrip()
 
 
 def make(connection: sa.Connection, metadata: sa.MetaData, wanted: Sequence[sa.Table], *, transactional: bool) -> None:
