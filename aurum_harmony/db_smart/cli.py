@@ -20,6 +20,7 @@ from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import decide, worst
 from .notices import logger_of
 from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
+from .settings import check as check_settings
 from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             raise click.UsageError(
                 f"There is one script for each database, and these are several: {known}. Name one with --database."
             )
+        for note in check_settings(app):
+            click.echo(note, err=True)
         plans = [gate.ask(database, force=force) for database in selected]
         if dry_run or as_sql:
             with redirect_stdout(sys.stderr) if as_json or as_sql else nullcontext():
@@ -104,12 +107,13 @@ def status(check: bool, as_json: bool) -> None:
     """Show what is applied and pending; write nothing."""
     app, smart = _current()
     try:
+        unknown = check_settings(app)
         report, notes = _status(app, smart)
     except DbSmartError as error:
         if as_json:
             _print_json(_broken(app, error))
         raise
-    for note in notes:
+    for note in [*unknown, *notes]:
         click.echo(note, err=True)
     if as_json:
         _print_json(report)

@@ -33,6 +33,7 @@ from .keepalive import kept_alive
 from .notices import logger_of, notice, without_plugin_lines
 from .settings import (
     boot_mode,
+    check,
     create_all,
     ddl_settings,
     flag_path,
@@ -40,7 +41,6 @@ from .settings import (
     lock_settings,
     migration_urls,
     set_defaults,
-    snapshots,
 )
 from .signals import booted, in_listener, send
 
@@ -275,7 +275,10 @@ class DbSmart:
             from .runner import Runner
 
         state = self._state(app)
-        snapshots(app)  # a value that cannot be used is refused before anything is made
+        check(app)  # a value that cannot be used is refused before anything is made
+        for database in selected:
+            if database.migration_url is not None:
+                self._check_led(gate, database)
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
         try:
             outcome = runner.run(selected, force=force, remake=remake)
@@ -306,6 +309,23 @@ class DbSmart:
             if plan.behind:
                 plan.refuse_elsewhere()
         return {plan.database.name: preview(app, db, gate, plan, create_all=make) for plan in plans}
+
+    @staticmethod
+    def _check_led(gate: Gate, database: Database) -> None:
+        """Make sure that ``DB_SMART_MIGRATION_URL`` leads to the database that the application has the history of.
+
+        :raises DbSmartError: it does not; nothing was changed.
+        """
+        try:
+            served = gate.state(Database(database.name, database.key, database.app_engine))
+        except DbSmartError:  # it may not be read, or is not reached yet: looked at again when it is migrated
+            return
+        led = None if served is None else gate.state(database)
+        if served is not None and (led is None or led.database_id != served.database_id):
+            raise DbSmartError(
+                f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {database.url}, which is another database than "
+                "the one that the application uses and that has its history. Nothing was changed. Correct one of them."
+            )
 
     @staticmethod
     def _check_same(gate: Gate, database: Database, migrated: State) -> None:
@@ -384,6 +404,8 @@ class DbSmart:
             )
         with ExitStack() as stack:
             if not verdict.holds:
+                for said in check(app):
+                    _logger.warning("db-smart: %s", said)
                 stack.enter_context(kept_alive())
             if not verdict.holds and mode == "migrate":
                 settings = lock_settings(app)

@@ -334,7 +334,7 @@ class Memory:
         return [table for table in tables if (table.schema or "", table.name) in known] if known else None
 
     def taken(self, tables: Iterable[sa.Table]) -> dict[str, str]:
-        """Those tables that a migration dropped or renamed which this code does not have: key of the model, migration."""
+        """Tables that a migration which this code does not have dropped or renamed: key of the model, migration."""
         found = {}
         for table in tables:
             events = [one for one in self._of(table.schema, table.name) if one.event in ("dropped", "renamed", "back")]
