@@ -300,8 +300,9 @@ class Catalog:
         return table if known is False else None if known is None else known.stored
 
     def _plain(self, name: str) -> str:
-        """A name as it is; in MariaDB's names SQLAlchemy leaves a backtick as it is quoted, as two."""
-        return name if self._dialect in ("sqlite", "postgresql") else name.replace("``", "`")
+        """A name as it is; in MariaDB's names SQLAlchemy leaves a quote as it is quoted, as two."""
+        quote = self._connection.dialect.identifier_preparer.initial_quote
+        return name if self._dialect in ("sqlite", "postgresql") else name.replace(quote * 2, quote)
 
     def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
         """What is planned for a table; ``False`` where the database is to be asked."""
