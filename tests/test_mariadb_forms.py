@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -488,3 +489,50 @@ def test_a_default_that_is_an_expression_is_seen_and_dropped(database: Database)
         with operations(database) as op:
             op.alter_column("d", "s", server_default=None)
         assert "`s` varchar(20) COMMENT 'DEFAULT 5'" in shown(database, "d").replace(" DEFAULT NULL", "")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_value_that_does_not_fit_is_never_made_another_one(database: Database, strict: bool) -> None:
+    """Where the mode is not strict, the server makes a NULL 0 and cuts a text off, and only warns."""
+    mode = "STRICT_TRANS_TABLES,NO_ZERO_DATE" if strict else ""
+
+    @event.listens_for(database.engine, "connect")
+    def relax(driver: Any, _: object) -> None:
+        with driver.cursor() as cursor:
+            cursor.execute("SET SESSION sql_mode = %s", (mode,))
+
+    run(database, "CREATE TABLE t (id INT PRIMARY KEY, n INT, v VARCHAR(9))")
+    run(database, "INSERT INTO t VALUES (1, 1, 'long text')")
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def write(_: object, cursor: object, statement: str, *__: object) -> None:
+        if "MODIFY n" in statement:  # after the NULLs were counted
+            with engine_of(database.engine.url).begin() as other:
+                other.exec_driver_sql("INSERT INTO t VALUES (2, NULL, 'x')")
+
+    with pytest.raises(sa.exc.DBAPIError, match="truncated"), operations(database) as op:
+        op.alter_column("t", "n", nullable=False)
+    with pytest.raises(sa.exc.DBAPIError, match="truncated"), operations(database, destructive=True) as op:
+        op.alter_column("t", "v", type_=sa.String(4), online=False)
+    with operations(database) as op:
+        op.alter_column("t", "v", type_=sa.String(10))
+        assert op.execute("SELECT @@SESSION.sql_mode").scalar() == mode
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT * FROM t").all() == [(1, 1, "long text"), (2, None, "x")]
+
+
+def test_a_server_with_double_quotes_for_names(new_url: Callable[[str], URL]) -> None:
+    url = new_url("mariadb").update_query_dict({"init_command": "SET sql_mode = 'ANSI_QUOTES,STRICT_TRANS_TABLES'"})
+    database = Database("default", None, engine_of(url))
+    run(
+        database,
+        """CREATE TABLE t (id INT PRIMARY KEY, "q""%" INT DEFAULT 5 COMMENT 'x')""",
+        "INSERT INTO t VALUES (1, 1)",
+    )
+    for _ in range(2):
+        with operations(database) as op:
+            op.alter_column("t", 'q"%', nullable=False)
+            op.add_column("t", Column('n"%', Integer))
+    assert "`q\"%` int(11) NOT NULL DEFAULT 5 COMMENT 'x'" in shown(
+        Database("default", None, engine_of(url.set(query={}))), "t"
+    )

@@ -313,8 +313,9 @@ class Catalog:
         return table if known is False else None if known is None else known.stored
 
     def _plain(self, name: str) -> str:
-        """A name as it is; in MariaDB's names SQLAlchemy leaves a backtick as it is quoted, as two."""
-        return name if self._dialect in ("sqlite", "postgresql") else name.replace("``", "`")
+        """A name as it is; in MariaDB's names SQLAlchemy leaves a quote as it is quoted, as two."""
+        quote = self._connection.dialect.identifier_preparer.initial_quote
+        return name if self._dialect in ("sqlite", "postgresql") else name.replace(quote * 2, quote)
 
     def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
         """Note in a dry run that a table has these new columns."""

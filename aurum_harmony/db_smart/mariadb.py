@@ -200,7 +200,8 @@ class MariadbForms(Forms):
                 self._foresee_rebuild(change.table, change.schema, "null" if change.nullable else "not null", what)
             if modify or on_update:
                 modified = ModifyColumn(change.table, change.column, definition, change.schema)
-                self._send(modified, online, what, (change.table, change.schema))
+                with self._strict():
+                    self._send(modified, online, what, (change.table, change.schema))
         self.rename_column(change)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
@@ -312,11 +313,24 @@ class MariadbForms(Forms):
         column = existing.get("stored", existing["name"])
         name = self.dialect.identifier_preparer.format_table(sa.table(str(table), schema=change.schema))
         lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
-        # The mode ANSI_QUOTES, and so ORACLE, has other quotes.
-        starts = [f"  {quote}{column.replace(quote, quote * 2)}{quote} ".lower() for quote in '`"']
-        found = ((line, start) for line in lines for start in starts if line.lower().startswith(start))
-        line, start = next(found)
-        return str(line[len(start) :].rstrip(","))
+        quote = self.dialect.identifier_preparer.initial_quote  # a double one in the mode ANSI_QUOTES
+        start = f"  {quote}{column.replace(quote, quote * 2)}{quote} "
+        line: str = next(line for line in lines if line.lower().startswith(start.lower()))
+        return line[len(start) :].rstrip(",")
+
+    @contextmanager
+    def _strict(self) -> Iterator[None]:
+        """Have the server fail for a value that does not fit, rather than make another one of it and only warn."""
+        mode = str(self.execution.connection.exec_driver_sql("SELECT @@SESSION.sql_mode").scalar())
+        if "STRICT" in mode:
+            yield
+            return
+        self.execution.send("SET @db_smart_mode = @@SESSION.sql_mode")
+        self.execution.send("SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@db_smart_mode, ''), 'STRICT_ALL_TABLES')")
+        try:
+            yield
+        finally:
+            self.execution.send("SET SESSION sql_mode = @db_smart_mode")
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:
@@ -429,7 +443,7 @@ class MariadbForms(Forms):
 
         :raises Refused: rows break one.
         """
-        if self.execution.dry or self.catalog.empty(table.name, table.schema):
+        if self.execution.dry:
             return
         broken = self.broken_checks(table, columns, constraints)
         if broken:
