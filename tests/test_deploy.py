@@ -50,6 +50,8 @@ def create_app(boot):
     db = SQLAlchemy(app)
     smart = DbSmart(app, db, migrations=os.environ["MIGRATIONS"])
     app.add_url_rule("/", view_func=answer)
+    count = "SELECT count(*) FROM effects"
+    app.add_url_rule("/effects", "effects", lambda: str(db.session.execute(db.text(count)).scalar()))
     if boot:
         report()
         smart.boot(app)
@@ -72,6 +74,16 @@ def post_fork(server, worker):
 
 # Before gevent has changed the standard library in the worker, nothing may import what it changes.
 CONFIGURATION_OF_GEVENT = "control_socket_disable = True\n"
+
+QUICK = """
+@migration
+def make_effects(op):
+    op.create_table("effects", Column("id", Integer, primary_key=True))
+
+@migration
+def fill(op):
+    op.execute("INSERT INTO effects (id) SELECT count(*) FROM effects")
+"""
 
 LONG = """
 @migration
@@ -127,18 +139,18 @@ class Gunicorn:
     process: subprocess.Popen[bytes]
     log: Path
     begun: Path
-    workers: int
+    workers: int = WORKERS
 
     @property
     def port(self) -> int:
         """Where it listens."""
         return int(wait_until(lambda: re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log.read_text()))[0])
 
-    def answer(self, *_: object) -> int | None:
-        """The process id of the worker that answers; ``None`` when one was killed under the request."""
+    def answer(self, _: object = None, path: str = "/") -> int | None:
+        """The number that a worker answers, its process id; ``None`` when one was killed under the request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request("GET", "/")
+            connection.request("GET", path)
             response = connection.getresponse()
             text = response.read().decode()
             assert response.status == 200, text
@@ -174,11 +186,18 @@ def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicor
     log.touch()
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*, worker_class: str = "sync", boot: bool = True, lease: float = 15, workers: int = WORKERS) -> Gunicorn:
+    def start(
+        *,
+        worker_class: str = "sync",
+        boot: bool = True,
+        lease: float = 15,
+        workers: int = WORKERS,
+        more: str = "",
+    ) -> Gunicorn:
         configuration = CONFIGURATION_OF_GEVENT if worker_class == "gevent" else CONFIGURATION
         (tmp_path / "gunicorn.conf.py").write_text(configuration)
         url = make_url(project.url).render_as_string(hide_password=False)
-        options = ["--workers", str(workers), "--timeout", str(TIMEOUT), "--worker-class", worker_class]
+        options = ["--workers", str(workers), *more.split(), "--timeout", str(TIMEOUT), "--worker-class", worker_class]
         options += ["--bind", "127.0.0.1:0", "--error-logfile", str(log), f"served:create_app({boot})"]
         environment = {
             **os.environ,
@@ -196,6 +215,22 @@ def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicor
     for process in started:
         process.terminate()
         assert process.wait(30) == 0, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "more"), [("sqlite", ""), *((dialect, "--preload") for dialect in DIALECTS)], indirect=["url"]
+)
+def test_workers_of_a_first_start_have_the_effect_once_and_serve_it(
+    project: Project, gunicorn: Callable[..., Gunicorn], more: str
+) -> None:
+    """With ``--preload`` they are forked from the process that has migrated."""
+    project.write(QUICK)
+    server = gunicorn(workers=3, more=more)
+    server.serve_all()
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(lambda _: server.answer(path="/effects"), range(18))) == {1}
+    assert project.history() == [("make_effects", "applied"), ("fill", "applied")]
+    assert "Traceback" not in server.log.read_text()
 
 
 def every_effect_is_there_once(project: Project) -> None:

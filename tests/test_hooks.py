@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmart, DbSmartError, notices, signals
+from aurum_harmony.db_smart.database import safe_url
 
 from .conftest import Project
 from .processes import ROOT, environment
@@ -416,6 +419,71 @@ def test_exempt_views_answer_although_the_server_never_does(server: Project) -> 
         bounded(lambda: answered(app))
         waiting.join(20)
     server.dispose(app)
+
+
+def test_a_server_that_never_answers_the_first_request_is_a_503_after_a_while(
+    server: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.write(V1)
+    server.boot()
+    url = sa.engine.make_url(server.url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(10)
+        port = silent.getsockname()[1]
+        server.config.update(SQLALCHEMY_DATABASE_URI=url.set(host="127.0.0.1", port=port), DB_SMART_LEASE_SECONDS=0.2)
+        # As if it had answered when the flag was written.
+        app, _ = server.app()
+        with app.app_context():
+            shown = safe_url(app.extensions["sqlalchemy"].engine.url)
+        flag = json.loads(server.flag.read_text())
+        flag["databases"]["default"]["url"] = shown
+        server.flag.write_text(json.dumps(flag))
+        app, client = asked(server)
+
+        def refused() -> None:
+            assert client.get("/").status_code == 503
+
+        bounded(refused)
+        assert caplog.text.count("does not answer") == 1
+        assert "nothing came for 2 s" in caplog.text
+        connections = [silent.accept()[0]]
+        # The next one does not wait again, and asks nothing of its own.
+        app.extensions["db_smart"]._states[app].refused_until = 0.0
+        bounded(refused)
+        silent.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            silent.accept()
+        assert caplog.text.count("does not answer") == 2
+        # When the server is there again, so is the application.
+        app.extensions["db_smart"]._states[app].refused_until = 0.0
+        target = (url.host or "127.0.0.1", url.port or {"postgresql": 5432}.get(server.dialect, 3306))
+        with forwarding(connections[0], target):
+            bounded(lambda: app.extensions["db_smart"]._states[app].question._thread.join(10))
+            assert client.get("/").text == "served"
+            server.dispose(app)
+
+
+@contextmanager
+def forwarding(client: socket.socket, target: tuple[str, int]) -> Iterator[None]:
+    """Carry what a connection that was accepted sends to a server, and back."""
+    with client, socket.create_connection(target) as upstream:
+
+        def carry(source: socket.socket, sink: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(65536):
+                    sink.sendall(data)
+
+        threads = [threading.Thread(target=carry, args=pair) for pair in ((client, upstream), (upstream, client))]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            for end in (client, upstream):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join(10)
 
 
 def answered(app: Flask) -> None:

@@ -22,6 +22,7 @@ from .database import Database, databases, engines_of
 from .errors import (
     ConfigError,
     DatabaseBehind,
+    DatabaseUnreachable,
     DbSmartError,
     HistoryUnreadable,
     Interrupted,
@@ -31,6 +32,7 @@ from .errors import (
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
 from .notices import logger_of, notice, without_plugin_lines
+from .patience import Question
 from .settings import (
     boot_mode,
     check,
@@ -59,6 +61,10 @@ _logger = logger_of(__name__)
 _EXTENSION = "db_smart"
 _EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
+#: The shortest time that the first request waits for the answer of a server, seconds.
+_LEAST_PATIENCE = 2.0
+#: After how long it asks anew while an earlier question has no answer, seconds.
+_ASK_AGAIN_SECONDS = 60.0
 #: How long a request waits for a listener that is called while another thread migrates, seconds.
 _LISTENER_SECONDS = 1.0
 #: Words on the command line of commands for which it does not matter whether a database is behind.
@@ -101,6 +107,9 @@ class _AppState:
     #: through), and until when (seconds of the monotonic clock) not to try again.
     refusal: str | None = None
     refused_until: float = 0.0
+    #: The last question of a first request that had no answer in time, and when it was asked.
+    question: Question[str | None] | None = None
+    asked: float = float("-inf")
     lock: threading.Lock = field(default_factory=threading.Lock)
     #: The thread that holds the lock.
     thread: int | None = None
@@ -505,7 +514,7 @@ class DbSmart:
             gate.since = datetime.now(timezone.utc)
             assert state.flag is not None
             try:
-                changed = gate.changed(state.flag)
+                changed = self._changed(app, state, gate, state.flag)
             except HistoryUnreadable as error:
                 _logger.warning("db-smart: the flag cannot be checked and is trusted. %s", error.message)
                 changed = None
@@ -523,6 +532,42 @@ class DbSmart:
             else:
                 _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)
         state.verified = True
+
+    @staticmethod
+    def _changed(app: Flask, state: _AppState, gate: Gate, flag: Flag) -> str | None:
+        """As :meth:`~.gate.Gate.changed`; a server is not waited for longer than a lease lasts.
+
+        What waits for it still keeps one connection of the pool at most, and is not joined by another one each second.
+
+        :raises DatabaseUnreachable: it cannot be asked, or does not answer.
+        """
+        if all(gate.databases[name].dialect == "sqlite" for name in flag.databases):
+            return gate.changed(flag)
+        seconds = max(lock_settings(app).lease, _LEAST_PATIENCE)
+        before, now = state.question, time.monotonic()
+        if before is None or now - state.asked > _ASK_AGAIN_SECONDS:
+            pooled = before is None or not before.open
+
+            def ask() -> str | None:
+                with app.app_context():
+                    return gate.changed(flag, pooled=pooled)
+
+            state.question, state.asked = Question(ask), now
+        assert state.question is not None
+        try:
+            changed = state.question.answer(max(0.0, state.asked + seconds - now))
+        except TimeoutError:
+            names = " or ".join(gate.databases[name].url for name in flag.databases)
+            raise DatabaseUnreachable(
+                f"The database does not answer ({names}): nothing came for {seconds:g} s (DB_SMART_LEASE_SECONDS, at "
+                f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Look at "
+                "the server, and at what stands between."
+            ) from None
+        except BaseException:
+            state.question = None
+            raise
+        state.question = None
+        return changed
 
 
 def _report(decision: Decision, reason: str, started: float, queries: int, applied: tuple[str, ...] = ()) -> BootReport:

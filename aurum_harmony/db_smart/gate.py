@@ -406,15 +406,17 @@ class Gate:
         with database.connect() as connection, reading(database):
             return find_state(connection)
 
-    def changed(self, flag: Flag) -> str | None:
+    def changed(self, flag: Flag, *, pooled: bool = True) -> str | None:
         """Why the databases are not those that a flag names, with one query each; ``None`` when they are.
 
         Asked of the application's own connections: what it will use is what counts.
 
+        :param pooled: whether the connections are those of the application's pool, or only made as those are.
         :raises DatabaseUnreachable: a database cannot be asked.
         """
         for name, record in flag.databases.items():
-            state = self.state(self.databases[name].serving)
+            database = self.databases[name]
+            state = self.state(database.serving if pooled else Database(name, database.key, database.app_engine))
             if state is None:
                 return f"the database {name!r} has no history"
             if state.database_id != record.database_id:
