@@ -335,6 +335,10 @@ class _FileLock(Lock):
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
+        except OSError as error:
+            if error.filename is None:  # such as a pipe in its place, which cannot be cut
+                error.filename = str(self._path)
+            raise
         self._since = datetime.now(timezone.utc)
         try:
             self.note("")
