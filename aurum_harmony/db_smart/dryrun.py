@@ -90,6 +90,7 @@ def preview(
             if execution.current.does:
                 previews.append(execution.current)
         for item in pending:
+            execution.repeated = item.reason == "forced"
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
             previews.append(shown)
             try:

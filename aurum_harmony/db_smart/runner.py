@@ -70,6 +70,7 @@ class _DatabaseRun:
     """The run on one database, under its lock.
 
     :ivar begun: names of migrations of which an earlier try may have left steps.
+    :ivar contents: names and checksums of the migrations that were applied before.
     :ivar cut: whether the migration that runs has committed a part of its work.
     """
 
@@ -79,6 +80,7 @@ class _DatabaseRun:
     guard: LockGuard
     begun: set[str]
     memory: Memory
+    contents: set[tuple[str, str]]
     cut: bool = False
 
 
@@ -203,7 +205,8 @@ class Runner:
         early = force or not plan.pending
         if lost and early:
             self._make_lost(database, connection, lost, outcome)
-        run = _DatabaseRun(database, connection, lock, guard, begun, memory)
+        contents = {(item.name, item.checksum) for item in plan.applied}
+        run = _DatabaseRun(database, connection, lock, guard, begun, memory, contents)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
         if not early:
@@ -402,6 +405,7 @@ class Runner:
             ),
             memory=run.memory,
         )
+        execution.repeated = (migration.name, migration.checksum) in run.contents
         execution.after_rollback.append(lambda: rollback_session(self._db))
         run.cut = not transactional or not run.database.transactional_ddl or migration.name in run.begun
 
