@@ -89,6 +89,19 @@ def test_a_check_is_the_same_after_its_columns_have_changed(url: URL) -> None:
     assert statements(database, create) == []
 
 
+def test_a_partitioned_table_of_any_name(new_url: Callable[[str], URL]) -> None:
+    database = connected(
+        new_url("postgresql"),
+        'CREATE TABLE "a FROM %s" (id int, CONSTRAINT ck CHECK (id > 0)) PARTITION BY RANGE (id)',
+        'CREATE TABLE one PARTITION OF "a FROM %s" FOR VALUES FROM (0) TO (9)',
+        'CREATE TABLE two PARTITION OF "a FROM %s" DEFAULT',
+    )
+    with operations(database) as op:
+        op.create_check_constraint("ck", "a FROM %s", "id > 0")
+    with pytest.raises(DbSmartError, match="another condition"), operations(database) as op:
+        op.create_check_constraint("ck", "a FROM %s", "id > 1")
+
+
 def test_what_pg_dump_writes_is_the_same(new_url: Callable[[str], URL]) -> None:
     database = connected(new_url("postgresql"), TABLE.format(name="ck", condition="a IN ('x', 'y')"))
     shown = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'ck'"
