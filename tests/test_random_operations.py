@@ -31,8 +31,8 @@ CASES = [
     for dialect, count in {"sqlite": 10, "sqlite with foreign keys": 6, "postgresql": 5, "mariadb": 5}.items()
     for number in range(int(COUNT or count))
 ]
-#: What dry runs on MariaDB do not know yet: tables that are new or have new names, and a second change of one column in a
-#: script. Nothing is to be left out in the end.
+#: What dry runs on MariaDB do not know yet: tables that are new or have new names, and a second change of one column in
+#: a script. Nothing is to be left out in the end.
 UNMENDED = {
     "mariadb": ("rename_table", "rename_column", "create_table", "nullable", "default", "type"),
 }
