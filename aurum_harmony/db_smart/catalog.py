@@ -56,6 +56,9 @@ class Constraint:
 
     :ivar valid: ``False`` for one that PostgreSQL has not checked on old rows yet.
     :ivar target: of a foreign key, its table and columns.
+    :ivar condition: of a check, as the database shows it; ``None`` where that is not known.
+    :ivar options: of a foreign key, such as ``ondelete``, as the inspector has them; ``None`` where not known.
+    :ivar schema: of a foreign key, that of its target, where it is not the usual one.
     """
 
     name: str
@@ -63,6 +66,9 @@ class Constraint:
     columns: list[str]
     valid: bool = True
     target: tuple[str, tuple[str, ...]] | None = None
+    condition: str | None = None
+    options: dict[str, Any] | None = None
+    schema: str | None = None
 
 
 @dataclass
@@ -198,11 +204,13 @@ class Catalog:
         found: list[Constraint] = []
         for key in inspector.get_foreign_keys(table, schema=schema):
             target = (key["referred_table"], tuple(key["referred_columns"]))
-            found.append(Constraint(key["name"] or "", "foreign", key["constrained_columns"], target=target))
+            foreign = Constraint(key["name"] or "", "foreign", key["constrained_columns"], target=target)
+            foreign.options, foreign.schema = dict(key.get("options", {})), key["referred_schema"]
+            found.append(foreign)
         for unique in inspector.get_unique_constraints(table, schema=schema):
             found.append(Constraint(unique["name"] or "", "unique", unique["column_names"]))
         for check in inspector.get_check_constraints(table, schema=schema):
-            found.append(Constraint(check["name"] or "", "check", []))
+            found.append(Constraint(check["name"] or "", "check", [], condition=check["sqltext"]))
         primary = inspector.get_pk_constraint(table, schema=schema)
         found.append(Constraint(primary["name"] or "", "primary", primary["constrained_columns"]))
         if self._dialect == "postgresql":  # SQLAlchemy does not reflect them
@@ -225,17 +233,22 @@ class Catalog:
                 raise sa.exc.NoSuchTableError(table)
             return {}  # a view
         try:
-            named = TableSql(sql).named
+            definition = TableSql(sql)
         except DbSmartError:  # a virtual table
             return {}
         found = {}
-        for constraint in named:
+        for constraint in definition.named:
             target = constraint.target
             if target is not None and not target[1] and self.inspector.has_table(target[0], schema=schema):
                 key = self.inspector.get_pk_constraint(target[0], schema=schema)["constrained_columns"]
                 target = (target[0], tuple(key))
             kind = cast(Kind, constraint.kind)
-            found[self.fold(constraint.name)] = Constraint(constraint.name, kind, constraint.columns, target=target)
+            known = Constraint(constraint.name, kind, constraint.columns, target=target)
+            if kind == "check":
+                known.condition = next(iter(definition.checks(constraint.name)), None)
+            elif kind == "foreign":
+                known.options = self._sqlite_options(table, schema, known)
+            found[self.fold(constraint.name)] = known
         return found
 
     def definition(self, table: str, schema: str | None) -> str | None:
@@ -246,6 +259,19 @@ class Catalog:
         )
         sql: str | None = self._connection.exec_driver_sql(query, (table,)).scalar()
         return sql
+
+    def _sqlite_options(self, table: str, schema: str | None, key: Constraint) -> dict[str, Any] | None:
+        """The actions of a foreign key, if there is one of its columns and target."""
+        query = 'SELECT id, "from", "table", on_update, on_delete FROM pragma_foreign_key_list(?, ?) ORDER BY id, seq'
+        found: dict[int, tuple[list[str], str, dict[str, Any]]] = {}
+        for number, column, target, on_update, on_delete in self._connection.exec_driver_sql(
+            query, (table, schema or "main")
+        ):
+            options = {"onupdate": on_update, "ondelete": on_delete}
+            found.setdefault(number, ([], self.fold(target), options))[0].append(self.fold(column))
+        mine = [*map(self.fold, key.columns)], self.fold(key.target[0] if key.target else "")
+        same = [options for columns, target, options in found.values() if (columns, target) == mine]
+        return same[0] if len(same) == 1 else None
 
     def references(self, table: str, schema: str | None) -> list[Reference]:
         """SQLite: the foreign keys to a table, of others and of its own."""

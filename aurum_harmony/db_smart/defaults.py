@@ -12,6 +12,8 @@ _TOKEN = re.compile(
 _CAST = re.compile(
     r'::(?:[\w.]+|"(?:[^"]|"")*")(?: varying| precision)?(?:\(\d+(?:, ?\d+)?\))?(?: with(?:out)? time zone)?(?:\[\])*'
 )
+#: One value or name in parentheses, which are not those of a call.
+_SINGLE = re.compile(r"""(?<![\w"])\(('(?:[^']|'')*'|"(?:[^"]|"")*"|[\w.]+)\)""")
 _ON_UPDATE = re.compile(r"\s+on update .*", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 #: How MariaDB shows them.
@@ -33,6 +35,22 @@ def same_default(shown: str | None, wanted: str | None, dialect: str) -> bool:
         return Decimal(have) == Decimal(want)
     # PostgreSQL adds the types of the values within an expression.
     return have == want or (have is not None and dialect == "postgresql" and _uncast(have) == want)
+
+
+def without_types(text: str) -> str:
+    """SQL as PostgreSQL writes it, without the types behind values, and without parentheses around a single one."""
+    parts, position = [], 0
+    while position < len(text):
+        token = _CAST.match(text, position)
+        if token is None:
+            token = _TOKEN.match(text, position)
+            assert token is not None
+            parts.append(token[0])
+        position = token.end()
+    text, count = "".join(parts), 1
+    while count:
+        text, count = _SINGLE.subn(r"\1", text)
+    return text
 
 
 def _plain(default: str | None, dialect: str) -> str | None:

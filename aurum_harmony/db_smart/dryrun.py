@@ -116,6 +116,7 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
                 previews.append(execution.current)
             memory.keep()
         for item in plan.pending:
+            execution.repeated = item.reason == "forced"
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
             execution.steps = begun.get(item.migration.name) or _no_steps(connection, item.migration.name)
             shown.steps_done = execution.steps.kept

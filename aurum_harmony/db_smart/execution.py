@@ -55,6 +55,8 @@ class Execution:
 
     #: Whether nothing is really sent.
     dry = False
+    #: Whether the very content of the migration was applied to this database before.
+    repeated = False
     #: Whether a dry run would have changed rows by now, so that those that are there tell little.
     rows_changed = False
     _confirming = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -143,6 +144,22 @@ class Forms:
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Do what an earlier run has left to do for a constraint that is there."""
+
+    def same_condition(self, constraint: sa.CheckConstraint, existing: Constraint) -> bool:
+        """Whether a check that is there has this condition; in doubt it has."""
+        from .conditions import same_condition
+
+        connection, table = self.execution.connection, constraint.table
+        wanted, shown = condition_text(constraint.sqltext, self.dialect), existing.condition
+        if shown is None or self.catalog.stored(table.name, table.schema) != table.name:
+            return True
+        # PostgreSQL alone gives a transaction up for a failed statement.
+        nested = self.execution.dialect == "postgresql" and self.execution.transactional
+        try:
+            with connection.begin_nested() if nested else nullcontext():
+                return same_condition(connection, table.name, table.schema, shown, wanted)
+        except sa.exc.DBAPIError:  # a column of it has another name by now
+            return True
 
     def drop_constraint(self, constraint: sa.Constraint) -> None:
         """Drop a named constraint."""

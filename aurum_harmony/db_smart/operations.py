@@ -40,6 +40,14 @@ _SAID = (
     *("index", "unique", "start", "increment", "always", "dialect_kwargs"),
     *("deferrable", "initially", "ondelete", "onupdate", "use_alter", "match"),
 )
+#: Options of a foreign key, and what they are where none is given.
+_KEY_OPTIONS = {
+    "ondelete": "NO ACTION",
+    "onupdate": "NO ACTION",
+    "deferrable": "FALSE",
+    "initially": "IMMEDIATE",
+    "match": "SIMPLE",
+}
 ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
@@ -937,9 +945,46 @@ class Operations:
                     f"({', '.join(existing.target[1])}). Nothing was changed. Drop it first with op.drop_constraint(), "
                     "or give the new one another name."
                 )
-        if existing.valid:
+        differs = self._otherwise(constraint, existing)
+        if differs is not None:
+            # What was passed by in silence once must fail neither when it runs again nor on a new database.
+            memory = self._execution.memory
+            new = self._fresh or (memory is not None and memory.unused(schema, table))
+            if not (self._execution.repeated or new):
+                raise DbSmartError(
+                    f"The table {table!r} already has a constraint {name!r}, {differs}. Nothing was changed. Drop it "
+                    "first with op.drop_constraint(), or give the new one another name."
+                )
+            self._execution.passed_by(what, f"it is there {differs}")
+        elif existing.valid:
             self._execution.satisfied(what)
         self._forms.finish_constraint(constraint, existing)
+
+    def _otherwise(self, constraint: Any, existing: Constraint) -> str | None:
+        """In what a check or a foreign key that is there is surely another than this one; ``None`` where it is not."""
+        if isinstance(constraint, sa.CheckConstraint):
+            if self._forms.same_condition(constraint, existing):
+                return None
+            return f"with another condition: {existing.condition}"
+        if not isinstance(constraint, sa.ForeignKeyConstraint):
+            return None
+        schema = constraint.referred_table.schema
+        if existing.schema is not None and schema is not None and existing.schema != schema:
+            return f"to a table of the schema {existing.schema!r}"
+        if existing.options is None:
+            return None
+        dialect = self._execution.dialect
+        for name, usual in _KEY_OPTIONS.items():
+            if dialect != "postgresql" and not name.startswith("on"):
+                continue  # the others do not show it
+            wanted, have = (
+                str(value or usual).upper() for value in (getattr(constraint, name), existing.options.get(name))
+            )
+            if name == "deferrable" and str(constraint.initially).upper() == "DEFERRED":
+                wanted = "TRUE"
+            if wanted != have and not (dialect == "mysql" and {wanted, have} == {"NO ACTION", "RESTRICT"}):
+                return f"with {name} {have}"
+        return None
 
     def _is_there(self, table: sa.Table, columns: Sequence[str]) -> bool:
         """Whether there is such a table with such columns."""

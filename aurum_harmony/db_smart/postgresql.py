@@ -266,11 +266,9 @@ class PostgresqlForms(Forms):
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
         old = change.existing["type"]
         if isinstance(old, sa.String) and isinstance(type_, sa.String):
-            names = {
-                "table": self.catalog.stored(change.table, change.schema),
-                "schema": change.schema,
-                "column": change.existing.get("stored", change.column),
-            }
+            stored = self.catalog.stored(change.table, change.schema)
+            column = change.existing.get("stored", change.column)
+            names = {"table": stored, "schema": change.schema, "column": column}
             collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}

@@ -71,6 +71,7 @@ class _DatabaseRun:
     """The run on one database, under its lock.
 
     :ivar begun: names of migrations of which an earlier try may have left steps.
+    :ivar contents: names and checksums of the migrations that were applied before.
     :ivar cut: whether the migration that runs has committed a part of its work.
     """
 
@@ -80,6 +81,7 @@ class _DatabaseRun:
     guard: LockGuard
     begun: set[str]
     memory: Memory
+    contents: set[tuple[str, str]]
     cut: bool = False
 
 
@@ -214,7 +216,8 @@ class Runner:
         lost = missing if had is None and force else had or []
         if lost:
             self._make_lost(database, connection, lost, memory, outcome)
-        run = _DatabaseRun(database, connection, lock, guard, begun, memory)
+        contents = {(item.name, item.checksum) for item in plan.applied}
+        run = _DatabaseRun(database, connection, lock, guard, begun, memory, contents)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
         missing = self._missing(database, connection)
@@ -414,6 +417,7 @@ class Runner:
             ),
             memory=run.memory,
         )
+        execution.repeated = (migration.name, migration.checksum) in run.contents
         execution.after_rollback.append(lambda: rollback_session(self._db))
         run.cut = not transactional or not run.database.transactional_ddl or migration.name in run.begun
 
