@@ -277,3 +277,26 @@ def test_a_migration_outside_of_a_transaction_is_so_in_the_script(
     run_script(project)
     assert project.columns("users") == {"id", "x"}
     assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+
+
+def test_a_script_for_mariadb_looks_at_old_rows_too(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    project = make_project(new_url("mariadb"))
+    project.models = models(users=[ID, sa.Column("boss", sa.Integer)])
+    project.write("")
+    project.boot()
+    project.query("INSERT INTO users (id, boss) VALUES (1, 1)")
+    project.write("""
+        @migration
+        def key(op):
+            op.create_foreign_key("fk_boss", "users", "users", ["boss"], ["id"])
+    """)
+    script = project.run("migrate", "--sql").stdout
+    project.query("INSERT INTO users (id, boss) VALUES (2, 77)")
+    stopped = ask_client(project.url, script)
+    assert "Rows of users refer to what is not there in users" in stopped.stderr
+    with pytest.raises(MigrationFailed, match="DS204.*taken back"):
+        project.boot()
+    project.query("UPDATE users SET boss = 1 WHERE id = 2")
+    assert project.boot().applied == ("key",)
