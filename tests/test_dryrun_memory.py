@@ -206,3 +206,97 @@ def test_a_dry_run_and_its_script_go_on_behind_the_steps_of_a_run_that_was_cut_s
     run_script(project)
     assert project.query("SELECT n, x FROM users") == [(1104, 9)]
     assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+
+
+STOPPED = """
+@migration
+def grow(op: Operations) -> None:
+    op.add_column("users", Column("x", Integer))
+    op.execute("UPDATE users SET n = n + :more", {"more": 1})
+    op.backfill("users", {"n": column("n") + 10}, where="id < 100")
+    op.create_index("ix_n", "users", ["n"])
+    op.execute("UPDATE users SET n = n + :more", {"more": 100})
+    op.create_index("ix_word", "users", ["word"], unique=True)
+    op.execute("UPDATE users SET n = n + 1000")
+"""
+
+
+def test_a_boot_goes_on_behind_a_script_that_stopped(project: Project) -> None:
+    project.models = models(users=[ID, sa.Column("n", sa.Integer), string("word")])
+    project.write("")
+    project.boot()
+    project.query("INSERT INTO users (id, n, word) VALUES (1, 0, 'a')")
+    project.write(STOPPED)
+    script = project.run("migrate", "--sql").stdout
+    project.query("INSERT INTO users (id, n, word) VALUES (2, 0, 'a')")
+    assert ask_client(project.url, script).returncode != 0
+    project.query("UPDATE users SET word = 'b' WHERE id = 2")
+    if project.dialect == "postgresql":
+        assert project.query("SELECT n FROM users") == [(111,), (111,)]  # it was cut for the index
+    assert project.boot().applied == ("grow",)
+    assert project.query("SELECT n FROM users") == [(1111,), (1111,)]
+    assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+
+
+def test_what_has_no_form_in_sql_is_left_to_the_boot(project: Project) -> None:
+    project.models = models(users=[ID, sa.Column("raw", sa.LargeBinary)])
+    project.write("")
+    project.boot()
+    project.query("INSERT INTO users (id) VALUES (1)")
+    project.write("""
+        @migration
+        def known(op):
+            op.add_column("users", Column("x", Integer))
+
+        @migration
+        def raw(op):
+            op.execute("UPDATE users SET raw = :raw", {"raw": b"\\x00'"})
+    """)
+    script = project.run("migrate", "--sql").stdout
+    assert "Left to db-smart" in script
+    run_client(project.url, script)
+    assert project.boot().applied == ("raw",)
+    assert project.query("SELECT raw FROM users") == [(b"\x00'",)]
+
+
+def test_a_migration_outside_of_a_transaction_is_so_in_the_script(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    project = make_project(new_url("postgresql"))
+    project.models = models(users=[ID])
+    project.write("")
+    project.boot()
+    project.query("INSERT INTO users (id) VALUES (1)")
+    project.write("""
+        @migration(transactional=False)
+        def outside(op):
+            op.add_column("users", Column("x", Integer, server_default="1"))
+            op.create_index("ix_x", "users", ["x"])
+            op.execute("VACUUM users")
+    """)
+    run_script(project)
+    assert project.columns("users") == {"id", "x"}
+    assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
+
+
+def test_a_script_for_mariadb_looks_at_old_rows_too(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    project = make_project(new_url("mariadb"))
+    project.models = models(users=[ID, sa.Column("boss", sa.Integer)])
+    project.write("")
+    project.boot()
+    project.query("INSERT INTO users (id, boss) VALUES (1, 1)")
+    project.write("""
+        @migration
+        def key(op):
+            op.create_foreign_key("fk_boss", "users", "users", ["boss"], ["id"])
+    """)
+    script = project.run("migrate", "--sql").stdout
+    project.query("INSERT INTO users (id, boss) VALUES (2, 77)")
+    stopped = ask_client(project.url, script)
+    assert "Rows of users refer to what is not there in users" in stopped.stderr
+    with pytest.raises(MigrationFailed, match="DS204.*taken back"):
+        project.boot()
+    project.query("UPDATE users SET boss = 1 WHERE id = 2")
+    assert project.boot().applied == ("key",)

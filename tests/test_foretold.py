@@ -222,3 +222,18 @@ def test_what_is_foretold_is_done(
     found = script.facts()
     assert {name: (found[name], after[name]) for name in after if found[name] != after[name]} == {}
     assert script.project.boot().applied == ()
+
+
+def test_an_index_of_a_partitioned_table_is_foretold(
+    new_url: Callable[[str], URL], make_project: Callable[..., Project]
+) -> None:
+    project = make_project(new_url("postgresql"))
+    project.query("CREATE TABLE t (id integer) PARTITION BY RANGE (id)")
+    project.query("CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (9)")
+    project.query("INSERT INTO t VALUES (1)")
+    project.write('@migration\ndef index(op):\n    op.create_index("ix_t", "t", ["id"])\n')
+    (item,) = json.loads(project.run("migrate", "--dry-run", "--json").stdout)["pending"]
+    with pytest.raises(MigrationFailed) as failed:
+        project.boot()
+    assert item["error"] == failed.value.cause
+    assert item["error"].startswith("DS205")

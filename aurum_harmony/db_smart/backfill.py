@@ -22,7 +22,7 @@ from sqlalchemy.sql.elements import Grouping
 from . import codec
 from .catalog import Catalog
 from .database import begin, transient
-from .ddl import render
+from .ddl import render, statement_text
 from .errors import DbSmartError
 from .execution import Execution, back_off
 from .history import Progress
@@ -135,10 +135,7 @@ class Backfill:
         """
         condition: Any = None if where is None else Grouping(where)
         if self._execution.dry:
-            if self._begun_before(values, condition):
-                return
-            self._execution.remark(f"a backfill of {self._name!r}, in batches:")
-            self._execution.foretell(self._as_text(self._updating(values, {}, condition)))
+            self._foretell(values, condition)
             return
         columns = Catalog(self._connection).columns(self._name, self._schema)
         update = self._updating(values, columns, condition)
@@ -218,28 +215,27 @@ class Backfill:
             self._pass(state, work, most)
         begin(self._connection)
 
+    def _foretell(self, values: Mapping[str, Any], condition: Any) -> None:
+        """Note it as one statement, unless an earlier run has done it; what one has left cannot be said so."""
+        execution = self._execution
+        columns = (execution.catalog or Catalog(self._connection)).columns(self._name, self._schema)
+        state = self._kept(str(self._updating(values, columns, condition).compile(dialect=self._connection.dialect)))
+        if state is not None and state.finished:
+            execution.done_before("")
+            return
+        if state is not None:
+            execution.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
+        execution.remark(f"a backfill of {self._name!r}, in batches:")
+        detail = asdict(_State(None, 0, False, finished=True))
+        del detail["done"]
+        with execution.recorded(self._step, codec.dumps(detail)):
+            execution.foretell(self._as_text(self._updating(values, {}, condition)))
+
     def _kept(self, what: str) -> _State | None:
         """How far an earlier run has come with this backfill; ``None`` where none has begun it."""
         self._step = f"backfill:{self._execution.steps.number(what)}"
         kept = self._execution.steps.done(self._step)
         return None if kept is None else _State(done=kept.rowcount, **codec.loads(kept.detail or ""))
-
-    def _begun_before(self, values: Mapping[str, Any], condition: Any) -> bool:
-        """In a dry run, whether an earlier run has done it all; what it has left cannot be said as one statement."""
-        if not self._execution.steps.kept:
-            return False
-        try:
-            columns = Catalog(self._connection).columns(self._name, self._schema)
-        except sa.exc.NoSuchTableError:  # this run makes it
-            return False
-        update = self._updating(values, columns, condition)
-        state = self._kept(str(update.compile(dialect=self._connection.dialect)))
-        if state is None:
-            return False
-        if not state.finished:
-            self._execution.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
-        self._execution.done_before("")
-        return True
 
     def _pass(self, state: _State, work: _Work, most: int) -> None:
         """Do batch after batch, and pass after pass."""
@@ -416,8 +412,9 @@ class Backfill:
 
     def _as_text(self, statement: sa.Update) -> str:
         try:
-            return render(statement, self._connection.dialect, literal_binds=True)
+            return statement_text(statement, self._connection.dialect)
         except sa.exc.CompileError:  # a value that SQLAlchemy cannot write out
+            self._execution.unsaid()
             return render(statement, self._connection.dialect)
 
     def _key_names(self) -> Sequence[str]:

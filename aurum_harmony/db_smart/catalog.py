@@ -423,12 +423,13 @@ def new_value(column: sa.Column[Any], dialect: sa.Dialect) -> sa.ColumnElement[A
     if column.computed is not None or column.identity is not None:
         return None
     default = column.server_default
-    if default is None:
-        return sa.cast(sa.null(), column.type).label(column.name)
-    if not isinstance(default, sa.DefaultClause):
+    if default is not None and not isinstance(default, sa.DefaultClause):
         return None
-    text = (default_text(column, dialect) or "NULL").replace(":", "\\:")
-    return sa.cast(sa.text(text), column.type).label(column.name)
+    text = None if default is None else default_text(column, dialect)
+    value: sa.ColumnElement[Any] = sa.literal_column(text or "NULL", column.type)
+    if dialect.name not in ("mysql", "mariadb"):  # which compares whatever it is, and has no such type for some
+        value = sa.cast(value, column.type)
+    return value.label(column.name)
 
 
 def _reflected(column: sa.Column[Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,7 +21,7 @@ from . import history, tables
 from .binding import bound
 from .catalog import Catalog, Reference, ask, new_value
 from .database import Database
-from .ddl import render, string_text
+from .ddl import render, statement_text, string_text
 from .errors import DbSmartError
 from .execution import Execution, Send
 from .gate import reading
@@ -49,7 +49,7 @@ _CHANGE = re.compile(
     r"(?=\s*$|\s*\(|\s+(?:SET|WHERE|VALUES|SELECT|DEFAULT|AS)\b)",
     re.IGNORECASE,
 )
-_BEGIN, _COMMIT = "BEGIN", "COMMIT"
+_BEGIN, _COMMIT, _START = "BEGIN", "COMMIT", "START TRANSACTION"
 #: How much of a statement is shown as what a migration does, characters.
 _SHOWN = 200
 
@@ -65,6 +65,8 @@ class Preview:
     :ivar error: what the migration would fail with.
     :ivar script: statements and, beginning with ``--``, remarks.
     :ivar steps_done: how many steps an earlier run, which was cut short, has done.
+    :ivar scripted: whether all that it would do has a form in SQL.
+    :ivar journal: whether the script writes steps down.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Preview:
     error: str | None = None
     script: list[str] = field(default_factory=list)
     steps_done: int = 0
+    scripted: bool = True
+    journal: bool = False
 
 
 def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: bool) -> list[Preview]:
@@ -118,7 +122,7 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
         for item in plan.pending:
             execution.repeated = item.reason == "forced"
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
-            execution.steps = begun.get(item.migration.name) or _no_steps(connection, item.migration.name)
+            execution.begin(item.migration, begun.get(item.migration.name))
             shown.steps_done = execution.steps.kept
             previews.append(shown)
             try:
@@ -141,7 +145,7 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
     return previews
 
 
-def _remembered(database: Database, memory: Memory) -> dict[str, Steps]:
+def _remembered(database: Database, memory: Memory) -> dict[str, _DrySteps]:
     """Read what a database remembers.
 
     :returns: the steps of the migrations that an earlier run has cut short, by their names.
@@ -155,11 +159,25 @@ def _remembered(database: Database, memory: Memory) -> dict[str, Steps]:
         if history.progress.name in lacks:
             return {}
         names = history.begun(connection)
-        return {name: Steps(connection, name, at_once=False, begun=True) for name in names}
+        return {name: _DrySteps(connection, name, at_once=False, begun=True) for name in names}
 
 
-def _no_steps(connection: sa.Connection, migration: str) -> Steps:
-    return Steps(connection, migration, at_once=False, begun=False)
+class _DrySteps(Steps):
+    """Steps that the script writes down where the run would, so that a boot goes on behind a script that stopped."""
+
+    #: Where to.
+    shown: Preview
+
+    def store(self) -> None:
+        """Have the script write down the steps that were noted since."""
+        for row in self._made:
+            self.shown.script.append(render(history.progress.insert().values(row), self._dialect, literal_binds=True))
+            self.shown.journal = True
+        self._made.clear()
+
+    @property
+    def _dialect(self) -> sa.Dialect:
+        return self._connection.dialect
 
 
 @contextmanager
@@ -351,21 +369,22 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     known = True
     for shown in previews:
         yield f"\n-- {shown.name} ({shown.reason})"
-        known = known and shown.unknown is None and shown.error is None
+        known = known and shown.unknown is None and shown.error is None and shown.scripted
         if not known:
             # Half of a migration would be done twice, and what comes after it may build on the other half.
             yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
             yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
             continue
-        lines = [_BEGIN, *shown.script] if transactional else list(shown.script)
+        whole = transactional and (shown.migration is None or shown.migration.options.transactional)
+        lines = [_BEGIN, *shown.script] if whole else list(shown.script)
+        lines += [] if whole else [_START]
         if shown.migration is not None:
             row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
             lines.append(render(row, dialect, literal_binds=True))
-            if shown.steps_done:
+            if shown.steps_done or shown.journal:
                 steps = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
                 lines.append(render(steps, dialect, literal_binds=True))
-        if transactional:
-            lines.append(_COMMIT)
+        lines.append(_COMMIT)
         # A remark is none, and what sets another delimiter has its ends in it.
         as_they_are = ("--", "DELIMITER")
         yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
@@ -473,12 +492,22 @@ class DryExecution(Execution):
         self.database = database
         self.connection = connection
         self.transactional = True
-        self.steps = _no_steps(connection, "")
+        self.steps = _DrySteps(connection, "", at_once=False, begun=False)
         self.before_cut, self.after_rollback = [], []
-        self.catalog = catalog
+        self.catalog: Catalog = catalog
         self.memory: Memory = memory
         self.current: Preview
         self._types: set[str] = set()
+
+    def begin(self, migration: Migration, steps: _DrySteps | None) -> None:
+        """Go on to the next migration.
+
+        :param steps: those of a run that was cut short.
+        """
+        self.transactional = migration.options.transactional
+        self.steps = steps or _DrySteps(self.connection, migration.name, at_once=False, begun=False)
+        self.steps.shown = self.current
+        self.steps.at_once = not (self.transactional and self.database.transactional_ddl)
 
     @property
     def engine(self) -> Engine:
@@ -616,47 +645,72 @@ class DryExecution(Execution):
 
     def cut(self) -> None:
         """Note the end of a transaction."""
-        if self.database.transactional_ddl:
+        if self.database.transactional_ddl and self.transactional:
+            self.steps.store()
             self.current.script += [_COMMIT, _BEGIN]
 
     @contextmanager
     def outside(self) -> Iterator[Send]:
         """Note what cannot run in a transaction."""
-        self.current.script.append(_COMMIT)
+        if self.transactional:
+            self.steps.store()
+            self.current.script.append(_COMMIT)
         yield self.send
-        self.current.script.append(_BEGIN)
+        if self.transactional:
+            self.current.script.append(_BEGIN)
 
     @contextmanager
     def pragma(self, name: str, value: str) -> Iterator[None]:
         """Note a pragma for one transaction."""
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-        self.current.script += [_COMMIT, f"PRAGMA {name} = {value}", _BEGIN]
+        self.steps.store()
+        self.current.script += [_COMMIT] if self.transactional else []
+        self.current.script += [f"PRAGMA {name} = {value}", _BEGIN]
         self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
         yield
         self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
-        self.current.script += [_COMMIT, f"PRAGMA {name} = {before}", _BEGIN]
+        self.current.script += [_COMMIT, f"PRAGMA {name} = {before}"]
+        self.current.script += [_BEGIN] if self.transactional else []
 
     def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
         """Run a statement that only reads; note any other, which then returns nothing."""
         dialect = self.connection.dialect
         if reads(str(statement.compile(dialect=dialect))):
             return self.connection.execute(statement, parameters)
-        step = self.steps.next(_as_sent(statement, parameters, dialect)) if self.steps.kept else None
+        step = self.steps.next(_as_sent(statement, parameters, dialect))
         text = " ".join(str(statement).split())
         self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
         if step is not None and self.steps.done(step) is not None:
             self.done_before("")
-            parameters = []
+        else:
+            with nullcontext() if step is None else self.recorded(step):
+                self._foretell_each(statement, parameters)
+        return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+
+    def _foretell_each(self, statement: Any, parameters: Any) -> None:
         for values in [parameters] if parameters is None or isinstance(parameters, Mapping) else parameters:
             try:
                 bound_statement = _bind(statement, values or {})
-                text = render(bound_statement, dialect, literal_binds=True)
+                text = statement_text(bound_statement, self.connection.dialect)
             except (sa.exc.CompileError, NotImplementedError, DbSmartError):
-                self.rows_changed = True
+                self.rows_changed = self.catalog.rows_unknown = True
                 self.remark(f"with values that have no form in SQL: {statement}")
+                self.unsaid()
             else:
                 self.foretell(text)
-        return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+
+    @contextmanager
+    def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
+        """Have the script write a step down together with what a block notes, in one transaction."""
+        apart = self.transactional and not self.database.transactional_ddl
+        self.current.script += [_START] if apart else []
+        yield
+        self.steps.record(step, 0, None, detail)
+        self.current.script += [_COMMIT] if apart else []
+
+    def unsaid(self) -> None:
+        """Leave the migration to the next boot, as a script would lack something of it."""
+        self.current.scripted = False
 
     def confirm(self) -> None:
         """No lock is held."""

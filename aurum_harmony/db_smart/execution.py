@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.schema import DDLElement
 
 from .binding import Savepoints
+from .catalog import Catalog
 from .database import Database, begin, commit, transient
 from .ddl import render
 from .guard import LockGuard, guarded
@@ -59,6 +60,8 @@ class Execution:
     repeated = False
     #: Whether a dry run would have changed rows by now, so that those that are there tell little.
     rows_changed = False
+    #: Answers what a dry run has planned; ``None`` when the run is real.
+    catalog: Catalog | None = None
     _confirming = False
 
     def __init__(
@@ -273,6 +276,14 @@ class Execution:
         :raises NotImplementedError: this is no dry run.
         """
         raise NotImplementedError
+
+    @contextmanager
+    def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
+        """In a dry run, have the script write a step down together with what a block notes."""
+        yield
+
+    def unsaid(self) -> None:
+        """In a dry run, say that something of the migration has no form in SQL."""
 
     def foretell(self, statement: str) -> None:
         """In a dry run, note a statement of a migration, which may want what the database is past.

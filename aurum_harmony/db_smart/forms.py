@@ -253,6 +253,12 @@ class Forms:
 
         :param columns: those that are new to its table, in which rows have the default.
         """
+        return self.execution.connection.scalar(self.count_lost(constraint, columns)) or 0
+
+    def count_lost(
+        self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()
+    ) -> sa.Select[tuple[int]]:
+        """The query for :meth:`lost`."""
         source = self.rows(constraint.table, columns).alias("own")
         first = constraint.elements[0].column.table
         targets = [element.column.name for element in constraint.elements]
@@ -260,8 +266,7 @@ class Forms:
         own: list[sa.ColumnClause[Any]] = [sa.column(name, _selectable=source) for name in constraint.column_keys]
         match = sa.and_(*(column == target.c[name] for column, name in zip(own, targets, strict=True)))
         broken = sa.and_(*(column.is_not(None) for column in own), ~sa.exists().where(match).correlate(source))
-        query = sa.select(sa.func.count()).select_from(source).where(broken)
-        return self.execution.connection.scalar(query) or 0
+        return sa.select(sa.func.count()).select_from(source).where(broken)
 
     def in_the_way(
         self,

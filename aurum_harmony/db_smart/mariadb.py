@@ -20,7 +20,7 @@ from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
 from .database import number
-from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
+from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render, string_text
 from .errors import DbSmartError
 from .forms import Broken, Change, Forms
 from .mariadb_types import blocks, character_set, type_of
@@ -391,6 +391,14 @@ class MariadbForms(Forms):
         :raises Refused: there are.
         """
         if self.execution.dry:
+            # The script looks too; where it stops, the next boot finds the promise and takes the key back.
+            names = constraint.parent.name, constraint.elements[0].column.table.name
+            text = "Rows of {} refer to what is not there in {}".format(*names)
+            said, count = string_text(text[:128], self.dialect), render(self.count_lost(constraint), self.dialect)
+            self.execution.send(
+                f"DELIMITER //\nBEGIN NOT ATOMIC\n  IF ({count}) > 0 THEN\n"
+                f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {said};\n  END IF;\nEND//\nDELIMITER ;"
+            )
             return
         name = str(self._name_of(constraint))
         table, target = constraint.parent, constraint.elements[0].column.table
