@@ -156,7 +156,8 @@ class Operations:
             except sa.exc.DBAPIError as error:
                 if memory is None or not memory.excuses(self._migration.name, error):
                     raise
-                self._connection.rollback()
+                if self._execution.dialect == "postgresql":  # which gives the transaction up
+                    self._connection.rollback()
                 self._execution.passed_by_statement(error)
                 return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
         connection = self._own() if self._execution.transactional else self._connection
@@ -1121,7 +1122,7 @@ class Operations:
         if not (more or extra) and empty:
             return False
         with self._execution.operation(what):
-            if not empty and not self._execution.dry:
+            if not empty and not self._execution.dry and self._migration.options.destructive:
                 self._connection.execute(sa.table(table, schema=schema).delete())
             for name in extra:
                 self._forms.drop_index(self._objects.index(name, table, [], schema=schema), False)
@@ -1139,8 +1140,10 @@ class Operations:
         if not self._fresh or self._execution.dialect == "sqlite":
             return
         for constraint in constraints:
-            target = constraint.referred_table
-            if target is not constraint.table and not self.has_table(target.name, schema=target.schema):
+            target, own = constraint.referred_table, constraint.table
+            if (target.name, target.schema) != (own.name, own.schema) and not self.has_table(
+                target.name, schema=target.schema
+            ):
                 raise sa.exc.NoSuchTableError(target.name)
 
     def _keys_to(self, table: str, schema: str | None) -> list[tuple[str, Any]]:
