@@ -32,7 +32,7 @@ from .test_new_database import ID, SEED, fresh, models, schema, string
 
 CHOSEN = os.environ.get("RANDOM_SEED")
 COUNT = os.environ.get("RANDOM_COUNT")
-COUNTS = {"sqlite": 10, "postgresql": 4, "mariadb": 4}
+COUNTS = {"sqlite": 7, "postgresql": 3, "mariadb": 3}
 
 
 class Place:
