@@ -321,7 +321,7 @@ class History:
             column = self._name("c")
             table.columns[column] = ColumnModel(next(self._numbers), "Integer")
             table.indexes[self._name("ix")] = ([column], False)
-            table.keys[self._name("fk")] = (column, self._choice(targets))
+            table.keys[self._name("fk")] = (column, self._choice([*targets, name]))
         self.tables[name] = table
         migration.made.append(("table", table.number, name, 0))
         migration.made += [("column", table.number, one, model.number) for one, model in table.columns.items()]

@@ -190,6 +190,11 @@ PERSONS: Columns = [
     lambda: sa.Index("ix_people_both", "city", "id"),
     lambda: sa.Index("ix_people_name", "name"),
 ]
+WOODS: Columns = [
+    ID,
+    sa.Column("parent_id", sa.Integer),
+    lambda: sa.ForeignKeyConstraint(["parent_id"], ["woods.id"], name="fk_trees_trees"),
+]
 KEYS = """
 @migration
 def make_pets(op: Operations) -> None:
@@ -213,6 +218,12 @@ def make_parts(op: Operations) -> None:
         Column("id", Integer, primary_key=True),
         Column("machine_id", Integer, ForeignKey("machines.id", name="fk_parts_machines")),
     )
+    op.create_table(
+        "trees",
+        Column("id", Integer, primary_key=True),
+        Column("parent_id", Integer, ForeignKey("trees.id", name="fk_trees_trees")),
+    )
+    op.execute("INSERT INTO trees (id) VALUES (1)")
     op.add_column("users", Column("machine_id", Integer, ForeignKey("machines.id", name="fk_users_machines")))
     op.add_column("users", Column("other_id", Integer))
     op.create_foreign_key("fk_users_other", "users", "machines", ["other_id"], ["id"])
@@ -225,6 +236,7 @@ def drop_machines(op: Operations) -> None:
     op.drop_column("users", "other_id")
     for table in ("parts", "machines", "pets"):
         op.drop_table(table)
+    op.rename_table("trees", "woods")
 """
 
 #: Models of the first release, migrations, and models of the last one.
@@ -260,7 +272,7 @@ CASES: dict[str, tuple[dict[str, Columns], str, dict[str, Columns]]] = {
     ),
     "table again": ({"users": [ID]}, AGAIN, {"users": [ID], "notes": [ID, string("text")]}),
     "names of a table's old name": ({"users": [ID]}, NAMES, {"users": [ID], "persons": PERSONS}),
-    "keys": ({"users": [ID], "machines": [ID]}, KEYS, {"users": [ID], "persons": [ID]}),
+    "keys": ({"users": [ID], "machines": [ID]}, KEYS, {"users": [ID], "persons": [ID], "woods": WOODS}),
     "back": ({"users": [ID, string("note")]}, BACK, {"users": [ID, string("note")]}),
 }
 
@@ -277,7 +289,7 @@ def test_new_beside_upgraded(case: str, project: Project, new_url: Callable[[str
     new = fresh(project, new_url)
     assert new.boot().decision == "migrated"
     assert schema(new.url) == schema(project.url)
-    for table in ("persons", "seeds", "notes"):
+    for table in ("persons", "seeds", "notes", "woods"):
         if table in last:
             assert new.query(f"SELECT * FROM {table}") == project.query(f"SELECT * FROM {table}")
     for one in (project, new):

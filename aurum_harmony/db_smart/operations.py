@@ -75,11 +75,15 @@ def _step(function: _F) -> _F:
     It would find nothing to do; or not find its table, which the migration has renamed or dropped since.
     """
 
-    schemas = [name for name in signature(function).parameters if name.endswith("schema")]
+    described = signature(function)
+    schemas = [name for name in described.parameters if name.endswith("schema")]
+    takes = function.__name__ in ("drop_column", "drop_table", "rename_table", "alter_column")
 
     @wraps(function)
     def call(self: Operations, *args: Any, **given: Any) -> None:
         steps = self._execution.steps
+        if takes:
+            self._taking(function.__name__, described.bind(self, *args, **self._placed(given, schemas)).arguments)
         if steps.paused:  # a batch is done whole or not at all
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             return
@@ -114,6 +118,9 @@ class Operations:
         self._migration = migration
         self._catalog = catalog or Catalog(execution.connection)
         self._own_connection: sa.Connection | None = None
+        #: What this run has dropped or renamed so far, and what it left out as it would do so: kind, place and names.
+        self._taken_now: set[tuple[str, ...]] = set()
+        self._left_out: dict[tuple[str, ...], str] = {}
         execution.before_cut.append(self._settle)
         execution.after_rollback.append(self._renew)
 
@@ -165,7 +172,8 @@ class Operations:
             except sa.exc.DBAPIError as error:
                 if memory is None or not memory.excuses(self._migration.name, error):
                     raise
-                self._connection.rollback()
+                if self._execution.dialect == "postgresql":  # which gives the transaction up
+                    self._connection.rollback()
                 self._execution.passed_by_statement(error)
                 return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
         connection = self._own() if self._execution.transactional else self._connection
@@ -216,7 +224,9 @@ class Operations:
         copies = []
         for column in columns:
             what = f"add_columns({table!r}, {column.name!r})"
-            if self._passed(what, schema, table, "column", column.name):
+            if self._passed(what, schema, table, "column", column.name) or self._taken_after(
+                what, "column", schema, table, column.name
+            ):
                 continue
             self._note_back("column", schema, table, column.name)
             if not self._model_has(what, schema, table, column.name):
@@ -279,7 +289,7 @@ class Operations:
         :param options: as in :class:`sqlalchemy.Table`, such as ``comment`` or ``mysql_engine``.
         """
         what = f"create_table({table_name!r})"
-        if self._passed(what, schema, table_name):
+        if self._passed(what, schema, table_name) or self._taken_after(what, "table", schema, table_name):
             return
         self._note_back("table", schema, table_name)
         if self._model(schema, table_name) is not None:
@@ -377,6 +387,7 @@ class Operations:
                 self._execution.passed_by(what, "an earlier run has renamed it")
                 return
             if self._catalog.empty(old_table_name, schema):  # SQL of an older migration that ran again has made it
+                self._note_renamed("table", schema, old_table_name, new_table_name)
                 with self._execution.operation(what):
                     self._forms.drop_table(self._described(old_table_name, [], schema))
                 self._catalog.plan_drop(old_table_name, schema)
@@ -496,6 +507,7 @@ class Operations:
                 if self._made_again(what, schema, table_name, "column", column_name):
                     return
                 if self._no_values(schema, table_name, column_name):  # an older migration has added it by SQL again
+                    self._note_renamed("column", schema, table_name, str(new), column=column_name)
                     with self._execution.operation(what):
                         self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
                     return
@@ -785,7 +797,16 @@ class Operations:
         return run
 
     def finish(self) -> None:
-        """Commit and close :attr:`connection` if it was used. The runner calls it when the migration has returned."""
+        """Commit and close :attr:`connection` if it was used. The runner calls it when the migration has returned.
+
+        :raises DbSmartError: something is not made, as the migration took it away before its edit.
+        """
+        for thing, what in self._left_out.items():
+            if thing not in self._taken_now:
+                raise DbSmartError(
+                    f"op.{what}: an earlier run of this migration, before its edit, took away what this makes, so that "
+                    "it was left out. Put it into a migration of its own, after this one."
+                )
         self._settle()
         self.close()
 
@@ -1196,6 +1217,25 @@ class Operations:
                     return True
         return False
 
+    def _thing(self, kind: str, schema: str | None, table: str, name: str = "") -> tuple[str, ...]:
+        return kind, schema or "", self._catalog.fold(table), self._catalog.fold(name)
+
+    def _taking(self, function: str, arguments: Mapping[str, Any]) -> None:
+        """Take note of an operation that takes a column or a table away, also where it is done already."""
+        schema, column = arguments.get("schema"), arguments.get("column_name", "")
+        table = arguments.get("table_name", arguments.get("old_table_name"))
+        if function != "alter_column" or arguments.get("new_column_name") is not None:
+            self._taken_now.add(self._thing("column" if column else "table", schema, str(table), column))
+
+    def _taken_after(self, what: str, kind: str, schema: str | None, table: str, name: str = "") -> bool:
+        """Whether this migration drops or renames afterwards what it makes here, as its earlier run did."""
+        thing = self._thing(kind, schema, table, name)
+        if self._did(kind, schema, table, name)[-1:] not in (["dropped"], ["renamed"]) or thing in self._taken_now:
+            return False
+        self._left_out[thing] = what
+        self._execution.passed_by(what, "an earlier run of this migration has taken it away")
+        return True
+
     def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
         if self._did(kind, schema, table, name)[-1:] != ["back"]:
@@ -1290,7 +1330,7 @@ class Operations:
         if not (more or extra) and empty:
             return False
         with self._execution.operation(what):
-            if not empty and not self._execution.dry:
+            if not empty and not self._execution.dry and self._migration.options.destructive:
                 self._connection.execute(sa.table(table, schema=schema).delete())
             for name in extra:
                 self._forms.drop_index(self._objects.index(name, table, [], schema=schema), False)
@@ -1308,8 +1348,10 @@ class Operations:
         if not self._fresh or self._execution.dialect == "sqlite":
             return
         for constraint in constraints:
-            target = constraint.referred_table
-            if target is not constraint.table and not self.has_table(target.name, schema=target.schema):
+            target, own = constraint.referred_table, constraint.table
+            if (target.name, target.schema) != (own.name, own.schema) and not self.has_table(
+                target.name, schema=target.schema
+            ):
                 raise sa.exc.NoSuchTableError(target.name)
 
     def _keys_to(self, table: str, schema: str | None) -> list[tuple[str, Any]]:

@@ -462,11 +462,14 @@ class Runner:
         """
         if not run.memory.fresh:
             return False
+        required = loosening.required(error, run.memory)
+        if not required:
+            return False
         run.connection.rollback()
         run.memory.read(run.connection)  # a part may be committed
         run.connection.rollback()
         known = run.memory.loosened()
-        wanted = [column for column in loosening.required(error, run.memory) if column not in known]
+        wanted = [column for column in required if column not in known]
         for model, name in wanted:
             _logger.info(
                 "db-smart: a migration inserts a row into %r without %r, which the models require: it may be NULL "
