@@ -255,9 +255,7 @@ class Forms:
         """
         return self.execution.connection.scalar(self.count_lost(constraint, columns)) or 0
 
-    def count_lost(
-        self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()
-    ) -> sa.Select[tuple[int]]:
+    def count_lost(self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()) -> sa.Select[Any]:
         """The query for :meth:`lost`."""
         source = self.rows(constraint.table, columns).alias("own")
         first = constraint.elements[0].column.table

@@ -394,9 +394,9 @@ class MariadbForms(Forms):
             # The script looks too; where it stops, the next boot finds the promise and takes the key back.
             names = constraint.parent.name, constraint.elements[0].column.table.name
             text = "Rows of {} refer to what is not there in {}".format(*names)
-            said, count = string_text(text[:128], self.dialect), render(self.count_lost(constraint), self.dialect)
+            said, query = string_text(text[:128], self.dialect), render(self.count_lost(constraint), self.dialect)
             self.execution.send(
-                f"DELIMITER //\nBEGIN NOT ATOMIC\n  IF ({count}) > 0 THEN\n"
+                f"DELIMITER //\nBEGIN NOT ATOMIC\n  IF ({query}) > 0 THEN\n"
                 f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {said};\n  END IF;\nEND//\nDELIMITER ;"
             )
             return
