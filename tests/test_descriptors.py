@@ -46,7 +46,9 @@ def test_boots_leave_no_file_open(
         assert app.test_client().get("/").text == "served"
         project.dispose(app)
         counts.append(len(os.listdir("/proc/self/fd")))
-    assert counts[-1] <= counts[1]  # the first one imports
+    # The first one imports, and a few files stay open.
+    assert counts[-1] - counts[1] <= 8
+    assert counts[-1] <= counts[-3]
 
 
 @pytest.fixture(params=["DELETE", "WAL"])
@@ -59,11 +61,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     return Database("default", None, engine)
 
 
-@pytest.mark.parametrize("how", ["listed", "not-listed", "other-sqlite"])
+@pytest.mark.parametrize("how", ["kept", "listed", "not-listed", "other-sqlite"])
 def test_looking_at_a_file_ends_no_lock_of_any_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Also where the system does not list what is open, or the driver may have a SQLite of its own."""
+    monkeypatch.setattr(database_module, "_open_files", {})
+    monkeypatch.setattr(database_module, "_MOST_KEPT", 1 if how == "kept" else 0)
     if how == "not-listed":
         monkeypatch.setattr(database_module, "_DESCRIPTORS", ())
     elif how == "other-sqlite":
@@ -102,7 +106,7 @@ def test_the_header_is_that_of_the_file_that_is_there_now(database: Database, tm
 
 
 def test_what_cannot_be_read_is_an_error_of_the_system(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "missing.db", "No such file"), (tmp_path, "SQLite says")):
+    for path, message in ((tmp_path / "missing.db", "No such file"), (tmp_path, "SQLite says|no regular file")):
         database = Database("default", None, sa.create_engine(URL.create("sqlite", database=str(path))))
         with pytest.raises(OSError, match=message) as caught:
             database.file_state()

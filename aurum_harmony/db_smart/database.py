@@ -34,6 +34,8 @@ _FULL_SECONDS = 60.0
 _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
 #: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
 _open_files: dict[tuple[int, int], int] = {}
+#: So many files stay open, which is quickest, as an application has; the many ones of a test suite do not.
+_MOST_KEPT = 8
 #: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
 _LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
 #: Transactions by ``isolation_level``; Python has a name for it from 3.12 on.
@@ -314,8 +316,8 @@ def _undo_begin(connection: sa.Connection) -> None:
 def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
     """The first bytes of a file, and its inode.
 
-    The file is opened and closed by SQLite: on POSIX, closing it ends every lock that this process holds on it, and so
-    lets another one write into a transaction; SQLite knows its locks and puts the closing off
+    The file stays open, or is opened and closed by SQLite: on POSIX, closing it ends every lock that this process holds
+    on it, and so lets another one write into a transaction; SQLite knows its locks and puts the closing off
     (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
     Nothing is asked of that connection: it takes no lock, and touches no journal.
 
@@ -325,8 +327,8 @@ def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
     if os.name == "nt":  # no such locks, and an open file could not be replaced
         with open(path, "rb") as file:
             return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
-    os.stat(path)
-    if not by_sqlite:
+    found = os.stat(path)
+    if not by_sqlite or len(_open_files) < _MOST_KEPT or (found.st_dev, found.st_ino) in _open_files:
         return _read_kept(path)
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)):
