@@ -373,10 +373,10 @@ def test_a_lost_history_is_said(project: Project, caplog: pytest.LogCaptureFixtu
 
 def test_a_wrong_name_in_a_migration_that_runs_again_is_an_error(project: Project) -> None:
     """Only what a later migration took away is no fault, and by its whole name."""
-    project.models = models(users=[ID])
+    project.models = models(users=[ID], seeds=[ID, string("fax")])
     project.write(DROP)
     project.boot()
-    wrong = '    op.execute("UPDATE users SET faxx = 1")\n'
+    wrong = '    op.execute("UPDATE seeds SET fax = faxx")\n'
     project.write(
         DROP.replace("def mend_fax(op: Operations) -> None:\n", f"def mend_fax(op: Operations) -> None:\n{wrong}")
     )

@@ -219,9 +219,17 @@ class Memory:
         if not missing(error):
             return False
         statement = getattr(error, "statement", None) or ""
-        pattern = self.excused(migration, statement)
-        text = f"{getattr(error, 'orig', None) or error}\n{statement}"
-        return pattern is None or (bool(pattern) and re.search(pattern, text, re.IGNORECASE) is not None)
+        if self.excused(migration, statement) is None:
+            return True
+        cause = getattr(error, "orig", None) or error
+        first = cause.args[0] if cause.args else None
+        text = str(first.get("M", "") if isinstance(first, dict) else cause)  # a dict: pg8000
+        text = text.partition("\n")[0]  # below it PostgreSQL shows the statement
+        return any(
+            # Of a column that is missing with its table, MariaDB names the column only.
+            _named(name, text) or (kind == "table" and _named(name, statement))
+            for kind, name in self._taken_since(migration)
+        )
 
     def excused(self, migration: str, statement: str) -> str | None:
         """A pattern for the message of such an error, that of databases too.
@@ -231,13 +239,13 @@ class Memory:
         before = (event.table_name for event in self._events if event.event == "there" and event.table_name)
         if self.fresh and not any(_named(name, statement) for name in before):
             return None
-        names = sorted(map(re.escape, self._taken_since(migration)))
+        names = sorted({re.escape(name) for _, name in self._taken_since(migration)})
         return rf"(^|\W)({'|'.join(names)})(\W|$)" if names else ""
 
-    def _taken_since(self, migration: str) -> set[str]:
-        """Names of what migrations after this one, or an earlier run of this one, have taken away."""
+    def _taken_since(self, migration: str) -> set[tuple[str, str]]:
+        """Kinds and names of what migrations after this one, or an earlier run of this one, have taken away."""
         return {
-            event.name or event.table_name
+            (event.kind, event.name or event.table_name)
             for number, event in enumerate(self._events)
             if event.event in ("dropped", "renamed")
             and event.kind in ("table", "column")
