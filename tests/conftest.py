@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     for name in ("DATABASE_URL", "FORCE_DB_MIGRATION"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where servers are required everything is: a test that is skipped fails, so that none is missed unseen."""
+    report = yield
+    if report.skipped and servers.require_servers() and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"REQUIRE_SERVERS=1 lets no test be skipped: {reason}"
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -143,6 +154,8 @@ class Project:
     url: URL | str
     config: dict[str, Any] = field(default_factory=dict)
     models: Callable[[SQLAlchemy], None] | None = None
+    #: Called with each new application, to put listeners on its engines.
+    tune: Callable[[Flask], None] | None = None
 
     @property
     def dialect(self) -> str:
@@ -187,6 +200,8 @@ class Project:
         db.init_app(app)
         smart = DbSmart(app, db, migrations=self.module)
         app.add_url_rule("/", view_func=lambda: "served", endpoint="index")
+        if self.tune is not None:
+            self.tune(app)
         return app, smart
 
     def boot(self, **config: Any) -> BootReport:

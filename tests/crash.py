@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,24 @@ def preload() -> None:
     modules = [module.name for module in pkgutil.iter_modules(db_smart.__path__, f"{db_smart.__name__}.")]
     for name in [*modules, "alembic.migration", "alembic.operations", "filelock", "psycopg", "pymysql"]:
         import_module(name)
+
+
+@contextmanager
+def counted(die_before: int = 0) -> Iterator[Callable[[], int]]:
+    """Count the statements that change something; die by SIGKILL before the one of a number."""
+    count = 0
+
+    def step(*event: Any) -> None:
+        nonlocal count
+        count += not reads(event[2])
+        if die_before and count == die_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", step)
+    try:
+        yield lambda: count
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", step)
 
 
 def forked(action: Any, *arguments: Any) -> int:

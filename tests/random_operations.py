@@ -271,18 +271,24 @@ class Generator:
 
     def _check(self, name: str, table: TableModel) -> list[str]:
         column = self._pick(table, wanted=lambda _, model: "Integer" in model.type_)
-        if column is None:
+        if column is None or self._clash(table, column, "foreign"):
             return []
         constraint = self._name("ck")
         table.constraints[constraint] = ("check", [column], "")
         return [f"op.create_check_constraint({constraint!r}, {name!r}, column({column!r}) > -1000{self._plain})"]
+
+    def _clash(self, table: TableModel, column: str, kind: str) -> bool:
+        """MariaDB has no foreign key that changes a column with a check."""
+        found = any(one == kind and column in columns for one, columns, _ in table.constraints.values())
+        return self.dialect == "mariadb" and found
 
     def _foreign(self, name: str, table: TableModel) -> list[str]:
         # Alembic does not understand a dot in the name of the target, nor on SQLite a quote, SQLAlchemy no backtick.
         targets = [one for one, model in self.tables.items() if model.rows and not {'"', ".", "`"} & {*one}]
         taken = any("code" in columns for kind, columns, _ in table.constraints.values() if kind == "foreign")
         column = "code" if table.rows and "code" in table.columns and not taken else None
-        if column is None or not targets:
+        # MariaDB wants the type of the column that it leads to.
+        if column is None or not targets or table.columns[column].type_ != "Integer":
             return []
         target = self.random.choice(targets)
         index, constraint = self._name("ix"), self._name("fk")
@@ -290,6 +296,7 @@ class Generator:
         table.constraints[constraint] = ("foreign", [column], target)
         more = self.random.choice(["", ", ondelete='CASCADE'", ", ondelete='SET NULL'", ", onupdate='CASCADE'"])
         more = "" if "NULL" in more and not table.columns[column].nullable else more
+        more = "" if self._clash(table, column, "check") else more
         return [
             f"op.create_index({index!r}, {name!r}, [{column!r}])",
             f"op.create_foreign_key({constraint!r}, {name!r}, {target!r}, [{column!r}], ['id']{more})",

@@ -79,6 +79,14 @@ def mariadb_server() -> URL | None:
     return None
 
 
+def by_driver(url: URL, driver: str) -> tuple[URL, dict[str, str]]:
+    """The same database by another driver: its URL and ``connect_args``."""
+    url, folder = url.set(drivername=driver), url.query.get("host")
+    if driver.endswith("pg8000") and isinstance(folder, str):  # it knows sockets by another name than libpq
+        return url.set(query={}), {"unix_sock": str(next(Path(folder).glob(".s.PGSQL.*[0-9]")))}
+    return url, {}
+
+
 @contextmanager
 def new_database(server: URL) -> Iterator[URL]:
     """An empty database of its own on a server, dropped afterwards."""
@@ -92,6 +100,28 @@ def new_database(server: URL) -> Iterator[URL]:
     finally:
         with admin.connect() as connection:
             connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
+
+
+@contextmanager
+def role(url: URL, *rights: str) -> Iterator[URL]:
+    """A user of a server without password, and the URL with it.
+
+    :param rights: statements that give it rights, with ``{user}`` and ``{database}``.
+    """
+    name = f"u_{str(url.database)[-12:]}"
+    admin = sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
+    postgresql = admin.dialect.name == "postgresql"
+    user = name if postgresql else f"{name}@'%%'"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN" if postgresql else f"CREATE USER {user}")
+        try:
+            for right in rights:
+                connection.exec_driver_sql(right.format(user=user, database=url.database))
+            yield url.set(username=name)
+        finally:
+            if postgresql:
+                connection.exec_driver_sql(f"DROP OWNED BY {name}")
+            connection.exec_driver_sql(f"DROP {'ROLE' if postgresql else 'USER'} {user}")
 
 
 def program(name: str) -> str | None:

@@ -75,6 +75,51 @@ def test_without_flag_one_query_is_enough(project: Project, caplog: pytest.LogCa
     assert project.boot().decision == "skipped"
 
 
+def test_after_an_edited_comment_one_query_is_enough_again(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    project.write(V2)
+    project.boot()
+    project.write(V2 + "# why\n")
+    project.flag.unlink()
+    before = project.query("SELECT source FROM db_smart_state")
+    assert project.boot(DB_SMART_BOOT="check").decision == "verified"
+    assert project.query("SELECT source FROM db_smart_state") == before
+    caplog.set_level(logging.INFO, "aurum_harmony.db_smart")
+    assert project.boot().decision == "verified"
+    assert ", 1 query)" not in caplog.records[-1].message
+    assert project.boot().decision == "skipped"
+    project.flag.unlink()
+    assert project.boot().decision == "verified"
+    assert ", 1 query)" in caplog.records[-1].message
+    assert len(project.history()) == 2
+
+
+@pytest.mark.parametrize("what", ["ahead", "edited once", "another history", "a holder"])
+def test_a_boot_that_finds_nothing_to_do_leaves_the_state_alone_where_it_may_hide_something(
+    project: Project, what: str
+) -> None:
+    project.write(V2.replace("@migration\ndef add_price", "@migration(once=True)\ndef add_price"))
+    project.boot()
+    project.flag.unlink()
+    newer = {"ahead": V1, "edited once": V2.replace("Float", "Integer").replace("n\ndef a", "n(once=True)\ndef a")}
+    project.write(
+        newer.get(what, V2.replace("@migration\ndef add_price", "@migration(once=True)\ndef add_price")) + "#\n"
+    )
+    if what == "a holder":
+        project.query("UPDATE db_smart_state SET lease_expires = 9000000000000000, holder = 'somebody'")
+    rows = project.query("SELECT source FROM db_smart_state")
+    if what == "another history":
+        app, smart = project.app()
+        with app.app_context():
+            gate = smart.gate(app)
+            plans = gate.by_history()
+            project.query("UPDATE db_smart_state SET applied = 'another'")
+            gate.settle(plans)
+        project.dispose(app)
+    else:
+        assert project.boot().decision == "verified"
+    assert project.query("SELECT source FROM db_smart_state") == rows
+
+
 def test_check_mode_refuses_and_writes_nothing(project: Project) -> None:
     project.write(V1)
     with pytest.raises(DatabaseBehind, match="make_items"):

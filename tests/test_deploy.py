@@ -35,6 +35,10 @@ from flask_sqlalchemy import SQLAlchemy
 from aurum_harmony.db_smart import DbSmart
 
 
+def report():
+    pass  # Gunicorn's configuration may have a real one
+
+
 def answer():
     time.sleep(0.05)  # so that the next request goes to another worker
     return str(os.getpid())
@@ -46,6 +50,8 @@ def create_app(boot):
     db = SQLAlchemy(app)
     smart = DbSmart(app, db, migrations=os.environ["MIGRATIONS"])
     app.add_url_rule("/", view_func=answer)
+    count = "SELECT count(*) FROM effects"
+    app.add_url_rule("/effects", "effects", lambda: str(db.session.execute(db.text(count)).scalar()))
     if boot:
         report()
         smart.boot(app)
@@ -64,6 +70,19 @@ control_socket_disable = True
 
 def post_fork(server, worker):
     served.report = worker.notify
+"""
+
+# Before gevent has changed the standard library in the worker, nothing may import what it changes.
+CONFIGURATION_OF_GEVENT = "control_socket_disable = True\n"
+
+QUICK = """
+@migration
+def make_effects(op):
+    op.create_table("effects", Column("id", Integer, primary_key=True))
+
+@migration
+def fill(op):
+    op.execute("INSERT INTO effects (id) SELECT count(*) FROM effects")
 """
 
 LONG = """
@@ -87,6 +106,22 @@ def longer_than_the_timeout(op):
             op.execute("SELECT SLEEP(1)")
 """
 
+COMPUTING = """
+@migration
+def make_effects(op):
+    op.create_table("effects", Column("id", Integer, primary_key=True), Column("name", String(20)))
+
+@migration
+def computes_longer_than_the_lease(op):
+    import os, time
+    with open(os.environ["BEGUN"], "a") as begun:
+        begun.write("%d\\n" % os.getpid())
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        pass
+    op.execute("INSERT INTO effects (name) VALUES ('once')")
+"""
+
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, new_url: Callable[[str], URL]) -> URL:
@@ -104,17 +139,18 @@ class Gunicorn:
     process: subprocess.Popen[bytes]
     log: Path
     begun: Path
+    workers: int = WORKERS
 
     @property
     def port(self) -> int:
         """Where it listens."""
         return int(wait_until(lambda: re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log.read_text()))[0])
 
-    def answer(self, *_: object) -> int | None:
-        """The process id of the worker that answers; ``None`` when one was killed under the request."""
+    def answer(self, _: object = None, path: str = "/") -> int | None:
+        """The number that a worker answers, its process id; ``None`` when one was killed under the request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request("GET", "/")
+            connection.request("GET", path)
             response = connection.getresponse()
             text = response.read().decode()
             assert response.status == 200, text
@@ -129,9 +165,10 @@ class Gunicorn:
         answered: set[int] = set()
 
         def all_answered() -> bool:
-            with ThreadPoolExecutor(2 * WORKERS) as pool:
-                answered.update(pid for pid in pool.map(self.answer, range(4 * WORKERS)) if pid is not None)
-            return len(answered) == WORKERS
+            assert self.process.poll() is None, self.log.read_text()
+            with ThreadPoolExecutor(2 * self.workers) as pool:
+                answered.update(pid for pid in pool.map(self.answer, range(4 * self.workers)) if pid is not None)
+            return len(answered) == self.workers
 
         wait_until(all_answered)
 
@@ -142,17 +179,25 @@ class Gunicorn:
 
 @pytest.fixture
 def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
-    """Starts Gunicorn with :data:`WORKERS` workers on a database without history."""
+    """Starts Gunicorn on a database without history."""
     project.write(LONG)
     (tmp_path / "served.py").write_text(SERVED)
-    (tmp_path / "gunicorn.conf.py").write_text(CONFIGURATION)
     log, begun = tmp_path / "log", tmp_path / "begun"
     log.touch()
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*, worker_class: str = "sync", boot: bool = True, lease: float = 15) -> Gunicorn:
+    def start(
+        *,
+        worker_class: str = "sync",
+        boot: bool = True,
+        lease: float = 15,
+        workers: int = WORKERS,
+        more: str = "",
+    ) -> Gunicorn:
+        configuration = CONFIGURATION_OF_GEVENT if worker_class == "gevent" else CONFIGURATION
+        (tmp_path / "gunicorn.conf.py").write_text(configuration)
         url = make_url(project.url).render_as_string(hide_password=False)
-        options = ["--workers", str(WORKERS), "--timeout", str(TIMEOUT), "--worker-class", worker_class]
+        options = ["--workers", str(workers), *more.split(), "--timeout", str(TIMEOUT), "--worker-class", worker_class]
         options += ["--bind", "127.0.0.1:0", "--error-logfile", str(log), f"served:create_app({boot})"]
         environment = {
             **os.environ,
@@ -164,12 +209,28 @@ def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicor
         }
         process = subprocess.Popen([sys.executable, "-m", "gunicorn", *options], cwd=tmp_path, env=environment)
         started.append(process)
-        return Gunicorn(process, log, begun)
+        return Gunicorn(process, log, begun, workers)
 
     yield start
     for process in started:
         process.terminate()
         assert process.wait(30) == 0, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "more"), [("sqlite", ""), *((dialect, "--preload") for dialect in DIALECTS)], indirect=["url"]
+)
+def test_workers_of_a_first_start_have_the_effect_once_and_serve_it(
+    project: Project, gunicorn: Callable[..., Gunicorn], more: str
+) -> None:
+    """With ``--preload`` they are forked from the process that has migrated."""
+    project.write(QUICK)
+    server = gunicorn(workers=3, more=more)
+    server.serve_all()
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(lambda _: server.answer(path="/effects"), range(18))) == {1}
+    assert project.history() == [("make_effects", "applied"), ("fill", "applied")]
+    assert "Traceback" not in server.log.read_text()
 
 
 def every_effect_is_there_once(project: Project) -> None:
@@ -199,6 +260,22 @@ def test_a_migration_longer_than_the_timeout_of_gunicorn(
     assert len(server.began()) == 1
     assert "WORKER TIMEOUT" not in server.log.read_text()
     every_effect_is_there_once(project)
+
+
+@pytest.mark.parametrize(
+    ("url", "boot"), [("postgresql", True), ("mariadb", True), ("postgresql", False)], indirect=["url"]
+)
+def test_a_migration_that_computes_longer_than_the_lease_keeps_it_under_gevent(
+    project: Project, gunicorn: Callable[..., Gunicorn], boot: bool
+) -> None:
+    """At boot, or at the first request; no other greenlet gets a turn meanwhile."""
+    project.write(COMPUTING)
+    server = gunicorn(worker_class="gevent", boot=boot, lease=1, workers=2)
+    server.serve_all()
+    assert len(server.began()) == 1, server.log.read_text()
+    assert "WORKER TIMEOUT" not in server.log.read_text()
+    assert project.query("SELECT name FROM effects") == [("once",)]
+    assert project.history() == [("make_effects", "applied"), ("computes_longer_than_the_lease", "applied")]
 
 
 @pytest.mark.slow

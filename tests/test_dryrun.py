@@ -221,6 +221,25 @@ def test_the_first_run_shows_the_tables_of_the_models(project: Project) -> None:
     assert project.history() == [("city", "applied")]
 
 
+def test_the_script_makes_models_that_refer_to_each_other_and_share_a_type(project: Project) -> None:
+    kind = sa.Enum("a", "b", name="kind_of")
+
+    def models(db: SQLAlchemy) -> None:
+        for one, other in (("left", "right"), ("right", "left")):
+            key = sa.ForeignKey(f"{other}.id", name=f"fk_{one}")
+            more = [sa.Column("other", sa.Integer, key), sa.Column("kind", kind), sa.Column("second", kind)]
+            sa.Table(one, db.metadata, sa.Column("id", sa.Integer, primary_key=True), *more)
+
+    project.models = models
+    project.write('@migration\ndef more(op):\n    op.add_column("left", Column("n", Integer))\n')
+    script = project.run("migrate", "--sql").stdout
+    run_client(project.url, script)
+    with sa.create_engine(project.url, poolclass=sa.pool.NullPool).connect() as connection:
+        keys = [sa.inspect(connection).get_foreign_keys(table) for table in ("left", "right")]
+    assert [[key["name"] for key in one] for one in keys] == [["fk_left"], ["fk_right"]]
+    assert project.boot().applied == ()
+
+
 def test_sql_with_nothing_pending_and_with_json(sqlite_project: Project) -> None:
     sqlite_project.write(
         '@migration\ndef one(op):\n    op.create_table("t", Column("id", Integer, primary_key=True))\n'

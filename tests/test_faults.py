@@ -309,10 +309,12 @@ def test_migration_url(project: Project, new_url: Callable[[str], URL]) -> None:
     assert project.boot(**config).decision == "skipped"
     project.flag.unlink()
     project.write(V2)
-    config = {"DB_SMART_MIGRATION_URL": new_url("sqlite").render_as_string()}
-    with pytest.raises(DbSmartError, match="is another database"):
-        project.boot(**config)
+    other = new_url("sqlite")
+    with pytest.raises(DbSmartError, match="is another database.*Nothing was changed"):
+        project.boot(DB_SMART_MIGRATION_URL=other.render_as_string())
     assert not project.flag.exists()
+    with sa.create_engine(other, poolclass=sa.pool.NullPool).connect() as connection:
+        assert sa.inspect(connection).get_table_names() == []
     for bad in ("nonsense", "postgres://a:s3cret@h/x", "mysql+nodriver://a:s3cret@h/x"):
         with pytest.raises(ConfigError, match="DB_SMART_MIGRATION_URL") as caught:
             project.boot(DB_SMART_MIGRATION_URL=bad)

@@ -326,11 +326,31 @@ def test_flag_larger_than_ours_is_refused_unread(path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_flag_of_a_hundred_thousand_files_is_not_too_large(path: Path) -> None:
+def test_flag_as_large_as_it_is_read_costs_little_memory(path: Path) -> None:
+    head = '{"program": "db-smart", "format": 1, "roots": ['
+    path.write_text(head + "[]," * ((MAX_BYTES - len(head) - 4) // 3) + "[]]}")
+    assert MAX_BYTES - 3 <= path.stat().st_size <= MAX_BYTES
+    tracemalloc.start()
+    try:
+        assert reason(path) == "the flag file is damaged"
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_flag_that_would_be_too_large_is_not_written(path: Path) -> None:
+    flags.write(path, FLAG)
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        flags.write(path, Flag(**{**FLAG.__dict__, "digest": "d" * MAX_BYTES}))
+    assert flags.read(path) == FLAG
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_flag_of_ten_thousand_files_is_not_too_large(path: Path) -> None:
     stats = {f"migrations/{number:08}_of_a_long_name.py": [10**18, 10**18, 10**6] for number in range(1000)}
     flags.write(path, Flag(**{**FLAG.__dict__, "stats": stats}))
     assert flags.read(path).stats == stats
-    assert path.stat().st_size * 100 < MAX_BYTES
+    assert path.stat().st_size * 10 < MAX_BYTES
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not open a directory at all")

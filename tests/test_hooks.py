@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import DbSmart, DbSmartError, signals
+from aurum_harmony.db_smart import DbSmart, DbSmartError, notices, signals
+from aurum_harmony.db_smart.database import safe_url
 
 from .conftest import Project
 from .processes import ROOT, environment
@@ -148,6 +151,30 @@ def test_a_listener_of_booted_may_wait_for_a_request_of_another_thread(sqlite_pr
     sqlite_project.dispose(app)
 
 
+@pytest.mark.parametrize("name", ["migration_started", "migration_progress"])
+def test_a_listener_within_a_run_may_wait_for_a_request_of_another_thread(sqlite_project: Project, name: str) -> None:
+    """It gets an answer, also where it was already waiting: that the database is not ready."""
+    sqlite_project.write(MIGRATIONS)
+    app, smart = sqlite_project.app()
+    answers: list[tuple[int, str]] = []
+
+    def listen(_: object, **__: object) -> None:
+        if not answers:
+            with ThreadPoolExecutor(2) as pool:
+                asked = [pool.submit(lambda: app.test_client().get("/")) for _ in range(2)]
+                answers.extend((one.result(18).status_code, one.result().headers["Retry-After"]) for one in asked)
+
+    def run() -> None:
+        with getattr(signals, name).connected_to(listen, sender=app):
+            smart.boot(app)
+
+    bounded(run)
+    assert answers == [(503, "1")] * 2
+    assert app.test_client().get("/").text == "served"
+    assert applied(sqlite_project)
+    sqlite_project.dispose(app)
+
+
 def test_boot_within_boot_is_said(sqlite_project: Project) -> None:
     sqlite_project.write(
         "@migration\ndef again(): current_app.extensions['db_smart'].boot(current_app._get_current_object())\n"
@@ -190,20 +217,31 @@ class Raising(logging.Handler):
         raise RuntimeError("this handler always raises")
 
 
-def test_a_log_handler_that_raises_leaves_nothing_half_done(project: Project) -> None:
+def test_a_log_handler_that_raises_breaks_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.write(MIGRATIONS)
     logger = logging.getLogger("aurum_harmony.db_smart")
     handler, level = Raising(), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
+    notices._said.clear()
     try:
-        with pytest.raises((RuntimeError, DbSmartError), match="always raises"):
+        assert project.boot().applied == ("one", "two", "three")
+        assert project.run("migrate").exit_code == 0
+        project.write(MIGRATIONS + '@migration\ndef bad(op): op.execute("SELECT * FROM nowhere")\n')
+        with pytest.raises(DbSmartError, match="nowhere"):
             project.boot()
+        app, _ = project.app()
+        assert app.test_client().get("/").status_code == 503
+        project.dispose(app)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    project.boot(DB_SMART_LOCK_TIMEOUT=5)
     assert applied(project)
+    said = [line for line in capsys.readouterr().err.splitlines() if "extension gets lost" in line]
+    assert said == [
+        "db-smart: what is logged to aurum_harmony.db_smart.extension gets lost: RuntimeError: this handler always "
+        "raises"
+    ]
 
 
 CLI = """
@@ -381,6 +419,71 @@ def test_exempt_views_answer_although_the_server_never_does(server: Project) -> 
         bounded(lambda: answered(app))
         waiting.join(20)
     server.dispose(app)
+
+
+def test_a_server_that_never_answers_the_first_request_is_a_503_after_a_while(
+    server: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.write(V1)
+    server.boot()
+    url = sa.engine.make_url(server.url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(10)
+        port = silent.getsockname()[1]
+        server.config.update(SQLALCHEMY_DATABASE_URI=url.set(host="127.0.0.1", port=port), DB_SMART_LEASE_SECONDS=0.2)
+        # As if it had answered when the flag was written.
+        app, _ = server.app()
+        with app.app_context():
+            shown = safe_url(app.extensions["sqlalchemy"].engine.url)
+        flag = json.loads(server.flag.read_text())
+        flag["databases"]["default"]["url"] = shown
+        server.flag.write_text(json.dumps(flag))
+        app, client = asked(server)
+
+        def refused() -> None:
+            assert client.get("/").status_code == 503
+
+        bounded(refused)
+        assert caplog.text.count("does not answer") == 1
+        assert "nothing came for 2 s" in caplog.text
+        connections = [silent.accept()[0]]
+        # The next one does not wait again, and asks nothing of its own.
+        app.extensions["db_smart"]._states[app].refused_until = 0.0
+        bounded(refused)
+        silent.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            silent.accept()
+        assert caplog.text.count("does not answer") == 2
+        # When the server is there again, so is the application.
+        app.extensions["db_smart"]._states[app].refused_until = 0.0
+        target = (url.host or "127.0.0.1", url.port or {"postgresql": 5432}.get(server.dialect, 3306))
+        with forwarding(connections[0], target):
+            bounded(lambda: app.extensions["db_smart"]._states[app].question._thread.join(10))
+            assert client.get("/").text == "served"
+            server.dispose(app)
+
+
+@contextmanager
+def forwarding(client: socket.socket, target: tuple[str, int]) -> Iterator[None]:
+    """Carry what a connection that was accepted sends to a server, and back."""
+    with client, socket.create_connection(target) as upstream:
+
+        def carry(source: socket.socket, sink: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(65536):
+                    sink.sendall(data)
+
+        threads = [threading.Thread(target=carry, args=pair) for pair in ((client, upstream), (upstream, client))]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            for end in (client, upstream):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join(10)
 
 
 def answered(app: Flask) -> None:

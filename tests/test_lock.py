@@ -118,8 +118,7 @@ def test_a_lease_outlives_its_length_by_its_heartbeat(make_lease: Callable[..., 
 def test_who_lost_the_lease_cannot_record(make_lease: Callable[..., Lock]) -> None:
     first, second = make_lease(lease=0.3), make_lease()
     assert first.try_acquire(pending)
-    first._stop.set()  # type: ignore[attr-defined]  # what a stopped process does not send
-    first._wake.set()  # type: ignore[attr-defined]
+    first._heart.stop()  # type: ignore[attr-defined]  # what a stopped process does not send
     with second.held(pending):
         with first.database.connect() as connection:
             begin(connection)
@@ -146,8 +145,7 @@ def test_unlock_frees_only_what_is_left_behind(make_lease: Callable[..., Lock]) 
     assert first.holder() is None
     dead = make_lease(lease=60)
     assert dead.try_acquire(pending)
-    dead._stop.set()  # type: ignore[attr-defined]
-    dead._wake.set()  # type: ignore[attr-defined]
+    dead._heart.stop()  # type: ignore[attr-defined]
     assert second.left_behind() == f"{os.uname().nodename}:{os.getpid()}"
     assert second.free()
     assert second.holder() is None

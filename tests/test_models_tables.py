@@ -171,3 +171,90 @@ def test_a_new_model_without_a_migration_is_named_by_a_run(
     assert project.boot().applied == ("two",)
     assert "lacks tables of the models: " in caplog.text
     assert "items" not in project.tables()
+
+
+RENAME = (
+    '@migration\ndef one(op): op.add_columns("addresses", Column("city", String(20)))\n'
+    '@migration(destructive=True)\ndef two(op): op.rename_table("addresses", "user_addresses")\n'
+)
+
+
+def named(*names: str) -> Any:
+    """Models with these tables, and one more that stays."""
+
+    def models(db: Any) -> None:
+        for name in ("users", *names):
+            sa.Table(name, db.metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("city", sa.String(20)))
+
+    return models
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_new_table_of_the_models_is_not_lost_while_its_migration_is_pending(project: Project, lost: bool) -> None:
+    project.models = named("addresses")
+    project.write(RENAME.partition("@migration(destructive")[0])
+    project.boot()
+    project.query("INSERT INTO addresses (id, city) VALUES (1, 'Pune')")
+    if lost:
+        project.query("DROP TABLE users")
+    project.models = named("user_addresses", "brands")
+    project.write(RENAME)
+    entry = json.loads(project.run("status", "--json").stdout)["databases"][0]
+    assert entry["missing"] == (["users"] if lost else [])
+    found = project.run("migrate", "--force")
+    assert found.exit_code == 0, found.output
+    assert project.query("SELECT city FROM user_addresses") == [("Pune",)]
+    assert {"users", "brands"} <= project.tables()
+    assert "addresses" not in project.tables()
+    assert json.loads(project.run("status", "--json").stdout)["databases"][0]["missing"] == []
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT city FROM user_addresses") == [("Pune",)]
+
+
+def test_a_table_that_a_newer_release_renamed_is_not_made_by_an_older_one(project: Project) -> None:
+    older = RENAME.partition("@migration(destructive")[0]
+    project.models = named("addresses")
+    project.write(older)
+    project.boot()
+    project.query("INSERT INTO addresses (id, city) VALUES (1, 'Pune')")
+    project.models = named("user_addresses")
+    project.write(RENAME)
+    assert project.boot().applied == ("two",)
+    project.models = named("addresses")
+    project.write(older)
+    project.query("DROP TABLE users")
+    found = project.run("status")
+    assert "'addresses' was dropped or renamed by the migration 'two', which this code does not have" in found.output
+    found = project.run("migrate")
+    assert found.exit_code == 0, found.output
+    assert {"users", "user_addresses"} <= project.tables()  # what got lost is made, what has another name is not
+    assert "addresses" not in project.tables()
+    project.models = named("user_addresses")
+    project.write(RENAME)
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT city FROM user_addresses") == [("Pune",)]
+
+
+def test_a_rename_is_done_where_the_first_run_has_made_the_new_table(project: Project) -> None:
+    project.query("CREATE TABLE addresses (id INTEGER PRIMARY KEY, city VARCHAR(20))")
+    project.query("INSERT INTO addresses (id, city) VALUES (1, 'Pune')")
+
+    def models(db: Any) -> None:
+        named("user_addresses")(db)
+        key = sa.ForeignKey("user_addresses.id", name="fk_parcels")
+        sa.Table(
+            "parcels", db.metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("to", sa.Integer, key)
+        )
+
+    project.models = models
+    project.write(RENAME)
+    foretold = json.loads(project.run("migrate", "--dry-run", "--json").stdout)["pending"]
+    assert [item["error"] for item in foretold] == [None, None]
+    assert project.boot().applied == ("one", "two")
+    assert project.query("SELECT id, city FROM user_addresses") == [(1, "Pune")]
+    assert "addresses" not in project.tables()
+    inspector = sa.inspect(sa.create_engine(project.url, poolclass=sa.pool.NullPool))
+    assert [key["referred_table"] for key in inspector.get_foreign_keys("parcels")] == ["user_addresses"]
+    project.query("INSERT INTO parcels VALUES (1, 1)")
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT id, city FROM user_addresses") == [(1, "Pune")]

@@ -15,7 +15,7 @@ from aurum_harmony.db_smart.history import TABLE_NAMES
 
 from .conftest import Project
 
-Columns = Sequence[sa.Column[Any]]
+Columns = Sequence[sa.Column[Any] | Callable[[], sa.schema.SchemaItem]]
 
 
 def models(**tables: Columns) -> Callable[[SQLAlchemy], None]:
@@ -23,7 +23,7 @@ def models(**tables: Columns) -> Callable[[SQLAlchemy], None]:
 
     def define(db: SQLAlchemy) -> None:
         for name, columns in tables.items():
-            sa.Table(name, db.metadata, *(column._copy() for column in columns))
+            sa.Table(name, db.metadata, *(item() if callable(item) else item._copy() for item in columns))
 
     return define
 
@@ -67,6 +67,8 @@ RENAME = """
 @migration
 def add_name(op: Operations) -> None:
     op.add_column("users", Column("fullname", String(50)))
+    op.create_index("ix_users_name", "users", ["fullname"])
+    op.create_unique_constraint("uq_users_name", "users", ["fullname"])
 
 @migration(destructive=True)
 def rename_name(op: Operations) -> None:
@@ -140,10 +142,105 @@ def drop_note(op: Operations) -> None:
 def add_note(op: Operations) -> None:
     op.add_column("users", Column("note", String(50)))
 """
+AGAIN = """
+@migration
+def make_notes(op: Operations) -> None:
+    op.create_table("notes", Column("id", Integer, primary_key=True), Column("a", String(50)))
+    op.add_column("notes", Column("b", String(50), index=True))
+    op.execute("INSERT INTO notes (id, b) VALUES (1, 'old')")
+
+@migration(destructive=True)
+def drop_notes(op: Operations) -> None:
+    op.drop_table("notes")
+
+@migration
+def make_notes_again(op: Operations) -> None:
+    op.create_table("notes", Column("id", Integer, primary_key=True), Column("text", String(50)))
+"""
+NAMES = """
+@migration
+def make_people(op: Operations) -> None:
+    op.create_table(
+        "people",
+        Column("id", Integer, primary_key=True),
+        Column("city", String(50), index=True),
+        Column("other_id", Integer, ForeignKey("users.id", name="fk_people_users"), index=True),
+        UniqueConstraint("city", name="uq_people_city"),
+    )
+    op.create_index("ix_people_both", "people", ["city", "id"])
+    op.add_column("people", Column("name", String(50), index=True))
+    op.create_unique_constraint("uq_people_name", "people", ["name"])
+    op.create_foreign_key("fk_people_self", "people", "people", ["id"], ["id"])
+
+@migration(destructive=True)
+def rename_people(op: Operations) -> None:
+    op.rename_table("people", "persons")
+"""
+PERSONS: Columns = [
+    ID,
+    string("city"),
+    sa.Column("other_id", sa.Integer),
+    string("name"),
+    lambda: sa.ForeignKeyConstraint(["other_id"], ["users.id"], name="fk_people_users"),
+    lambda: sa.ForeignKeyConstraint(["id"], ["persons.id"], name="fk_people_self"),
+    lambda: sa.UniqueConstraint("city", name="uq_people_city"),
+    lambda: sa.UniqueConstraint("name", name="uq_people_name"),
+    lambda: sa.Index("ix_people_city", "city"),
+    lambda: sa.Index("ix_people_other_id", "other_id"),
+    lambda: sa.Index("ix_people_both", "city", "id"),
+    lambda: sa.Index("ix_people_name", "name"),
+]
+KEYS = """
+@migration
+def make_pets(op: Operations) -> None:
+    op.create_table("people", Column("id", Integer, primary_key=True))
+    op.create_table(
+        "pets",
+        Column("id", Integer, primary_key=True),
+        Column("person_id", Integer, ForeignKey("people.id", name="fk_pets_people", ondelete="CASCADE")),
+    )
+    op.execute("INSERT INTO people (id) VALUES (1)")
+    op.execute("INSERT INTO pets (id, person_id) VALUES (1, 1)")
+
+@migration(destructive=True)
+def rename_people(op: Operations) -> None:
+    op.rename_table("people", "persons")
+
+@migration
+def make_parts(op: Operations) -> None:
+    op.create_table(
+        "parts",
+        Column("id", Integer, primary_key=True),
+        Column("machine_id", Integer, ForeignKey("machines.id", name="fk_parts_machines")),
+    )
+    op.add_column("users", Column("machine_id", Integer, ForeignKey("machines.id", name="fk_users_machines")))
+    op.add_column("users", Column("other_id", Integer))
+    op.create_foreign_key("fk_users_other", "users", "machines", ["other_id"], ["id"])
+
+@migration(destructive=True)
+def drop_machines(op: Operations) -> None:
+    for name in ("fk_users_machines", "fk_users_other"):
+        op.drop_constraint(name, "users")
+    op.drop_column("users", "machine_id")
+    op.drop_column("users", "other_id")
+    for table in ("parts", "machines", "pets"):
+        op.drop_table(table)
+"""
 
 #: Models of the first release, migrations, and models of the last one.
 CASES: dict[str, tuple[dict[str, Columns], str, dict[str, Columns]]] = {
-    "rename": ({"users": [ID]}, RENAME, {"users": [ID, string("name")]}),
+    "rename": (
+        {"users": [ID]},
+        RENAME,
+        {
+            "users": [
+                ID,
+                string("name"),
+                lambda: sa.Index("ix_users_name", "name"),
+                lambda: sa.UniqueConstraint("name", name="uq_users_name"),
+            ]
+        },
+    ),
     "drop": ({"users": [ID]}, DROP, {"users": [ID]}),
     "data, then drop": (
         {"users": [ID, string("old_phone"), string("phone")], "seeds": [ID]},
@@ -161,6 +258,9 @@ CASES: dict[str, tuple[dict[str, Columns], str, dict[str, Columns]]] = {
         PLAIN,
         {"users": [ID, string("town")]},
     ),
+    "table again": ({"users": [ID]}, AGAIN, {"users": [ID], "notes": [ID, string("text")]}),
+    "names of a table's old name": ({"users": [ID]}, NAMES, {"users": [ID], "persons": PERSONS}),
+    "keys": ({"users": [ID], "machines": [ID]}, KEYS, {"users": [ID], "persons": [ID]}),
     "back": ({"users": [ID, string("note")]}, BACK, {"users": [ID, string("note")]}),
 }
 
@@ -177,7 +277,7 @@ def test_new_beside_upgraded(case: str, project: Project, new_url: Callable[[str
     new = fresh(project, new_url)
     assert new.boot().decision == "migrated"
     assert schema(new.url) == schema(project.url)
-    for table in ("persons", "seeds"):
+    for table in ("persons", "seeds", "notes"):
         if table in last:
             assert new.query(f"SELECT * FROM {table}") == project.query(f"SELECT * FROM {table}")
     for one in (project, new):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import subprocess
 import sys
 import tarfile
@@ -50,14 +51,12 @@ def test_the_hints_name_what_the_extras_install() -> None:
     assert {package for _, package in _DRIVERS.values()} == installed
 
 
-def test_a_source_distribution_holds_all_that_is_in_the_repository(tmp_path: Path) -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        pytest.skip("this is no checkout of Git")
+def test_a_source_distribution_holds_all_that_is_in_the_repository_and_its_tests_run(tmp_path: Path) -> None:
+    names = _names()
     build = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", build, str(tmp_path)],
-        cwd=_copy(listed.stdout.splitlines(), tmp_path / "copy"),
+        cwd=_copy(names, tmp_path / "copy"),
         env=environment(),
         capture_output=True,
         check=True,
@@ -65,8 +64,28 @@ def test_a_source_distribution_holds_all_that_is_in_the_repository(tmp_path: Pat
     (made,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(made) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    missing = [name for name in listed.stdout.splitlines() if name not in held]
-    assert missing == []
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert [name for name in names if name not in held] == []
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_boot.py", "-k", "sqlite"],
+        capture_output=True,
+        text=True,
+        cwd=unpacked,
+        env=environment(PYTHONPATH=str(unpacked)),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+def _names() -> list[str]:
+    """The files of the repository; of an unpacked source distribution, what it holds."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if (ROOT / ".git").exists() and listed.returncode == 0:
+        return listed.stdout.splitlines()
+    sources = next(ROOT.glob("*.egg-info")) / "SOURCES.txt"
+    return [name for name in sources.read_text(encoding="utf-8").splitlines() if ".egg-info/" not in name]
 
 
 def _copy(names: list[str], target: Path) -> Path:
@@ -76,3 +95,21 @@ def _copy(names: list[str], target: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((ROOT / name).read_bytes())
     return target
+
+
+@pytest.mark.parametrize(("required", "code"), [("0", 0), ("1", 1)])
+def test_a_skipped_test_fails_where_all_is_required(tmp_path: Path, required: str, code: int) -> None:
+    source = (
+        '@pytest.mark.skip("it rains")\ndef test_one():\n    pass\n\n\ndef test_two():\n    pytest.skip("it snows")\n'
+    )
+    (tmp_path / "test_some.py").write_text(f"import pytest\n\n\n{source}", encoding="utf-8")
+    options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(REQUIRE_SERVERS=required),
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    assert ("lets no test be skipped: " in done.stdout) == bool(code)

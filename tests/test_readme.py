@@ -14,14 +14,19 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import URL
 
+from .conftest import Project
 from .processes import ROOT
+
+
+def examples(document: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The two files of the example, as the README shows them, where Python finds them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = examples("README.md")
     (application,) = [block for block in blocks if "smart.init_app(app" in block]
     (migrations,) = [block for block in blocks if "def add_price" in block]
     (tmp_path / "shop.py").write_text(application, encoding="utf-8")
@@ -52,3 +57,26 @@ def test_the_example_brings_an_older_database_to_its_models(shop: Path, url: URL
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"include_name": include})
         assert compare_metadata(context, example.db.metadata) == []
+
+
+def test_the_constraints_of_the_document_can_be_reflected(project: Project) -> None:
+    """And with no warning of SQLAlchemy, as any warning is an error here."""
+    blocks = examples("docs/migrations.md")
+    chosen = [block for name in ("make_orders", "constrain_orders") for block in blocks if f"def {name}(" in block]
+    assert len(chosen) == 2
+    users = """
+@migration
+def make_users(op: Operations) -> None:
+    op.create_table("users", Column("id", Integer, primary_key=True), Column("nickname", String(20)))
+
+"""
+    project.write("\n\n".join([users, *chosen]))
+    assert project.boot().applied == ("make_users", "make_orders", "constrain_orders")
+    engine = sa.create_engine(project.url, poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        (key,) = inspector.get_foreign_keys("orders")
+        assert (key["name"], key["options"]) == ("fk_orders_user", {"ondelete": "CASCADE"})
+        assert inspector.get_unique_constraints("users")[0]["name"] == "uq_users_nickname"
+        assert inspector.get_check_constraints("orders") == []
+    assert project.run("migrate", "--force").exit_code == 0

@@ -201,6 +201,8 @@ def spelled(seed: int) -> Spelled:
         if what == "unique":
             one = [speller.name(speller.other_case(two[0]), string=True), choose(["", "COLLATE NOCASE", "DESC"])]
             words = ["UNIQUE", "(", *one, ",", speller.name(two[1], string=True), ")", choose(CONFLICTS)]
+            if any(part.kind == "unique" and part.columns == two for part in made.constraints):
+                words.pop()  # two of the same columns may not want different things at a conflict
             made.constraints.append(Part("unique", words, name(), two))
         elif what == "check":
             words = ["CHECK", f"({speller.name(two[0])} IS NOT {-20 - number}", f"OR {speller.name(two[1])} = ')')"]

@@ -112,6 +112,8 @@ def test_a_traceback_has_no_parameters(project: Project, hidden: bool) -> None:
         ),
         ("set password = password('a\\'b')", "set password = password('***')"),
         ("ALTER ROLE u PASSWORD 'cut sh", "ALTER ROLE u PASSWORD '***"),
+        ("EXECUTE 'ALTER ROLE u PASSWORD ''it''''s a'' x'", "EXECUTE 'ALTER ROLE u PASSWORD ''***'' x'"),
+        ("ALTER ROLE u PASSWORD '' VALID UNTIL ''", "ALTER ROLE u PASSWORD '***' VALID UNTIL ''"),
         ("column 'password' is 'x'", "column 'password' is 'x'"),
     ],
 )

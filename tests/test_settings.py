@@ -496,9 +496,9 @@ def test_database_in_memory_has_no_path(tmp_path: Path, url: str) -> None:
         assert database.file_state() is None
 
 
-def test_database_in_memory_is_migrated_by_the_engine_of_the_application(tmp_path: Path) -> None:
+def test_database_in_memory_is_migrated_by_the_pool_of_the_application(tmp_path: Path) -> None:
     with connected(tmp_path, "sqlite://") as (database, _):
-        assert database.engine is database.app_engine
+        assert database.engine.pool is database.app_engine.pool
 
 
 def test_server_has_no_path() -> None:

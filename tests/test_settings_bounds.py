@@ -15,6 +15,7 @@ from aurum_harmony.db_smart.errors import ConfigError
 from aurum_harmony.db_smart.guard import guarded
 
 from .conftest import Project
+from .servers import by_driver
 
 MAKE_T = """
 @migration
@@ -75,11 +76,7 @@ def test_the_largest_values_work(project: Project) -> None:
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pg8000"])
 def test_why_a_lock_timeout_cannot_be_set_is_not_hidden(new_url: Callable[[str], URL], driver: str) -> None:
-    url, options = new_url("postgresql").set(drivername=f"postgresql+{driver}"), {}
-    folder = url.query.get("host")
-    if driver == "pg8000" and isinstance(folder, str):  # it knows sockets by another name than libpq
-        url = url.set(query={})
-        options = {"unix_sock": str(next(Path(folder).glob(".s.PGSQL.*[0-9]")))}
+    url, options = by_driver(new_url("postgresql"), f"postgresql+{driver}")
     app_engine = sa.create_engine(url, connect_args=options)
     engine = guarded(Database("default", None, app_engine), 3_000_000, lambda statement: None)
     with engine.connect() as connection:
@@ -88,3 +85,45 @@ def test_why_a_lock_timeout_cannot_be_set_is_not_hidden(new_url: Callable[[str],
             connection.exec_driver_sql("CREATE TABLE t (id INTEGER)")
         connection.rollback()
     app_engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DB_SMART_SNAPSHOTS", "x"),
+        ("DB_SMART_SNAPSHOTS", -1),
+        ("DB_SMART_DDL_LOCK_TIMEOUT", 0),
+        ("DB_SMART_DDL_RETRIES", "1.5"),
+        ("DB_SMART_CREATE_ALL", "maybe"),
+    ],
+)
+def test_a_value_that_nothing_needs_yet_is_refused_by_status_and_dry_run(
+    sqlite_project: Project, key: str, value: object
+) -> None:
+    project = sqlite_project
+    project.write(MAKE_T)
+    project.boot()
+    project.config[key] = value
+    for command in (["status"], ["migrate", "--dry-run"], ["migrate"]):
+        found = project.run(*command)
+        assert found.exit_code == 1
+        assert f"{key} is" in found.output
+
+
+def test_a_misspelt_setting_is_named(
+    sqlite_project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = sqlite_project
+    project.write(MAKE_T)
+    project.config["DB_SMART_SNAPSHOT"] = 0
+    monkeypatch.setenv("FLASK_DB_SMART_BOOTS", "check")
+    said = ["DB_SMART_BOOTS is no setting of db-smart and has no effect; is it DB_SMART_BOOT?"]
+    said += ["DB_SMART_SNAPSHOT is no setting of db-smart and has no effect; is it DB_SMART_SNAPSHOTS?"]
+    project.boot()
+    assert [line for line in said if line in caplog.text] == said
+    for command in (["status"], ["migrate"]):
+        found = project.run(*command)
+        assert [line for line in said if line in found.output] == said
+    caplog.clear()
+    assert project.boot().decision == "skipped"
+    assert "no setting" not in caplog.text

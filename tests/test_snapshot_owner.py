@@ -10,6 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from flask import Flask
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
@@ -285,3 +287,20 @@ def test_what_root_makes_belongs_to_the_owner_of_the_database(sqlite_project: Pr
     (snapshot,) = taken(sqlite_project)
     for path in (snapshot.path, snapshot.path.parent, sqlite_project.instance):
         assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534), path
+
+
+def test_a_run_that_keeps_every_other_connection_out_removes_only_its_own(sqlite_project: Project) -> None:
+    def tune(app: Flask) -> None:
+        with app.app_context():
+            engine = app.extensions["sqlalchemy"].engine
+        sa.event.listen(engine, "connect", lambda driver, _: driver.execute("PRAGMA locking_mode = EXCLUSIVE").close())
+
+    project = migrated(sqlite_project, "gone")
+    before = taken(project)
+    file_of(project).unlink()
+    project.tune = tune
+    project.config["DB_SMART_SNAPSHOTS"] = 1
+    migrated(project, "new")
+    assert len(before) == 1
+    assert before[0].path.exists()
+    assert [rows(item.path, NAMES) for item in taken(project)] == [[("new",)]]

@@ -449,3 +449,25 @@ def test_rows_of_a_dry_run_may_reference_rows_that_are_there(sqlite_project: Pro
     run_client(project.url, project.run("migrate", "--sql").stdout)
     assert project.query("SELECT * FROM c") == [(1,)]
     assert project.boot().applied == ()
+
+
+def test_a_type_brings_its_check_with_it(base: Base) -> None:
+    base.script("CREATE TABLE t (id INTEGER PRIMARY KEY, k VARCHAR(4)); INSERT INTO t VALUES (1, 'low')")
+
+    def become(*values: str, name: str | None = "CK k") -> Action:
+        return lambda op: op.alter_column("t", "k", type_=Enum(*values, name=name, create_constraint=True))
+
+    base.once(become("low", "high"))
+    assert """CONSTRAINT "CK k" CHECK (k IN ('low', 'high'))""" in base.sql()
+    base.once(become("low", "high", "mid"))  # as long, and more
+    assert """CONSTRAINT "CK k" CHECK (k IN ('low', 'high', 'mid'))""" in base.sql()
+    assert base.sql().count("CHECK") == 1
+    base.once(become("low", "high", "rest", name=None))
+    assert base.sql().endswith("""CHECK (k IN ('low', 'high', 'rest')))""")
+    before = base.sql()
+    with pytest.raises(Refused, match="DS204 .*1 row breaks CK k"):
+        base.run(become("high"))
+    assert base.sql() == before
+    base.once(lambda op: op.add_column("t", Column("b", Boolean(create_constraint=True, name="ck_b"))))
+    assert "CONSTRAINT ck_b CHECK (b IN (0, 1))" in base.sql()
+    assert base.sent(lambda op: op.alter_column("t", "b", type_=Boolean(create_constraint=True, name="ck_b"))) == []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import MigrationFailed
 
@@ -112,3 +113,32 @@ def test_who_is_interrupted_while_it_waits_says_so(project: Project, start_child
         pass
     assert holder.communicate(timeout=20)[0] == "migrated\n"
     assert project.history() == [("slow", "applied")]
+
+
+def test_an_application_does_not_wait_for_another_one_that_shares_its_flag(
+    make_project: Callable[..., Project],
+    project: Project,
+    new_url: Callable[[str], URL],
+    start_child: Start,
+    gate: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    project.write(WAITS)
+    child = start_child(gate)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "begun\n"
+    other = make_project(new_url("sqlite"))
+    other.write("@migration\ndef fine(op):\n    pass\n")
+    caplog.set_level("INFO", "aurum_harmony.db_smart")
+    assert other.boot().applied == ("fine",)
+    assert "waiting for" not in caplog.text
+    assert child.poll() is None
+    with open(gate, "w"):
+        pass
+    assert child.communicate(timeout=20)[0] == "migrated\n"
+    # Each of them makes the other's next boot ask, and says so.
+    caplog.clear()
+    assert [other.boot().decision for _ in range(2)] == ["verified", "skipped"]
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert f"with the migrations {project.module}. If both run here, give each a DB_SMART_FLAG" in warning
+    assert [other.boot(DB_SMART_FLAG=".own").decision for _ in range(2)] == ["verified", "skipped"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.errors import DatabaseUnreachable, Interrupted, MigrationFailed
@@ -151,9 +151,11 @@ def test_nothing_to_migrate_though_a_file_changed_is_no_contradiction(project: P
     assert line.endswith(".py changed; the database 'default' holds every migration of this code")
 
 
-def test_a_flag_that_hides_a_lost_history(project: Project) -> None:
-    if project.dialect == "sqlite":
-        pytest.skip("boot sees it in the file")
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])  # of a file, boot itself sees it
+def test_a_flag_that_hides_a_lost_history(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], dialect: str
+) -> None:
+    project = make_project(new_url(dialect))
     emptied(project)
     report = told(project)
     assert report["state"] == "pending"

@@ -235,14 +235,19 @@ assert found == [["first", "second"]] * 4, found
 """
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.13"])
-def test_other_pythons_wait_for_a_slow_import_too(sqlite_project: Project, version: str) -> None:
-    python = find_python(version)
-    if (
-        python is None
-        or subprocess.run([python, "-c", "import flask_sqlalchemy, alembic"], capture_output=True).returncode
-    ):
-        pytest.skip(f"there is no Python {version} with the packages")
+def pythons() -> list[str]:
+    """This Python, and the oldest and the newest one where they are with the packages."""
+    found = [sys.executable]
+    for version in ("3.10", "3.13"):
+        python = find_python(version)
+        if python is not None and python not in found:
+            asked = subprocess.run([python, "-c", "import flask_sqlalchemy, alembic"], capture_output=True)
+            found += [python] * (asked.returncode == 0)
+    return found
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_each_python_waits_for_a_slow_import(sqlite_project: Project, python: str) -> None:
     sqlite_project.write(SLOW, header=HEADER)
     found = subprocess.run(
         [python, "-c", NEW_PYTHON, str(sqlite_project.directory), sqlite_project.module],

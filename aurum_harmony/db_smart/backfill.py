@@ -9,7 +9,6 @@ condition is one that the update itself makes false, the table is passed again u
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +26,9 @@ from .ddl import render
 from .errors import DbSmartError
 from .execution import Execution, back_off
 from .history import Progress
+from .notices import logger_of
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 #: How many rows the first batch has.
 _FIRST = 1_000
@@ -135,8 +135,10 @@ class Backfill:
         """
         condition: Any = None if where is None else Grouping(where)
         if self._execution.dry:
+            if self._begun_before(values, condition):
+                return
             self._execution.remark(f"a backfill of {self._name!r}, in batches:")
-            self._execution.send(self._as_text(self._updating(values, {}, condition)))
+            self._execution.foretell(self._as_text(self._updating(values, {}, condition)))
             return
         columns = Catalog(self._connection).columns(self._name, self._schema)
         update = self._updating(values, columns, condition)
@@ -193,9 +195,7 @@ class Backfill:
                 "with @migration(transactional=False). Nothing of it was done. Drop the option; a backfill commits "
                 "batch by batch anyway."
             )
-        self._step = f"backfill:{steps.number(what)}"
-        kept = steps.done(self._step)
-        state = None if kept is None else _State(done=kept.rowcount, **codec.loads(kept.detail or ""))
+        state = self._kept(what)
         if state is not None and state.finished:
             return
         self._key: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._key_names()]
@@ -208,12 +208,38 @@ class Backfill:
                 )
         execution.cut()
         with steps.pause(), self._patience():
+            if state is not None and self._by_text(state):
+                state = self._anew(state)
+                self._save(state)
             if state is None:
                 state = self._first_of(_State(None, 0, repeat))
                 self._save(state)
             execution.commit()
             self._pass(state, work, most)
         begin(self._connection)
+
+    def _kept(self, what: str) -> _State | None:
+        """How far an earlier run has come with this backfill; ``None`` where none has begun it."""
+        self._step = f"backfill:{self._execution.steps.number(what)}"
+        kept = self._execution.steps.done(self._step)
+        return None if kept is None else _State(done=kept.rowcount, **codec.loads(kept.detail or ""))
+
+    def _begun_before(self, values: Mapping[str, Any], condition: Any) -> bool:
+        """In a dry run, whether an earlier run has done it all; what it has left cannot be said as one statement."""
+        if not self._execution.steps.kept:
+            return False
+        try:
+            columns = Catalog(self._connection).columns(self._name, self._schema)
+        except sa.exc.NoSuchTableError:  # this run makes it
+            return False
+        update = self._updating(values, columns, condition)
+        state = self._kept(str(update.compile(dialect=self._connection.dialect)))
+        if state is None:
+            return False
+        if not state.finished:
+            self._execution.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
+        self._execution.done_before("")
+        return True
 
     def _pass(self, state: _State, work: _Work, most: int) -> None:
         """Do batch after batch, and pass after pass."""
@@ -305,6 +331,26 @@ class Backfill:
         if before.until is None:
             return replace(before, until=until, total=self._estimate(until))
         return replace(before, until=until, cursor=None, done=0, changed=0, total=before.done, number=before.number + 1)
+
+    def _by_text(self, state: _State) -> bool:
+        """Whether an earlier release of db-smart began this, by what an ``ENUM``, ``SET`` or ``BIT`` is as text."""
+        numbered = [number for number, column in enumerate(self._key) if self._asked[number] is not column]
+        keys = [key for key in (state.cursor, state.until) if key is not None]
+        return any(not isinstance(key[number], int) for key in keys for number in numbered)
+
+    def _anew(self, state: _State) -> _State:
+        """The start of a pass in the place of one that may have missed rows.
+
+        :raises DbSmartError: a row that was done would be done twice.
+        """
+        if not state.again and state.done:
+            raise DbSmartError(
+                f"A backfill of {self._name!r} was begun by an earlier release of db-smart, which passed a key with an "
+                "ENUM, SET or BIT by its text and could miss rows; which are done cannot be told any more. Nothing was "
+                "done now. See which rows lack it, and put another op.backfill() in its place, with a where for those."
+            )
+        _logger.info("db-smart: a backfill of %r begins its pass anew, as it could have missed rows", self._name)
+        return replace(self._first_of(_State(None, 0, state.again)), number=state.number)
 
     def _save(self, state: _State) -> None:
         detail = asdict(state)
@@ -403,7 +449,7 @@ class Backfill:
         asked: list[sa.ColumnElement[Any]] = list(self._key)
         compared = list(asked)
         #: The types of a key's columns whose text is asked for.
-        self._by_text: dict[int, Any] = {}
+        self._text_kinds: dict[int, Any] = {}
         if self._dialect not in ("mysql", "postgresql"):
             return asked, compared
         from sqlalchemy.dialects import mysql, postgresql
@@ -420,9 +466,9 @@ class Backfill:
             if self._dialect == "postgresql" and isinstance(stored, (sa.Date, sa.DateTime)):
                 # As JSON has them, whatever the session's style of dates.
                 text = sa.func.to_jsonb(column).op("#>>")(sa.literal_column("'{}'"))
-                asked[number], self._by_text[number] = text.label(f"key_{number}"), kind
+                asked[number], self._text_kinds[number] = text.label(f"key_{number}"), kind
             elif self._dialect == "postgresql" and isinstance(stored, (sa.ARRAY, postgresql.JSONB)):
-                asked[number], self._by_text[number] = sa.cast(column, sa.Text).label(f"key_{number}"), kind
+                asked[number], self._text_kinds[number] = sa.cast(column, sa.Text).label(f"key_{number}"), kind
         return asked, compared
 
     def _addressable(self, rowid: str) -> bool:
@@ -470,8 +516,8 @@ class Backfill:
         """
         binds: list[sa.ColumnElement[Any]] = []
         for number, key in enumerate(self._bind(name, [None] * len(self._key))):
-            if number in self._by_text:
-                binds.append(sa.cast(sa.bindparam(key, type_=sa.Text()), self._by_text[number]))
+            if number in self._text_kinds:
+                binds.append(sa.cast(sa.bindparam(key, type_=sa.Text()), self._text_kinds[number]))
             else:
                 binds.append(sa.bindparam(key, type_=sa.types.NullType()))
         if len(binds) == 1:

@@ -6,6 +6,7 @@ that happens inside the one transaction that also records the migration, so each
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -22,6 +23,8 @@ from sqlalchemy.pool import NullPool
 from .database import Database
 from .errors import DbSmartError
 from .steps import Steps, reads
+
+_BEGIN = re.compile(r"\s*BEGIN\b", re.IGNORECASE)
 
 
 @contextmanager
@@ -121,7 +124,7 @@ class Savepoints:
             execution_options=outer.get_execution_options(),
             hide_parameters=outer.hide_parameters,
         )
-        sa.event.listen(self.engine, "before_cursor_execute", self._before_statement)
+        sa.event.listen(self.engine, "before_cursor_execute", self._before_statement, retval=True)
         sa.event.listen(self.engine, "handle_error", self._on_error)
         sa.event.listen(self.engine, "commit", self._commit)
         sa.event.listen(self.engine, "rollback", self._rollback)
@@ -151,16 +154,23 @@ class Savepoints:
         if not reads(statement) and not self._steps.paused:
             self._writers.append(connection)
 
-    def _before_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+    def _before_statement(
+        self, connection: sa.Connection, cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> tuple[str, Any]:
         self.check()
         current = self._open.get(connection)
         if current is None:
+            if connection.dialect.name == "sqlite" and _BEGIN.match(statement):
+                # A listener of all engines begins a transaction, as SQLAlchemy's documentation advises for SQLite; the
+                # next statement opens the savepoint, which is one.
+                return "SELECT 1", parameters
             self._count += 1
             current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers), self._steps.made)
             self._send(f"SAVEPOINT {current.name}")
         if not reads(statement):
             current.wrote = True
             self._writers.append(connection)
+        return statement, parameters
 
     def _on_error(self, context: sa.ExceptionContext) -> None:
         if context.connection in self._open:

@@ -90,6 +90,7 @@ class Planned:
     :ivar columns: as the inspector has them. Where the run changes one, ``stored`` is what the database calls it, or
         ``None`` where it has no such column.
     :ivar stored: what the database calls the table; ``None`` where it has no such table.
+    :ivar changed: whether the run changes rows of it, so that those that are there tell little.
     """
 
     columns: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class Planned:
     constraints: dict[str, Constraint] = field(default_factory=dict)
     empty: bool = True
     stored: str | None = None
+    changed: bool = False
 
 
 class Catalog:
@@ -104,6 +106,9 @@ class Catalog:
 
     :param dry: whether to note what is planned.
     """
+
+    #: Whether a dry run would have changed rows of any table by now.
+    rows_unknown = False
 
     def __init__(self, connection: sa.Connection, *, dry: bool = False) -> None:
         self._connection = connection
@@ -222,11 +227,7 @@ class Catalog:
         """As :meth:`constraints`, by the definition itself: SQLAlchemy finds only some of the ways to write it."""
         from .rebuild import TableSql
 
-        quote = self._connection.dialect.identifier_preparer.quote_identifier
-        query = (
-            f"SELECT sql FROM {quote(schema or 'main')}.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
-        )
-        sql = self._connection.exec_driver_sql(query, (table,)).scalar()
+        sql = self.definition(table, schema)
         if sql is None:
             if not self.inspector.has_table(table, schema=schema):
                 raise sa.exc.NoSuchTableError(table)
@@ -262,6 +263,15 @@ class Catalog:
         mine = [*map(self.fold, key.columns)], self.fold(key.target[0] if key.target else "")
         same = [options for columns, target, options in found.values() if (columns, target) == mine]
         return same[0] if len(same) == 1 else None
+
+    def definition(self, table: str, schema: str | None) -> str | None:
+        """SQLite: the text of a table's definition; ``None`` where there is no such table."""
+        quote = self._connection.dialect.identifier_preparer.quote_identifier
+        query = (
+            f"SELECT sql FROM {quote(schema or 'main')}.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
+        )
+        sql: str | None = self._connection.exec_driver_sql(query, (table,)).scalar()
+        return sql
 
     def references(self, table: str, schema: str | None) -> list[Reference]:
         """SQLite: the foreign keys to a table, of others and of its own."""
@@ -329,8 +339,59 @@ class Catalog:
         return table if known is False else None if known is None else known.stored
 
     def _plain(self, name: str) -> str:
-        """A name as it is; in MariaDB's names SQLAlchemy leaves a backtick as it is quoted, as two."""
-        return name if self._dialect in ("sqlite", "postgresql") else name.replace("``", "`")
+        """A name as it is; in MariaDB's names SQLAlchemy leaves a quote as it is quoted, as two."""
+        quote = self._connection.dialect.identifier_preparer.initial_quote
+        return name if self._dialect in ("sqlite", "postgresql") else name.replace(quote * 2, quote)
+
+    def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
+        """Note in a dry run that a table has these new columns."""
+        planned = self.plan(table, schema)
+        if planned is not None:
+            planned.columns.update({self.fold(column.name): _reflected(column) for column in columns})
+
+    def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
+        """Note in a dry run that a column has another name, or with ``None`` that it is gone."""
+        planned = self.plan(table, schema)
+        if planned is not None:
+            known = planned.columns.pop(self.fold(column), None)
+            if name is not None and known is not None:
+                planned.columns[self.fold(name)] = {"stored": column, **known, "name": name}
+
+    def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
+        """Note in a dry run that rows of a table are changed.
+
+        :param filled: whether some are added.
+        """
+        planned = self.plan(table, schema) if self.has_table(table, schema) else None
+        if planned is not None:
+            planned.changed = True
+            planned.empty = planned.empty and not filled
+
+    def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
+        """The rows of a table as they would be at this point of a dry run; ``None`` where that cannot be known.
+
+        A new column whose values are not known is left out.
+
+        :param name: what the rows are called; as the table when ``None``.
+        """
+        known = self._known(table, schema)
+        if known is None or self.rows_unknown or (known is not False and (known.stored is None or known.changed)):
+            return None
+        stored = table if known is False else known.stored
+        columns = [self._value(column) for column in self.columns(table, schema).values()]
+        listed = [column for column in columns if column is not None]
+        return sa.select(*listed).select_from(sa.table(str(stored), schema=schema)).subquery(name or table)
+
+    def ask(self, query: sa.Select[Any]) -> Any:
+        """The one value of a query of such rows."""
+        return ask(self._connection, query)
+
+    def _value(self, column: dict[str, Any]) -> sa.ColumnElement[Any] | None:
+        """The values of a column in the rows that are there; ``None`` where they are not known."""
+        stored = column.get("stored", column["name"])
+        if stored is not None:
+            return sa.column(stored).label(column["name"])
+        return new_value(column["column"], self._connection.dialect)
 
     def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
         """What is planned for a table; ``False`` where the database is to be asked."""
@@ -341,3 +402,45 @@ class Catalog:
         if self._dialect != "postgresql":
             return ()
         return self._connection.scalars(_POSTGRESQL_INVALID, {"table": table, "schema": schema}).all()
+
+
+def ask(connection: sa.Connection, query: sa.Select[Any]) -> Any:
+    """The one value of a query; where it fails, the connection can be used as before.
+
+    :raises sqlalchemy.exc.DBAPIError: it fails.
+    """
+    try:
+        return connection.scalar(query)
+    except sa.exc.DBAPIError:
+        connection.rollback()
+        raise
+
+
+def new_value(column: sa.Column[Any], dialect: sa.Dialect) -> sa.ColumnElement[Any] | None:
+    """What a new column has in the rows that are there; ``None`` where that is not known beforehand."""
+    from .ddl import default_text
+
+    if column.computed is not None or column.identity is not None:
+        return None
+    default = column.server_default
+    if default is None:
+        return sa.cast(sa.null(), column.type).label(column.name)
+    if not isinstance(default, sa.DefaultClause):
+        return None
+    text = (default_text(column, dialect) or "NULL").replace(":", "\\:")
+    return sa.cast(sa.text(text), column.type).label(column.name)
+
+
+def _reflected(column: sa.Column[Any]) -> dict[str, Any]:
+    """A column of ours as an inspector would show it."""
+    default = column.server_default
+    text = str(default.arg) if isinstance(default, sa.DefaultClause) else None
+    return {
+        "name": column.name,
+        "type": column.type,
+        "nullable": column.nullable,
+        "default": text,
+        "comment": column.comment,
+        "column": column,
+        "stored": None,
+    }

@@ -18,7 +18,9 @@ from flask.cli import AppGroup
 from . import flag
 from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
 from .gate import decide, worst
+from .notices import logger_of
 from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
+from .settings import check as check_settings
 from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from .gate import FlagVerdict, Gate, Plan
     from .history import Progress
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 group = AppGroup("db-smart", help="Keep the database up to date with this code.")
 
@@ -60,10 +62,12 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             raise click.UsageError(
                 f"There is one script for each database, and these are several: {known}. Name one with --database."
             )
+        for note in check_settings(app):
+            click.echo(note, err=True)
         plans = [gate.ask(database, force=force) for database in selected]
         if dry_run or as_sql:
             with redirect_stdout(sys.stderr) if as_json or as_sql else nullcontext():
-                previews = smart.preview(app, plans)
+                previews = smart.preview(app, gate, plans)
             if as_sql:
                 _show_script(app, plans, previews)
             elif _show_pending(plans, previews, as_json):
@@ -103,12 +107,13 @@ def status(check: bool, as_json: bool) -> None:
     """Show what is applied and pending; write nothing."""
     app, smart = _current()
     try:
+        unknown = check_settings(app)
         report, notes = _status(app, smart)
     except DbSmartError as error:
         if as_json:
             _print_json(_broken(app, error))
         raise
-    for note in notes:
+    for note in [*unknown, *notes]:
         click.echo(note, err=True)
     if as_json:
         _print_json(report)
@@ -266,6 +271,7 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
                 "unknown": preview.unknown,
                 "error": preview.error,
                 "sql": preview.script,
+                "steps_done": preview.steps_done,
             }
             for database, preview in shown
             if preview.migration is not None
@@ -281,6 +287,8 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
         return fails
     for database, preview in shown:
         click.echo(f"  {preview.name}  {preview.reason}  ({database})")
+        if preview.steps_done:
+            click.echo(f"    goes on    behind {preview.steps_done} steps of a run that was cut short")
         for operation in preview.does:
             click.echo(f"    would do   {operation}")
         for operation in preview.satisfied:
@@ -390,8 +398,6 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
 
 def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     """The JSON of ``status``, and what else a person should know."""
-    from .tables import lost as told
-
     gate = smart.gate(app)
     verdict = gate.by_flag()
     entries, notes, plans = [], [], []
@@ -399,9 +405,10 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         try:
             plan = gate.ask(database)
             # A first run that is not over makes the tables of the models, or goes on making them.
-            missing = [] if plan.state is None or not plan.state.source else smart.missing_tables(app, database)
+            first = plan.state is None or not plan.state.source
+            missing, said = ([], "") if first else smart.missing_tables(app, gate, plan)
             lock = _lock(app, database)
-            progress, failed = _work(database, running=lock is not None)
+            progress, failed = _work(database, plan.elsewhere, running=lock is not None)
             if failed is not None and failed["name"] not in {item.name for item in gate.of(database)}:
                 failed = None  # it is gone from the code
         except DatabaseUnreachable as error:
@@ -413,7 +420,7 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         state = "pending" if missing else plan.status
         entries.append(_entry(database, state, plan, lock, progress, missing=missing, failed=failed))
         if missing and create_all(app):
-            notes.append(f"Attention: {told(database.name, missing)}")
+            notes.append(f"Attention: {said}")
     states = [entry["state"] for entry in entries]
     state = worst(states)
     will, reason = _next_boot(app, verdict, plans, reached=state != "unreachable")
@@ -427,8 +434,8 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         "reason": verdict.reason,
     }
     boot = {"will_migrate": will, "reason": reason}
-    first = {key: _first(entry[key] for entry in entries) for key in ("lock", "progress")}
-    return {"state": state, "error": None, "databases": entries, **first, "flag": file, "boot": boot}, notes
+    now = {key: _first(entry[key] for entry in entries) for key in ("lock", "progress")}
+    return {"state": state, "error": None, "databases": entries, **now, "flag": file, "boot": boot}, notes
 
 
 def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], *, reached: bool) -> tuple[bool, str]:
@@ -483,15 +490,20 @@ def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
     }
 
 
-def _work(database: Database, *, running: bool) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """How far a backfill is that is not finished, and the last run where it failed."""
+def _work(
+    database: Database, place: str | None, *, running: bool
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """How far a backfill is that is not finished, and the last run where it failed.
+
+    :param place: the schema of the history, where that is another one than the current.
+    """
     from .history import read_failure, read_progress
 
     if not database.exists:
         return None, None
     with database.connect() as connection:
-        found = read_progress(connection, running=running)
-        return None if found is None else found.report(), read_failure(connection)
+        found = read_progress(connection, place, running=running)
+        return None if found is None else found.report(), read_failure(connection, place)
 
 
 def _first(values: Iterable[Any]) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from .errors import ConfigError, DatabaseUnreachable, plain, raw_text_of, without_secrets
+from .errors import ConfigError, DatabaseUnreachable, DbSmartError, plain, raw_text_of, text_of, without_secrets
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -27,10 +30,14 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 100
 #: How long to come back to a server that has no connection left, seconds.
 _FULL_SECONDS = 60.0
-#: SQLite files that are open for their header, by device and inode; see :func:`_read_header`.
+#: Where systems list what a process has open.
+_DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
+#: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
 _open_files: dict[tuple[int, int], int] = {}
 #: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
 _LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
+#: Transactions by ``isolation_level``; Python has a name for it from 3.12 on.
+_LEGACY_TRANSACTIONS = -1
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
 
@@ -99,10 +106,15 @@ class Database:
     @property
     def exists(self) -> bool:
         """``False`` for a SQLite file that is not there (or empty); connecting would make it."""
+        if self.path is None:
+            return True
         try:
-            return self.path is None or self.path.stat().st_size > 0
-        except OSError:
+            found = self.path.stat()
+        except FileNotFoundError:
             return False
+        except OSError:  # whoever connects is told what is wrong
+            return True
+        return found.st_size > 0 or not stat.S_ISREG(found.st_mode)
 
     @property
     def transactional_ddl(self) -> bool:
@@ -119,7 +131,9 @@ class Database:
         """
         if self.path is None:
             return None
-        header, inode = _read_header(self.path)
+        # A driver that has a SQLite of its own knows nothing of Python's, and Python's nothing of its locks.
+        driver: object = self.app_engine.dialect.dbapi
+        header, inode = _read_header(self.path, driver is sqlite3.dbapi2)
         return {
             "inode": inode,
             "wal": int(header[18:19] == b"\2"),
@@ -146,10 +160,16 @@ class Database:
         """The engine for migrating: no pool, so that no connection outlives its use or a fork.
 
         Connections are made as the application makes them (its ``connect_args``, ``creator`` and pool listeners).
-        A database in memory has only the application's engine.
+        A database in memory has only the application's pool.
 
         :raises ConfigError: ``migration_url`` cannot be used.
         """
+        engine = self._make_engine()
+        if self.dialect == "sqlite":
+            sa.event.listen(engine, "begin", _undo_begin)
+        return engine
+
+    def _make_engine(self) -> Engine:
         if self.migration_url is not None:
             try:
                 engine = sa.create_engine(
@@ -161,11 +181,11 @@ class Database:
                     f"DB_SMART_MIGRATION_URL for the database {self.name!r} cannot be used "
                     f"({type(error).__name__}); it must be a SQLAlchemy URL whose driver is installed."
                 ) from None
-        if self.in_memory:
-            return self.app_engine
         pool = self.app_engine.pool
+        if not self.in_memory:
+            pool = NullPool(pool._creator, dialect=self.app_engine.dialect, _dispatch=pool.dispatch)
         return Engine(
-            NullPool(pool._creator, dialect=self.app_engine.dialect, _dispatch=pool.dispatch),
+            pool,
             self.app_engine.dialect,
             self.app_engine.url,
             execution_options=self._options,
@@ -200,14 +220,8 @@ class Database:
                 # psycopg's prepared statements do not outlast a transaction behind PgBouncer in transaction mode.
                 driver.prepare_threshold = None
             if self.dialect == "sqlite":
-                level = driver.isolation_level
-                # The driver would commit behind our back before a schema change; begin() begins for real.
-                driver.isolation_level = None
-                try:
+                with _begun_by_us(connection, driver):
                     yield connection
-                finally:
-                    connection.rollback()
-                    driver.isolation_level = level
             else:
                 if autocommit:
                     connection = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -221,16 +235,26 @@ class Database:
                 return self.engine.connect()
             except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
                 if not _full(error) or time.monotonic() > deadline:
+                    check = "that the server runs, its address, and the user's password and rights"
+                    if self.path is not None:
+                        check = "that it is a file, and the rights on it and on its folder"
                     raise DatabaseUnreachable(
                         f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): "
-                        f"{self.redact(error)}. Nothing was changed. Check that the server runs, its address, and the "
-                        "user's password and rights."
+                        f"{self.redact(error)}. Nothing was changed. Check {check}."
                     ) from None
             threading.Event().wait(random.uniform(0.05, 0.5))
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
         return " ".join(plain(self.hide(raw_text_of(getattr(error, "orig", None) or error))).split()).rstrip(".")
+
+    def cause(self, error: BaseException) -> str:
+        """Why a migration failed, in one line, without the URLs' passwords."""
+        if isinstance(error, sa.exc.NoSuchTableError):
+            return f"there is no table {text_of(error).strip('`')!r}"  # MariaDB's dialect quotes it
+        if isinstance(error, (sa.exc.DBAPIError, sa.exc.NoSuchColumnError, DbSmartError)):
+            return self.redact(error)
+        return f"{type(error).__name__}: {self.redact(error)}".removesuffix(": ")
 
     def hide(self, text: str) -> str:
         """A text without the passwords of the URLs, nor what looks like one."""
@@ -252,24 +276,90 @@ class Database:
         self.queries += 1
 
 
-def _read_header(path: Path) -> tuple[bytes, int]:
+@contextmanager
+def _begun_by_us(connection: sa.Connection, driver: Any) -> Iterator[None]:
+    """Keep a SQLite driver from beginning and ending transactions by itself: :func:`begin` begins for real.
+
+    It would commit behind our back before a schema change, or, with its ``autocommit`` (from Python 3.12 on), hold a
+    transaction always open or commit each statement.
+    """
+    level = driver.isolation_level
+    autocommit = getattr(driver, "autocommit", None)
+    if autocommit is not None:
+        driver.autocommit = _LEGACY_TRANSACTIONS
+        driver.rollback()
+    driver.isolation_level = None
+
+    try:
+        yield
+    finally:
+        connection.rollback()
+        driver.isolation_level = level
+        if autocommit is not None:
+            driver.autocommit = autocommit
+
+
+def _undo_begin(connection: sa.Connection) -> None:
+    """End the transaction that another listener has begun, before anything is in it.
+
+    Many applications send ``BEGIN`` at this event, as SQLAlchemy's documentation advises for SQLite. It would come
+    before our own, and before what cannot run in a transaction, as ``VACUUM``. Listeners of all engines and of the
+    application's engine are called before this one, which an engine of ours has.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if driver.in_transaction:
+        driver.rollback()
+
+
+def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
     """The first bytes of a file, and its inode.
 
-    The file is never closed again: on POSIX that would end every lock that this process holds on it, and so let
-    another one write into a transaction (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_
-    separate_thread_doing_close_).
+    The file is opened and closed by SQLite: on POSIX, closing it ends every lock that this process holds on it, and so
+    lets another one write into a transaction; SQLite knows its locks and puts the closing off
+    (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+    Nothing is asked of that connection: it takes no lock, and touches no journal.
+
+    :param by_sqlite: whether SQLite knows all locks of this process; else the file stays open.
+    :raises OSError: the file is missing or cannot be read.
     """
     if os.name == "nt":  # no such locks, and an open file could not be replaced
         with open(path, "rb") as file:
             return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
+    os.stat(path)
+    if not by_sqlite:
+        return _read_kept(path)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)):
+            found = os.stat(path)
+            header = _read_open(found)
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, f"SQLite says: {error}", str(path)) from error
+    return _read_kept(path) if header is None else (header, found.st_ino)
+
+
+def _read_open(wanted: os.stat_result) -> bytes | None:
+    """The first bytes of a file that this process has open; ``None`` where that is not to be found out."""
+    for folder in _DESCRIPTORS:
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                with suppress(OSError):  # another thread has closed it
+                    descriptor = int(name)
+                    if os.path.samestat(os.fstat(descriptor), wanted):
+                        header = os.pread(descriptor, _HEADER_BYTES, 0)
+                        if os.path.samestat(os.fstat(descriptor), wanted):
+                            return header
+    return None
+
+
+def _read_kept(path: Path) -> tuple[bytes, int]:
+    """As :func:`_read_header`, of a file that is never closed again."""
     found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
+        raise OSError(errno.EINVAL, "it is no regular file")
     key = (found.st_dev, found.st_ino)
-    descriptor = _open_files.get(key)
-    if descriptor is None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(descriptor)
-        _open_files[found.st_dev, found.st_ino] = descriptor
-    return os.pread(descriptor, _HEADER_BYTES, 0), found.st_ino
+    if key not in _open_files:
+        _open_files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return os.pread(_open_files[key], _HEADER_BYTES, 0), found.st_ino
 
 
 def translated(connection: sa.Connection, schema: str | None) -> str | None:
@@ -321,11 +411,16 @@ def transient(error: BaseException) -> bool:
 
     Deadlocks, serialization failures, lock time-outs, and what a cluster answers when another node was quicker.
     """
-    cause = getattr(error, "orig", None) or error
-    if getattr(cause, "sqlstate", None) in ("40001", "40P01", "55P03"):
+    if sqlstate(error) in ("40001", "40P01", "55P03"):
         return True
-    code = cause.args[0] if cause.args else None
-    return code in (1205, 1213, 1020) or "database is locked" in str(cause)
+    return number(error) in (1205, 1213, 1020) or "database is locked" in str(getattr(error, "orig", None) or error)
+
+
+def number(error: BaseException) -> int | None:
+    """The number by which MariaDB names an error, from any of its drivers; ``None`` where there is none."""
+    cause = getattr(error, "orig", None) or error
+    candidates = (getattr(cause, "errno", None), *cause.args[:1])
+    return next((found for found in candidates if isinstance(found, int)), None)
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -338,20 +433,38 @@ def sqlstate(error: BaseException) -> str | None:
 
 #: What databases answer to a user who may not: PostgreSQL, and MariaDB of a database, a table, a column.
 _DENIED = ("42501", 1044, 1142, 1143)
+#: What they answer to who writes where only reading is allowed: the server, the role or the transaction.
+_READ_ONLY = ("25006", 1290, 1792, 1836, "attempt to write a readonly database")
 
 
 def denied(error: BaseException) -> bool:
     """Whether a database error says that this user has not the right."""
-    cause = getattr(error, "orig", None) or error
-    codes = [sqlstate(error), getattr(cause, "errno", None), *cause.args[:1]]
-    return any(code in _DENIED for code in codes if code is not None)
+    return _is_one_of(error, _DENIED)
+
+
+def read_only(error: BaseException) -> bool:
+    """Whether a database error says that nothing can be written here."""
+    return _is_one_of(error, _READ_ONLY)
+
+
+def _is_one_of(error: BaseException, known: tuple[object, ...]) -> bool:
+    return sqlstate(error) in known or number(error) in known
+
+
+#: What databases answer where old rows break something new: PostgreSQL (NOT NULL, a key, unique, a check, too long, out
+#: of range), and MariaDB (unique, NULL twice, a key, a check, cut off, too long, out of range).
+_OLD_ROWS = ("23502", "23503", "23505", "23514", "22001", "22003", 1062, 1048, 1138, 1452, 4025, 1265, 1406, 1264)
+
+
+def broken_by_rows(error: BaseException) -> bool:
+    """Whether a server's error at a schema change says that rows which are there are in its way."""
+    return _is_one_of(error, _OLD_ROWS)
 
 
 def _full(error: BaseException) -> bool:
     """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
-    cause = getattr(error, "orig", None) or error
-    text = str(cause)
-    return bool(cause.args and cause.args[0] in (1040, 1203)) or any(
+    text = str(getattr(error, "orig", None) or error)
+    return number(error) in (1040, 1203) or any(
         words in text for words in ("too many clients", "connection slots are reserved", "the database system is ")
     )
 

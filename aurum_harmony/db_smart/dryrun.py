@@ -7,7 +7,7 @@ afterwards as if it were there. What cannot be known so is said to be unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.schema import AddConstraint
 
-from . import history
+from . import history, tables
 from .binding import bound
-from .catalog import Catalog, Reference
+from .catalog import Catalog, Reference, ask, new_value
 from .database import Database
-from .ddl import render
+from .ddl import render, string_text
 from .errors import DbSmartError
 from .execution import Execution, Send
-from .history import Pending, State
-from .memory import insert
+from .gate import reading
+from .history import State
+from .memory import NUMBERS, STATES, Event, Memory, insert
 from .migrations import Migration, Options
 from .operations import Operations
 from .settings import DdlSettings
@@ -35,11 +37,18 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy.schema import DDLElement
 
-    from .gate import Plan
+    from .gate import Gate, Plan
 
 #: A parameter's mark; what else could hold one is matched whole.
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
 _ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
+_NAME = r"""("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)"""
+#: A change of one table's rows: what it does, the table's schema, its name.
+_CHANGE = re.compile(
+    rf"\s*(?:(INSERT|REPLACE)\s+(?:(?:IGNORE|OR\s+\w+)\s+)?INTO|UPDATE|DELETE\s+FROM)\s+(?:{_NAME}\.)?{_NAME}"
+    r"(?=\s*$|\s*\(|\s+(?:SET|WHERE|VALUES|SELECT|DEFAULT|AS)\b)",
+    re.IGNORECASE,
+)
 _BEGIN, _COMMIT = "BEGIN", "COMMIT"
 #: How much of a statement is shown as what a migration does, characters.
 _SHOWN = 200
@@ -55,6 +64,7 @@ class Preview:
     :ivar unknown: why some of it cannot be known beforehand; ``None`` where all is.
     :ivar error: what the migration would fail with.
     :ivar script: statements and, beginning with ``--``, remarks.
+    :ivar steps_done: how many steps an earlier run, which was cut short, has done.
     """
 
     name: str
@@ -65,47 +75,91 @@ class Preview:
     unknown: str | None = None
     error: str | None = None
     script: list[str] = field(default_factory=list)
+    steps_done: int = 0
 
 
-def preview(
-    app: Flask, db: SQLAlchemy, database: Database, pending: Iterable[Pending], *, models: sa.MetaData | None
-) -> list[Preview]:
+def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: bool) -> list[Preview]:
     """What each pending migration of a database would do. Needs an application context.
 
     Reads only. A SQLite database is played through on a copy of its schema in memory, without its rows.
 
-    :param models: the models whose tables the run would make first, if it would.
-    :raises DatabaseUnreachable: no connection could be made.
+    :param create_all: whether the first run on a database makes the missing tables of the models.
+    :raises DatabaseUnreachable: no connection could be made, or the history cannot be read.
+    :raises DbSmartError: the history is that of another application, and has names of this one's migrations.
     """
     previews = []
+    database, mine, models = plan.database, gate.of(plan.database), db.metadatas.get(plan.database.key)
     with _opened(database) as (connection, catalog):
-        execution = DryExecution(database, connection, catalog)
-        if models is not None:
-            tables = Migration("", "", Options(), lambda op: None, True, "")
+        memory = Memory.of(gate.module, mine, plan, models, connection)
+        begun = _remembered(database, memory)
+        first = memory.is_first_run(mine, plan)
+        execution = DryExecution(database, connection, catalog, memory)
+        if first and create_all and models is not None:
+            made = Migration("", "", Options(), lambda op: None, True, "")
             execution.current = Preview("tables of the models", "first run")
-            operations = Operations(execution, db, tables, catalog)
-            for table in models.sorted_tables:
-                if not operations.has_table(table.name, schema=table.schema):
-                    operations.sync(table)
+            operations = Operations(execution, db, made, catalog)
+            wanted = tables.missing(connection, models)
+            for event in memory.begin_first_run(connection, wanted):
+                execution.remember(event)
+            copies = sa.MetaData()
+            for table in models.tables.values():
+                table.to_metadata(copies)
+            for copy, keys in tables.in_order([copies.tables[table.key] for table in wanted]):
+                if copy is not None:
+                    for key in copy.foreign_key_constraints.difference(keys):
+                        key.use_alter = True  # to a table that is only made after it
+                    operations.sync(copy)
+                elif database.dialect != "sqlite":  # which looks for the table when rows come
+                    for key in keys:
+                        execution.send(AddConstraint(key))
             if execution.current.does:
                 previews.append(execution.current)
-        for item in pending:
+            memory.keep()
+        for item in plan.pending:
             execution.repeated = item.reason == "forced"
             shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
+            execution.steps = begun.get(item.migration.name) or _no_steps(connection, item.migration.name)
+            shown.steps_done = execution.steps.kept
             previews.append(shown)
             try:
-                with bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")):
+                with (
+                    bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")),
+                    execution.leniently(execution.left_out, whole=True),
+                ):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
                     item.migration.function(Operations(execution, db, item.migration, catalog))
+                memory.keep()
             except _Unforeseeable as error:
                 shown.unknown = str(error)
                 execution.remark(f"from here on it cannot be known beforehand: the migration uses {error}")
             except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
                 connection.rollback()
-                shown.error = database.redact(error)
+                memory.take_back()
+                shown.error = database.cause(error)
                 execution.remark(f"it ends here: {shown.error}")
     return previews
+
+
+def _remembered(database: Database, memory: Memory) -> dict[str, Steps]:
+    """Read what a database remembers.
+
+    :returns: the steps of the migrations that an earlier run has cut short, by their names.
+    """
+    if not database.exists:
+        return {}
+    with database.connect() as connection, reading(database):
+        lacks = history.missing_tables(connection)
+        if history.objects.name not in lacks:
+            memory.read(connection)
+        if history.progress.name in lacks:
+            return {}
+        names = history.begun(connection)
+        return {name: Steps(connection, name, at_once=False, begun=True) for name in names}
+
+
+def _no_steps(connection: sa.Connection, migration: str) -> Steps:
+    return Steps(connection, migration, at_once=False, begun=False)
 
 
 @contextmanager
@@ -144,8 +198,11 @@ class _CopyCatalog(Catalog):
         self._source = Catalog(source)
         #: What the source calls a table that has another name by now, or is new and so is none of the source's.
         self._names: dict[tuple[str | None, str], str | None] = {}
-        #: Tables that the run has put rows into.
+        #: Tables that the run has put rows into; and those whose rows it has changed.
         self._filled: set[tuple[str | None, str]] = set()
+        self._changed: set[tuple[str | None, str]] = set()
+        #: By table and folded name, columns that the run has added, and what the source calls those it has renamed.
+        self._columns: dict[tuple[str | None, str], dict[str, sa.Column[Any] | str]] = {}
 
     def change_rows(self, sql: str) -> None:
         """Try a statement that changes rows, and note which tables get some.
@@ -189,13 +246,54 @@ class _CopyCatalog(Catalog):
 
     def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
         """Note that a table is gone, or has another name."""
-        former = self._former(table, schema)
-        self._names[schema, self.fold(table)] = None
-        filled = (schema, self.fold(table)) in self._filled
-        self._filled.discard((schema, self.fold(table)))
-        if renamed is not None:
-            self._filled |= {(schema, self.fold(renamed))} if filled else set()
-            self._names[schema, self.fold(renamed)] = former
+        former, key = self._former(table, schema), (schema, self.fold(table))
+        new = None if renamed is None else (schema, self.fold(renamed))
+        self._names[key] = None
+        columns = self._columns.pop(key, {})
+        if new is not None:
+            self._names[new] = former
+            self._columns[new] = columns
+        for tables_ in (self._filled, self._changed):
+            if key in tables_:
+                tables_.discard(key)
+                tables_ |= set() if new is None else {new}
+
+    def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
+        """Note that a table has these new columns."""
+        own = self._columns.setdefault((schema, self.fold(table)), {})
+        own.update({self.fold(column.name): column for column in columns})
+
+    def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
+        """Note that a column has another name, or is gone."""
+        own = self._columns.setdefault((schema, self.fold(table)), {})
+        known = own.pop(self.fold(column), column)
+        if name is not None:
+            own[self.fold(name)] = known
+
+    def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
+        """Note that rows of a table are changed; those that are added, the copy knows."""
+        self._changed.add((schema, self.fold(table)))
+
+    def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
+        """The rows of the source's table, by the names of now."""
+        former, key = self._former(table, schema), (schema, self.fold(table))
+        if former is None or self.rows_unknown or key in self._changed | self._filled:
+            return None
+        own, source = self._columns.get(key, {}), self._source.columns(former, schema)
+        listed = []
+        for column in self.columns(table, schema).values():
+            known = own.get(self.fold(column["name"]), column["name"])
+            if isinstance(known, sa.Column):
+                value = new_value(known, self._connection.dialect)
+            else:  # one that SQL of the migration has made or renamed is none of the source's
+                there = self.fold(known) in source
+                value = sa.column(known).label(column["name"]) if there else None
+            listed += [] if value is None else [value]
+        return sa.select(*listed).select_from(sa.table(former, schema=schema)).subquery(name or table)
+
+    def ask(self, query: sa.Select[Any]) -> Any:
+        """The one value of a query of such rows."""
+        return ask(self._source._connection, query)
 
     def _former(self, table: str, schema: str | None) -> str | None:
         """The source's name of a table; ``None`` for one that only the copy has."""
@@ -261,11 +359,41 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
             continue
         lines = [_BEGIN, *shown.script] if transactional else list(shown.script)
         if shown.migration is not None:
-            insert = history.history.insert().inline().values(history.row(shown.migration, 0.0))
-            lines.append(render(insert, dialect, literal_binds=True))
+            row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
+            lines.append(render(row, dialect, literal_binds=True))
+            if shown.steps_done:
+                steps = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
+                lines.append(render(steps, dialect, literal_binds=True))
         if transactional:
             lines.append(_COMMIT)
-        yield from (line if line.startswith("--") else f"{line};" for line in _without_empty_transactions(lines))
+        # A remark is none, and what sets another delimiter has its ends in it.
+        as_they_are = ("--", "DELIMITER")
+        yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
+
+
+def _leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """A statement that is passed by where it wants a table or column that is not there any more."""
+    yield "DO $db_smart$ BEGIN"
+    yield f"  EXECUTE {string_text(statement, dialect)};"
+    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in STATES)} THEN"
+    if pattern is not None:
+        yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
+    yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
+    yield "END $db_smart$"
+
+
+def _leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """As :func:`_leniently_postgresql`."""
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, NUMBERS))} BEGIN"
+    if pattern is not None:
+        yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
+        yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
+    yield "  END;"
+    yield f"  EXECUTE IMMEDIATE {string_text(statement, dialect)};"
+    yield "END//"
+    yield "DELIMITER ;"
 
 
 def _guards(state: State | None) -> tuple[str, str, str]:
@@ -284,13 +412,15 @@ def _guards(state: State | None) -> tuple[str, str, str]:
 
 def _guard_postgresql(state: State | None) -> Iterator[str]:
     wanted, without, other = _guards(state)
+    # In the schema where the script makes its tables: the search path may lead to those of another application.
+    there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
     yield "DO $db_smart$ BEGIN"
     if state is None:
         # Nested, as a condition that names a table is an error where there is none.
-        yield "  IF to_regclass('db_smart_state') IS NOT NULL THEN"
+        yield f"  IF {there} IS NOT NULL THEN"
         yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
     else:
-        yield "  IF to_regclass('db_smart_state') IS NULL THEN"
+        yield f"  IF {there} IS NULL THEN"
         yield f"    RAISE EXCEPTION USING MESSAGE = {without};"
         yield "  ELSE"
         yield f"    IF NOT EXISTS (SELECT 1 FROM db_smart_state WHERE database_id = {wanted}) THEN"
@@ -339,15 +469,16 @@ class DryExecution(Execution):
 
     dry = True
 
-    def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog) -> None:
+    def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog, memory: Memory) -> None:
         self.database = database
         self.connection = connection
         self.transactional = True
-        self.steps = Steps(connection, "", at_once=False, begun=False)
+        self.steps = _no_steps(connection, "")
         self.before_cut, self.after_rollback = [], []
         self.catalog = catalog
-        self.memory = None
+        self.memory: Memory = memory
         self.current: Preview
+        self._types: set[str] = set()
 
     @property
     def engine(self) -> Engine:
@@ -368,9 +499,26 @@ class DryExecution(Execution):
 
     def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         """Note what the run would remember; the script does so too."""
-        new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
+        new = self.memory.event(migration, event, kind, schema, table, name)
         if new is not None:
-            self.current.script.append(render(insert(new), self.connection.dialect, literal_binds=True))
+            self.remember(new)
+
+    def remember(self, event: Event) -> None:
+        """Have the script write down an event."""
+        self.current.script.append(render(insert(event), self.connection.dialect, literal_binds=True))
+
+    @contextmanager
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+        """Forget what a migration would have done that is left out."""
+        try:
+            yield
+        except Exception as error:
+            self.connection.rollback()
+            if not passes(error):
+                raise
+            self.current.script.clear()
+            self.current.does.clear()
+            self.memory.take_back()
 
     @contextmanager
     def undoable(self) -> Iterator[None]:
@@ -390,12 +538,67 @@ class DryExecution(Execution):
     def send(self, change: DDLElement | str, more: str = "") -> None:
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
+        if text.startswith("CREATE TYPE "):
+            if text in self._types:  # the database is asked for it again, and does not have it
+                return
+            self._types.add(text)
         self.current.script.append(text)
-        self.rows_changed = self.rows_changed or _ROWS.match(text) is not None
+        self._note_rows(text)
         if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
             self.catalog.change_rows(text)
         elif self.dialect == "sqlite":
             self.connection.exec_driver_sql(text)
+
+    def done_before(self, operation: str) -> None:
+        """An operation was done by an earlier run, which was cut short."""
+        self.current.satisfied.append(f"{operation or self.current.does.pop()}: done by the run that was cut short")
+
+    def foretell(self, statement: str) -> None:
+        """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
+
+        SQLite tries it now, as the copy has every table; on a server the client does so.
+        """
+        migration = self.steps.migration
+        pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
+        if pattern == "":
+            self.send(statement)
+        elif self.dialect == "sqlite":
+            try:
+                self.send(statement)
+            except sa.exc.DBAPIError as error:
+                if not self.memory.excuses(migration, error):
+                    raise
+                self.current.script.pop()
+                self.passed_by_statement(error)
+        else:
+            dialect = self.connection.dialect
+            lenient = _leniently_postgresql if self.dialect == "postgresql" else _leniently_mariadb
+            self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
+            self._note_rows(statement)
+
+    def _note_rows(self, statement: str) -> None:
+        """Know afterwards that a statement has changed rows, and of which table."""
+        if _ROWS.match(statement) is None:
+            return
+        self.rows_changed = True
+        change = _CHANGE.match(statement)
+        if change is None:
+            self.catalog.rows_unknown = True
+            return
+        adds, schema, table = change.groups()
+        names = [name if name is None or name[0] not in '"`' else _unquoted(name) for name in (schema, table)]
+        schema, table = names[0], str(names[1])
+        self.catalog.plan_rows(table, schema, filled=adds is not None)
+        # A foreign key may delete or empty rows of others with it.
+        self.catalog.rows_unknown = self.catalog.rows_unknown or "DELETE" in change[0].upper()
+
+    def left_out(self, error: Exception) -> None:
+        """A whole migration wants what is not there any more."""
+        self.passed_by(self.current.name, f"what it wants is not there any more: {self.database.redact(error)}")
+
+    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
+        """SQL of a migration wants a table or a column that is not there any more."""
+        self.passed_by(self.current.does.pop(), f"what it wants is not there any more: {error.orig}")
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -438,15 +641,21 @@ class DryExecution(Execution):
         dialect = self.connection.dialect
         if reads(str(statement.compile(dialect=dialect))):
             return self.connection.execute(statement, parameters)
+        step = self.steps.next(_as_sent(statement, parameters, dialect)) if self.steps.kept else None
         text = " ".join(str(statement).split())
         self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
+        if step is not None and self.steps.done(step) is not None:
+            self.done_before("")
+            parameters = []
         for values in [parameters] if parameters is None or isinstance(parameters, Mapping) else parameters:
             try:
                 bound_statement = _bind(statement, values or {})
-                self.send(render(bound_statement, dialect, literal_binds=True))
+                text = render(bound_statement, dialect, literal_binds=True)
             except (sa.exc.CompileError, NotImplementedError, DbSmartError):
                 self.rows_changed = True
                 self.remark(f"with values that have no form in SQL: {statement}")
+            else:
+                self.foretell(text)
         return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
 
     def confirm(self) -> None:
@@ -461,6 +670,10 @@ def _unforeseeable(what: str) -> NoReturn:
     raise _Unforeseeable(what)
 
 
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace(2 * name[0], name[0])
+
+
 def _with_values(statement: str, values: Iterable[Any]) -> str:
     """A statement with its ``?`` replaced by values, but for those in names and strings."""
     left = iter(values)
@@ -472,6 +685,16 @@ def _with_values(statement: str, values: Iterable[Any]) -> str:
         return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
     return _MARK.sub(fill, statement) if values else statement
+
+
+def _as_sent(statement: Any, parameters: Any, dialect: sa.Dialect) -> str:
+    """A statement as the driver gets it, by which a step of a run is known."""
+    many = parameters is not None and not isinstance(parameters, Mapping)
+    first = next(iter(parameters), {}) if many else parameters or {}
+    compiled = statement.compile(dialect=dialect, column_keys=sorted(first), for_executemany=many)
+    if compiled.post_compile_params or compiled.literal_execute_params:
+        return str(compiled.construct_expanded_state(first).statement)
+    return str(compiled)
 
 
 def _bind(statement: Any, values: Mapping[str, Any]) -> Any:

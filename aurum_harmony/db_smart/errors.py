@@ -13,16 +13,23 @@ import click
 
 #: What a terminal or a log would act on: control characters but newline and tab, and what turns the direction of text.
 _CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+#: What comes before a password in SQL.
+_SETS_PASSWORD = (
+    r"\b(?:PASSWORD|IDENTIFIED\s+(?:WITH|VIA)\s+\w+\s+(?:BY|USING|AS)|IDENTIFIED\s+BY)[\s=(]+(?:PASSWORD[\s(]+)?"
+)
 #: Each with what is kept before a secret and after it.
 _SECRETS = (
     # scheme://user:password@host
     r"(\b[A-Za-z][\w+.-]{0,40}://[^\s:/@]{0,256}:)[^\s@]+(@)",
     # ?password=..., &access_token=...
     r"([?&][\w.-]{0,40}(?:pass|pwd|secret|token)[\w.-]{0,40}=)[^&\s'\"]+()",
+    # EXECUTE 'ALTER ROLE ... PASSWORD ''...'''
+    rf"({_SETS_PASSWORD}[Ee]?'')(?=[^'\s;,)])(?:[^']|'{{4}})*(''|$)",
     # ALTER ROLE ... PASSWORD '...', CREATE USER ... IDENTIFIED BY '...', SET PASSWORD = PASSWORD('...')
-    r"(\b(?:PASSWORD|IDENTIFIED\s+(?:WITH|VIA)\s+\w+\s+(?:BY|USING|AS)|IDENTIFIED\s+BY)[\s=(]+(?:PASSWORD[\s(]+)?[Ee]?')"
-    r"(?:[^'\\]|''|\\.)*('|$)",
+    rf"({_SETS_PASSWORD}[Ee]?'(?!'[^'\s;,)]))(?:[^'\\]|''|\\.)*('|$)",
 )
+#: What PostgreSQL says beside an error's message, as its other drivers show it.
+_FIELDS = (("D", "DETAIL"), ("H", "HINT"))
 
 
 def plain(text: str) -> str:
@@ -64,9 +71,15 @@ def scrub(error: BaseException, hide: Callable[[str], str] = without_secrets) ->
             found.hide_parameters = True
         if isinstance(getattr(found, "statement", None), str):
             found.statement = hide(found.statement)  # type: ignore[attr-defined]
-        args = tuple(hide(value) if isinstance(value, str) else value for value in found.args)
+        args = tuple(_hidden(value, hide) for value in found.args)
         if args != found.args:
             found.args = args
+
+
+def _hidden(value: object, hide: Callable[[str], str]) -> object:
+    if isinstance(value, dict):  # pg8000: the fields of PostgreSQL's message
+        return {key: _hidden(field, hide) for key, field in value.items()}
+    return hide(value) if isinstance(value, str) else value
 
 
 def text_of(error: object) -> str:
@@ -80,7 +93,12 @@ def text_of(error: object) -> str:
 def raw_text_of(error: object) -> str:
     """As :func:`text_of`, with its secrets and control characters: only for who takes those out."""
     try:
-        text = str(error)
+        args = getattr(error, "args", None)
+        said = args[0] if args and isinstance(args[0], dict) else {}
+        if isinstance(said.get("M"), str):  # pg8000: the fields of PostgreSQL's message
+            text = "\n".join([said["M"], *(f"{title}: {said[key]}" for key, title in _FIELDS if key in said)])
+        else:
+            text = str(error)
     except Exception as second:
         text = f"{type(error).__name__}, whose text cannot be had ({type(second).__name__})"
     return text.encode("utf-8", "backslashreplace").decode()

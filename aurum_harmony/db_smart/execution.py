@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 import re
 import threading
@@ -22,10 +21,11 @@ from .ddl import render
 from .guard import LockGuard, guarded
 from .lock import Lock
 from .memory import Memory, insert
+from .notices import logger_of
 from .settings import DdlSettings
 from .steps import Steps, reads
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 #: What MariaDB commits the open transaction for: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
 _COMMITS = re.compile(
@@ -148,6 +148,9 @@ class Execution:
         """An operation is not to be done, as the database is beyond it."""
         _logger.info("db-smart: %r: %s is left out: %s", self.steps.migration, operation, reason)
 
+    def done_before(self, operation: str) -> None:
+        """An operation was done by an earlier run, which was cut short."""
+
     def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration wants a table or a column that is not there any more."""
         _logger.warning(
@@ -162,6 +165,35 @@ class Execution:
         if new is not None:
             with self.steps.pause():
                 self.connection.execute(insert(new))
+
+    @contextmanager
+    def leniently(self, left_out: Callable[[Exception], object], *, whole: bool = False) -> Iterator[None]:
+        """Leave a block out that wants what the database is past; see :meth:`~.memory.Memory.excuses`.
+
+        :param left_out: called with why.
+        :param whole: whether the block is a whole migration and not one operation.
+        """
+        memory, migration = self.memory, self.steps.migration
+        if memory is None or not memory.lenient(migration):
+            yield
+            return
+
+        def passes(error: Exception) -> bool:
+            if not memory.excuses(migration, error):
+                return False
+            left_out(error)
+            return True
+
+        if whole:
+            with self._passing_by(passes):
+                yield
+            return
+        try:
+            with self.undoable():
+                yield
+        except Exception as error:
+            if not passes(error):
+                raise
 
     @contextmanager
     def undoable(self) -> Iterator[None]:
@@ -184,7 +216,7 @@ class Execution:
             self._control("RELEASE SAVEPOINT db_smart_operation")
 
     @contextmanager
-    def passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
         """Take back what a block did when it fails with an error that is to be passed by.
 
         Of what was committed meanwhile (by a schema change, where that commits) nothing can be taken back.
@@ -210,6 +242,8 @@ class Execution:
                     raise sa.exc.InvalidRequestError("the savepoint was committed") from None
                 self._control("ROLLBACK TO SAVEPOINT db_smart_migration")
                 self.steps.take_back(made)
+                if self.memory is not None:
+                    self.memory.take_back()
             except (sa.exc.DBAPIError, sa.exc.InvalidRequestError):
                 self.connection.rollback()
                 begin(self.connection)
@@ -235,6 +269,13 @@ class Execution:
 
     def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
         """In a dry run, what a statement would do.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
+    def foretell(self, statement: str) -> None:
+        """In a dry run, note a statement of a migration, which may want what the database is past.
 
         :raises NotImplementedError: this is no dry run.
         """

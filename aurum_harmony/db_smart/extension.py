@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,12 +19,23 @@ from flask.cli import ScriptInfo
 
 from .cli import group
 from .database import Database, databases, engines_of
-from .errors import ConfigError, DatabaseBehind, DbSmartError, HistoryUnreadable, Interrupted, MigrationFailed
+from .errors import (
+    ConfigError,
+    DatabaseBehind,
+    DatabaseUnreachable,
+    DbSmartError,
+    HistoryUnreadable,
+    Interrupted,
+    MigrationFailed,
+    one_line,
+)
 from .gate import FlagVerdict, Gate, Plan, decide, worst
 from .keepalive import kept_alive
-from .notices import notice, without_plugin_lines
+from .notices import logger_of, notice, without_plugin_lines
+from .patience import Question
 from .settings import (
     boot_mode,
+    check,
     create_all,
     ddl_settings,
     flag_path,
@@ -33,9 +43,8 @@ from .settings import (
     lock_settings,
     migration_urls,
     set_defaults,
-    snapshots,
 )
-from .signals import booted, send
+from .signals import booted, in_listener, send
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -48,10 +57,16 @@ if TYPE_CHECKING:
 Decision = Literal["skipped", "verified", "migrated", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 _EXTENSION = "db_smart"
 _EXEMPT = "_db_smart_exempt"
 _RETRY_SECONDS = 1
+#: The shortest time that the first request waits for the answer of a server, seconds.
+_LEAST_PATIENCE = 2.0
+#: After how long it asks anew while an earlier question has no answer, seconds.
+_ASK_AGAIN_SECONDS = 60.0
+#: How long a request waits for a listener that is called while another thread migrates, seconds.
+_LISTENER_SECONDS = 1.0
 #: Words on the command line of commands for which it does not matter whether a database is behind.
 _COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
 #: How long after the import of this module the first boot of a process still belongs to its start, seconds.
@@ -92,6 +107,9 @@ class _AppState:
     #: through), and until when (seconds of the monotonic clock) not to try again.
     refusal: str | None = None
     refused_until: float = 0.0
+    #: The last question of a first request that had no answer in time, and when it was asked.
+    question: Question[str | None] | None = None
+    asked: float = float("-inf")
     lock: threading.Lock = field(default_factory=threading.Lock)
     #: The thread that holds the lock.
     thread: int | None = None
@@ -102,14 +120,22 @@ class _AppState:
         return self.thread == threading.get_ident()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let one thread at a time decide."""
-        with self.lock:
-            self.thread = threading.get_ident()
-            try:
-                yield
-            finally:
-                self.thread = None
+    def alone(self, *, patient: bool = True) -> Iterator[bool]:
+        """Let one thread at a time decide.
+
+        :param patient: whether to wait also while that one is in a listener, which may wait for this very thread.
+        :returns: whether it is this thread's turn.
+        """
+        while not self.lock.acquire(timeout=-1 if patient else _LISTENER_SECONDS / 10):
+            if in_listener(self.thread) > _LISTENER_SECONDS:
+                yield False
+                return
+        self.thread = threading.get_ident()
+        try:
+            yield True
+        finally:
+            self.thread = None
+            self.lock.release()
 
 
 class DbSmart:
@@ -216,21 +242,31 @@ class DbSmart:
         gate.databases = {name: database.serving for name, database in gate.databases.items()}
         return worst(plan.status for plan in gate.by_row() or gate.by_history())
 
-    def missing_tables(self, app: Flask, database: Database) -> list[str]:
+    def missing_tables(self, app: Flask, gate: Gate, plan: Plan) -> tuple[list[str], str]:
         """The tables that the models have and a database with a history has not.
 
-        Needs an application context.
+        Where migrations are pending, these are only the tables that were there once: a pending migration may make the
+        others. Needs an application context.
 
+        :returns: their names, and what to say of them.
         :raises DbSmartError: the database cannot be reached.
         """
         from . import tables
+        from .memory import Memory
 
+        database = plan.database
         metadata = self._state(app).db.metadatas.get(database.key)
         if metadata is None or not metadata.tables or not database.exists:
-            return []
+            return [], ""
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
-            return [table.key for table in tables.missing(connection, metadata)]
-        return []
+            found: Sequence[sa.Table] = tables.missing(connection, metadata)
+            if found:
+                memory = Memory.of(gate.module, gate.of(database), plan, metadata, connection)
+                memory.read(connection)
+                found = (memory.had(found) or []) if plan.behind else found
+                names = [table.key for table in found]
+                return names, tables.lost(database.name, names, memory.taken(found))
+        return [], ""
 
     def migrate(
         self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False, remake: bool = False
@@ -248,7 +284,10 @@ class DbSmart:
             from .runner import Runner
 
         state = self._state(app)
-        snapshots(app)  # a value that cannot be used is refused before anything is made
+        check(app)  # a value that cannot be used is refused before anything is made
+        for database in selected:
+            if database.migration_url is not None:
+                self._check_led(gate, database)
         runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
         try:
             outcome = runner.run(selected, force=force, remake=remake)
@@ -264,22 +303,38 @@ class DbSmart:
             state.verified = True
         return outcome
 
-    def preview(self, app: Flask, plans: list[Plan]) -> dict[str, list[Preview]]:
+    def preview(self, app: Flask, gate: Gate, plans: list[Plan]) -> dict[str, list[Preview]]:
         """What a run of these plans would do, by the name of the database; writes nothing.
 
         Needs an application context.
 
-        :raises DbSmartError: a database cannot be reached.
+        :raises DbSmartError: a database cannot be reached, or a run would be refused.
         """
         with without_plugin_lines():
             from .dryrun import preview
 
-        db, found = self._state(app).db, {}
+        db, make = self._state(app).db, create_all(app)
         for plan in plans:
-            first = plan.state is None or not plan.state.source
-            models = db.metadatas.get(plan.database.key) if first and create_all(app) else None
-            found[plan.database.name] = preview(app, db, plan.database, plan.pending, models=models)
-        return found
+            if plan.behind:
+                plan.refuse_elsewhere()
+        return {plan.database.name: preview(app, db, gate, plan, create_all=make) for plan in plans}
+
+    @staticmethod
+    def _check_led(gate: Gate, database: Database) -> None:
+        """Make sure that ``DB_SMART_MIGRATION_URL`` leads to the database that the application has the history of.
+
+        :raises DbSmartError: it does not; nothing was changed.
+        """
+        try:
+            served = gate.state(Database(database.name, database.key, database.app_engine))
+        except DbSmartError:  # it may not be read, or is not reached yet: looked at again when it is migrated
+            return
+        led = None if served is None else gate.state(database)
+        if served is not None and (led is None or led.database_id != served.database_id):
+            raise DbSmartError(
+                f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {database.url}, which is another database than "
+                "the one that the application uses and that has its history. Nothing was changed. Correct one of them."
+            )
 
     @staticmethod
     def _check_same(gate: Gate, database: Database, migrated: State) -> None:
@@ -322,7 +377,9 @@ class DbSmart:
 
     def _warn(self, app: Flask) -> None:
         """Say under a flask command that the database may be behind, by the flag alone."""
-        if _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
+        context = click.get_current_context(silent=True)
+        ours = context is not None and context.command in group.commands.values()  # by a script, such as migrate_db.py
+        if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
             return
         with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
             gate, mode = self.gate(app), boot_mode(app)
@@ -347,8 +404,17 @@ class DbSmart:
             with app.app_context(), kept_alive():
                 return self._migrate(app, gate, step.reason, force=True)
         verdict = gate.by_flag()
+        if verdict.flag is not None and verdict.flag.module != gate.module:
+            _logger.warning(
+                "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
+                "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
+                gate.path,
+                one_line(verdict.flag.module),
+            )
         with ExitStack() as stack:
             if not verdict.holds:
+                for said in check(app):
+                    _logger.warning("db-smart: %s", said)
                 stack.enter_context(kept_alive())
             if not verdict.holds and mode == "migrate":
                 settings = lock_settings(app)
@@ -368,7 +434,8 @@ class DbSmart:
 
         :param reason: why the flag was not enough.
         """
-        plans = gate.by_row() or gate.by_history()
+        known = gate.by_row()
+        plans = known or gate.by_history()
         _tell(plans)
         step = decide(mode, None, FlagVerdict(False, reason), plans)
         if step.action == "stop":
@@ -384,11 +451,12 @@ class DbSmart:
         for plan in plans:
             if plan.database.path is None or not create_all(app):
                 continue
-            if missing := self.missing_tables(app, plan.database):
-                from .tables import lost
-
-                _logger.warning("db-smart: %s", lost(plan.database.name, missing))
+            missing, said = self.missing_tables(app, gate, plan)
+            if missing:
+                _logger.warning("db-smart: %s", said)
         if mode == "migrate":
+            if known is None:
+                gate.settle(plans)
             states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
             _keep_flag(gate, lambda: gate.remember(states))
         return "verified", step.reason, ()
@@ -409,8 +477,8 @@ class DbSmart:
         if state.mine or getattr(view, _EXEMPT, False):
             return None
         reports: list[BootReport] = []
-        with state.alone():
-            if not state.verified and time.monotonic() >= state.refused_until:
+        with state.alone(patient=False) as mine:
+            if mine and not state.verified and time.monotonic() >= state.refused_until:
                 try:
                     self._verify(app, state, reports)
                     state.refusal = None
@@ -419,7 +487,7 @@ class DbSmart:
                     # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
                     state.refusal = error.public if isinstance(error, DatabaseBehind) else "The database is not ready."
                     state.refused_until = time.monotonic() + _RETRY_SECONDS
-            refusal = state.refusal
+            refusal = state.refusal if mine else "The database is being migrated."
         for report in reports:
             send(booted, app, report=report)
         if refusal is not None:
@@ -446,7 +514,7 @@ class DbSmart:
             gate.since = datetime.now(timezone.utc)
             assert state.flag is not None
             try:
-                changed = gate.changed(state.flag)
+                changed = self._changed(app, state, gate, state.flag)
             except HistoryUnreadable as error:
                 _logger.warning("db-smart: the flag cannot be checked and is trusted. %s", error.message)
                 changed = None
@@ -454,12 +522,52 @@ class DbSmart:
                 _logger.warning("db-smart: boot trusted the flag, but %s", changed)
                 if mode == "migrate":
                     _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
+                    for database in gate.databases.values():
+                        if database.path is not None:
+                            # In EXCLUSIVE locking mode the connection that was asked keeps every other one out.
+                            database.app_engine.dispose()
                 with kept_alive():
                     decision, reason, applied = self._ask(app, gate, mode, changed)
                 reports.append(_report(decision, reason, started, gate.queries, applied))
             else:
                 _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)
         state.verified = True
+
+    @staticmethod
+    def _changed(app: Flask, state: _AppState, gate: Gate, flag: Flag) -> str | None:
+        """As :meth:`~.gate.Gate.changed`; a server is not waited for longer than a lease lasts.
+
+        What waits for it still keeps one connection of the pool at most, and is not joined by another one each second.
+
+        :raises DatabaseUnreachable: it cannot be asked, or does not answer.
+        """
+        if all(gate.databases[name].dialect == "sqlite" for name in flag.databases):
+            return gate.changed(flag)
+        seconds = max(lock_settings(app).lease, _LEAST_PATIENCE)
+        before, now = state.question, time.monotonic()
+        if before is None or now - state.asked > _ASK_AGAIN_SECONDS:
+            pooled = before is None or not before.open
+
+            def ask() -> str | None:
+                with app.app_context():
+                    return gate.changed(flag, pooled=pooled)
+
+            state.question, state.asked = Question(ask), now
+        assert state.question is not None
+        try:
+            changed = state.question.answer(max(0.0, state.asked + seconds - now))
+        except TimeoutError:
+            names = " or ".join(gate.databases[name].url for name in flag.databases)
+            raise DatabaseUnreachable(
+                f"The database does not answer ({names}): nothing came for {seconds:g} s (DB_SMART_LEASE_SECONDS, at "
+                f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Look at "
+                "the server, and at what stands between."
+            ) from None
+        except BaseException:
+            state.question = None
+            raise
+        state.question = None
+        return changed
 
 
 def _report(decision: Decision, reason: str, started: float, queries: int, applied: tuple[str, ...] = ()) -> BootReport:
@@ -476,6 +584,13 @@ def _report(decision: Decision, reason: str, started: float, queries: int, appli
 def _tell(plans: list[Plan]) -> None:
     """Log what is worth knowing although nothing is to be done about it."""
     for plan in plans:
+        if plan.elsewhere is not None:
+            _logger.warning(
+                "db-smart: the history of the database %r lies in the schema %r, to which the search path leads, and "
+                "not in the current schema; what is pending would not be migrated",
+                plan.database.name,
+                plan.elsewhere,
+            )
         if plan.unknown:
             names = ", ".join(plan.unknown)
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)

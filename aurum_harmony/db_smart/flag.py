@@ -11,15 +11,18 @@ import json
 import os
 import secrets
 import stat
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .ownership import give, make_folder
+
 FORMAT = 1
 PROGRAM = "db-smart"
 
-#: A larger file is not ours: 100,000 migration files need less.
-MAX_BYTES = 16 * 1024 * 1024
+#: A larger file is not ours: 10,000 migration files need less. To read one takes up to 25 times as much memory.
+MAX_BYTES = 2 * 1024 * 1024
 
 
 #: How to open what somebody else may have put there. Windows has none of them, and none of what they are for.
@@ -111,7 +114,7 @@ def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
     try:
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(found.st_mode):
             return None
         if found.st_size > most:
@@ -127,14 +130,20 @@ def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
 def write(path: Path, flag: Flag) -> None:
     """Replace the flag file in one step; its directory is made when missing.
 
-    :raises OSError: the file cannot be written; nothing is left behind.
+    Where root does it, the flag is of the owner of its folder.
+
+    :raises OSError: the file cannot be written, or would be too large to be read again; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **asdict(flag)})
+    if len(content) > MAX_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "x", encoding="utf-8") as file:
             file.write(content)
+        with suppress(OSError):  # a file system without owners
+            give(temporary, path.parent)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ class Change:
     :ivar existing: the column as SQLAlchemy's inspector has it.
     :ivar server_default: ``False`` when it stays.
     :ivar using: PostgreSQL's expression for the values of the new type.
+    :ivar checks: on SQLite, the checks that come with the new type and are not there.
     """
 
     table: str
@@ -38,11 +39,26 @@ class Change:
     server_default: Any = False
     name: str | None = None
     using: str | None = None
+    checks: Sequence[sa.CheckConstraint] = ()
 
     @property
     def empty(self) -> bool:
         """Whether nothing changes."""
-        return self.nullable is None and self.type_ is None and self.server_default is False and self.name is None
+        same = self.nullable is None and self.type_ is None and self.server_default is False and self.name is None
+        return same and not self.checks
+
+
+def forms_of(execution: Execution, catalog: Catalog) -> Forms:
+    """The forms of the kind of database that is being migrated."""
+    if execution.dialect == "postgresql":
+        from .postgresql import PostgresqlForms as Kind
+    elif execution.dialect == "mysql":
+        from .mariadb import MariadbForms as Kind  # type: ignore[assignment]
+    elif execution.dialect == "sqlite":
+        from .sqlite import SqliteForms as Kind  # type: ignore[assignment]
+    else:
+        Kind = Forms  # type: ignore[assignment, misc]
+    return Kind(execution, catalog)
 
 
 class Forms:
@@ -83,6 +99,14 @@ class Forms:
     def rename_table(self, table: str, name: str, schema: str | None) -> None:
         """Give a table another name."""
         self.execution.send(RenameTable(table, name, schema=schema))
+
+    def replace_table(self, table: sa.Table, name: str) -> None:
+        """Drop an empty table, and give its name to another one.
+
+        :param name: of the other one.
+        """
+        self.drop_table(table)
+        self.rename_table(name, table.name, table.schema)
 
     def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
         """Do what rows that came with their keys from another table leave to do."""
@@ -165,6 +189,11 @@ class Forms:
         from .column_types import compare
 
         return compare(old, new, self.dialect)
+
+    def default(self, change: Change) -> str | None:
+        """The default that a column has, as the database shows it."""
+        shown = change.existing["default"]
+        return None if shown is None else str(shown)
 
     def wanted(
         self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -20,9 +21,10 @@ import sqlalchemy as sa
 
 from . import flag as flags
 from .database import Database, denied
-from .errors import DatabaseUnreachable, HistoryUnreadable, MigrationError, one_line
+from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, MigrationError, one_line
 from .flag import DatabaseRecord, Flag, FlagInvalid
-from .notices import WAIT_SHOWN_AFTER, unheard
+from .notices import WAIT_SHOWN_AFTER, logger_of, unheard
+from .ownership import make_file, make_folder
 from .sources import Sources, scan
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from .migrations import Migration
 
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 _UNCHANGED = "nothing changed"
 _COMPLETE = "holds every migration of this code"
@@ -89,6 +91,27 @@ class Plan:
     def said(self) -> str:
         """The reason as a clause of its own."""
         return f"the database {self.database.name!r} {self.reason}"
+
+    @property
+    def elsewhere(self) -> str | None:
+        """The schema of its history, where that is not the one in which a run would make it."""
+        return None if self.state is None else self.state.place
+
+    def refuse_elsewhere(self) -> None:
+        """Refuse to run anything by a history in another schema: it may be that of another installation.
+
+        :raises DbSmartError: it is in another one.
+        """
+        if self.elsewhere is not None:
+            raise DbSmartError(
+                f"Cannot migrate the database {self.database.name!r} ({self.database.url}): there is no history of "
+                f"db-smart in the current schema (the first one of the search path), and the one in {self.elsewhere!r} "
+                "(to which the search path leads) holds migrations of this application too. It cannot be told whether "
+                "that is the history of this installation or of another one. Nothing was changed. If it is this one's, "
+                f"put {self.elsewhere!r} first in the search path of who migrates; if the current schema is to get an "
+                "installation of its own, migrate it once with a search path that does not lead elsewhere. More: "
+                'docs/how-it-works.md, "Schemas of PostgreSQL".'
+            )
 
     @property
     def behind(self) -> bool:
@@ -199,14 +222,14 @@ class Gate:
             flag = flags.read(self.path)
         except FlagInvalid as error:
             return FlagVerdict(False, str(error), present=error.present)
+        if flag.module != self.module:
+            return FlagVerdict(False, f"the flag is for the migrations {one_line(flag.module)!r}", flag)
         for name, record in flag.databases.items():
             reason = self._database_changed(name, record)
             if reason is not None:
                 return FlagVerdict(False, one_line(reason), flag)
         if "default" in self.databases and "default" not in flag.databases:
             return FlagVerdict(False, "the flag does not name the default database", flag)
-        if flag.module != self.module:
-            return FlagVerdict(False, f"the flag is for the migrations {flag.module!r}", flag)
         sources = self.sources
         same = flag.stats == sources.stats and flag.roots == sources.roots
         if same and not flag.racy:
@@ -233,7 +256,8 @@ class Gate:
         try:
             import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
 
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
+            make_file(self.path.with_name(f"{self.path.name}.lock"), self.path.parent)
             # Whoever may write to the folder can put a link or a pipe there: nothing is written through it.
             careful = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | careful, 0o644)
@@ -257,16 +281,20 @@ class Gate:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     taken = True
                     os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                    os.pwrite(descriptor, f"{os.getpid()} {self._question}".encode(), 0)
                 except BlockingIOError:
+                    holder, _, question = one_line(os.pread(descriptor, 40, 0).decode(errors="replace")).partition(" ")
+                    if question and question != self._question:  # another application, which will not answer ours
+                        break
                     now = time.monotonic()
                     show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
                     if show or now - told >= _TELL_EVERY:
                         told, shown = now, shown or show
-                        holder = one_line(os.pread(descriptor, 20, 0).decode(errors="replace")) or "another one"
                         level = logging.WARNING if show else logging.INFO
                         _logger.log(
-                            level, "db-smart: waiting for process %s of this host, which asks or migrates", holder
+                            level,
+                            "db-smart: waiting for process %s of this host, which asks or migrates",
+                            holder or "another one",
                         )
                     threading.Event().wait(pause * random.uniform(0.5, 1.5))
                     pause = min(pause * 1.5, longest)
@@ -278,6 +306,12 @@ class Gate:
             yield verdict
         finally:
             os.close(descriptor)
+
+    @cached_property
+    def _question(self) -> str:
+        """What this boot asks, in short: whether these databases hold these migrations."""
+        texts = [self.module, *(database.url for database in self.databases.values())]
+        return hashlib.sha256("\0".join(texts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
     def _flag_stamp(self) -> tuple[int, int] | None:
         try:
@@ -331,40 +365,58 @@ class Gate:
 
     def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
         """As :meth:`ask`, on an open connection."""
-        from .history import read_applications, read_applied, read_state
+        from .history import find_state, read_applications, read_applied
 
-        with _reading(database):
-            state = read_state(connection)
-            applied = [] if state is None else read_applied(connection)
-            owners = set() if state is None else read_applications(connection)
+        with reading(database):
+            state = find_state(connection)
+            place = None if state is None else state.place
+            applied = [] if state is None else read_applied(connection, place)
+            owners = set() if state is None else read_applications(connection, place)
+        if place is not None and not self._may_be_ours(database, applied, owners):
+            state, place, applied, owners = None, None, [], set()
         plan = self._plan(database, state, applied, force)
+        if place is not None:
+            plan.reason += " (by the history in another schema, to which the search path leads)"
         if owners and self.module not in owners:
             plan.foreign = True
             if not plan.pending:
                 plan.reason = f"has the history of another application ({', '.join(sorted(owners))})"
         return plan
 
+    def _may_be_ours(self, database: Database, applied: list[Applied], owners: set[str]) -> bool:
+        """Whether a history in another schema may be that of this application, and not only of a neighbour."""
+        mine = self.of(database)
+        contents = {(item.name, item.checksum) for item in applied}
+        if self.module in owners or any((item.name, item.checksum) in contents for item in mine):
+            return True
+        # Of a release that did not write down whose it is, a name alone may mean that.
+        return not owners and bool({item.name for item in mine} & {name for name, _ in contents})
+
     def state(self, database: Database) -> State | None:
         """The state row of a database, ``None`` where there is none. At most one query.
 
+        It may lie in another schema, see :class:`~.history.State`.
+
         :raises DatabaseUnreachable: the database cannot be asked.
         """
-        from .history import read_state
+        from .history import find_state
 
         if not database.exists:
             return None
-        with database.connect() as connection, _reading(database):
-            return read_state(connection)
+        with database.connect() as connection, reading(database):
+            return find_state(connection)
 
-    def changed(self, flag: Flag) -> str | None:
+    def changed(self, flag: Flag, *, pooled: bool = True) -> str | None:
         """Why the databases are not those that a flag names, with one query each; ``None`` when they are.
 
         Asked of the application's own connections: what it will use is what counts.
 
+        :param pooled: whether the connections are those of the application's pool, or only made as those are.
         :raises DatabaseUnreachable: a database cannot be asked.
         """
         for name, record in flag.databases.items():
-            state = self.state(self.databases[name].serving)
+            database = self.databases[name]
+            state = self.state(database.serving if pooled else Database(name, database.key, database.app_engine))
             if state is None:
                 return f"the database {name!r} has no history"
             if state.database_id != record.database_id:
@@ -382,6 +434,33 @@ class Gate:
         # Of all migrations of the code, as two names may lead to one database.
         ahead, edited = unknown(self.migrations, applied), edited_once(migrations, applied)
         return Plan(database, state, reason, todo, applied, ahead, edited)
+
+    def settle(self, plans: Iterable[Plan]) -> None:
+        """Have the state rows say that these databases lack nothing of these sources, where they said another thing.
+
+        Else each boot without a flag would read the whole history again, until the next run: after an edited comment,
+        for instance. Where it cannot be written, or would hide what boot says, it is left.
+
+        :param plans: what the whole histories said; none lacks anything.
+        """
+        from .history import settle
+
+        names = [database.name for database in self.involved]
+        for plan in plans:
+            database, state = plan.database, plan.state
+            if state is None or state.holder is not None or database.in_memory or plan.elsewhere is not None:
+                continue
+            if (
+                plan.unknown
+                or plan.edited_once
+                or (state.source, list(state.databases)) == (self.sources.digest, names)
+            ):
+                continue
+            try:
+                with database.connect() as connection:
+                    settle(connection, state, self.sources.digest, names)
+            except (DatabaseUnreachable, sa.exc.DBAPIError) as error:
+                _logger.debug("db-smart: the row of the state stays as it is: %s", database.redact(error))
 
     def remember(self, states: Mapping[str, State]) -> None:
         """Write the flag: these databases hold every migration of these sources.
@@ -442,7 +521,11 @@ def worst(states: Iterable[str]) -> str:
 
 
 @contextmanager
-def _reading(database: Database) -> Iterator[None]:
+def reading(database: Database) -> Iterator[None]:
+    """Say what went wrong where the tables of the history cannot be read.
+
+    :raises DatabaseUnreachable: the database answered with an error.
+    """
     try:
         yield
     except sa.exc.DBAPIError as error:
@@ -451,7 +534,10 @@ def _reading(database: Database) -> Iterator[None]:
         )
         if denied(error):
             raise HistoryUnreadable(
-                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history."
+                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history, "
+                "for a dry run also db_smart_objects and db_smart_progress"
+                + ("" if database.dialect != "postgresql" else ", or a search path that does not lead to them")
+                + "."
             ) from None
         raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None
 

@@ -6,7 +6,6 @@ time only, then everything is rolled back and the migration is tried again.
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 import time
@@ -17,8 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from .database import Database, sqlstate
+from .notices import logger_of
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 _CHANGE = re.compile(
     r"(\s|--[^\n]*\n|/\*([^*]|\*(?!/))*\*/)*"

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
 from . import codec
-from .database import begin, denied, translated
+from .database import begin, commit, denied, read_only, translated
 from .migrations import MAX_NAME, Migration
 
 metadata = sa.MetaData()
@@ -161,6 +161,8 @@ class State:
     :ivar source: digest of the migration sources (see :mod:`~.sources`) that the last run left applied whole.
     :ivar databases: names of the databases that those sources concern.
     :ivar holder: who holds the lease; ``None`` when it is free or has run out.
+    :ivar place: the schema of PostgreSQL where it lies, if that is another one than the connection's current schema, in
+        which our tables are made; ``None`` for the current one, and for other databases.
     """
 
     database_id: str
@@ -168,6 +170,7 @@ class State:
     source: str
     databases: tuple[str, ...]
     holder: Holder | None
+    place: str | None = None
 
 
 @dataclass(frozen=True)
@@ -211,13 +214,59 @@ class Pending:
     reason: Literal["new", "edited", "forced"]
 
 
+def _schema_of(table: sa.Table) -> sa.ColumnElement[str]:
+    """The schema in which PostgreSQL's search path finds one of our tables."""
+    return sa.literal_column(
+        "(SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace "
+        f"WHERE pg_class.oid = to_regclass('{table.name}'))",
+        sa.Text(),
+    )
+
+
+def _searches(connection: sa.Connection) -> bool:
+    """Whether a search path decides in which schema our tables are found."""
+    return connection.dialect.name == "postgresql" and translated(connection, None) is None
+
+
+def _within(connection: sa.Connection, table: sa.Table, place: str | None = None) -> sa.ColumnElement[bool]:
+    """Whether a table is that of this schema, and not one that the search path leads to in want of it.
+
+    :param place: see :class:`State`.
+    """
+    if not _searches(connection):
+        return sa.true()
+    return _schema_of(table) == (sa.func.current_schema() if place is None else sa.literal(place))
+
+
+def _schema(connection: sa.Connection) -> str | None:
+    """The schema where our tables are made, for the inspector; ``None`` where it knows that itself."""
+    if not _searches(connection):
+        return translated(connection, None)
+    found: str | None = connection.scalar(sa.select(sa.func.current_schema()))
+    return found
+
+
 def read_state(connection: sa.Connection) -> State | None:
-    """The state row, ``None`` in a database that has no history. One query.
+    """The state row in the place where this connection makes our tables; ``None`` where there is none. One query.
 
     :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
     """
-    query = sa.select(state, epoch_us().label("now")).where(state.c.id == 1)
-    rows = _rows(connection, query, state)
+    found = find_state(connection)
+    return None if found is None or found.place is not None else found
+
+
+def find_state(connection: sa.Connection) -> State | None:
+    """As :func:`read_state`, also that of another schema, to which the search path of PostgreSQL leads.
+
+    Such a one (see :class:`State`) is what another role has migrated, or another installation altogether.
+
+    :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
+    """
+    place: sa.ColumnElement[Any] = sa.null()
+    if _searches(connection):
+        place = sa.func.nullif(_schema_of(state), sa.func.current_schema())
+    query = sa.select(state, epoch_us().label("now"), place.label("place")).where(state.c.id == 1)
+    rows = _rows(connection, query, state, anywhere=True)
     row = rows[0] if rows else None
     if row is None:
         return None
@@ -228,14 +277,18 @@ def read_state(connection: sa.Connection) -> State | None:
         names = tuple(str(name) for name in json.loads(row.databases))
     except (ValueError, TypeError):  # not ours: without names the whole history is asked
         names = ()
-    return State(row.database_id, row.applied, row.source, names, holder)
+    return State(row.database_id, row.applied, row.source, names, holder, row.place)
 
 
-def read_applied(connection: sa.Connection) -> list[Applied]:
-    """Everything that was applied, oldest first; of runs of the same content only the last. One query."""
+def read_applied(connection: sa.Connection, place: str | None = None) -> list[Applied]:
+    """Everything that was applied, oldest first; of runs of the same content only the last. One query.
+
+    :param place: see :class:`State`.
+    """
     columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
-    query = sa.select(*columns).where(history.c.outcome == "applied").order_by(history.c.id)
-    rows: Sequence[Any] = _rows(connection, query, history) or []  # none while the first run has only begun
+    applied = sa.and_(history.c.outcome == "applied", _within(connection, history, place))
+    query = sa.select(*columns).where(applied).order_by(history.c.id)
+    rows: Sequence[Any] = _rows(connection, query, history, place) or []  # none while the first run has only begun
     latest: dict[tuple[str, str], Applied] = {}
     for name, checksum, applied_at, duration_ms, applied_by in rows:
         latest.pop((name, checksum), None)
@@ -244,11 +297,14 @@ def read_applied(connection: sa.Connection) -> list[Applied]:
     return list(latest.values())
 
 
-def read_applications(connection: sa.Connection) -> set[str]:
-    """Dotted names of the migrations whose first run was complete, as far as that can be read. One query."""
-    query = sa.select(objects.c.name).where(objects.c.event == "application")
+def read_applications(connection: sa.Connection, place: str | None = None) -> set[str]:
+    """Dotted names of the migrations whose first run was complete, as far as that can be read. One query.
+
+    :param place: see :class:`State`.
+    """
+    query = sa.select(objects.c.name).where(objects.c.event == "application", _within(connection, objects, place))
     try:
-        return {row[0] for row in _rows(connection, query, objects) or ()}
+        return {row[0] for row in _rows(connection, query, objects, place) or ()}
     except sa.exc.DBAPIError as error:
         if not denied(error):  # who may only read the history was given the right before there was this table
             raise
@@ -256,13 +312,16 @@ def read_applications(connection: sa.Connection) -> set[str]:
         return set()
 
 
-def read_failure(connection: sa.Connection) -> dict[str, Any] | None:
-    """The last run that failed, unless that migration was applied since; as ``status`` has it in JSON. One query."""
+def read_failure(connection: sa.Connection, place: str | None = None) -> dict[str, Any] | None:
+    """The last run that failed, unless that migration was applied since; as ``status`` has it in JSON. One query.
+
+    :param place: see :class:`State`.
+    """
     columns = (history.c.name, history.c.applied_at, history.c.duration_ms, history.c.applied_by, history.c.error)
     later = history.alias("later")
     mended = sa.exists().where(later.c.name == history.c.name, later.c.id > history.c.id, later.c.outcome == "applied")
-    query = sa.select(*columns).where(history.c.outcome == "failed", ~mended).order_by(history.c.id.desc()).limit(1)
-    rows: Sequence[Any] | None = _rows(connection, query, history)
+    query = sa.select(*columns).where(history.c.outcome == "failed", ~mended, _within(connection, history, place))
+    rows: Sequence[Any] | None = _rows(connection, query.order_by(history.c.id.desc()).limit(1), history, place)
     if not rows:
         return None
     name, failed_at, duration_ms, applied_by, error = rows[0]
@@ -278,7 +337,7 @@ def read_failure(connection: sa.Connection) -> dict[str, Any] | None:
 
 def last_id(connection: sa.Connection) -> int:
     """The number of the newest row of the history, 0 without one. One query."""
-    rows = _rows(connection, sa.select(sa.func.max(history.c.id)), history)
+    rows = _rows(connection, sa.select(sa.func.max(history.c.id)).where(_within(connection, history)), history)
     return (rows[0][0] if rows else None) or 0
 
 
@@ -293,12 +352,24 @@ def failed(connection: sa.Connection, since: datetime, seen: int | None) -> Sequ
     moment = since.replace(tzinfo=None).isoformat(timespec="microseconds")
     here = sa.and_(history.c.applied_at >= moment, history.c.applied_by == _applied_by())
     newer = here if seen is None else sa.or_(here, history.c.id > seen)
-    query = sa.select(history).where(history.c.outcome == "failed", newer).order_by(history.c.id)
+    wanted = sa.and_(history.c.outcome == "failed", newer, _within(connection, history))
+    query = sa.select(history).where(wanted).order_by(history.c.id)
     return _rows(connection, query, history) or []
 
 
-def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> Sequence[sa.Row[Any]] | None:
-    """The rows of a query; ``None`` where its table does not exist."""
+def _rows(
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    table: sa.Table,
+    place: str | None = None,
+    *,
+    anywhere: bool = False,
+) -> Sequence[sa.Row[Any]] | None:
+    """The rows of a query; ``None`` where its table does not exist.
+
+    :param place: see :class:`State`.
+    :param anywhere: whether the search path tells where the table may be.
+    """
     for last in (False, True):
         try:
             return connection.execute(query).all()
@@ -306,7 +377,8 @@ def _rows(connection: sa.Connection, query: sa.Select[Any], table: sa.Table) -> 
             connection.rollback()
             if error.connection_invalidated:
                 raise
-            if not sa.inspect(connection).has_table(table.name, schema=translated(connection, None)):
+            schema = translated(connection, None) if anywhere else place or _schema(connection)
+            if not sa.inspect(connection).has_table(table.name, schema=schema):
                 return None
             if last:
                 raise
@@ -330,7 +402,8 @@ def create_state(connection: sa.Connection) -> None:
             if attempt:
                 threading.Event().wait(random.uniform(0, 0.05 * attempt))
             begin(connection)
-            state.create(connection, checkfirst=True)
+            if not sa.inspect(connection).has_table(state.name, schema=_schema(connection)):
+                state.create(connection, checkfirst=False)
             if connection.execute(sa.select(state.c.id)).first() is None:
                 connection.execute(state.insert().values(new_state()))
             connection.commit()
@@ -339,6 +412,11 @@ def create_state(connection: sa.Connection) -> None:
             # Another one made it between our look and our act; databases report that in many ways. Look again.
             connection.rollback()
             failure = error
+            if denied(error) or read_only(error):  # then only another one can have made it
+                if read_state(connection) is None:
+                    raise
+                connection.rollback()
+                return
     assert failure is not None
     raise failure
 
@@ -353,8 +431,11 @@ def new_state() -> dict[str, Any]:
 
 def create_tables(connection: sa.Connection) -> None:
     """Make the other tables where they are missing, and what an earlier release of them lacks; under the lock."""
-    metadata.create_all(connection)
-    schema = translated(connection, None)
+    schema = _schema(connection)
+    inspector = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        if not inspector.has_table(table.name, schema=schema):
+            table.create(connection, checkfirst=False)
     if "detail" not in {column["name"] for column in sa.inspect(connection).get_columns(progress.name, schema=schema)}:
         from alembic.ddl.base import AddColumn
 
@@ -366,12 +447,26 @@ def begun(connection: sa.Connection) -> set[str]:
     return set(connection.scalars(sa.select(progress.c.migration).distinct()))
 
 
-def read_progress(connection: sa.Connection, *, running: bool) -> Progress | None:
+def missing_tables(connection: sa.Connection) -> set[str]:
+    """Names of those of our tables that the database lacks, or has in the form of an earlier release."""
+    inspector, schema, found = sa.inspect(connection), _schema(connection), set()
+    for table in metadata.sorted_tables:
+        if inspector.has_table(table.name, schema=schema):
+            columns = {column["name"] for column in inspector.get_columns(table.name, schema=schema)}
+            if columns.issuperset(table.columns.keys()):
+                continue
+        found.add(table.name)
+    return found
+
+
+def read_progress(connection: sa.Connection, place: str | None = None, *, running: bool) -> Progress | None:
     """The backfill that is not finished; ``None`` where there is none. One query.
 
+    :param place: see :class:`State`.
     :param running: whether somebody is at it.
     """
     query = sa.select(progress.c.migration, progress.c.row_count, progress.c.detail)
+    query = query.where(_within(connection, progress, place))
     try:
         rows = connection.execute(query.where(progress.c.step.like("backfill:%"))).all()
     except sa.exc.DBAPIError:  # no such table, one of an earlier release, or no right to read it
@@ -421,6 +516,37 @@ def seal(connection: sa.Connection, source: str, databases: Iterable[str]) -> St
     sealed = read_state(connection)
     assert sealed is not None
     return sealed
+
+
+def settle(connection: sa.Connection, found: State, source: str, databases: Iterable[str]) -> bool:
+    """Write down that a history, found complete, holds these very sources; without the lock, and without waiting.
+
+    A history only grows, so that what it held it holds. Where the row is no longer what was found, or another one has
+    it, it is left alone.
+
+    :param found: the state row as it was read with the history.
+    :param source: see :func:`seal`; so is ``databases``.
+    :returns: whether it was written.
+    :raises sqlalchemy.exc.DBAPIError: it cannot be written.
+    """
+    same = sa.and_(
+        state.c.id == 1,
+        state.c.database_id == found.database_id,
+        state.c.applied == found.applied,
+        state.c.source == found.source,
+        _within(connection, state),
+    )
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        connection.rollback()
+    begin(connection)
+    if connection.execute(sa.select(state.c.id).where(same).with_for_update(nowait=True)).first() is None:
+        connection.rollback()
+        return False
+    values = {"source": source, "databases": json.dumps(list(databases))}
+    connection.execute(state.update().where(state.c.id == 1).values(values))
+    commit(connection)
+    return True
 
 
 def pending(migrations: Iterable[Migration], applied: Iterable[Applied], *, force: bool = False) -> list[Pending]:

@@ -7,11 +7,12 @@ transaction is rolled back, and the next worker begins it again: a migration lon
 from __future__ import annotations
 
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from .beat import Beat
 
 
 @contextmanager
@@ -21,20 +22,18 @@ def kept_alive() -> Iterator[None]:
     if worker is None or not worker.timeout:
         yield
         return
-    done = threading.Event()
+    worker.notify()
 
-    def report() -> None:
+    def report() -> float:
         worker.notify()
-        while not done.wait(worker.timeout / 2):  # worker.timeout is half of --timeout, in seconds
-            worker.notify()
+        return float(worker.timeout / 2)  # worker.timeout is half of --timeout, in seconds
 
-    thread = threading.Thread(target=report, name="db-smart-keepalive", daemon=True)
-    thread.start()
+    beat = Beat("db-smart-keepalive", report, worker.timeout / 2)
+    beat.start()
     try:
         yield
     finally:
-        done.set()
-        thread.join()
+        beat.stop()
 
 
 def _gunicorn_worker() -> Any:

@@ -9,7 +9,6 @@ file, which the kernel releases with the process.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import socket
@@ -17,24 +16,26 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from .beat import Beat
 from .database import Database, begin, transient
 from .errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
 from .flag import NO_LINK, read_regular
 from .history import Holder, State, epoch_us, read_state, state
-from .notices import WAIT_SHOWN_AFTER, unheard
+from .notices import WAIT_SHOWN_AFTER, logger_of, unheard
+from .ownership import give, make_file
 from .settings import LockSettings
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 #: The pause between two tries grows from the first to the second figure, seconds, and is jittered. It is about a third
 #: of the time waited so far: a herd of waiters that comes back faster takes from the server what the holder needs.
@@ -43,6 +44,8 @@ _PAUSES = (0.05, 3.0)
 _NOTE_EVERY = 0.5
 #: A longer file is not the holder's, bytes.
 _MOST_OF_HOLDER = 65536
+#: What the lock of a SQLite file is called, after the name of the file.
+_LOCK = ".db-smart.lock"
 #: How often a waiter says whom it waits for, seconds.
 _TELL_EVERY = 5.0
 
@@ -174,10 +177,8 @@ class _Lease(Lock):
         super().__init__(database, settings)
         self._token: int | None = None
         self._migration = ""
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-        self._lost = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._lost = False
+        self._heart: Beat | None = None
 
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
         free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us())
@@ -205,7 +206,8 @@ class _Lease(Lock):
                 if transient(error):  # another one was quicker, maybe on another node of the cluster
                     return False
                 raise
-        self._heart = threading.Thread(target=self._beat, name="db-smart-heartbeat", daemon=True)
+        pause = self.settings.lease / 3
+        self._heart = Beat("db-smart-heartbeat", self._beat, pause, min(_NOTE_EVERY, pause))
         try:
             self._heart.start()
         except BaseException:  # no more threads
@@ -215,10 +217,8 @@ class _Lease(Lock):
         return True
 
     def release(self) -> None:
-        self._stop.set()
-        self._wake.set()
         if self._heart is not None:
-            self._heart.join()
+            self._heart.stop()
         try:
             self._update({"lease_expires": 0, "holder": "", "lease_migration": ""})
         except Exception as error:  # the expiry frees it
@@ -230,10 +230,11 @@ class _Lease(Lock):
             return None if found is None else found.holder
 
     def note(self, migration: str) -> None:
-        if self._lost.is_set():
+        if self._lost:
             raise self._loss()
         self._migration = migration
-        self._wake.set()
+        if self._heart is not None:
+            self._heart.wake()
 
     def confirm(self, connection: sa.Connection) -> None:
         # An update, not a query: it locks the row until this transaction ends, so that nobody takes the lease between.
@@ -276,21 +277,19 @@ class _Lease(Lock):
                 return None
             return connection.execute(sa.select(state, epoch_us().label("now")).where(state.c.id == 1)).first()
 
-    def _beat(self) -> None:
-        pause = self.settings.lease / 3
-        while not self._stop.wait(min(_NOTE_EVERY, pause)):
-            self._wake.wait(pause)
-            self._wake.clear()
-            if self._stop.is_set():
-                return
-            try:
-                if not self._update({"lease_expires": self._expiry(), "lease_migration": self._migration}):
-                    self._lost.set()
-                    return
-                pause = self.settings.lease / 3
-            except Exception as error:  # try again soon; whether the lease still holds is seen where it counts
-                _logger.warning("db-smart: heartbeat failed: %s", self.database.redact(error))
-                pause = self.settings.lease / 15
+    def _beat(self) -> float | None:
+        """Renew the lease.
+
+        :returns: when to do so again, seconds.
+        """
+        try:
+            if not self._update({"lease_expires": self._expiry(), "lease_migration": self._migration}):
+                self._lost = True
+                return None
+            return self.settings.lease / 3
+        except Exception as error:  # try again soon; whether the lease still holds is seen where it counts
+            _logger.warning("db-smart: heartbeat failed: %s", self.database.redact(error))
+            return self.settings.lease / 15
 
     def _update(self, values: dict[str, object]) -> bool:
         """Change the row in a transaction of its own, if the lease is still ours."""
@@ -320,7 +319,7 @@ class _FileLock(Lock):
         super().__init__(database, settings)
         # Not the link that leads to the file: each release may have one of its own.
         path = None if database.path is None else os.path.realpath(database.path)
-        self._path = None if path is None else Path(f"{path}.db-smart.lock")
+        self._path = None if path is None else Path(f"{path}{_LOCK}")
         self._info = None if path is None else Path(f"{path}.db-smart.holder")
         self._lock: BaseFileLock | None = None
         self._since = datetime.now(timezone.utc)
@@ -330,11 +329,16 @@ class _FileLock(Lock):
             return True
         from filelock import FileLock, Timeout
 
+        make_file(self._path, self._like)
         self._lock = self._lock or FileLock(self._path, thread_local=False)
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
+        except OSError as error:
+            if error.filename is None:  # such as a pipe in its place, which cannot be cut
+                error.filename = str(self._path)
+            raise
         self._since = datetime.now(timezone.utc)
         try:
             self.note("")
@@ -369,6 +373,13 @@ class _FileLock(Lock):
         except (OSError, ValueError, TypeError, RecursionError):  # just released, or just being written
             return Holder("another process", datetime.now(timezone.utc), None, "")
 
+    @property
+    def _like(self) -> Path:
+        """Whose owner the files get that root makes: the database, or its folder where there is none yet."""
+        assert self._path is not None
+        path = self._path.with_name(self._path.name.removesuffix(_LOCK))
+        return path if path.exists() else path.parent
+
     def left_behind(self) -> str | None:
         holder = self.holder()
         if holder is not None:
@@ -394,6 +405,8 @@ class _FileLock(Lock):
             try:
                 with open(temporary, "x", encoding="utf-8") as file:
                     file.write(text)
+                with suppress(OSError):  # a file system without owners
+                    give(temporary, self._like)
                 os.replace(temporary, self._info)
             except BaseException:
                 temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from .catalog import Constraint
+from .database import number
 from .ddl import AddColumns, ModifyColumn, default_text, definition_text, render
 from .errors import DbSmartError
 from .forms import Broken, Change, Forms
@@ -48,6 +49,12 @@ _WIDTH = sa.text(
     "(SELECT SUBSTRING_INDEX(TABLE_COLLATION, '_', 1) FROM information_schema.TABLES "
     "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table))"
 )
+#: Of a table, what keeps the server from doing beside writers some of what it does so otherwise.
+_IN_THE_WAY = sa.text(
+    "SELECT i.INDEX_TYPE, c.EXTRA FROM information_schema.COLUMNS AS c LEFT JOIN information_schema.STATISTICS AS i "
+    "ON i.TABLE_SCHEMA = c.TABLE_SCHEMA AND i.TABLE_NAME = c.TABLE_NAME AND i.COLUMN_NAME = c.COLUMN_NAME "
+    "WHERE c.TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND c.TABLE_NAME = :table"
+)
 _TARGET = sa.text(
     "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
     "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table"
@@ -64,6 +71,11 @@ class MariadbForms(Forms):
         self._take_named_checks(table, table.columns)
         super().create_table(table)
 
+    def replace_table(self, table: sa.Table, name: str) -> None:
+        """Drop an empty table, and give its name to another one, to which the foreign keys of others then lead."""
+        with self._unchecked(True):
+            super().replace_table(table, name)
+
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:
@@ -75,12 +87,21 @@ class MariadbForms(Forms):
             with self._rows_in_the_way(table, constraints, what, columns):
                 super().add_columns(table, columns, constraints, online)
             return
+        if self.execution.dry:
+            what = f"op.add_columns({table.name!r}, …)"
+            stored = any(column.computed is not None and column.computed.persisted for column in columns)
+            if stored or any(isinstance(constraint, sa.CheckConstraint) for constraint in constraints):
+                raise Refused(
+                    BLOCKS, what, "The server adds a stored computed column, and a check that has a name, only so. "
+                )
         added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
         keys = bool(added)
         for key in added:
             self._check_target(key)
         if keys:
             self.execution.promise(f"columns {table.schema} {table.name}")
+        indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
+        self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
         with self._unchecked(keys), self._rows_in_the_way(table, constraints, what, columns):
             self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
         planned = self.catalog.plan(table.name, table.schema)
@@ -106,10 +127,12 @@ class MariadbForms(Forms):
         """Drop a column."""
         change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
         what = f"op.drop_column({table!r}, {column!r})"
+        if online:
+            self._foresee_rebuild(table, schema, "drop", what)
         try:
             self._send(change, online, what, (table, schema))
         except sa.exc.DBAPIError as error:
-            if _code(error) != _KEY_COLUMN:
+            if number(error) != _KEY_COLUMN:
                 raise
             raise DbSmartError(
                 f"{what}: the column is in a unique constraint with other columns. Nothing was changed. Drop that "
@@ -145,7 +168,7 @@ class MariadbForms(Forms):
                 self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
         else:
-            if self.execution.dry and online and isinstance(constraint, sa.CheckConstraint):
+            if self._foresees and online and isinstance(constraint, sa.CheckConstraint):
                 raise Refused(BLOCKS, what, "The server checks old rows only so. ")
             with self._rows_in_the_way(constraint.table, [constraint], what):
                 self._send(sa.schema.AddConstraint(constraint), online, what, place)
@@ -158,7 +181,7 @@ class MariadbForms(Forms):
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
-        if change.nullable is False:
+        if change.nullable is False and not self.execution.dry:
             missing = self._nulls(change)
             if missing:
                 raise Refused(OLD_ROWS, what, f"{counted(missing, 'has', 'have')} NULL. ")
@@ -171,15 +194,34 @@ class MariadbForms(Forms):
             if change.server_default is not False and not on_update:
                 default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
                 self._send(default, online, what, None)  # first, as the old one may not fit the new type
-            if self.execution.dry and online and change.type_ is not None:
+            if self._foresees and online and change.type_ is not None:
                 self._foresee(change, definition, what)
+            if online and change.nullable is not None:
+                self._foresee_rebuild(change.table, change.schema, "null" if change.nullable else "not null", what)
             if modify or on_update:
                 modified = ModifyColumn(change.table, change.column, definition, change.schema)
-                self._send(modified, online, what, (change.table, change.schema))
+                with self._strict():
+                    self._send(modified, online, what, (change.table, change.schema))
         self.rename_column(change)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
             planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+
+    def default(self, change: Change) -> str | None:
+        """The default that a column has. SQLAlchemy does not find all that are expressions."""
+        found = _DEFINITION.fullmatch(self._shown(change))
+        if found is None:
+            return super().default(change)
+        return _around_default(found[4])[1][len("DEFAULT ") :] or None
+
+    @property
+    def _foresees(self) -> bool:
+        """Whether this is a dry run, of a server of which it is known what blocks its writers.
+
+        MariaDB from 11.2 on can copy nearly any table beside them, and is asked to; only it knows when it cannot.
+        """
+        is_mariadb, version = getattr(self.dialect, "is_mariadb", True), self.dialect.server_version_info or ()
+        return self.execution.dry and not (is_mariadb and version >= (11, 2))
 
     def _foresee(self, change: Change, definition: str, what: str) -> None:
         """Say in a dry run what the server would say to ``LOCK=NONE``.
@@ -192,6 +234,29 @@ class MariadbForms(Forms):
         width = self.execution.connection.scalar(_WIDTH, names) or 1
         if blocks(old, definition, width, mariadb=bool(getattr(self.dialect, "is_mariadb", True))):
             raise Refused(BLOCKS, what, f"It would change the type from {type_of(old)} to {type_of(definition)}. ")
+
+    def _foresee_rebuild(self, table: str, schema: str | None, how: str, what: str) -> None:
+        """Say in a dry run that the server cannot rebuild a table beside its writers.
+
+        :param how: ``add``, ``add indexed``, ``drop``, ``null`` or ``not null``.
+        :raises Refused: it cannot.
+        """
+        if not self._foresees:
+            return
+        names = {"table": self.catalog.stored(table, schema), "schema": schema}
+        columns = self.execution.connection.execute(_IN_THE_WAY, names).all()
+        kinds = {column.INDEX_TYPE for column in columns}
+        found = ""
+        if "FULLTEXT" in kinds:
+            found = "a FULLTEXT index"
+        elif "SPATIAL" in kinds and how in ("add indexed", "null", "not null"):
+            found = "a SPATIAL index"
+        elif any("VIRTUAL" in column.EXTRA and column.INDEX_TYPE for column in columns):
+            found = "an indexed virtual column"
+        elif how == "not null" and any("STORED" in column.EXTRA for column in columns):
+            found = "a stored computed column"
+        if found:
+            raise Refused(BLOCKS, what, f"The table has {found}. ")
 
     def _take_named_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
@@ -207,16 +272,8 @@ class MariadbForms(Forms):
         return taken
 
     def _nulls(self, change: Change) -> int:
-        """How many rows have NULL in a column; none where a dry run cannot know."""
-        table, column = change.table, change.existing.get("stored", change.column)
-        if self.execution.dry:
-            stored = self.catalog.stored(change.table, change.schema)
-            if self.execution.rows_changed or stored is None:
-                return 0
-            if column is None:
-                return 0 if change.existing["default"] is not None else self.catalog.count(stored, change.schema)
-            table = stored
-        return self.catalog.count(table, change.schema, sa.column(column).is_(None))
+        """How many rows have NULL in a column."""
+        return self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
 
     def _definition(self, change: Change) -> tuple[str, bool]:
         """The definition that a column is to have: the one that the server shows, edited.
@@ -256,9 +313,24 @@ class MariadbForms(Forms):
         column = existing.get("stored", existing["name"])
         name = self.dialect.identifier_preparer.format_table(sa.table(str(table), schema=change.schema))
         lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
-        start = f"  `{column.replace('`', '``')}` "
+        quote = self.dialect.identifier_preparer.initial_quote  # a double one in the mode ANSI_QUOTES
+        start = f"  {quote}{column.replace(quote, quote * 2)}{quote} "
         line: str = next(line for line in lines if line.lower().startswith(start.lower()))
         return line[len(start) :].rstrip(",")
+
+    @contextmanager
+    def _strict(self) -> Iterator[None]:
+        """Have the server fail for a value that does not fit, rather than make another one of it and only warn."""
+        mode = str(self.execution.connection.exec_driver_sql("SELECT @@SESSION.sql_mode").scalar())
+        if "STRICT" in mode:
+            yield
+            return
+        self.execution.send("SET @db_smart_mode = @@SESSION.sql_mode")
+        self.execution.send("SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@db_smart_mode, ''), 'STRICT_ALL_TABLES')")
+        try:
+            yield
+        finally:
+            self.execution.send("SET SESSION sql_mode = @db_smart_mode")
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:
@@ -351,7 +423,7 @@ class MariadbForms(Forms):
         :param place: the table and its schema, if its storage engine matters.
         :raises Refused: the server cannot do it so, or rows break it.
         """
-        if self.execution.dry and place is not None:
+        if self._foresees and place is not None:
             names = {"table": self.catalog.stored(*place), "schema": place[1]}
             row = self.execution.connection.execute(_TARGET, names).first()
             if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
@@ -360,7 +432,7 @@ class MariadbForms(Forms):
         try:
             self.execution.send(text, more)
         except sa.exc.DBAPIError as error:
-            if _code(error) in _CANNOT:
+            if number(error) in _CANNOT:
                 raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
             raise
 
@@ -371,7 +443,7 @@ class MariadbForms(Forms):
 
         :raises Refused: rows break one.
         """
-        if self.execution.dry or self.catalog.empty(table.name, table.schema):
+        if self.execution.dry:
             return
         broken = self.broken_checks(table, columns, constraints)
         if broken:
@@ -395,16 +467,12 @@ class MariadbForms(Forms):
         try:
             yield
         except sa.exc.DBAPIError as error:
-            code = _code(error)
+            code = number(error)
             kind: Broken = "check" if code in _CHECK_FAILED else "foreign" if code == _NO_TARGET else "unique"
             if kind == "unique" and code != _DUPLICATE:
                 raise
             found = self.in_the_way(kind, table, constraints, columns, unique)
             raise Refused(OLD_ROWS, what, found) from error
-
-
-def _code(error: sa.exc.DBAPIError) -> Any:
-    return error.orig.args[0] if error.orig is not None and error.orig.args else None
 
 
 def _around_default(more: str) -> tuple[str, str, str]:

@@ -1,16 +1,53 @@
-"""What a person must see although no logging is set up, and what nobody wants to see although it is."""
+"""What a person must see although no logging is set up, what nobody wants to see although it is, and who cannot log."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from .errors import one_line, text_of
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter
 
 #: How long a boot waits before it says so at ``WARNING`` where that is needed to be seen, seconds.
 WAIT_SHOWN_AFTER = 1.0
 
 
-def unheard(logger: logging.Logger) -> bool:
+#: What was said of handlers that raise.
+_said: set[str] = set()
+
+
+class Logger(_Adapter):
+    """A logger whose handlers and filters may raise: what was done is done, and what is to be done goes on.
+
+    Only what ends the process, such as Ctrl-C, goes through.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log, and say once on standard error, as Python's own handlers do, what cannot be logged."""
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        try:
+            self.logger.log(level, msg, *args, **kwargs)
+        except Exception as error:
+            said = f"db-smart: what is logged to {self.logger.name} gets lost: {type(error).__name__}: {text_of(error)}"
+            if said not in _said and logging.raiseExceptions:
+                _said.add(said)
+                with suppress(Exception):
+                    print(one_line(said), file=sys.stderr)
+
+
+def logger_of(name: str) -> Logger:
+    """The logger of a module."""
+    return Logger(logging.getLogger(name), {})
+
+
+def unheard(logger: Logger) -> bool:
     """Whether what is logged at ``INFO`` is not seen, as nobody has set up logging that far.
 
     Python shows warnings on stderr even then.
@@ -18,7 +55,7 @@ def unheard(logger: logging.Logger) -> bool:
     return not logger.isEnabledFor(logging.INFO) or not logger.hasHandlers()
 
 
-def notice(logger: logging.Logger, message: str, *args: object) -> None:
+def notice(logger: Logger, message: str, *args: object) -> None:
     """Log at ``INFO``, or at ``WARNING`` where that would not be seen."""
     logger.log(logging.WARNING if unheard(logger) else logging.INFO, message, *args, stacklevel=2)
 

@@ -8,7 +8,8 @@ into several transactions where that form needs it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 
 from .catalog import Catalog, Constraint, Index
 from .controls import controls_transaction
-from .database import translated
+from .database import broken_by_rows, translated
 from .errors import DbSmartError
 from .migrations import Migration
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from .execution import Execution
-    from .forms import Forms
+    from .foresight import Foresight
+    from .forms import Change, Forms
     from .rules import Rule
 
 #: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
@@ -85,6 +87,8 @@ def _step(function: _F) -> _F:
         if steps.done(key) is None:
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             steps.record(key, 0, None, None)
+        else:
+            self._execution.done_before(_called(function.__name__, args))
 
     return cast(_F, call)
 
@@ -154,10 +158,17 @@ class Operations:
                 "statement was not sent. Leave it out; what must not run in a transaction goes into a migration with "
                 "@migration(transactional=False)."
             )
-        if self._execution.dry:
-            return self._execution.pretend(query, parameters)
-        connection = self._own() if self._execution.transactional else self._connection
         memory = self._execution.memory
+        if self._execution.dry:
+            try:
+                return self._execution.pretend(query, parameters)
+            except sa.exc.DBAPIError as error:
+                if memory is None or not memory.excuses(self._migration.name, error):
+                    raise
+                self._connection.rollback()
+                self._execution.passed_by_statement(error)
+                return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+        connection = self._own() if self._execution.transactional else self._connection
         if memory is None or not memory.lenient(self._migration.name):
             return self._execution.alone(lambda: connection.execute(query, parameters))
         try:
@@ -202,16 +213,16 @@ class Operations:
         """
         if self._passed(f"add_columns({table!r})", schema, table):
             return
-        copies = [
-            column._copy()
-            for column in columns
-            if not self._passed(f"add_columns({table!r}, {column.name!r})", schema, table, "column", column.name)
-            and not self._model_has(f"add_columns({table!r}, {column.name!r})", schema, table, column.name)
-        ]
+        copies = []
+        for column in columns:
+            what = f"add_columns({table!r}, {column.name!r})"
+            if self._passed(what, schema, table, "column", column.name):
+                continue
+            self._note_back("column", schema, table, column.name)
+            if not self._model_has(what, schema, table, column.name):
+                copies.append(column._copy())
         if not copies:
             return
-        for column in copies:
-            self._note_back("column", schema, table, column.name)
         self._add_columns(self._described(table, copies, schema), copies, online)
 
     def _add_columns(self, described: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
@@ -243,14 +254,16 @@ class Operations:
                 constraint
                 for constraint in described.constraints
                 if not isinstance(constraint, sa.PrimaryKeyConstraint)
+                and not self._claimed(schema, table, constraint.name)
                 and {column.name for column in getattr(constraint, "columns", ())} & names
             ]
-            with self._execution.operation(f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"):
+            self._need(one for one in constraints if isinstance(one, sa.ForeignKeyConstraint))
+            what = f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"
+            with self._execution.operation(what), self._rows_said(f"op.{what}"):
                 self._forms.add_columns(described, missing, constraints, busy)
+        self._catalog.plan_columns(table, schema, missing)
         self._forms.finish_columns(described, columns if busy else missing, busy)
-        planned = self._catalog.plan(table, schema)
-        if planned is not None:
-            planned.columns.update({self._catalog.fold(column.name): _reflected(column) for column in missing})
+        self._foresee_columns(described, missing)
         self._create_indexes(described, busy)
 
     @_formerly(table="table_name")
@@ -268,13 +281,13 @@ class Operations:
         what = f"create_table({table_name!r})"
         if self._passed(what, schema, table_name):
             return
+        self._note_back("table", schema, table_name)
         if self._model(schema, table_name) is not None:
             self._execution.satisfied(what)
             return
-        self._note_back("table", schema, table_name)
         if self._fresh and not self.has_table(table_name, schema=schema):
             self._note_first_run("added", schema, table_name)
-        copies = [item._copy() if isinstance(item, (sa.Column, sa.Constraint)) else item for item in items]
+        copies = [_copied(item) for item in items]
         self._create_table(self._described(table_name, copies, schema, **options))
 
     @_step
@@ -293,6 +306,9 @@ class Operations:
         metadata = sa.MetaData(naming_convention=table.metadata.naming_convention)
         schema = translated(self._connection, table.schema)
         described = table.to_metadata(metadata, schema=cast(Any, schema), referred_schema_fn=self._referred_schema)
+        self._note_back("table", schema, table.name)
+        for column in table.columns:
+            self._note_back("column", schema, table.name, column.name)
         for key in table.foreign_keys:
             other = key.column.table
             place = translated(self._connection, other.schema)
@@ -317,9 +333,13 @@ class Operations:
         what = f"drop_table({table_name!r})"
         if self._passed(what, schema, table_name):
             return
-        if not self.has_table(table_name, schema=schema) or self._model(schema, table_name) is not None:
+        model = self._model(schema, table_name)
+        if model is not None or not self.has_table(table_name, schema=schema):
             self._note("dropped", "table", schema, table_name)
-            self._execution.satisfied(what)
+            if model is None or not self._reset(model, schema, what):
+                self._execution.satisfied(what)
+            return
+        if self._made_again(what, schema, table_name):
             return
         self._ask("DROP_TABLE", f"op.{what}")
         self._note("dropped", "table", schema, table_name)
@@ -352,15 +372,38 @@ class Operations:
             with self._execution.operation(what):
                 self._replace_table(old_table_name, new_table_name, schema)
             return
-        if not old or new:
+        if (not old or new) and "renamed" in self._did("table", schema, old_table_name):
+            if not old or self._made_again(what, schema, old_table_name):
+                self._execution.passed_by(what, "an earlier run has renamed it")
+                return
+            if self._catalog.empty(old_table_name, schema):  # SQL of an older migration that ran again has made it
+                with self._execution.operation(what):
+                    self._forms.drop_table(self._described(old_table_name, [], schema))
+                self._catalog.plan_drop(old_table_name, schema)
+                return
+        # The models' table, which this first run has made, gives way to the one that was there before it.
+        empty = new and self._model(schema, new_table_name) is not None and self._catalog.empty(new_table_name, schema)
+        if not old or (new and not empty):
             state = "both tables are there" if old else "there is neither table"
             raise DbSmartError(f"op.{what}: {state}. Nothing was renamed; see which one holds the data.")
         self._ask("RENAME_TABLE", f"op.{what}")
+        if empty:
+            self._note_first_run("there", schema, new_table_name)
+            self._note_renamed("table", schema, old_table_name, new_table_name)
+            keys = self._keys_to(new_table_name, schema) if self._execution.dialect == "postgresql" else []
+            with self._execution.operation(what):
+                for key in keys:
+                    self._drop_key(*key, schema)
+                self._forms.replace_table(self._described(new_table_name, [], schema), old_table_name)
+                for key in keys:
+                    self._add_key(*key, new_table_name, schema)
+            self._catalog.plan_drop(new_table_name, schema)
+            self._catalog.plan_drop(old_table_name, schema, new_table_name)
+            return
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
-        memory = self._execution.memory
-        if memory is not None and memory.unused(schema, old_table_name):
-            self._execution.note(memory.module, *memory.created, schema, new_table_name)
+        if self._unused(schema, old_table_name):
+            self._note_unused(schema, new_table_name)
         self._note_renamed("table", schema, old_table_name, new_table_name)
         with self._execution.operation(what):
             self._forms.rename_table(old_table_name, new_table_name, schema)
@@ -383,6 +426,8 @@ class Operations:
             self._note("dropped", "column", schema, table_name, column_name)
             self._execution.satisfied(what)
             return
+        if self._made_again(what, schema, table_name, "column", column_name):
+            return
         self._ask("DROP_COLUMN", f"op.{what}")
         shared = self._forms.shared(table_name, column_name, schema)
         if shared:
@@ -393,9 +438,7 @@ class Operations:
         self._note("dropped", "column", schema, table_name, column_name)
         with self._execution.operation(what):
             self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
-        planned = self._catalog.plan(table_name, schema)
-        if planned is not None:
-            planned.columns.pop(self._catalog.fold(column_name), None)
+        self._catalog.plan_rename(table_name, schema, column_name, None)
 
     @_step
     def alter_column(
@@ -437,14 +480,25 @@ class Operations:
         if self._model(schema, table_name) is not None and not self._alter_as_model(
             what, schema, table_name, column_name, new
         ):
+            self._note_altered(schema, table_name, new or column_name, type_, nullable, server_default)
             return
         columns = self._catalog.columns(table_name, schema)
         if fold(column_name) not in columns and new is not None and fold(new) in columns:
             self._note_renamed("column", schema, table_name, str(new_column_name), column=column_name)
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
         if fold(column_name) not in columns:
+            if self._took(schema, table_name, column_name):
+                self._execution.passed_by(what, "an earlier run of this migration has taken it away")
+                return
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and fold(new) in columns and fold(new) != fold(column_name):
+            if "renamed" in self._did("column", schema, table_name, column_name):
+                if self._made_again(what, schema, table_name, "column", column_name):
+                    return
+                if self._no_values(schema, table_name, column_name):  # an older migration has added it by SQL again
+                    with self._execution.operation(what):
+                        self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
+                    return
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
         change = Change(table_name, schema, column_name, columns[fold(column_name)], name=new, using=postgresql_using)
         if type_ is not None and self._passed(f"{what} to {type_!r}", schema, table_name, "type", column_name):
@@ -467,17 +521,12 @@ class Operations:
                 self._ask("NARROW_TYPE", f"op.{what} from {types[0]} to {types[1]}")
         if nullable is not None and nullable != change.existing["nullable"]:
             change.nullable = nullable
-        if server_default is not False and not self._same_default(change.existing, server_default):
+        if server_default is not False and not self._same_default(change, server_default):
             change.server_default = server_default
         if change.name is not None:
             self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
             self._note_renamed("column", schema, table_name, change.name, column=column_name)
-        named = change.name or column_name
-        for kind, given in (("type", type_ is not None), ("nullable", nullable is not None)):
-            if given:
-                self._note("altered", kind, schema, table_name, named)
-        if server_default is not False:
-            self._note("altered", "default", schema, table_name, named)
+        self._note_altered(schema, table_name, change.name or column_name, type_, nullable, server_default)
         self._alter(change, what, online)
 
     @_step
@@ -603,10 +652,14 @@ class Operations:
         :raises Refused: it is unique, and rows have the same values.
         """
         what = f"create_index({index_name!r}, {table_name!r})"
-        if self._passed(what, schema, table_name, "index", index_name):
+        if self._passed(what, schema, table_name, "index", index_name) or self._past(what, schema, table_name, columns):
             return
         self._note_back("index", schema, table_name, index_name)
-        if self._model_names(schema, table_name, index_name) or self._lacks(what, schema, table_name, columns):
+        if (
+            self._model_names(schema, table_name, index_name)
+            or self._claimed(schema, table_name, index_name)
+            or self._lacks(what, schema, table_name, columns)
+        ):
             self._execution.satisfied(what)
             return
         index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
@@ -681,11 +734,19 @@ class Operations:
             self._passed(f"{what} of {name!r}", place, table, "column", name) for name in columns
         ):
             return
-        if self._fresh and self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
+        if self._catalog.has_table(table, place):
+            there = self._catalog.present(table, columns, place)
+            for name in columns:
+                if self._catalog.fold(name) not in there and self._took(place, table, name):
+                    self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                    return
+        if self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
             return
 
         def work() -> None:
             with self._execution.operation(what):
+                if self._foresight is not None:
+                    self._foresight.columns(table, columns, place)
                 condition: Any = where
                 if isinstance(where, str):  # a comment at its end is to end before our bracket
                     condition = as_written(sa.text(f"{where}\n" if "--" in where or "#" in where else where))
@@ -736,16 +797,9 @@ class Operations:
 
     @cached_property
     def _forms(self) -> Forms:
-        dialect = self._execution.dialect
-        if dialect == "postgresql":
-            from .postgresql import PostgresqlForms as Kind
-        elif dialect == "mysql":
-            from .mariadb import MariadbForms as Kind  # type: ignore[assignment]
-        elif dialect == "sqlite":
-            from .sqlite import SqliteForms as Kind  # type: ignore[assignment]
-        else:
-            from .forms import Forms as Kind  # type: ignore[assignment]
-        return Kind(self._execution, self._catalog)
+        from .forms import forms_of
+
+        return forms_of(self._execution, self._catalog)
 
     @cached_property
     def _objects(self) -> Any:
@@ -788,18 +842,22 @@ class Operations:
         if self.has_table(name, schema=schema):
             self._execution.satisfied(f"create_table({name!r})")
         else:
-            memory = self._execution.memory
-            if memory is not None:
-                self._execution.note(memory.module, *memory.created, schema, name)
+            self._need(described.foreign_key_constraints)
+            for constraint in [*described.constraints]:
+                if self._claimed(schema, name, constraint.name):
+                    described.constraints.discard(constraint)
+            self._note_unused(schema, name)
             with self._execution.operation(f"create_table({name!r})"):
                 self._forms.create_table(described)
-            planned = self._catalog.plan(name, schema)
-            if planned is not None:
-                planned.columns = {self._catalog.fold(column.name): _reflected(column) for column in described.columns}
+            self._catalog.plan_columns(name, schema, described.columns)
         self._create_indexes(described, self._busy(name, schema, True))
 
     def _create_indexes(self, table: sa.Table, busy: bool) -> None:
-        named = [index for index in table.indexes if index.name is not None]
+        named = [
+            index
+            for index in table.indexes
+            if index.name is not None and not self._claimed(table.schema, table.name, index.name)
+        ]
         if named:
             from .ddl import name_text
 
@@ -814,10 +872,16 @@ class Operations:
 
         assert index.table is not None
         table, name = index.table, name_text(index, self._connection.dialect)
-        with self._execution.operation(f"create_index({name!r}, {table.name!r})"):
+        what = f"create_index({name!r}, {table.name!r})"
+        with self._execution.operation(what), self._rows_said(f"op.{what}"):
             if existing is not None:  # what a build that was cut short has left
                 self._forms.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), busy)
+            if self._foresight is not None:
+                names = [getattr(expression, "name", None) for expression in index.expressions]
+                self._foresight.columns(table.name, names, table.schema)
             self._forms.create_index(index, busy)
+            if self._foresight is not None and index.unique:
+                self._foresee_unique(index)
         planned = self._catalog.plan(table.name, table.schema)
         if planned is not None:
             columns = [getattr(expression, "name", None) for expression in index.expressions]
@@ -835,18 +899,29 @@ class Operations:
 
         table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
         what = f"create {kind} {name!r} on {table!r}"
-        if self._passed(what, schema, table, "constraint", name):
+        if self._passed(what, schema, table, "constraint", name) or self._past(what, schema, table, columns):
             return
         self._note_back("constraint", schema, table, name)
         settle_names([constraint], self._connection.dialect)
         name = str(constraint.name)
-        if self._model_names(schema, table, name) or self._lacks(what, schema, table, columns):
+        if (
+            self._model_names(schema, table, name)
+            or self._claimed(schema, table, name)
+            or self._lacks(what, schema, table, columns)
+        ):
             self._execution.satisfied(what)
             return
         existing = self._catalog.constraints(table, schema).get(self._catalog.fold(name))
         if existing is None:
-            with self._execution.operation(what):
+            if isinstance(constraint, sa.ForeignKeyConstraint):
+                self._need([constraint])
+            with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
+                if self._foresight is not None:
+                    self._foresight.columns(table, columns, schema)
                 self._forms.add_constraint(constraint, self._busy(table, schema, online))
+                if self._foresight is not None and target is not None:
+                    self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
+                self._foresee(constraint)
             planned = self._catalog.plan(table, schema)
             if planned is not None:
                 planned.constraints[self._catalog.fold(name)] = Constraint(name, kind, columns, target=target)
@@ -921,25 +996,94 @@ class Operations:
         if change.empty:
             self._execution.satisfied(what)
             return
-        with self._execution.operation(what):
+        with self._execution.operation(what), self._rows_said(f"op.{what}"):
             self._forms.alter_column(change, self._busy(change.table, change.schema, online))
+            if self._foresight is not None:
+                where = (f"op.{what}", change.table, change.schema, str(change.existing["name"]))
+                if change.nullable is False:
+                    self._foresight.not_null(*where)
+                if change.type_ is not None and self._execution.dialect != "sqlite":  # which cuts nothing off
+                    self._foresight.fits(*where, change.type_)
+        self._catalog.plan_rename(change.table, change.schema, change.column, change.name or change.column)
         planned = self._catalog.plan(change.table, change.schema)
         if planned is not None:
-            known = planned.columns.pop(self._catalog.fold(change.column))
-            name = change.name or change.column
-            known = {"stored": change.column, **known, "name": name, "type": change.type_ or known["type"]}
+            known = planned.columns[self._catalog.fold(change.name or change.column)]
+            known["type"] = change.type_ or known["type"]
             if change.nullable is not None:
                 known["nullable"] = change.nullable
             if change.server_default is not False:
                 known["default"] = self._default_text(change.server_default)
-            planned.columns[self._catalog.fold(name)] = known
 
-    def _same_default(self, existing: dict[str, Any], wanted: Any) -> bool:
+    @contextmanager
+    def _rows_said(self, what: str) -> Iterator[None]:
+        """Say it by its rule where rows are in the way of a form that has not said so itself.
+
+        :raises Refused: they are.
+        """
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if not broken_by_rows(error):
+                raise
+            from .rules import OLD_ROWS, Refused
+
+            said = f"The database says: {self._execution.database.redact(error)}. "
+            raise Refused(OLD_ROWS, what, said) from error
+
+    @cached_property
+    def _foresight(self) -> Foresight | None:
+        """In a dry run, who asks rows whether they would be in the way; ``None`` when the run is real."""
+        if not self._execution.dry:
+            return None
+        from .foresight import Foresight
+
+        return Foresight(self._catalog)
+
+    def _foresee(self, constraint: Any, what: str | None = None) -> None:
+        """In a dry run, see whether rows would break a constraint.
+
+        :raises Refused: they would.
+        """
+        if self._foresight is None:
+            return
+        table, schema = constraint.table.name, constraint.table.schema
+        what = what or f"The constraint {str(constraint.name)!r} of {table!r}"
+        if isinstance(constraint, sa.ForeignKeyConstraint):
+            self._foresight.foreign(what, constraint)
+        elif isinstance(constraint, sa.UniqueConstraint):
+            self._foresight.unique(what, table, schema, [column.name for column in constraint.columns])
+        elif isinstance(constraint, sa.CheckConstraint):
+            self._foresight.check(what, table, schema, constraint.sqltext)
+
+    def _foresee_unique(self, index: sa.Index) -> None:
+        assert self._foresight is not None
+        assert index.table is not None
+        columns = [getattr(expression, "name", None) for expression in index.expressions]
+        options: Any = index.dialect_kwargs
+        where = options.get(f"{self._connection.dialect.name}_where")
+        if not any(column is None for column in columns):
+            what = f"op.create_index({str(index.name)!r}, {index.table.name!r}, unique=True)"
+            self._foresight.unique(what, index.table.name, index.table.schema, [str(one) for one in columns], where)
+
+    def _foresee_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
+        """In a dry run, see whether rows would break what comes with new columns, by what the columns have in them."""
+        if self._foresight is None:
+            return
+        names = {column.name for column in columns}
+        what = f"op.add_columns({table.name!r}, {', '.join(map(repr, sorted(names)))})"
+        for constraint in table.constraints:
+            if names & {column.name for column in getattr(constraint, "columns", ())}:
+                self._foresee(constraint, what)
+        for column in columns:
+            for check in column.constraints:
+                if isinstance(check, sa.CheckConstraint):
+                    self._foresight.check(what, table.name, table.schema, check.sqltext)
+
+    def _same_default(self, change: Change, wanted: Any) -> bool:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
         from .defaults import same_default
 
-        shown = existing["default"]
-        return same_default(None if shown is None else str(shown), self._default_text(wanted), self._execution.dialect)
+        return same_default(self._forms.default(change), self._default_text(wanted), self._execution.dialect)
 
     def _default_text(self, default: Any) -> str | None:
         from .ddl import default_text
@@ -982,9 +1126,20 @@ class Operations:
 
         return self._catalog.fold(short_name(name, self._connection.dialect))
 
+    def _claimed(self, schema: str | None, table: str, name: Any) -> bool:
+        """Whether the models have an index or a constraint of this name on another table, which was made from them.
+
+        That is the one that this table gets a new name for, where it has none of a model; and such names may be those
+        of a whole schema.
+        """
+        if not name or not self._new(schema, table) or self._model(schema, table) is not None:
+            return False
+        memory = self._execution.memory
+        return memory is not None and memory.claims(schema, str(name))
+
     def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
         """Whether a new table lacks one of these columns: the models no longer have it, or a migration dropped it."""
-        if not self._fresh:
+        if not self._new(schema, table):
             return False
         names = [column for column in columns if isinstance(column, str)]
         there = self._catalog.present(table, names, schema)
@@ -996,19 +1151,14 @@ class Operations:
 
     def _leniently(self, name: str, arguments: tuple[Any, ...], work: Callable[[], object]) -> None:
         """Do something; pass it by if it wants what the database is past, see :meth:`~.memory.Memory.excuses`."""
-        memory = self._execution.memory
-        if memory is None or not memory.lenient(self._migration.name):
-            work()
-            return
-        try:
-            with self._execution.undoable():
-                work()
-        except (sa.exc.NoSuchTableError, sa.exc.DBAPIError) as error:
-            if not memory.excuses(self._migration.name, error):
-                raise
-            what = f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
-            reason = str(error) if isinstance(error, sa.exc.NoSuchTableError) else str(error.orig)
+
+        def left_out(error: Exception) -> None:
+            reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
+            what = _called(name, arguments)
             self._execution.passed_by(what, f"what it wants is not there any more: {reason}")
+
+        with self._execution.leniently(left_out):
+            work()
 
     def _passed(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether a migration defined later than this one has decided what becomes of a table, or of a part of it."""
@@ -1024,6 +1174,40 @@ class Operations:
         self._execution.passed_by(what, f"{event.name or event.table_name!r} was {done} since by {event.migration!r}")
         return True
 
+    def _did(self, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
+        """What earlier runs of this very migration have done to an object."""
+        memory = self._execution.memory
+        return [] if memory is None else memory.did(self._migration.name, kind, schema, table, name)
+
+    def _took(self, schema: str | None, table: str, column: str) -> bool:
+        return bool({"dropped", "renamed"} & {*self._did("column", schema, table, column)})
+
+    def _past(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
+        """Whether one of the columns of an index or constraint has another name since, or is gone."""
+        names = [column for column in columns if isinstance(column, str)]
+        if any(self._passed(what, schema, table, "column", name) for name in names):
+            return True
+        taken = [name for name in names if self._took(schema, table, name)]
+        if taken and self.has_table(table, schema=schema):
+            there = self._catalog.present(table, taken, schema)
+            for name in taken:
+                if self._catalog.fold(name) not in there:
+                    self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                    return True
+        return False
+
+    def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
+        """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
+        if self._did(kind, schema, table, name)[-1:] != ["back"]:
+            return False
+        self._execution.passed_by(what, "an earlier run has done so, and made what is there since")
+        return True
+
+    def _no_values(self, schema: str | None, table: str, column: str) -> bool:
+        target: Any = sa.column(column)
+        query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).where(target.is_not(None)).limit(1)
+        return self._connection.execute(query).first() is None
+
     def _note(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         self._execution.note(self._migration.name, event, kind, schema, table, name)
 
@@ -1036,6 +1220,16 @@ class Operations:
         memory = self._execution.memory
         if memory is not None and memory.gone(kind, schema, table, name):
             self._note("back", kind, schema, table, name)
+
+    def _note_altered(
+        self, schema: str | None, table: str, column: str, type_: Any, nullable: bool | None, server_default: Any
+    ) -> None:
+        """Remember what this migration decides of a column, also where it is so already, as in the models."""
+        for kind, given in (("type", type_ is not None), ("nullable", nullable is not None)):
+            if given:
+                self._note("altered", kind, schema, table, column)
+        if server_default is not False:
+            self._note("altered", "default", schema, table, column)
 
     def _note_renamed(self, kind: str, schema: str | None, old: str, new: str, *, column: str | None = None) -> None:
         """Remember a new name of a table; or, with ``column``, of a column of the table ``old``."""
@@ -1070,29 +1264,113 @@ class Operations:
 
     def _replace_column(self, schema: str | None, table: str, old: str, new: str) -> None:
         """Drop a column that this first run has added, as the model has it by its new name; its values go there."""
-        if not self._catalog.empty(table, schema) and not self._execution.dry:
+        if not self._catalog.empty(table, schema) or self._execution.rows_changed:
             target = sa.table(table, sa.column(old), sa.column(new), schema=schema)
-            move = target.update().values({new: target.c[old]}).where(target.c[old].is_not(None))
-            self._connection.execute(move)
+            self._move(target.update().values({new: target.c[old]}).where(target.c[old].is_not(None)))
         self._forms.drop_column(table, old, schema, False)
-        planned = self._catalog.plan(table, schema)
-        if planned is not None:
-            planned.columns.pop(self._catalog.fold(old), None)
+        self._catalog.plan_rename(table, schema, old, None)
+
+    def _reset(self, model: sa.Table, schema: str | None, what: str) -> bool:
+        """Take back what older migrations did to a table that the models have again after it was dropped.
+
+        :returns: whether there was anything.
+        """
+        table, fold = model.name, self._catalog.fold
+        if not self.has_table(table, schema=schema):
+            return False
+        columns, indexes = ({fold(str(one.name)) for one in items} for items in (model.columns, model.indexes))
+        more = [one["name"] for key, one in self._catalog.columns(table, schema).items() if key not in columns]
+        named = {fold(str(one.name)) for one in model.constraints if one.name} | indexes
+        extra = [
+            index.name
+            for key, index in self._catalog.indexes(table, schema).items()
+            if key not in named and {fold(str(column)) for column in index.columns} & {fold(name) for name in more}
+        ]
+        empty = self._catalog.empty(table, schema)
+        if not (more or extra) and empty:
+            return False
+        with self._execution.operation(what):
+            if not empty and not self._execution.dry:
+                self._connection.execute(sa.table(table, schema=schema).delete())
+            for name in extra:
+                self._forms.drop_index(self._objects.index(name, table, [], schema=schema), False)
+            for name in more:
+                self._forms.drop_column(table, name, schema, False)
+        return True
+
+    def _need(self, constraints: Iterable[sa.ForeignKeyConstraint]) -> None:
+        """Make sure, on the run that made the tables, that the targets of foreign keys are there.
+
+        SQLite does not need them, and MariaDB does not say that one is missing.
+
+        :raises sqlalchemy.exc.NoSuchTableError: one is not there; what wants it is left out.
+        """
+        if not self._fresh or self._execution.dialect == "sqlite":
+            return
+        for constraint in constraints:
+            target = constraint.referred_table
+            if target is not constraint.table and not self.has_table(target.name, schema=target.schema):
+                raise sa.exc.NoSuchTableError(target.name)
+
+    def _keys_to(self, table: str, schema: str | None) -> list[tuple[str, Any]]:
+        """The named foreign keys of other tables to a table, with the names of those; none in a dry run."""
+        if self._execution.dry:
+            return []
+        inspector = self._catalog.inspector
+        names = [name for name in inspector.get_table_names(schema) if name != table]
+        return [
+            (name, key)
+            for name in names
+            for key in inspector.get_foreign_keys(name, schema)
+            if key["name"] and key["referred_table"] == table and key["referred_schema"] in (None, schema)
+        ]
+
+    def _drop_key(self, table: str, key: Any, schema: str | None) -> None:
+        self._forms.drop_constraint(self._objects.generic_constraint(key["name"], table, "foreignkey", schema=schema))
+
+    def _add_key(self, table: str, key: Any, target: str, schema: str | None) -> None:
+        constraint = self._objects.foreign_key_constraint(
+            key["name"],
+            table,
+            target,
+            key["constrained_columns"],
+            key["referred_columns"],
+            source_schema=schema,
+            referent_schema=schema,
+            **key["options"],
+        )
+        self._forms.add_constraint(constraint, False)
 
     def _replace_table(self, old: str, new: str, schema: str | None) -> None:
         """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
-        if not self._catalog.empty(old, schema) and not self._execution.dry:
+        if not self._catalog.empty(old, schema):
             if not self._catalog.empty(new, schema):
                 raise DbSmartError(f"op.rename_table({old!r}, {new!r}): both tables have rows. Nothing was renamed")
-            target = self._catalog.columns(new, schema)
-            names = [column["name"] for key, column in self._catalog.columns(old, schema).items() if key in target]
+            target, source = self._catalog.columns(new, schema), self._catalog.columns(old, schema)
+            # What the models do not have is to get another name too, or to be dropped, and may be read before.
+            more = [sa.Column(one["name"], one["type"]) for key, one in source.items() if key not in target]
+            if more:
+                self._add_columns(self._described(new, [*more], schema), more, False)
+            names = [column["name"] for column in source.values()]
             columns: list[Any] = [sa.column(name) for name in names]
             rows = sa.select(*columns).select_from(sa.table(old, *columns, schema=schema))
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
-            self._connection.execute(into.insert().from_select(names, rows))
+            self._move(into.insert().from_select(names, rows))
             self._forms.rows_moved(new, schema, names)
+        for name, key in self._keys_to(old, schema):
+            self._drop_key(name, key, schema)
+            self._add_key(name, key, new, schema)
         self._forms.drop_table(self._described(old, [], schema))
         self._catalog.plan_drop(old, schema)
+
+    def _move(self, rows: sa.Update | sa.Insert) -> None:
+        """Bring rows to where the models have them."""
+        if self._execution.dry:
+            from .ddl import render
+
+            self._execution.send(render(rows, self._connection.dialect))
+        else:
+            self._connection.execute(rows)
 
     def _ask(self, rule: str, what: str) -> None:
         """Refuse what destroys or breaks something, unless the migration says that it may.
@@ -1107,12 +1385,21 @@ class Operations:
 
         :raises Refused: the migration does not say that it may.
         """
-        memory = self._execution.memory
-        unused = memory is not None and (memory.unused(schema, table) or memory.new(schema, table))
-        if self._execution.dry and self._catalog.stored(table, schema) is None:
-            unused = True
+        unused = self._unused(schema, table) or self._new(schema, table)
         if not unused and not self._catalog.empty(table, schema):
             self._ask("DROP_CONSTRAINT", what)
+
+    def _unused(self, schema: str | None, table: str) -> bool:
+        """Whether a run that is not complete, or this dry one, has created a table, so that no release uses it yet."""
+        if self._execution.dry and self._catalog.stored(table, schema) is None:
+            return True
+        return self._execution.memory is not None and self._execution.memory.unused(schema, table)
+
+    def _note_unused(self, schema: str | None, table: str) -> None:
+        """Remember that this run creates a table; a script of a dry one is complete when it ends."""
+        memory = self._execution.memory
+        if memory is not None and not self._execution.dry:
+            self._execution.note(memory.module, *memory.created, schema, table)
 
     @staticmethod
     def _refuse(rule: str, what: str) -> None:
@@ -1120,6 +1407,11 @@ class Operations:
 
         found: Rule = getattr(rules, rule)
         raise rules.Refused(found, what)
+
+
+def _called(name: str, arguments: tuple[Any, ...]) -> str:
+    """An operation in short, by the names that it was given."""
+    return f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
 
 
 def _spelled(value: Any) -> str:
@@ -1147,21 +1439,29 @@ def _spelled(value: Any) -> str:
     return text
 
 
+def _copied(item: sa.schema.SchemaItem) -> sa.schema.SchemaItem:
+    """A copy of a column or constraint, so that it can be used for several tables.
+
+    SQLAlchemy copies no constraint that names its columns and has no table yet.
+    """
+    if not isinstance(item, (sa.Column, sa.Constraint)):
+        return item
+    options: dict[str, Any] = {}
+    if isinstance(item, sa.Constraint) and getattr(item, "parent", None) is None:
+        options = {name: getattr(item, name) for name in ("name", "deferrable", "initially", "comment")}
+        options |= dict(getattr(item, "dialect_kwargs", {}))
+    if options and isinstance(item, sa.ForeignKeyConstraint):
+        options |= {
+            name: getattr(item, name) for name in ("onupdate", "ondelete", "use_alter", "link_to_name", "match")
+        }
+        targets = [key._colspec for key in item.elements]
+        return sa.ForeignKeyConstraint(item.column_keys, cast(Any, targets), **options)
+    if options and type(item) in (sa.UniqueConstraint, sa.PrimaryKeyConstraint):
+        names = [getattr(column, "name", column) for column in cast(Any, item)._pending_colargs]
+        return type(item)(*names, **options)
+    return item._copy()
+
+
 def _has_value(column: sa.Column[Any]) -> bool:
     """Whether the rows that are there get a value of a new column."""
     return column.server_default is not None or column.computed is not None or column.identity is not None
-
-
-def _reflected(column: sa.Column[Any]) -> dict[str, Any]:
-    """A column of ours as an inspector would show it."""
-    default = column.server_default
-    text = str(default.arg) if isinstance(default, sa.DefaultClause) else None
-    return {
-        "name": column.name,
-        "type": column.type,
-        "nullable": column.nullable,
-        "default": text,
-        "comment": column.comment,
-        "column": column,
-        "stored": None,
-    }

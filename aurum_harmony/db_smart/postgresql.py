@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable
 from alembic.ddl.postgresql import PostgresqlColumnType
 from alembic.operations.schemaobj import SchemaObjects
-from sqlalchemy.dialects.postgresql import DOMAIN, CreateEnumType, NamedType
+from sqlalchemy.dialects.postgresql import DOMAIN, REGCLASS, CreateEnumType, NamedType
 from sqlalchemy.types import TypeEngine
 
 from .catalog import TABLE_NAME, Constraint, Kind
@@ -89,12 +89,20 @@ class PostgresqlForms(Forms):
 
     def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
         """Let sequences go on behind the rows."""
-        connection = self.execution.connection
+        known = self.catalog.columns(table, schema)
         for column in columns:
-            sequence = connection.scalar(_SEQUENCE, {"table": table, "schema": schema, "column": column})
-            if sequence is not None:
-                highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
-                connection.execute(sa.select(sa.func.setval(sequence, highest.scalar_subquery())))
+            if not isinstance(known[column]["type"], (sa.Integer, sa.Numeric)):
+                continue
+            given = _SEQUENCE.bindparams(
+                sa.bindparam("table", table, sa.Text()),
+                sa.bindparam("schema", schema, sa.Text()),
+                sa.bindparam("column", column, sa.Text()),
+            )
+            sequence = sa.cast(given.columns(sa.column("name", sa.Text())).scalar_subquery(), REGCLASS)
+            highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
+            # Of a column without a sequence it is NULL, for which nothing is set.
+            setting = sa.select(sa.func.setval(sequence, sa.cast(highest.scalar_subquery(), sa.BigInteger())))
+            self.execution.send(render(setting, self.dialect, literal_binds=True))
 
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
@@ -258,9 +266,11 @@ class PostgresqlForms(Forms):
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
         old = change.existing["type"]
         if isinstance(old, sa.String) and isinstance(type_, sa.String):
-            stored = self.catalog.stored(change.table, change.schema)
-            column = change.existing.get("stored", change.column)
-            names = {"table": stored, "schema": change.schema, "column": column}
+            names = {
+                "table": self.catalog.stored(change.table, change.schema),
+                "schema": change.schema,
+                "column": change.existing.get("stored", change.column),
+            }
             collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
@@ -439,7 +449,7 @@ class PostgresqlForms(Forms):
         if not column.nullable:
             existing = self.catalog.columns(table.name, table.schema)[column.name]
             change = Change(table.name, table.schema, column.name, existing, nullable=False)
-            if existing["nullable"]:
+            if existing["nullable"] or self.execution.dry:  # which has it as it is to be in the end
                 self._set_nullable(change, True)
 
     def _refuse_rewrite(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:

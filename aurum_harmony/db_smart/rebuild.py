@@ -359,6 +359,11 @@ class TableSql:
         ]
         return [piece.expression for piece in found]
 
+    @property
+    def all_checks(self) -> list[str]:
+        """The conditions of all checks."""
+        return [piece.expression for element in self._elements for piece in element.pieces if piece.kind == "check"]
+
     def set_nullable(self, column: str, nullable: bool) -> None:
         """Take or give a column its ``NOT NULL``, with the name and the conflict clause of it."""
         element = self._edit(column)

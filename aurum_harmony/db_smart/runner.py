@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,23 +17,25 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history, snapshot, tables
+from . import history, loosening, snapshot, tables
 from .binding import bound, commit_session, rollback_session
-from .database import Database, begin, commit, transient
-from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub, text_of
+from .catalog import Catalog
+from .database import Database, begin, commit, transient, translated
+from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub
 from .execution import Execution, back_off, tried_again
 from .gate import Gate, Plan
 from .guard import LockGuard
 from .history import Pending, State
 from .lock import Lock, lock_of
-from .memory import Memory
+from .memory import Memory, insert
 from .migrations import Migration, location
+from .notices import logger_of
 from .operations import Operations
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .steps import Steps
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,18 @@ class Runner:
     def _migrate(self, database: Database, force: bool, outcome: Outcome) -> State:
         if database.path is not None:
             database.path.parent.mkdir(parents=True, exist_ok=True)
-        if database.dialect != "sqlite" and self._gate.state(database) is None:
-            with database.connect() as connection:
-                history.create_state(connection)  # the lease is a row of it
+        if database.dialect != "sqlite":
+            found = self._gate.state(database)
+            if found is not None and found.place is not None:
+                plan = self._gate.ask(database, force=force)
+                if plan.behind:
+                    plan.refuse_elsewhere()
+                found = plan.state
+                if found is not None:
+                    return found
+            if found is None:
+                with database.connect() as connection:
+                    history.create_state(connection)  # the lease is a row of it
         since, seen = self._gate.since, None
         if since is not None and not force and database.dialect != "sqlite":
             with database.connect() as connection:
@@ -193,39 +203,50 @@ class Runner:
         plan = self._gate.by_connection(database, connection, force=force)
         connection.rollback()  # what was only read
         first = plan.state is None or not plan.state.source
-        lost = [] if first or not self._remake else self._lost(database, connection)
-        if not (plan.behind or lost) and plan.state is not None and plan.state.source == self._gate.sources.digest:
+        missing = self._missing(database, connection) if self._remake and not first else []
+        if not (plan.behind or missing) and plan.state is not None and plan.state.source == self._gate.sources.digest:
             return plan.state
         if plan.behind:
             snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
         guard = LockGuard(database, connection, self._ddl.lock_timeout)
         begun, memory = tried_again(database, lambda: self._prepare(database, connection, plan), self._ddl.retries)
-        # What is pending may make one of them, or change it: a forced run finds them all there, as it once did.
-        early = force or not plan.pending
-        if lost and early:
-            self._make_lost(database, connection, lost, outcome)
+        had = memory.had(missing) if plan.pending else missing
+        # What is pending may make the tables that were never there; of those that were, all can go on as before.
+        lost = missing if had is None and force else had or []
+        if lost:
+            self._make_lost(database, connection, lost, memory, outcome)
         contents = {(item.name, item.checksum) for item in plan.applied}
         run = _DatabaseRun(database, connection, lock, guard, begun, memory, contents)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
-        if not early:
-            lost = self._lost(database, connection)
-            if lost and self._remake and not first:
-                self._make_lost(database, connection, lost, outcome)
-            elif lost:
-                _logger.warning("db-smart: %s", tables.lost(database.name, lost))
+        missing = self._missing(database, connection)
+        if missing and self._remake and not first:
+            missing = self._make_lost(database, connection, missing, memory, outcome)
+        if missing:
+            names = [table.key for table in missing]
+            _logger.warning("db-smart: %s", tables.lost(database.name, names, memory.taken(missing)))
+        there = [table for table in self._models(database) if table not in missing]
         changed = wal_version if plan.pending else None
-        state = tried_again(database, lambda: self._seal(connection, lock, memory, changed), self._ddl.retries)
+        self._tighten(run)
+        state = tried_again(database, lambda: self._seal(connection, lock, memory, there, changed), self._ddl.retries)
         if wal_version is not None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
         if plan.behind:
-            snapshot.prune(self._app, database)
+            snapshot.prune(self._app, database, state.database_id)
         return state
 
-    def _seal(self, connection: sa.Connection, lock: Lock, memory: Memory, wal_version: int | None) -> State:
+    def _seal(
+        self,
+        connection: sa.Connection,
+        lock: Lock,
+        memory: Memory,
+        models: Sequence[sa.Table],
+        wal_version: int | None,
+    ) -> State:
         """Bring the state row up to date.
 
+        :param models: the tables of the models that are there.
         :param wal_version: the schema cookie before migrations ran, on SQLite in WAL mode.
         """
         connection.rollback()  # what a try before this one has left
@@ -236,7 +257,7 @@ class Runner:
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         lock.confirm(connection)
-        memory.end_run(connection)
+        memory.end_run(connection, models)
         state = history.seal(connection, self._gate.sources.digest, [item.name for item in self._gate.involved])
         commit(connection)
         return state
@@ -253,73 +274,59 @@ class Runner:
         begin(connection)
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
-        names = [migration.name for migration in self._gate.of(database)]
-        fold = str if database.dialect == "postgresql" else str.lower
-        memory = Memory(self._gate.module, names, {item.name for item in plan.applied}, metadata, fold)
+        mine = self._gate.of(database)
+        memory = Memory.of(self._gate.module, mine, plan, metadata, connection)
         memory.read(connection)
-        first = self._is_first(database, plan, memory)
+        first = memory.is_first_run(mine, plan)
         if first and self._create_all and metadata is not None:
             if not plan.applied and not memory.fresh:
                 _warn_of_lost_history(database, connection, plan, metadata)
-            memory.begin_first_run(connection, tables.missing(connection, metadata))
-            tables.make(connection, metadata, transactional=database.transactional_ddl)
+            missing = tables.missing(connection, metadata)
+            for event in memory.begin_first_run(connection, missing):
+                connection.execute(insert(event))
+            tables.make(connection, metadata, missing, transactional=database.transactional_ddl)
         begun = history.begun(connection)
         commit(connection)
         memory.keep()
         return begun, memory
 
-    def _is_first(self, database: Database, plan: Plan, memory: Memory) -> bool:
-        """Whether the migrations of this application have never been applied whole to a database.
+    def _models(self, database: Database) -> list[sa.Table]:
+        """The tables of the models, where this is to see to them."""
+        metadata = self._db.metadatas.get(database.key) if self._create_all else None
+        return [] if metadata is None else metadata.sorted_tables
 
-        :raises DbSmartError: those of another one have, and share names with them.
-        """
-        if plan.state is None or not plan.state.source:
-            return True
-        others = memory.applications - {memory.module}
-        if memory.module in memory.applications:
-            return False
-        applied = {(item.name, item.checksum) for item in plan.applied}
-        names = {name for name, _ in applied}
-        mine = self._gate.of(database)
-        shared = [item for item in mine if item.name in names]
-        if not others and (shared or not applied):  # of a release that did not write down whose history it is
-            return False
-        same_code = any((item.name, item.checksum) in applied for item in shared)  # a module that was renamed
-        clash = [item.name for item in shared if item.options.once]
-        owner = " and ".join(map(repr, sorted(others))) or "another application"
-        if clash and not same_code:
-            raise DbSmartError(
-                f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
-                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {memory.module!r} has too: it "
-                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
-                "database or a schema of its own."
-            )
-        if shared:
-            _logger.warning(
-                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
-                database.name,
-                owner,
-                memory.module,
-                ", ".join(item.name for item in shared),
-            )
-        return True
-
-    def _lost(self, database: Database, connection: sa.Connection) -> list[str]:
-        """Names of the tables that the models have and the database has not."""
-        metadata = self._db.metadatas.get(database.key)
-        if metadata is None or not self._create_all:
+    def _missing(self, database: Database, connection: sa.Connection) -> list[sa.Table]:
+        """The tables that the models have and the database has not."""
+        if not self._models(database):
             return []
-        found = [table.key for table in tables.missing(connection, metadata)]
+        found = tables.missing(connection, self._db.metadatas[database.key])
         connection.rollback()  # what was only read
         return found
 
-    def _make_lost(self, database: Database, connection: sa.Connection, lost: list[str], outcome: Outcome) -> None:
-        begin(connection)
-        tables.make(connection, self._db.metadatas[database.key], transactional=database.transactional_ddl)
-        commit(connection)
-        _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
-        outcome.made += lost
-        outcome.changed = True
+    def _make_lost(
+        self,
+        database: Database,
+        connection: sa.Connection,
+        missing: list[sa.Table],
+        memory: Memory,
+        outcome: Outcome,
+    ) -> list[sa.Table]:
+        """Make tables that got lost.
+
+        :returns: those that were not made, as a newer release has taken them away.
+        """
+        taken = memory.taken(missing)
+        wanted = [table for table in missing if table.key not in taken]
+        if wanted:
+            begin(connection)
+            metadata = self._db.metadatas[database.key]
+            tables.make(connection, metadata, wanted, transactional=database.transactional_ddl)
+            commit(connection)
+            lost = [table.key for table in wanted]
+            _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
+            outcome.made += lost
+            outcome.changed = True
+        return [table for table in missing if table.key in taken]
 
     def _apply(self, run: _DatabaseRun, item: Pending, index: int, total: int) -> Run:
         migration, connection = item.migration, run.connection
@@ -348,9 +355,14 @@ class Runner:
                     raise ending from None
                 if tries <= self._ddl.retries and migration.options.transactional and _transient(error):
                     connection.rollback()
+                    run.memory.read(connection)  # a part may be committed
+                    connection.rollback()
                     run.begun.add(migration.name)
                     _logger.info("db-smart: %r is tried again: %s", migration.name, run.database.redact(error))
                     back_off(tries)
+                    continue
+                if migration.options.transactional and self._loosen(run, error):
+                    run.begun.add(migration.name)
                     continue
                 seconds = time.perf_counter() - started
                 failed = self._failed(run, item, error, index - 1, seconds)
@@ -417,7 +429,7 @@ class Runner:
         try:
             with (
                 bound(self._app, self._db, run.database, lambda: execution.engine),
-                self._past_excused(run, execution, migration),
+                execution.leniently(functools.partial(self._say_left_out, run, migration), whole=True),
             ):
                 if not migration.takes_operations:
                     migration.function()
@@ -434,26 +446,89 @@ class Runner:
         finally:
             execution.close()
 
-    @contextmanager
-    def _past_excused(self, run: _DatabaseRun, execution: Execution, migration: Migration) -> Iterator[None]:
-        """Leave out a migration that wants a table or column of before; see :meth:`~.memory.Memory.excuses`."""
-        if not run.memory.lenient(migration.name):
-            yield
-            return
+    @staticmethod
+    def _say_left_out(run: _DatabaseRun, migration: Migration, error: Exception) -> None:
+        _logger.warning(
+            "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there any "
+            "more: %s",
+            migration.name,
+            run.database.redact(error),
+        )
 
-        def passes(error: Exception) -> bool:
-            if not run.memory.excuses(migration.name, error):
-                return False
-            _logger.warning(
-                "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there "
-                "any more: %s",
-                migration.name,
-                run.database.redact(error),
+    def _loosen(self, run: _DatabaseRun, error: Exception) -> bool:
+        """Let a column take NULL until the first run is complete, if that is what a row of a migration needs.
+
+        :returns: whether something was changed, so that the migration is to be tried again.
+        """
+        if not run.memory.fresh:
+            return False
+        run.connection.rollback()
+        run.memory.read(run.connection)  # a part may be committed
+        run.connection.rollback()
+        known = run.memory.loosened()
+        wanted = [column for column in loosening.required(error, run.memory) if column not in known]
+        for model, name in wanted:
+            _logger.info(
+                "db-smart: a migration inserts a row into %r without %r, which the models require: it may be NULL "
+                "until all migrations are applied",
+                model.name,
+                name,
             )
-            return True
+            self._set_nullable(run, model, name, True)
+        return bool(wanted)
 
-        with execution.passing_by(passes):
-            yield
+    def _tighten(self, run: _DatabaseRun) -> None:
+        """Have the columns that were loosened as the models have them.
+
+        :raises DbSmartError: rows have no value for one.
+        """
+        database, connection = run.database, run.connection
+        for model, name in run.memory.loosened():
+            column: Any = sa.column(name)
+            place = sa.table(model.name, schema=translated(connection, model.schema))
+            query = sa.select(sa.func.count()).select_from(place).where(column.is_(None))
+            empty = connection.scalar(query)
+            connection.rollback()  # what was only read
+            if empty:
+                raise DbSmartError(
+                    f"All migrations are applied to the new database {database.name!r} ({database.url}), but {empty} "
+                    f"rows that they inserted into {model.name!r} have no value for {name!r}, which the models require"
+                    ". Everything is kept; the column may be NULL meanwhile. Add a migration that gives these rows a "
+                    "value and start again."
+                )
+            self._set_nullable(run, model, name, False)
+
+    def _set_nullable(self, run: _DatabaseRun, model: sa.Table, name: str, nullable: bool) -> None:
+        """Change a column of a table that this first run made."""
+        from .forms import Change, forms_of
+
+        connection = run.connection
+        schema = translated(connection, model.schema)
+        begin(connection)
+        steps = Steps(connection, "(first run)", at_once=False, begun=False)
+        execution = Execution(
+            run.database,
+            connection,
+            lock=run.lock,
+            steps=steps,
+            guard=run.guard,
+            settings=self._ddl,
+            transactional=True,
+            memory=run.memory,
+        )
+        try:
+            if nullable:  # before it is so, as MariaDB commits it with this
+                execution.note(run.memory.module, "loosened", "column", schema, model.name, name)
+            catalog = Catalog(connection)
+            existing = catalog.columns(model.name, schema)[catalog.fold(name)]
+            if existing["nullable"] != nullable:
+                change = Change(model.name, schema, existing["name"], existing, nullable=nullable)
+                forms_of(execution, catalog).alter_column(change, False)
+            run.lock.confirm(connection)
+            commit(connection)
+        finally:
+            execution.close()
+        run.memory.keep()
 
     def _failed(
         self,
@@ -468,12 +543,7 @@ class Runner:
         :param before: how many migrations this run applied before.
         """
         migration, database, connection = item.migration, run.database, run.connection
-        if isinstance(error, sa.exc.NoSuchTableError):
-            cause = f"there is no table {text_of(error)!r}"
-        elif isinstance(error, (sa.exc.DBAPIError, DbSmartError)):
-            cause = database.redact(error)
-        else:
-            cause = f"{type(error).__name__}: {database.redact(error)}".removesuffix(": ")
+        cause = database.cause(error)
         statement = _statement(error, database)
         for text in (cause, cause.encode("ascii", "backslashreplace").decode()):
             try:
@@ -517,8 +587,8 @@ def _warn_of_lost_history(database: Database, connection: sa.Connection, plan: P
     """Say that a database is not new although it has no history: what runs only once may have run before."""
     inspector = sa.inspect(connection)
     used = []
-    for table in metadata.sorted_tables:
-        if inspector.has_table(table.name, schema=table.schema):
+    for table, _ in tables.in_order(metadata.tables.values()):
+        if table is not None and inspector.has_table(table.name, schema=table.schema):
             query = sa.select(sa.literal(1)).select_from(sa.table(table.name, schema=table.schema)).limit(1)
             if connection.execute(query).first() is not None:
                 used.append(table.name)

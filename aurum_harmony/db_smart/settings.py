@@ -60,6 +60,25 @@ def set_defaults(app: Flask) -> None:
         app.config.setdefault(key, _environment(f"FLASK_{key}", default))
 
 
+def check(app: Flask) -> list[str]:
+    """Look at every setting, also at those that nothing needs now.
+
+    :returns: what to say of keys that are none of ours, as a misspelt one has no effect.
+    :raises ConfigError: one cannot be used.
+    """
+    for read in (flag_path, boot_mode, forced, lock_settings, ddl_settings, snapshots, create_all, migration_urls):
+        read(app)
+    unknown = {key for key in app.config if key.startswith("DB_SMART_")}
+    unknown |= {key.removeprefix("FLASK_") for key in os.environ if key.startswith("FLASK_DB_SMART_")}
+    said = []
+    for key in sorted(unknown - DEFAULTS.keys()):
+        import difflib
+
+        close = difflib.get_close_matches(key, DEFAULTS, 1)
+        said.append(f"{key} is no setting of db-smart and has no effect{f'; is it {close[0]}?' if close else '.'}")
+    return said
+
+
 def flag_path(app: Flask) -> Path:
     """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder.
 

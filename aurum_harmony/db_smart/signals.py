@@ -6,18 +6,23 @@ The sender is always the Flask application.
 from __future__ import annotations
 
 import inspect
-import logging
+import threading
+import time
 from typing import Any
 
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
 from .errors import one_line, text_of
+from .notices import logger_of
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 _signals = Namespace()
 #: Signal, listener and kind of error of what was logged.
 _told: set[tuple[str, str, str]] = set()
+
+#: Since when a thread is in a listener, by the number of the thread; seconds of the monotonic clock.
+_listening: dict[int, float] = {}
 
 #: A migration begins. Arguments: ``migration`` (its name), ``database`` (name), ``index`` (from 1), ``total``.
 migration_started = _signals.signal("migration-started")
@@ -46,7 +51,10 @@ def send(signal: NamedSignal, app: Flask, **values: Any) -> None:
     """
     if signal.is_muted:
         return
+    me = threading.get_ident()
+    outer = _listening.get(me)
     for receiver in signal.receivers_for(app):
+        _listening[me] = time.monotonic()
         try:
             if inspect.iscoroutinefunction(receiver):
                 raise TypeError("it is a coroutine function, and there is no loop to run it")
@@ -63,3 +71,14 @@ def send(signal: NamedSignal, app: Flask, **values: Any) -> None:
                 _logger.error(
                     "db-smart: a listener of %r is passed by, as it raised: %s: %s: %s", *told, one_line(text_of(error))
                 )
+        finally:
+            if outer is None:
+                _listening.pop(me, None)
+            else:
+                _listening[me] = outer
+
+
+def in_listener(thread: int | None) -> float:
+    """For how long a thread has been in a listener by now, seconds; 0 where it is in none."""
+    since = None if thread is None else _listening.get(thread)
+    return 0.0 if since is None else time.monotonic() - since

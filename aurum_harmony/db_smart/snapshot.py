@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import marshal
 import os
 import re
@@ -31,10 +30,12 @@ from .database import Database
 from .errors import DbSmartError
 from .history import TABLE_NAMES, Pending
 from .lock import lock_of
+from .notices import logger_of
+from .ownership import give, make_folder
 from .settings import lock_settings, snapshot_folder, snapshots
 from .signals import send, snapshot_taken
 
-_logger = logging.getLogger(__name__)
+_logger = logger_of(__name__)
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 #: After the prefix: whose it is, when it was made, and before what.
@@ -77,7 +78,8 @@ def _listed(app: Flask, database: Database, database_id: str | None) -> list[Sna
     found = []
     for path in snapshot_folder(app).glob(f"{glob.escape(prefix)}*"):
         match = _NAME.fullmatch(path.name[len(prefix) :])
-        if match and match[1] == place and (database_id is None or match[2] in (_NEW, _short(database_id))):
+        mine = match and match[1] == place and (database_id is None or match[2] in (_NEW, _short(database_id)))
+        if match and mine and path.is_file():
             taken_at = datetime.strptime(match[3], _STAMP).replace(tzinfo=timezone.utc)
             found.append(Snapshot(path, database.name, taken_at, match[4], path.stat().st_size))
     return sorted(found, key=lambda item: (item.taken_at, item.path.name))
@@ -86,7 +88,7 @@ def _listed(app: Flask, database: Database, database_id: str | None) -> list[Sna
 def others(app: Flask, databases: Iterable[Database]) -> list[Path]:
     """The snapshots in the folder that are of none of these databases, or that an earlier release has made."""
     own = {item.path for database in databases for item in listed(app, database)}
-    return sorted(path for path in snapshot_folder(app).glob("*-before-*.sqlite") if path not in own)
+    return sorted(path for path in snapshot_folder(app).glob("*-before-*.sqlite") if path not in own and path.is_file())
 
 
 def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[Database, Snapshot]:
@@ -162,16 +164,17 @@ def differs(database: Database, chosen: Snapshot) -> str | None:
     return f"it is of another database: its id is {found}, that of {database.path} is {wanted}"
 
 
-def prune(app: Flask, database: Database) -> None:
+def prune(app: Flask, database: Database, database_id: str) -> None:
     """Keep only the newest ones, after a run that succeeded.
 
+    :param database_id: its id, as the connection of the run may keep every other one out.
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     """
     keep = snapshots(app)
     if database.path is None or not keep or not snapshot_folder(app).is_dir():
         return
     try:
-        _remove(_surplus(listed(app, database), keep, ()))
+        _remove(_surplus(_listed(app, database, database_id), keep, ()))
     except OSError as error:  # the run has succeeded; the next one tries again
         _logger.warning("db-smart: an old snapshot cannot be removed: %s", error)
 
@@ -214,7 +217,7 @@ def restore(app: Flask, database: Database, chosen: Snapshot) -> Path | None:
     :raises DbSmartError: the snapshot is damaged, the database is in use, or a disk is full; nothing was changed.
     """
     assert database.path is not None
-    path = database.path.resolve()
+    path = Path(os.path.realpath(database.path))
     settings = lock_settings(app)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -310,7 +313,7 @@ def _take(
         pages = _pragma(source, "page_count")
         if pages < 2:  # each table has a page of its own
             return None
-        _make_folder(folder, database)
+        make_folder(folder, database.path)
         for partial in folder.glob(f"{glob.escape(prefix)}{_place(database)}.*{_PARTIAL}"):  # of a killed process
             partial.unlink()
         database_id, sealed = _state(source)
@@ -374,7 +377,7 @@ def _same(source: sqlite3.Connection, path: Path) -> bool:
 
 def _holds_now(database: Database, item: Snapshot) -> bool:
     """Whether putting a snapshot back would change nothing."""
-    if database.path is None or not database.exists:
+    if database.path is None or not database.path.is_file():
         return False
     with suppress(sqlite3.Error), closing(_open(database.path, immutable=False)) as connection, _reading(connection):
         return _same(connection, item.path)
@@ -413,26 +416,11 @@ def _state(connection: sqlite3.Connection) -> tuple[str | None, str]:
 
 def _id_of(database: Database) -> str | None:
     """The id of a database; ``None`` where it has no history, or can no longer be read."""
-    if database.path is None or not database.exists:
+    if database.path is None or not database.path.is_file():
         return None
     with suppress(sqlite3.Error), closing(_open(database.path, immutable=False)) as connection:
         return _state(connection)[0]
     return None
-
-
-def _make_folder(folder: Path, database: Database) -> None:
-    """Make the folder of snapshots; where an administrator does it, for the owner of the database."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _give(path, database.path)
-
-
-def _give(path: Path, like: Path | None) -> None:
-    """Give what an administrator has made to the owner of another file, who has to go on with it."""
-    if like is not None and hasattr(os, "geteuid") and os.geteuid() == 0:
-        found = like.stat()
-        os.chown(path, found.st_uid, found.st_gid)
 
 
 def _surplus(items: list[Snapshot], keep: int, spared: Collection[Path]) -> list[Snapshot]:
@@ -454,7 +442,8 @@ def _copy(source: sqlite3.Connection, path: Path, *, like: Path | None = None) -
     partial.unlink(missing_ok=True)
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        _give(partial, like)
+        if like is not None:
+            give(partial, like)
         with closing(sqlite3.connect(partial)) as copy:
             copy.execute("PRAGMA journal_mode=OFF")
             copy.execute("PRAGMA synchronous=OFF")
@@ -518,7 +507,7 @@ def _prefix(database: Database) -> str:
 def _place(database: Database) -> str:
     """What stands for the place of a database's file in the names of its snapshots."""
     assert database.path is not None
-    return hashlib.sha256(os.fsencode(database.path.resolve())).hexdigest()[:8]
+    return hashlib.sha256(os.fsencode(os.path.realpath(database.path))).hexdigest()[:8]
 
 
 def _short(database_id: str | None) -> str:

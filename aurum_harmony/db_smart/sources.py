@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 
 from .errors import MigrationError, scrub, text_of
+from .flag import read_regular
 
 #: Enters every digest and checksum. Raise it only when the way of computing changes on purpose: every
 #: database then compares its whole history once, and every repeatable migration counts as edited.
@@ -22,6 +24,9 @@ CHECKSUM_VERSION = 1
 #: A file whose time stamp is younger than this when it was scanned may change again without a change of its
 #: time stamp (FAT counts in steps of 2 s), so its stamp alone is not trusted: what Git calls "racily clean".
 RACY_NS = 2_000_000_000
+
+#: What is larger is no source.
+MAX_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,12 @@ class Sources:
         contents = {}
         for relative, path in self.paths.items():
             try:
-                with open(path, "rb") as file:
-                    contents[relative] = file.read()
+                content = read_regular(Path(path), MAX_BYTES)
             except OSError as error:
                 raise MigrationError(f"Cannot read the migrations in {path}: {error.strerror}.") from None
+            if content is None:
+                raise MigrationError(f"Cannot read the migrations in {path}: it is a pipe, a device or the like.")
+            contents[relative] = content
         return contents
 
     @cached_property

@@ -146,8 +146,19 @@ class SqliteForms(Forms):
                 sql.set_default(change.column, default)
             if change.nullable is not None:
                 sql.set_nullable(change.column, change.nullable)
+            for check in change.checks:
+                if isinstance(check.name, str) and self.catalog.fold(check.name) in map(
+                    self.catalog.fold, sql.constraints
+                ):
+                    sql.drop_constraint(check.name)
+                sql.add_constraint(constraint_text(check, self.dialect))
 
-        if change.type_ is not None or change.server_default is not False or change.nullable is not None:
+        if (
+            change.type_ is not None
+            or change.server_default is not False
+            or change.nullable is not None
+            or change.checks
+        ):
             self._rebuild(change.table, change.schema, edit, f"op.alter_column({change.table!r}, {change.column!r})")
         self.rename_column(change)
 
@@ -167,6 +178,7 @@ class SqliteForms(Forms):
         An ``INTEGER PRIMARY KEY`` holds 64 bits, and any other name of an integer would take its numbering from it. The
         key of a ``WITHOUT ROWID`` table is NOT NULL always.
         """
+        change.checks = [] if type_ is None else self._new_checks(change, type_)
         if change.existing.get("primary_key"):
             columns, without_rowid = self._key(change.table, change.schema)
             if without_rowid and nullable:
@@ -175,6 +187,20 @@ class SqliteForms(Forms):
             if is_rowid and type_ is not None and issubclass(type_._type_affinity or sa.types.NullType, sa.Integer):
                 type_ = None
         return type_, nullable
+
+    def _new_checks(self, change: Change, type_: TypeEngine[Any]) -> list[sa.CheckConstraint]:
+        """The checks that come with a type (``create_constraint``), but for those that the table has as they are."""
+        described = sa.Table(change.table, sa.MetaData(), sa.Column(change.column, type_))
+        checks = [check for check in described.constraints if isinstance(check, sa.CheckConstraint)]
+        definition = self.catalog.definition(change.table, change.schema)
+        if not checks or definition is None:
+            return []
+        there, new = TableSql(definition), []
+        for check in checks:
+            (wanted,) = TableSql(f"CREATE TABLE t (c, {constraint_text(check, self.dialect)})").all_checks
+            if wanted not in there.checks(check.name if isinstance(check.name, str) else wanted[1:-1]):
+                new.append(check)
+        return new
 
     def _key(self, table: str, schema: str | None) -> tuple[list[str], bool]:
         """The types of the columns of a table's primary key, and whether it has no rowid."""

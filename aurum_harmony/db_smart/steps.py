@@ -25,6 +25,7 @@ _READS = ("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "VALUES", "DESCRIBE", "DESC")
 _CONTROL = ("SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "BEGIN", "START", "SET", "USE", "LOCK", "UNLOCK")
 #: How much of what a statement returned is kept, characters; MariaDB's ``TEXT`` holds 65,535 bytes.
 _MAX_KEPT = 16_000
+_PROMISE = "promise:"
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
 
 
@@ -87,6 +88,11 @@ class Steps:
             yield
         finally:
             self.paused = before
+
+    @property
+    def kept(self) -> int:
+        """How many steps an earlier run has done."""
+        return sum(not step.startswith(_PROMISE) for step in self._done)
 
     @property
     def made(self) -> int:
@@ -254,4 +260,4 @@ def reads(statement: str) -> bool:
 
 
 def _promise(what: str) -> str:
-    return f"promise:{hashlib.sha256(what.encode()).hexdigest()[:40]}"
+    return f"{_PROMISE}{hashlib.sha256(what.encode()).hexdigest()[:40]}"

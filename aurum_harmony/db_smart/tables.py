@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.schema import AddConstraint
+from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from .database import begin, commit, translated
 from .history import progress
@@ -22,30 +22,53 @@ def missing(connection: sa.Connection, metadata: sa.MetaData) -> list[sa.Table]:
     there = {schema: set(inspector.get_table_names(place)) for schema, place in places.items()}
     return [
         table
-        for table in metadata.sorted_tables
+        for table, _ in in_order(metadata.tables.values())
         # A model may stand for a view, and names may differ in case.
-        if table.name not in there[table.schema] and not inspector.has_table(table.name, places[table.schema])
+        if table is not None
+        and table.name not in there[table.schema]
+        and not inspector.has_table(table.name, places[table.schema])
     ]
 
 
-def lost(database: str, names: Iterable[str]) -> str:
-    """What to say of tables that are missing although the database has its history."""
-    return (
-        f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
-        "'flask db-smart migrate' makes them; new models need a migration that does (op.create_table)."
-    )
+def in_order(
+    tables: Iterable[sa.Table],
+) -> list[tuple[sa.Table | None, Collection[sa.ForeignKeyConstraint]]]:
+    """Tables, those first that others refer to, each with the foreign keys that it can be made with.
+
+    Those of tables that refer to each other come at the end, with ``None`` for the table.
+    """
+    named = sorted(tables, key=lambda table: table.key)
+    return list(sort_tables_and_constraints(named))  # type: ignore[no-untyped-call]
 
 
-def make(connection: sa.Connection, metadata: sa.MetaData, *, transactional: bool) -> None:
-    """Make the missing tables, with their indexes and keys, in the transaction that is open.
+def lost(database: str, names: Iterable[str], taken: Mapping[str, str]) -> str:
+    """What to say of tables that are missing although the database has its history.
+
+    :param taken: see :meth:`~.memory.Memory.taken`.
+    """
+    said = f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
+    if set(names) - taken.keys():
+        said += "'flask db-smart migrate' makes them; new models need a migration that does (op.create_table). "
+    for name, migration in taken.items():
+        said += (
+            f"{name!r} was dropped or renamed by the migration {migration!r}, which this code does not have: it is of "
+            "an older release than the database. The table is not made, as its rows may be elsewhere now; start the "
+            "release that has this migration. "
+        )
+    return said.rstrip()
+
+
+def make(connection: sa.Connection, metadata: sa.MetaData, wanted: Sequence[sa.Table], *, transactional: bool) -> None:
+    """Make missing tables, with their indexes and keys, in the transaction that is open.
 
     Where each schema change commits by itself, the names are committed first, so that the next run can tell a table
     that this has only begun from one that was there before.
 
+    :param wanted: what :func:`missing` found, or some of it.
     :param transactional: whether the database takes schema changes back.
     """
     if not transactional:
-        names = [table.key for table in missing(connection, metadata)]
+        names = [table.key for table in wanted]
         unfinished = _unfinished(connection)
         if names:
             connection.execute(progress.delete().where(progress.c.migration == _MAKING))
@@ -54,7 +77,7 @@ def make(connection: sa.Connection, metadata: sa.MetaData, *, transactional: boo
             connection.execute(progress.insert(), row)
             commit(connection)
             begin(connection)
-    metadata.create_all(connection)
+    metadata.create_all(connection, wanted)
     if not transactional:
         _finish(connection, metadata, _unfinished(connection))
         connection.execute(progress.delete().where(progress.c.migration == _MAKING))

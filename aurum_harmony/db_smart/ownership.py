@@ -1,0 +1,62 @@
+"""Whose the files are that this extension makes: where root makes them, they are of those who go on with them.
+
+As SQLite does with its journals. Only what was just made is given away: what stood there before may be a link.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+
+def give(target: Path | int, like: Path) -> None:
+    """Give what root has just made, a path or an open file, to the owner and group of another file or folder.
+
+    :raises OSError: the other one is not there, or the file system has no owners.
+    """
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        found = like.stat()
+        os.chown(target, found.st_uid, found.st_gid)
+
+
+def make_folder(folder: Path, like: Path | None = None) -> None:
+    """Make a folder and those above it where they are missing.
+
+    :param like: a file whose owner they get where root makes them; by default that of the first folder that is there.
+    :raises OSError: they cannot be made.
+    """
+    missing = []
+    for path in (folder, *folder.parents):
+        if path.exists():
+            like = like or path
+            break
+        missing.append(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        if like is not None:
+            give(path, like)
+
+
+def make_file(path: Path, like: Path) -> None:
+    """Make an empty file, where there is none, of the owner of another file, and with its mode; or of a folder's owner.
+
+    It has them from the first moment that it has its name. Where that cannot be done it is left to who opens the file.
+    """
+    if os.name != "posix" or os.path.lexists(path):
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with suppress(OSError):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with suppress(OSError):
+                give(descriptor, like)
+                found = like.stat()
+                if stat.S_ISREG(found.st_mode):
+                    os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & 0o666 | 0o600)
+            os.link(temporary, path)  # does not replace what another process has made meanwhile
+        finally:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
