@@ -104,7 +104,7 @@ class Foresight:
 
     def _refuse(self, what: str, query: sa.Select[Any], how: str) -> None:
         count = None
-        with suppress(sa.exc.DBAPIError):  # a condition on what only the run makes, or no right to read the table
+        with suppress(sa.exc.DBAPIError, sa.exc.CompileError):  # on what only the run makes; or no right to read
             count = self._catalog.ask(query)
         if count:
             raise Refused(OLD_ROWS, what, f"{count} rows {how}. ")
