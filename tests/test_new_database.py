@@ -382,3 +382,49 @@ def test_a_wrong_name_in_a_migration_that_runs_again_is_an_error(project: Projec
     )
     with pytest.raises(MigrationFailed, match="faxx"):
         project.boot()
+
+
+ADD = '@migration\ndef m1(op):\n    op.add_columns("users", Column("a", Integer){more})\n'
+RENAMED = '@migration(destructive=True)\ndef m3(op): op.rename_table("users", "people")\n'
+DROPPED = '@migration(destructive=True)\ndef m4(op): op.drop_column("people", "b")\n'
+
+
+@pytest.mark.parametrize("how", ["edited", "inserted"])
+def test_a_column_that_an_older_migration_adds_goes_to_the_table_by_its_new_name(
+    project: Project, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    first, columns = ADD.format(more=""), [ID, sa.Column("a", sa.Integer)]
+    project.models = models(users=[ID])
+    project.write(first)
+    project.boot()
+    project.query("INSERT INTO users (id, a) VALUES (1, 2)")
+    project.models = models(people=columns)
+    project.write(first + RENAMED + DROPPED)
+    project.boot()
+    more = 'Column("c", Integer, server_default="7"), Column("b", Integer)'
+    inserted = f'@migration\ndef m2(op): op.add_columns("users", {more})\n'
+    edited = ADD.format(more=f", {more}")
+    project.models = models(people=[*columns, sa.Column("c", sa.Integer)])
+    project.write((edited if how == "edited" else first + inserted) + RENAMED + DROPPED)
+    assert project.boot().applied == (("m1",) if how == "edited" else ("m2",))
+    assert project.query("SELECT id, a, c FROM people") == [(1, 2, 7)]
+    assert set(project.columns("people")) == {"id", "a", "c"}
+    assert "'people', 'b'" in caplog.text  # what is left out, not for the first time, is said loudly
+    assert project.run("migrate", "--force").exit_code == 0
+    assert set(project.columns("people")) == {"id", "a", "c"}
+
+
+def test_what_an_edit_leaves_out_is_a_warning(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    project.models = models(users=[ID])
+    project.write(ADD.format(more="") + RENAMED)
+    project.models = models(users=[ID])
+    project.write(ADD.format(more=""))
+    project.boot()
+    project.models = models(people=[ID])
+    project.write(ADD.format(more="") + RENAMED)
+    project.boot()
+    caplog.clear()
+    project.write(ADD.format(more="") + '    op.create_index("ix_a", "users", ["a"])\n' + RENAMED)
+    assert project.boot().applied == ("m1",)
+    said = [record.levelname for record in caplog.records if "is left out" in record.message]
+    assert said == ["WARNING"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import re
 import threading
@@ -149,7 +150,10 @@ class Execution:
 
     def passed_by(self, operation: str, reason: str) -> None:
         """An operation is not to be done, as the database is beyond it."""
-        _logger.info("db-smart: %r: %s is left out: %s", self.steps.migration, operation, reason)
+        # What runs for the first time may have wanted it.
+        expected = self.repeated or self.memory is None or self.memory.fresh
+        level = logging.INFO if expected else logging.WARNING
+        _logger.log(level, "db-smart: %r: %s is left out: %s", self.steps.migration, operation, reason)
 
     def done_before(self, operation: str) -> None:
         """An operation was done by an earlier run, which was cut short."""

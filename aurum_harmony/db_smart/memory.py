@@ -44,7 +44,8 @@ class Event(NamedTuple):
         an empty name of a schema whose tables were looked at); ``application`` when that run was complete; ``model``
         for a table of the models that was there when the last run was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
-        ``default``; ``new table``, of the event ``added``, for one that no complete run has left to the application.
+        ``default``; ``new table``, of the event ``added``, for one that no complete run has left to the application;
+        ``new name``, of the event ``renamed``, with the new name of the table.
     """
 
     migration: str
@@ -68,6 +69,8 @@ class Memory:
 
     #: The event that a run has created a table, and its kind.
     created = ("added", "new table")
+    #: The kind of the event that says which name a table was given.
+    new_name = "new name"
 
     def __init__(
         self,
@@ -205,6 +208,18 @@ class Memory:
             if newer and (last is None or (theirs or 0) >= self._order.get(last.migration, 0)):
                 last = event
         return last
+
+    def name_now(self, migration: str, schema: str | None, table: str) -> str | None:
+        """The name that a later migration has given to a table; ``None`` where none did, or none that is known."""
+        event = self.later(migration, "table", schema, table)
+        if event is None or event.event != "renamed":
+            return None
+        place = schema or "", self._fold(table)
+        for one in reversed(self._events):
+            mine = one.kind == self.new_name and one.migration == event.migration
+            if mine and (one.schema_name, self._fold(one.table_name)) == place:
+                return one.name
+        return None
 
     def lenient(self, migration: str) -> bool:
         """Whether a migration may want what the database is past: see :meth:`excuses`."""

@@ -219,7 +219,8 @@ class Operations:
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         :raises Refused: the table has rows, and a column that is NOT NULL has nothing for them.
         """
-        if self._passed(f"add_columns({table!r})", schema, table):
+        table, columns = self._followed(schema, table, columns)
+        if not columns or self._passed(f"add_columns({table!r})", schema, table):
             return
         copies = []
         for column in columns:
@@ -1181,6 +1182,25 @@ class Operations:
         with self._execution.leniently(left_out):
             work()
 
+    def _followed(
+        self, schema: str | None, table: str, columns: tuple[sa.Column[Any], ...]
+    ) -> tuple[str, tuple[sa.Column[Any], ...]]:
+        """The name that a table has since, for what an edit or an inserted migration adds to it; and what that is.
+
+        What is repeated is there already, by whatever name it has since.
+        """
+        memory = self._execution.memory
+        if memory is None or memory.fresh or self._execution.repeated:
+            return table, columns
+        seen = {table}
+        while (name := memory.name_now(self._migration.name, schema, table)) not in (None, *seen):
+            assert name is not None
+            seen.add(name)
+            decided = [memory.later(self._migration.name, "column", schema, table, one.name) for one in columns]
+            columns = tuple(one for one, event in zip(columns, decided, strict=True) if event is None)
+            table = name
+        return table, columns
+
     def _passed(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether a migration defined later than this one has decided what becomes of a table, or of a part of it."""
         memory = self._execution.memory
@@ -1275,6 +1295,8 @@ class Operations:
         """Remember a new name of a table; or, with ``column``, of a column of the table ``old``."""
         if column is None:
             self._note("renamed", kind, schema, old)
+            if self._execution.memory is not None:
+                self._note("renamed", self._execution.memory.new_name, schema, old, new)
             self._note_back(kind, schema, new)
         else:
             self._note("renamed", kind, schema, old, column)
