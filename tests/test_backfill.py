@@ -934,7 +934,7 @@ def test_the_backfill_of_a_dry_run_is_text(items: sa.Table, url: URL, database: 
         execution: Any = op._execution
         sent: list[str] = []
         execution.dry = True
-        execution.send = sent.append
+        execution.foretell = sent.append
         execution.remark = sent.append
         Backfill(execution, "items").update({"n": 1, "s": "it's 5%"}, sa.text("n = 0"))
         del execution.dry
