@@ -428,3 +428,64 @@ def test_what_an_edit_leaves_out_is_a_warning(project: Project, caplog: pytest.L
     assert project.boot().applied == ("m1",)
     said = [record.levelname for record in caplog.records if "is left out" in record.message]
     assert said == ["WARNING"]
+
+
+BROUGHT_BACK: dict[str, str] = {
+    "migrate": "",
+    "create_all": "",
+    "sql": '@migration\ndef back(op):\n    if not op.has_table("logs"):\n'
+    '        op.execute("CREATE TABLE logs (id INTEGER PRIMARY KEY, a INTEGER)")\n',
+}
+
+
+@pytest.mark.parametrize("how", BROUGHT_BACK)
+def test_a_dropped_table_that_is_there_again_with_rows_is_not_dropped_again(project: Project, how: str) -> None:
+    logs: Columns = [ID, sa.Column("a", sa.Integer)]
+    drop = '@migration(destructive=True)\ndef drop(op): op.drop_table("logs")\n'
+    project.models = models(logs=logs)
+    project.write("@migration\ndef first(op): ...\n")
+    project.boot()
+    project.models = models(users=[ID])
+    project.write("@migration\ndef first(op): ...\n" + drop)
+    project.run("migrate")
+    assert "logs" not in project.tables()
+    project.models = models(users=[ID], logs=logs)
+    if how == "create_all":
+        app, _ = project.app()
+        with app.app_context():
+            app.extensions["sqlalchemy"].create_all()
+        project.dispose(app)
+    else:
+        project.write("@migration\ndef first(op): ...\n" + drop + BROUGHT_BACK[how])
+        project.run("migrate")
+    project.query("INSERT INTO logs (id, a) VALUES (7, 7)")
+    assert project.run("migrate", "--force").exit_code == 0
+    assert project.query("SELECT id FROM logs") == [(7,)]
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_swap_of_names_is_not_repeated(project: Project, rows: bool) -> None:
+    columns: Columns = [ID, sa.Column("a", sa.Integer), sa.Column("b", sa.String(5))]
+    project.models = models(left=columns, right=[ID])
+    project.write("@migration\ndef first(op): ...\n")
+    project.boot()
+    if rows:
+        project.query(
+            "INSERT INTO \"left\" (id, a, b) VALUES (1, 2, 'x')"
+            if project.dialect != "mysql"
+            else "INSERT INTO `left` (id, a, b) VALUES (1, 2, 'x')"
+        )
+    project.write(
+        "@migration(destructive=True)\ndef swap(op):\n"
+        '    op.rename_table("left", "t")\n    op.rename_table("right", "left")\n    op.rename_table("t", "right")\n'
+        '    op.alter_column("right", "a", new_column_name="t")\n'
+        '    op.alter_column("right", "b", new_column_name="a")\n'
+        '    op.alter_column("right", "t", new_column_name="b")\n'
+    )
+    project.models = models(right=[ID, sa.Column("a", sa.String(5)), sa.Column("b", sa.Integer)], left=[ID])
+    project.boot()
+    before = schema(project.url)
+    assert before["right"]["columns"]["b"][0] == "INTEGER"
+    for _ in range(2):
+        assert project.run("migrate", "--force").exit_code == 0
+        assert schema(project.url) == before

@@ -270,6 +270,10 @@ class Memory:
             )
         }
 
+    def finished(self, migration: str) -> bool:
+        """Whether a migration was applied whole before, in this content or another one."""
+        return migration in self._applied
+
     def did(self, migration: str, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
         """What earlier runs of a migration have done to an object, events in their order."""
         place = kind, schema or "", self._fold(table), self._fold(name)

@@ -350,7 +350,7 @@ class Operations:
             if model is None or not self._reset(model, schema, what):
                 self._execution.satisfied(what)
             return
-        if self._made_again(what, schema, table_name):
+        if self._made_again(what, schema, table_name) or self._made_since(what, schema, table_name):
             return
         self._ask("DROP_TABLE", f"op.{what}")
         self._note("dropped", "table", schema, table_name)
@@ -392,6 +392,10 @@ class Operations:
                 with self._execution.operation(what):
                     self._forms.drop_table(self._described(old_table_name, [], schema))
                 self._catalog.plan_drop(old_table_name, schema)
+                return
+        if old and not new and "renamed" in self._did("table", schema, old_table_name):
+            again = self._made_again(what, schema, old_table_name)
+            if again or self._made_since(what, schema, old_table_name):
                 return
         # The models' table, which this first run has made, gives way to the one that was there before it.
         empty = new and self._model(schema, new_table_name) is not None and self._catalog.empty(new_table_name, schema)
@@ -438,7 +442,9 @@ class Operations:
             self._note("dropped", "column", schema, table_name, column_name)
             self._execution.satisfied(what)
             return
-        if self._made_again(what, schema, table_name, "column", column_name):
+        if self._made_again(what, schema, table_name, "column", column_name) or self._made_since(
+            what, schema, table_name, column_name
+        ):
             return
         self._ask("DROP_COLUMN", f"op.{what}")
         shared = self._forms.shared(table_name, column_name, schema)
@@ -513,6 +519,14 @@ class Operations:
                         self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
                     return
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
+        if (
+            new is not None
+            and fold(new) not in columns
+            and "renamed" in self._did("column", schema, table_name, column_name)
+        ):
+            again = self._made_again(what, schema, table_name, "column", column_name)
+            if again or self._made_since(what, schema, table_name, column_name):
+                return
         change = Change(table_name, schema, column_name, columns[fold(column_name)], name=new, using=postgresql_using)
         if type_ is not None and self._passed(f"{what} to {type_!r}", schema, table_name, "type", column_name):
             type_ = None
@@ -1261,6 +1275,20 @@ class Operations:
         if self._did(kind, schema, table, name)[-1:] != ["back"]:
             return False
         self._execution.passed_by(what, "an earlier run has done so, and made what is there since")
+        return True
+
+    def _made_since(self, what: str, schema: str | None, table: str, column: str = "") -> bool:
+        """Whether what is to go has gone before, by a run of this migration that is complete, and has rows again.
+
+        Somebody has brought it back past the migrations; what older migrations bring back when they run again is empty.
+        """
+        memory = self._execution.memory
+        done = {"dropped", "renamed"} & {*self._did("column" if column else "table", schema, table, column)}
+        if memory is None or not done or not memory.finished(self._migration.name):
+            return False
+        if self._no_values(schema, table, column) if column else self._catalog.empty(table, schema):
+            return False
+        self._execution.passed_by(what, "an earlier run has done so; what is there was made since, and has rows")
         return True
 
     def _no_values(self, schema: str | None, table: str, column: str) -> bool:
