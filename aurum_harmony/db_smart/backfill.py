@@ -138,7 +138,7 @@ class Backfill:
             if self._begun_before(values, condition):
                 return
             self._execution.remark(f"a backfill of {self._name!r}, in batches:")
-            self._execution.foretell(self._as_text(self._updating(values, {}, condition)))
+            self._execution.foretell_values(self._updating(values, {}, condition), {})
             return
         columns = Catalog(self._connection).columns(self._name, self._schema)
         update = self._updating(values, columns, condition)
@@ -413,12 +413,6 @@ class Backfill:
             targets[sa.column(known["name"], known["type"])] = value
         update = sa.table(self._name, *targets, schema=self._schema).update().values(targets)
         return update if condition is None else update.where(condition)
-
-    def _as_text(self, statement: sa.Update) -> str:
-        try:
-            return render(statement, self._connection.dialect, literal_binds=True)
-        except sa.exc.CompileError:  # a value that SQLAlchemy cannot write out
-            return render(statement, self._connection.dialect)
 
     def _key_names(self) -> Sequence[str]:
         """The columns that tell the rows of the table apart: its primary key, or on SQLite the rowid.

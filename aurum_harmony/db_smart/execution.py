@@ -6,7 +6,7 @@ import itertools
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -274,6 +274,13 @@ class Execution:
 
     def foretell(self, statement: str) -> None:
         """In a dry run, note a statement of a migration, which may want what the database is past.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
+    def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
+        """As :meth:`foretell`, of a statement with values.
 
         :raises NotImplementedError: this is no dry run.
         """
