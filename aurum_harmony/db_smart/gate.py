@@ -515,7 +515,7 @@ class Gate:
 def worst(states: Iterable[str]) -> str:
     """The one state that stands for several databases."""
     found = set(states)
-    return next((state for state in ("unreachable", "pending", "ahead") if state in found), "up-to-date")
+    return next((state for state in ("unreachable", "unreadable", "pending", "ahead") if state in found), "up-to-date")
 
 
 @contextmanager
