@@ -895,7 +895,10 @@ class Operations:
             with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
-                self._forms.add_constraint(constraint, self._busy(table, schema, online))
+                busy = self._busy(table, schema, online)
+                if kind in ("check", "unique") and self._unused(schema, table):
+                    busy = False  # a foreign key, though, may block the other table
+                self._forms.add_constraint(constraint, busy)
                 if self._foresight is not None and target is not None:
                     self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)
