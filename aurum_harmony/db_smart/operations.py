@@ -21,6 +21,7 @@ from .controls import controls_transaction
 from .database import broken_by_rows, translated
 from .errors import DbSmartError
 from .migrations import Migration
+from .notices import without_pipeline_lines
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -160,6 +161,12 @@ class Operations:
                 self._connection.rollback()
                 self._execution.passed_by_statement(error)
                 return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+        with without_pipeline_lines():
+            return self._sent(query, parameters)
+
+    def _sent(self, query: Executable, parameters: Any) -> sa.CursorResult[Any]:
+        """The result of a statement; of one that wants what is not there any more, one without rows."""
+        memory = self._execution.memory
         connection = self._own() if self._execution.transactional else self._connection
         if memory is None or not memory.lenient(self._migration.name):
             return self._execution.alone(lambda: connection.execute(query, parameters))
