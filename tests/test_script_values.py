@@ -47,6 +47,9 @@ def by_text(op):
     if KIND != "sqlite":
         op.execute("INSERT INTO v (id, c) VALUES (4, :c)", {"c": decimal.Decimal("-1.500001")})
     op.execute("INSERT INTO v (id, i) VALUES (5, 1-:n)", {"n": -4})
+    if KIND in ("sqlite", "postgresql"):
+        for number, h in ((7, float("inf")), (8, -float("inf"))):
+            op.execute("INSERT INTO v (id, h) VALUES (:id, :h)", {"id": number, "h": h})
     op.execute(r"INSERT INTO v (id, g) VALUES (6, 'at 12\:30 ' || :g)" if KIND in ("sqlite", "postgresql") else
                r"INSERT INTO v (id, g) VALUES (6, CONCAT('at 12\:30 ', :g))", {"g": "sharp"})
     op.execute("UPDATE v SET h = :h WHERE id IN (1, 2) AND g = :g", {"h": 1e-300, "g": "x"})
@@ -177,3 +180,26 @@ def test_a_script_is_read_as_what_it_is_whatever_the_surroundings_of_the_client(
         surroundings.setenv("PGCLIENTENCODING", "LATIN1")
         run_client(project.url, script)
     assert project.query("SELECT g FROM t") == [("ünï世",)]
+
+
+def test_what_is_wrong_for_the_run_is_no_matter_of_the_script(project: Project) -> None:
+    project.write("""
+        import sqlalchemy as sa
+
+        @migration
+        def table(op):
+            op.create_table("t", Column("id", Integer, primary_key=True), Column("g", String(20)))
+
+        @migration(once=True)
+        def lacks_a_value(op):
+            op.execute("INSERT INTO t (id, g) VALUES (:id, :g)", [{"id": 1, "g": "x"}, {"id": 2}])
+
+        @migration(once=True)
+        def lacks_a_column(op):
+            op.execute(sa.table("t", sa.column("id")).insert().values(id=1, g="x"))
+    """)
+    result = project.run("migrate", "--dry-run", "--json")
+    errors = [item["error"] for item in json.loads(result.stdout)["pending"]]
+    assert (result.exit_code, errors[0]) == (1, None)
+    assert "value is required for bind parameter 'g'" in errors[1]
+    assert "Unconsumed column names: g" in errors[2]

@@ -6,6 +6,7 @@ SQLite itself, makes that a literal. So a script does with a value of any type w
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -34,6 +35,7 @@ def statement_text(statement: Any, values: Mapping[str, Any], connection: sa.Con
     :param connection: to the database, or to one of its kind.
     :raises NoLiteral: a value cannot be written as SQL.
     :raises sqlalchemy.exc.InvalidRequestError: a value is missing.
+    :raises sqlalchemy.exc.CompileError: the statement is wrong, for an execution too.
     """
     if isinstance(statement, sa.schema.ExecutableDDLElement):
         return render(statement, connection.dialect)
@@ -48,7 +50,7 @@ def statement_text(statement: Any, values: Mapping[str, Any], connection: sa.Con
             return statement.compile(
                 dialect=dialect, column_keys=sorted(values), compile_kwargs={"literal_binds": True}
             )
-        except (sa.exc.CompileError, NotImplementedError) as error:
+        except NotImplementedError as error:
             raise NoLiteral(str(error)) from error
 
     text = compiled()
@@ -77,7 +79,9 @@ def literal(value: Any, connection: sa.Connection) -> str:
         return _string(value, kind, dialect)
     if type(value) is int:
         return str(value) if value >= 0 else f"({value})"  # behind another minus it would begin a comment
-    if type(value) is float and dialect.driver == "psycopg":
+    if type(value) is float and kind == "sqlite" and math.isinf(value):
+        return "9e999" if value > 0 else "(-9e999)"
+    if type(value) is float and kind == "postgresql" and dialect.driver != "psycopg2":
         return f"'{value!r}'::float8"  # without it a number of as many digits
     try:
         text = _DRIVERS.get(kind, _as_sqlalchemy)(value, connection)
@@ -148,6 +152,8 @@ def _default(default: Any, given: Mapping[str, Any], connection: sa.Connection) 
             dialect=connection.dialect,
         )
         return default.arg(context)
+    if not default.is_scalar:
+        raise NoLiteral("the default of a column is asked of the database")
     return default.arg
 
 
