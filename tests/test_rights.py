@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from aurum_harmony.db_smart import DbSmartError
+from aurum_harmony.db_smart import DbSmartError, HistoryUnreadable
 
 from . import processes
 from .conftest import Project
@@ -235,3 +236,20 @@ def test_what_stood_at_the_lock_is_not_given_away(sqlite_project: Project, servi
     assert project.boot().decision == "migrated"
     after = victim.stat()
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+
+
+def test_status_tells_a_history_that_may_not_be_read_from_a_database_that_cannot_be_reached(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    project = make_project(new_url("postgresql"))
+    project.write(V1)
+    project.boot()
+    with role(make_url(project.url)) as url:
+        project.url = url
+        found = project.run("status", "--json")
+        report = json.loads(found.stdout)
+        assert (found.exit_code, report["state"], report["databases"][0]["state"]) == (1, "unreadable", "unreadable")
+        assert "cannot be reached" not in found.output
+        assert "the history of a database cannot be read by its user, boot will stop" in report["boot"]["reason"]
+        with pytest.raises(HistoryUnreadable):
+            project.boot()

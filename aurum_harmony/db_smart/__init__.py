@@ -12,6 +12,7 @@ from .errors import (
     DatabaseBehind,
     DatabaseUnreachable,
     DbSmartError,
+    HistoryUnreadable,
     MigrationError,
     MigrationFailed,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "DatabaseUnreachable",
     "DbSmart",
     "DbSmartError",
+    "HistoryUnreadable",
     "MigrationError",
     "MigrationFailed",
     "Operations",

@@ -22,7 +22,7 @@ from sqlalchemy.sql.elements import Grouping
 from . import codec
 from .catalog import Catalog
 from .database import begin, transient
-from .ddl import render, statement_text
+from .ddl import render
 from .errors import DbSmartError
 from .execution import Execution, back_off
 from .history import Progress
@@ -229,7 +229,7 @@ class Backfill:
         detail = asdict(_State(None, 0, False, finished=True))
         del detail["done"]
         with execution.recorded(self._step, codec.dumps(detail)):
-            execution.foretell(self._as_text(self._updating(values, {}, condition)))
+            execution.foretell_values(self._updating(values, {}, condition), {})
 
     def _kept(self, what: str) -> _State | None:
         """How far an earlier run has come with this backfill; ``None`` where none has begun it."""
@@ -409,13 +409,6 @@ class Backfill:
             targets[sa.column(known["name"], known["type"])] = value
         update = sa.table(self._name, *targets, schema=self._schema).update().values(targets)
         return update if condition is None else update.where(condition)
-
-    def _as_text(self, statement: sa.Update) -> str:
-        try:
-            return statement_text(statement, self._connection.dialect)
-        except sa.exc.CompileError:  # a value that SQLAlchemy cannot write out
-            self._execution.unsaid()
-            return render(statement, self._connection.dialect)
 
     def _key_names(self) -> Sequence[str]:
         """The columns that tell the rows of the table apart: its primary key, or on SQLite the rowid.

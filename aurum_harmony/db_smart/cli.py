@@ -16,7 +16,7 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from . import flag
-from .errors import DatabaseUnreachable, DbSmartError, LockTimeout
+from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout
 from .gate import decide, worst
 from .notices import logger_of
 from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
@@ -119,7 +119,7 @@ def status(check: bool, as_json: bool) -> None:
         _print_json(report)
     else:
         _show_status(report)
-    if report["state"] == "unreachable" or (check and report["state"] == "pending"):
+    if report["state"] in _SILENT or (check and report["state"] == "pending"):
         click.get_current_context().exit(1)
 
 
@@ -413,7 +413,8 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
                 failed = None  # it is gone from the code
         except DatabaseUnreachable as error:
             notes.append(error.message)
-            entries.append(_entry(database, "unreachable", None, None, None))
+            found = "unreadable" if isinstance(error, HistoryUnreadable) else "unreachable"
+            entries.append(_entry(database, found, None, None, None))
             continue
         plans.append(plan)
         notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
@@ -423,7 +424,7 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
             notes.append(f"Attention: {said}")
     states = [entry["state"] for entry in entries]
     state = worst(states)
-    will, reason = _next_boot(app, verdict, plans, reached=state != "unreachable")
+    will, reason = _next_boot(app, verdict, plans, state)
     lost = [name for entry in entries for name in entry["missing"]]
     if lost and not will:
         reason += f"; but tables of the models are missing: {', '.join(lost)}"
@@ -438,22 +439,31 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     return {"state": state, "error": None, "databases": entries, **now, "flag": file, "boot": boot}, notes
 
 
-def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], *, reached: bool) -> tuple[bool, str]:
+#: States of databases that do not say what they hold.
+_SILENT = {
+    "unreachable": "a database cannot be reached",
+    "unreadable": "the history of a database cannot be read by its user",
+}
+
+
+def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], state: str) -> tuple[bool, str]:
     """Whether the next boot migrates, and why.
 
-    :param reached: whether each database could be asked.
+    :param state: the worst of those of the databases.
     """
+    reached = state not in _SILENT
     mode = boot_mode(app)
     step = decide(mode, forced(app), verdict, plans if reached else None)
     behind = "; ".join(plan.said for plan in plans if plan.behind)
     if step.action in ("ask", "migrate") and not reached:
-        return False, "a database cannot be reached, boot will stop"
+        return False, f"{_SILENT[state]}, boot will stop"
     if step.action == "stop":
         return False, f"DB_SMART_BOOT is check, boot will stop: {step.reason}"
     if step.action != "skip":
         return step.action == "migrate", step.reason
     if not reached:
-        return False, f"{step.reason}; but a database cannot be reached, requests are refused until it can"
+        then = "requests are refused until it can" if state == "unreachable" else "the flag is trusted"
+        return False, f"{step.reason}; but {_SILENT[state]}, {then}"
     if behind:
         then = "migrates" if mode == "migrate" else "refuses"
         return False, f"{step.reason}; but the first request {then}, as {behind}"

@@ -44,17 +44,6 @@ def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
     return str(element.compile(dialect=_plain(dialect), compile_kwargs=options)).strip()
 
 
-def statement_text(statement: sa.ClauseElement, dialect: Dialect) -> str:
-    """A statement with its values as SQL.
-
-    :raises sqlalchemy.exc.CompileError: a value has no form in SQL, as bytes have none that is surely taken for bytes.
-    """
-    values = statement.compile(dialect=dialect).params or {}
-    if any(isinstance(value, (bytes, bytearray, memoryview)) for value in values.values()):
-        raise sa.exc.CompileError("bytes")
-    return render(statement, dialect, literal_binds=True)
-
-
 def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
     """The default of a column as SQL, ``None`` where it has none."""
     text: str | None = _ddl_compiler(dialect).get_column_default_string(column)

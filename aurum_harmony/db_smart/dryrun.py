@@ -21,11 +21,11 @@ from . import history, tables
 from .binding import bound
 from .catalog import Catalog, Reference, ask, new_value
 from .database import Database
-from .ddl import render, statement_text, string_text
-from .errors import DbSmartError
+from .ddl import render, string_text
 from .execution import Execution, Send
 from .gate import reading
 from .history import State
+from .literals import NoLiteral, literal, statement_text
 from .memory import NUMBERS, STATES, Event, Memory, insert
 from .migrations import Migration, Options
 from .operations import Operations
@@ -65,7 +65,6 @@ class Preview:
     :ivar error: what the migration would fail with.
     :ivar script: statements and, beginning with ``--``, remarks.
     :ivar steps_done: how many steps an earlier run, which was cut short, has done.
-    :ivar scripted: whether all that it would do has a form in SQL.
     :ivar journal: whether the script writes steps down.
     """
 
@@ -78,7 +77,6 @@ class Preview:
     error: str | None = None
     script: list[str] = field(default_factory=list)
     steps_done: int = 0
-    scripted: bool = True
     journal: bool = False
 
 
@@ -353,9 +351,11 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     yield f"-- For the database {database.name!r} ({database.url}), by {client}. Made {_now()} UTC from its state then."
     if kind == "postgresql":
         yield "\\set ON_ERROR_STOP on"
+        yield "SET client_encoding = 'UTF8';"  # which the script is in, whatever the surroundings of the client say
         yield from _guard_postgresql(plan.state)
         yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
     elif kind == "mysql":
+        yield "SET NAMES utf8mb4;"
         yield from _guard_mariadb(plan.state)
         yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
     elif kind == "sqlite":
@@ -369,7 +369,7 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     known = True
     for shown in previews:
         yield f"\n-- {shown.name} ({shown.reason})"
-        known = known and shown.unknown is None and shown.error is None and shown.scripted
+        known = known and shown.unknown is None and shown.error is None
         if not known:
             # Half of a migration would be done twice, and what comes after it may build on the other half.
             yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
@@ -635,7 +635,7 @@ class DryExecution(Execution):
 
         def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
             if not reads(statement) or (statement.startswith("PRAGMA") and "=" in statement):
-                self.current.script.append(_with_values(statement, parameters or ()))
+                self.current.script.append(_with_values(statement, parameters or (), self.connection))
 
         sa.event.listen(self.connection, "before_cursor_execute", note)
         try:
@@ -683,21 +683,11 @@ class DryExecution(Execution):
         if step is not None and self.steps.done(step) is not None:
             self.done_before("")
         else:
+            many = parameters is not None and not isinstance(parameters, Mapping)
             with nullcontext() if step is None else self.recorded(step):
-                self._foretell_each(statement, parameters)
+                for values in (parameters or [None]) if many else [parameters]:
+                    self.foretell_values(statement, values or {})
         return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
-
-    def _foretell_each(self, statement: Any, parameters: Any) -> None:
-        for values in [parameters] if parameters is None or isinstance(parameters, Mapping) else parameters:
-            try:
-                bound_statement = _bind(statement, values or {})
-                text = statement_text(bound_statement, self.connection.dialect)
-            except (sa.exc.CompileError, NotImplementedError, DbSmartError):
-                self.rows_changed = self.catalog.rows_unknown = True
-                self.remark(f"with values that have no form in SQL: {statement}")
-                self.unsaid()
-            else:
-                self.foretell(text)
 
     @contextmanager
     def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
@@ -708,9 +698,17 @@ class DryExecution(Execution):
         self.steps.record(step, 0, None, detail)
         self.current.script += [_COMMIT] if apart else []
 
-    def unsaid(self) -> None:
-        """Leave the migration to the next boot, as a script would lack something of it."""
-        self.current.scripted = False
+    def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
+        """Note a statement of a migration with its values, which a script may not be able to have."""
+        try:
+            text = statement_text(statement, values, self.connection)
+        except NoLiteral as error:
+            # What follows is foreseen all the same; a script ends before this migration.
+            self.rows_changed = self.catalog.rows_unknown = True
+            self.current.unknown = self.current.unknown or f"values that a script cannot have: {error}"
+            self.remark(f"not written, as {error}: {statement}")
+        else:
+            self.foretell(text)
 
     def confirm(self) -> None:
         """No lock is held."""
@@ -728,15 +726,14 @@ def _unquoted(name: str) -> str:
     return name[1:-1].replace(2 * name[0], name[0])
 
 
-def _with_values(statement: str, values: Iterable[Any]) -> str:
+def _with_values(statement: str, values: Iterable[Any], connection: sa.Connection) -> str:
     """A statement with its ``?`` replaced by values, but for those in names and strings."""
     left = iter(values)
 
     def fill(found: re.Match[str]) -> str:
         if found[0] != "?":
             return found[0]
-        value = next(left)
-        return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+        return literal(next(left), connection)
 
     return _MARK.sub(fill, statement) if values else statement
 
@@ -749,14 +746,6 @@ def _as_sent(statement: Any, parameters: Any, dialect: sa.Dialect) -> str:
     if compiled.post_compile_params or compiled.literal_execute_params:
         return str(compiled.construct_expanded_state(first).statement)
     return str(compiled)
-
-
-def _bind(statement: Any, values: Mapping[str, Any]) -> Any:
-    if isinstance(statement, sa.TextClause):
-        return statement.bindparams(**values)
-    if values and isinstance(statement, (sa.Insert, sa.Update)):
-        return statement.values(values)
-    return statement.params(values) if values else statement
 
 
 def _without_empty_transactions(lines: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -286,11 +286,15 @@ class Execution:
         """In a dry run, have the script write a step down together with what a block notes."""
         yield
 
-    def unsaid(self) -> None:
-        """In a dry run, say that something of the migration has no form in SQL."""
-
     def foretell(self, statement: str) -> None:
         """In a dry run, note a statement of a migration, which may want what the database is past.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
+    def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
+        """As :meth:`foretell`, of a statement with values.
 
         :raises NotImplementedError: this is no dry run.
         """

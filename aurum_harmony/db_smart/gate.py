@@ -9,7 +9,7 @@ import random
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -430,7 +430,7 @@ class Gate:
 
         migrations = self.of(database)
         todo = pending(migrations, applied, force=force)
-        reason = _describe(database, todo, state)
+        reason = _describe(todo, state, applied)
         # Of all migrations of the code, as two names may lead to one database.
         ahead, edited = unknown(self.migrations, applied), edited_once(migrations, applied)
         return Plan(database, state, reason, todo, applied, ahead, edited)
@@ -517,7 +517,7 @@ class Gate:
 def worst(states: Iterable[str]) -> str:
     """The one state that stands for several databases."""
     found = set(states)
-    return next((state for state in ("unreachable", "pending", "ahead") if state in found), "up-to-date")
+    return next((state for state in ("unreachable", "unreadable", "pending", "ahead") if state in found), "up-to-date")
 
 
 @contextmanager
@@ -555,9 +555,12 @@ def _sources_changed(flag: Flag, sources: Sources) -> str:
     return f"{sources.paths.get(name, name)} {verb}{more}"
 
 
-def _describe(database: Database, todo: list[Pending], state: State | None) -> str:
+def _describe(todo: list[Pending], state: State | None, applied: Sequence[Applied]) -> str:
     if not todo:
-        return _COMPLETE if state is not None and state.source else "has no history yet"
+        if state is None or not (state.source or applied):
+            return "has no history yet"
+        # A script of ours applies migrations, and the run that follows it completes the first one.
+        return _COMPLETE if state.source else f"{_COMPLETE}, and its first run is not complete yet"
     kinds: dict[str, list[str]] = {}
     for item in todo:
         kinds.setdefault(item.reason, []).append(item.migration.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -71,3 +72,18 @@ def without_plugin_lines() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def without_pipeline_lines() -> Iterator[None]:
+    """Send SQL without what psycopg says of the pipeline of a list of rows that fails: the error itself is told."""
+    logger, thread = logging.getLogger("psycopg"), threading.get_ident()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.thread != thread or not str(record.msg).startswith("error ignored terminating")
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)

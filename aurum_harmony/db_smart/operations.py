@@ -21,6 +21,7 @@ from .controls import controls_transaction
 from .database import broken_by_rows, translated
 from .errors import DbSmartError
 from .migrations import Migration
+from .notices import without_pipeline_lines
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -176,6 +177,12 @@ class Operations:
                     self._connection.rollback()
                 self._execution.passed_by_statement(error)
                 return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+        with without_pipeline_lines():
+            return self._sent(query, parameters)
+
+    def _sent(self, query: Executable, parameters: Any) -> sa.CursorResult[Any]:
+        """The result of a statement; of one that wants what is not there any more, one without rows."""
+        memory = self._execution.memory
         connection = self._own() if self._execution.transactional else self._connection
         if memory is None or not memory.lenient(self._migration.name):
             return self._execution.alone(lambda: connection.execute(query, parameters))
@@ -954,7 +961,10 @@ class Operations:
             with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
-                self._forms.add_constraint(constraint, self._busy(table, schema, online))
+                busy = self._busy(table, schema, online)
+                if kind in ("check", "unique") and self._unused(schema, table):
+                    busy = False  # a foreign key, though, may block the other table
+                self._forms.add_constraint(constraint, busy)
                 if self._foresight is not None and target is not None:
                     self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)

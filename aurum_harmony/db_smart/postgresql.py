@@ -173,15 +173,19 @@ class PostgresqlForms(Forms):
         table = index.table
         assert table is not None
         what = f"op.create_index({str(index.name)!r}, {table.name!r}{', unique=True' if index.unique else ''})"
-        columns = [part.name for part in index.expressions if isinstance(part, sa.ColumnClause)]
-        if len(columns) < len(index.expressions) or index.dialect_options["postgresql"]["where"] is not None:
-            columns = []  # not all of it is their values
         if not online:
-            with self._rows_in_the_way(table, (), what, unique=columns):
+            with self._rows_in_the_way(table, (), what, unique=_values(index)):
                 super().create_index(index, online)
             return
         if self._partitioned(table):
             raise Refused(PARTITIONED, what)
+        self._build_index(index, table, what)
+
+    def _build_index(self, index: sa.Index, table: sa.Table, what: str) -> None:
+        """Build an index beside the table's traffic.
+
+        :param what: what the migration asks for.
+        """
         index.dialect_options["postgresql"]["concurrently"] = True
         failure = None
         with self.execution.outside() as send:
@@ -191,7 +195,7 @@ class PostgresqlForms(Forms):
                 send(sa.schema.DropIndex(index))  # what it leaves is invalid
                 failure = error
         if failure is not None:
-            found = self._found("unique", table, (), unique=columns)
+            found = self._found("unique", table, (), unique=_values(index))
             names = ", ".join(str(part) for part in index.expressions)
             raise Refused(OLD_ROWS, what, found or f"Rows repeat {names}. ") from failure
 
@@ -370,7 +374,7 @@ class PostgresqlForms(Forms):
             self.drop_index(SchemaObjects().index(name, table.name, columns, schema=table.schema), True)
             existing = None
         if existing is None:
-            self.create_index(index, True)
+            self._build_index(index, own, f"The constraint {name!r} of {table.name!r}")
         elif existing.columns != columns or not existing.unique or existing.options != options:
             more = ", ".join(f"{key} {value}" for key, value in sorted(existing.options.items()))
             raise DbSmartError(
@@ -572,3 +576,11 @@ def _name(*parts: str) -> str:
     if len(name.encode()) <= _MAX_NAME:
         return name
     return name.encode()[: _MAX_NAME - 9].decode(errors="ignore") + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _values(index: sa.Index) -> list[str]:
+    """The columns whose values an index keeps apart; none where not all of it is their values."""
+    columns = [part.name for part in index.expressions if isinstance(part, sa.ColumnClause)]
+    if len(columns) < len(index.expressions) or index.dialect_options["postgresql"]["where"] is not None:
+        return []
+    return columns

@@ -293,7 +293,7 @@ class Runner:
     def _models(self, database: Database) -> list[sa.Table]:
         """The tables of the models, where this is to see to them."""
         metadata = self._db.metadatas.get(database.key) if self._create_all else None
-        return [] if metadata is None else metadata.sorted_tables
+        return [] if metadata is None else list(metadata.tables.values())
 
     def _missing(self, database: Database, connection: sa.Connection) -> list[sa.Table]:
         """The tables that the models have and the database has not."""
