@@ -238,27 +238,6 @@ def test_a_boot_goes_on_behind_a_script_that_stopped(project: Project) -> None:
     assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
 
 
-def test_what_has_no_form_in_sql_is_left_to_the_boot(project: Project) -> None:
-    project.models = models(users=[ID, sa.Column("raw", sa.LargeBinary)])
-    project.write("")
-    project.boot()
-    project.query("INSERT INTO users (id) VALUES (1)")
-    project.write("""
-        @migration
-        def known(op):
-            op.add_column("users", Column("x", Integer))
-
-        @migration
-        def raw(op):
-            op.execute("UPDATE users SET raw = :raw", {"raw": b"\\x00'"})
-    """)
-    script = project.run("migrate", "--sql").stdout
-    assert "Left to db-smart" in script
-    run_client(project.url, script)
-    assert project.boot().applied == ("raw",)
-    assert project.query("SELECT raw FROM users") == [(b"\x00'",)]
-
-
 def test_a_migration_outside_of_a_transaction_is_so_in_the_script(
     make_project: Callable[..., Project], new_url: Callable[[str], URL]
 ) -> None:

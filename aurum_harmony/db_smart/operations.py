@@ -1408,6 +1408,8 @@ class Operations:
         if not self._fresh or self._execution.dialect == "sqlite":
             return
         for constraint in constraints:
+            if constraint.use_alter:  # added later, when its target is there
+                continue
             target, own = constraint.referred_table, constraint.table
             if (target.name, target.schema) != (own.name, own.schema) and not self.has_table(
                 target.name, schema=target.schema
