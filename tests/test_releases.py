@@ -410,6 +410,41 @@ def test_rows_of_migrations_may_lack_what_a_later_one_fills(
     assert not new.query("SELECT 1 FROM db_smart_objects WHERE event = 'loosened'")
 
 
+DEFAULTED = """
+@migration(once=True)
+def first_user(op: Operations) -> None:
+    op.execute("INSERT INTO users (name) VALUES ('first')")
+
+@migration
+def add_state(op: Operations) -> None:
+    op.add_columns(
+        "users",
+        Column("state", String(20), nullable=False, server_default="it's 100%: new"),
+        Column("level", Integer, nullable=False, server_default=text("1 + 1")),
+    )
+
+@migration(once=True)
+def second_user(op: Operations) -> None:
+    op.execute("UPDATE users SET level = level + 1")
+    op.execute("INSERT INTO users (name) VALUES ('second')")
+"""
+
+
+def test_rows_have_the_default_that_a_column_was_added_with(project: Project, new_url: Callable[[str], URL]) -> None:
+    project.models = models(users=[ID, string("name")])
+    project.write("")
+    project.boot()
+    state, level = string("state", nullable=False), sa.Column("level", sa.Integer, nullable=False)
+    project.models = models(users=[ID, string("name"), state, level])
+    project.write(DEFAULTED)
+    project.boot()
+    new = fresh(project, new_url)
+    assert new.boot().decision == "migrated"
+    rows = "SELECT name, state, level FROM users ORDER BY name"
+    wanted = [("first", "it's 100%: new", 3), ("second", "it's 100%: new", 2)]
+    assert new.query(rows) == project.query(rows) == wanted
+
+
 def test_a_required_value_that_no_migration_gives_is_named(project: Project) -> None:
     project.models = models(users=[ID, string("name"), string("city", nullable=False)])
     project.write(SEED.format(table="users"))

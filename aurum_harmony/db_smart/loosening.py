@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -65,3 +66,10 @@ def _place(error: sa.exc.DBAPIError) -> tuple[str | None, str | None]:
         return None, quoted.group(1) if quoted else None
     found = _SQLITE.search(str(cause))
     return (found.group(1), found.group(2)) if found else (None, None)
+
+
+def as_default(table: str, schema: str | None, column: str, default: Any) -> sa.Update:
+    """The statement that gives rows without a value the default that a column was added with."""
+    target = sa.table(table, sa.column(column), schema=schema)
+    value = sa.literal_column("'" + default.replace("'", "''") + "'") if isinstance(default, str) else default
+    return target.update().values({column: value}).where(target.c[column].is_(None))

@@ -92,6 +92,8 @@ class Memory:
         self._events: list[Event] = []
         self._found: dict[tuple[str, str, str, str], list[Event]] = {}
         self._kept = 0
+        #: What the columns of models have in old rows, by the migrations that add them: schema, table, column.
+        self.defaults: dict[tuple[str | None, str, str], Any] = {}
 
     @classmethod
     def of(
@@ -178,6 +180,10 @@ class Memory:
                 for one in self._of(self._place(model.schema), model.name, "column", column.name)
             )
         ]
+
+    def folded(self, name: str) -> str:
+        """A name as the database compares it."""
+        return self._fold(name)
 
     def same(self, name: str, other: str) -> bool:
         """Whether two names are the same to the database."""

@@ -20,6 +20,7 @@ from .catalog import Catalog, Constraint, Index
 from .controls import controls_transaction
 from .database import broken_by_rows, translated
 from .errors import DbSmartError
+from .loosening import as_default
 from .migrations import Migration
 from .notices import without_pipeline_lines
 
@@ -237,7 +238,9 @@ class Operations:
             ):
                 continue
             self._note_back("column", schema, table, column.name)
-            if not self._model_has(what, schema, table, column.name):
+            if self._model_has(what, schema, table, column.name):
+                self._fill_as_added(schema, table, column)
+            else:
                 copies.append(column._copy())
         if not copies:
             return
@@ -1157,6 +1160,15 @@ class Operations:
             return False
         self._execution.satisfied(what)
         return True
+
+    def _fill_as_added(self, schema: str | None, table: str, column: sa.Column[Any]) -> None:
+        """Give rows of older migrations what a column, which the model has, would have given them when it was added."""
+        default, memory = column.server_default, self._execution.memory
+        if not isinstance(default, sa.DefaultClause) or memory is None:
+            return
+        memory.defaults[schema, memory.folded(table), memory.folded(column.name)] = default.arg
+        if not self._catalog.empty(table, schema) or self._execution.rows_changed:
+            self._move(as_default(table, schema, column.name, default.arg))
 
     def _model_names(self, schema: str | None, table: str, name: str) -> bool:
         """Whether the model that a table was made from has an index or a constraint of this name."""

@@ -490,6 +490,12 @@ class Runner:
             column: Any = sa.column(name)
             place = sa.table(model.name, schema=translated(connection, model.schema))
             query = sa.select(sa.func.count()).select_from(place).where(column.is_(None))
+            key = place.schema, run.memory.folded(model.name), run.memory.folded(name)
+            if key in run.memory.defaults:
+                begin(connection)
+                connection.execute(loosening.as_default(model.name, place.schema, name, run.memory.defaults[key]))
+                run.lock.confirm(connection)
+                commit(connection)
             empty = connection.scalar(query)
             connection.rollback()  # what was only read
             if empty:
