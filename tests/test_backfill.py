@@ -31,6 +31,7 @@ from aurum_harmony.db_smart import DbSmartError, history
 from aurum_harmony.db_smart.backfill import Backfill
 from aurum_harmony.db_smart.database import Database
 from aurum_harmony.db_smart.errors import LeaseLost
+from aurum_harmony.db_smart.literals import statement_text
 from aurum_harmony.db_smart.signals import migration_progress, migration_started
 
 from .conftest import Project
@@ -934,9 +935,13 @@ def test_the_backfill_of_a_dry_run_is_text(items: sa.Table, url: URL, database: 
         execution: Any = op._execution
         sent: list[str] = []
         execution.dry = True
-        execution.foretell = sent.append
+        execution.foretell_values = lambda statement, values: sent.append(
+            statement_text(statement, values, op.connection)
+        )
         execution.remark = sent.append
         Backfill(execution, "items").update({"n": 1, "s": "it's 5%"}, sa.text("n = 0"))
         del execution.dry
-    assert sent[1].endswith("SET n=1, s='it''s 5%' WHERE (n = 0)")
+    assert sent[1].startswith("UPDATE items SET n=1")
+    assert "s='it''s 5%'" in sent[1]
+    assert sent[1].endswith(" WHERE (n = 0)")
     assert numbers(url) == [(0, ROWS)]

@@ -67,6 +67,34 @@ def test_a_script_of_a_new_database_is_not_for_it_once_it_has_run(project: Proje
     assert "RETURNING" not in script  # psql would print a table for each
 
 
+TWICE = """
+@migration(once=True)
+def twice(op: Operations) -> None:
+    op.execute("UPDATE items SET id = id + 10")
+    op.execute("UPDATE items SET id = id + 100")
+"""
+
+
+@pytest.mark.parametrize("how", ["piped twice", "after a boot"])
+def test_a_script_is_not_for_a_database_that_has_moved_on(project: Project, how: str) -> None:
+    project.write(V1)
+    project.boot()
+    project.query("INSERT INTO items (id) VALUES (1)")
+    project.write(V1 + TWICE.replace("def twice", "def other"))
+    project.boot()
+    project.write(V1 + TWICE.replace("def twice", "def other") + TWICE)
+    script = project.run("migrate", "--sql").stdout
+    if how == "after a boot":
+        project.boot()
+    else:
+        run_client(project.url, script)
+    result = ask_client(project.url, script)
+    assert result.returncode != 0
+    assert "make a new one: nothing was changed" in result.stderr
+    assert project.query("SELECT id FROM items") == [(221,)]
+    assert [name for name, _ in project.history()].count("twice") == 1
+
+
 def test_one_script_for_each_database(project: Project, new_url: Callable[[str], URL]) -> None:
     logs = new_url({"mysql": "mariadb"}.get(project.dialect, project.dialect))
     project.config["SQLALCHEMY_BINDS"] = {"logs": logs}

@@ -24,7 +24,6 @@ from .database import Database
 from .ddl import render, string_text
 from .execution import Execution, Send
 from .gate import reading
-from .history import State
 from .literals import NoLiteral, literal, statement_text
 from .memory import NUMBERS, STATES, Event, Memory, insert
 from .migrations import Migration, Options
@@ -352,15 +351,15 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     if kind == "postgresql":
         yield "\\set ON_ERROR_STOP on"
         yield "SET client_encoding = 'UTF8';"  # which the script is in, whatever the surroundings of the client say
-        yield from _guard_postgresql(plan.state)
+        yield from _guard_postgresql(_Guard.of(plan))
         yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
     elif kind == "mysql":
         yield "SET NAMES utf8mb4;"
-        yield from _guard_mariadb(plan.state)
+        yield from _guard_mariadb(_Guard.of(plan))
         yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
     elif kind == "sqlite":
         yield ".bail on"
-        yield from _guard_sqlite(plan.state)
+        yield from _guard_sqlite(_Guard.of(plan))
     transactional = database.transactional_ddl
     for table in history.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
@@ -415,68 +414,114 @@ def _leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect)
     yield "DELIMITER ;"
 
 
-def _guards(state: State | None) -> tuple[str, str, str]:
-    """What a script asks before anything else: whether it has got hold of the database that it was made for.
+@dataclass
+class _Guard:
+    """What a script asks before anything else: whether it has got hold of the database that it was made for, as it was.
 
-    :returns: the id of that one as a literal, what to say where there is no history, and what to say where there is.
+    :ivar wanted: the id of that database; ``None`` where it has no history yet.
+    :ivar rows: how many rows its history and its journal have; ``None`` where there are none yet.
     """
-    wanted = "" if state is None else state.database_id.replace("'", "''").replace("\\", "")
-    if state is None:
-        other = "This script is for a database without a history of db-smart, and this one has one"
-        return "''", "", f"'{other}: nothing was changed'"
-    without = f"This script is for the database with the id {wanted}, and this one has no history of db-smart"
-    other = f"This script is for the database with the id {wanted}, and this one has another id"
-    return f"'{wanted}'", f"'{without}: nothing was changed'", f"'{other}: nothing was changed'"
+
+    wanted: str | None
+    rows: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Guard:
+        if plan.state is None:
+            return cls(None)
+        tables = history.history, history.progress
+        with plan.database.connect() as connection:
+            lacks = history.missing_tables(connection)
+            if any(table.name in lacks for table in tables):
+                return cls(plan.state.database_id)
+            counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in tables]
+        return cls(plan.state.database_id, (counts[0], counts[1]))
+
+    @property
+    def without(self) -> str:
+        """What to say where there is no history."""
+        return self._said(f"is for the database with the id {self.wanted}, and this one has no history of db-smart")
+
+    @property
+    def other(self) -> str:
+        """What to say where there is another one, or any."""
+        if self.wanted is None:
+            return self._said("is for a database without a history of db-smart, and this one has one")
+        return self._said(f"is for the database with the id {self.wanted}, and this one has another id")
+
+    @property
+    def later(self) -> str:
+        """What to say where migrations have run since."""
+        return self._said("was made before migrations ran that the database has now, or has run itself; make a new one")
+
+    def mine(self, place: str = "") -> str:
+        """A condition for the database, where it has our tables."""
+        wanted = (self.wanted or "").replace("'", "''").replace("\\", "")
+        return f"EXISTS (SELECT 1 FROM {place}db_smart_state WHERE database_id = '{wanted}')"
+
+    def fresh(self, place: str = "") -> str:
+        """A condition for its being as it was when the script was made."""
+        if self.rows is None:
+            return "1 = 1"
+        found = zip((history.history.name, history.progress.name), self.rows, strict=True)
+        return " AND ".join(f"(SELECT count(*) FROM {place}{name}) = {count}" for name, count in found)
+
+    @staticmethod
+    def _said(text: str) -> str:
+        return f"'This script {text}: nothing was changed'"
 
 
-def _guard_postgresql(state: State | None) -> Iterator[str]:
-    wanted, without, other = _guards(state)
+def _guard_postgresql(guard: _Guard) -> Iterator[str]:
     # In the schema where the script makes its tables: the search path may lead to those of another application.
     there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
     yield "DO $db_smart$ BEGIN"
-    if state is None:
-        # Nested, as a condition that names a table is an error where there is none.
+    # Nested, as a condition that names a table is an error where there is none.
+    if guard.wanted is None:
         yield f"  IF {there} IS NOT NULL THEN"
         yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
     else:
         yield f"  IF {there} IS NULL THEN"
-        yield f"    RAISE EXCEPTION USING MESSAGE = {without};"
+        yield f"    RAISE EXCEPTION USING MESSAGE = {guard.without};"
         yield "  ELSE"
-        yield f"    IF NOT EXISTS (SELECT 1 FROM db_smart_state WHERE database_id = {wanted}) THEN"
-    yield f"      RAISE EXCEPTION USING MESSAGE = {other};"
+        yield f"    IF NOT {guard.mine()} THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
+        yield f"    ELSIF NOT ({guard.fresh()}) THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.later};"
     yield "    END IF;"
     yield "  END IF;"
     yield "END $db_smart$;"
 
 
-def _guard_mariadb(state: State | None) -> Iterator[str]:
-    wanted, without, other = _guards(state)
+def _guard_mariadb(guard: _Guard) -> Iterator[str]:
     there = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'db_smart_state'"
     yield "DELIMITER //"
     yield "BEGIN NOT ATOMIC"
-    if state is None:
+    if guard.wanted is None:
         yield f"  IF EXISTS ({there}) THEN"
         yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
     else:
         yield f"  IF NOT EXISTS ({there}) THEN"
-        yield f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {without};"
+        yield f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.without};"
         yield "  ELSE"
-        yield f"    IF NOT EXISTS (SELECT 1 FROM db_smart_state WHERE database_id = {wanted}) THEN"
-    yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {other};"
+        yield f"    IF NOT {guard.mine()} THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
+        yield f"    ELSEIF NOT ({guard.fresh()}) THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.later};"
     yield "    END IF;"
     yield "  END IF;"
     yield "END//"
     yield "DELIMITER ;"
 
 
-def _guard_sqlite(state: State | None) -> Iterator[str]:
+def _guard_sqlite(guard: _Guard) -> Iterator[str]:
     """SQLite has neither conditions nor blocks: a constraint whose name is what is to be said stops the script."""
-    wanted, without, other = _guards(state)
     there = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_state')"
-    questions = [(other, f"NOT {there}")]
-    if state is not None:
-        mine = f"EXISTS (SELECT 1 FROM main.db_smart_state WHERE database_id = {wanted})"
-        questions = [(without, there), (other, mine)]
+    questions = [(guard.other, f"NOT {there}")]
+    if guard.wanted is not None:
+        mine, fresh = guard.mine("main."), guard.fresh("main.")
+        questions = [(guard.without, there), (guard.other, mine), (guard.later, fresh)]
     for text, question in questions:
         yield f'CREATE TEMP TABLE db_smart_guard (fine INTEGER CONSTRAINT "{text[1:-1]}" CHECK (fine));'
         yield f"INSERT INTO temp.db_smart_guard SELECT {question};"

@@ -52,8 +52,8 @@ def lost(database: str, names: Iterable[str], taken: Mapping[str, str]) -> str:
     for name, migration in taken.items():
         said += (
             f"{name!r} was dropped or renamed by the migration {migration!r}, which this code does not have: it is of "
-            "an older release than the database. The table is not made, as its rows may be elsewhere now; start the "
-            "release that has this migration. "
+            "an older release than the database, or that migration was taken out of it. The table is not made, as its "
+            "rows may be elsewhere now; start the release that has the migration, or add one that creates the table. "
         )
     return said.rstrip()
 
