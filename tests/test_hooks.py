@@ -299,6 +299,25 @@ def test_output_that_cannot_be_written_breaks_no_run(
     assert project.boot().decision == "skipped"
 
 
+def test_a_script_that_cannot_be_written_whole_says_so(sqlite_project: Project) -> None:
+    project = sqlite_project
+    project.write(MIGRATIONS)
+    where = [str(project.directory), project.module, str(project.instance), str(project.url)]
+    with open("/dev/full", "w") as file:
+        found = subprocess.run(
+            [sys.executable, "-c", CLI, *where, "--sql"],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            timeout=60,
+        )
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert "what there is of it is not whole, so do not run it" in found.stderr
+    assert not project.tables()
+
+
 # -- The first request
 
 

@@ -306,12 +306,20 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
 def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview]]) -> None:
     from .dryrun import script
 
-    for plan in plans:
-        if previews[plan.database.name]:
-            for line in script(plan, previews[plan.database.name], ddl_settings(app)):
-                click.echo(line)
-    if not any(previews.values()):
-        click.echo("-- Nothing to apply.")
+    wanted = [plan for plan in plans if previews[plan.database.name]]
+    lines = [line for plan in wanted for line in script(plan, previews[plan.database.name], ddl_settings(app))]
+    try:
+        for line in lines or ["-- Nothing to apply."]:
+            click.echo(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has enough
+        raise
+    except OSError as error:
+        _drop_output()
+        raise DbSmartError(
+            f"The script cannot be written ({error.strerror}): what there is of it is not whole, so do not run it. "
+            "Nothing was changed."
+        ) from None
 
 
 @contextmanager
@@ -326,11 +334,15 @@ def _output_optional() -> Iterator[None]:
         if not isinstance(error, BrokenPipeError):
             with suppress(OSError):
                 click.echo(f"The output cannot be written ({error.strerror}); the run is not touched by it.", err=True)
-        # What the stream still holds must not fail again when Python ends.
-        with suppress(OSError, ValueError):
-            descriptor = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(descriptor, sys.stdout.fileno())
-            os.close(descriptor)
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Write nothing more to standard output: what it still holds must not fail again when Python ends."""
+    with suppress(OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)
 
 
 @contextmanager
