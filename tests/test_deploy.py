@@ -130,8 +130,8 @@ def url(request: pytest.FixtureRequest, new_url: Callable[[str], URL]) -> URL:
 
 
 @dataclass
-class Gunicorn:
-    """A running Gunicorn.
+class Server:
+    """A running Gunicorn or uWSGI.
 
     :ivar begun: file with the process id of each worker that began the long migration.
     """
@@ -144,7 +144,8 @@ class Gunicorn:
     @property
     def port(self) -> int:
         """Where it listens."""
-        return int(wait_until(lambda: re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log.read_text()))[0])
+        said = r"(?:Listening at: http://|bound to TCP address )127\.0\.0\.1:(\d+)"
+        return int(wait_until(lambda: re.findall(said, self.log.read_text()))[0])
 
     def answer(self, _: object = None, path: str = "/") -> int | None:
         """The number that a worker answers, its process id; ``None`` when one was killed under the request."""
@@ -177,8 +178,21 @@ class Gunicorn:
         return [int(pid) for pid in self.begun.read_text().split()] if self.begun.exists() else []
 
 
+def surroundings(project: Project, folder: Path, lease: float) -> dict[str, str]:
+    """The environment of a server."""
+    url = make_url(project.url).render_as_string(hide_password=False)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
+        "INSTANCE": str(project.instance),
+        "MIGRATIONS": project.module,
+        "CONFIG": json.dumps({"SQLALCHEMY_DATABASE_URI": url, "DB_SMART_LEASE_SECONDS": lease}),
+        "BEGUN": str(folder / "begun"),
+    }
+
+
 @pytest.fixture
-def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
+def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts Gunicorn on a database without history."""
     project.write(LONG)
     (tmp_path / "served.py").write_text(SERVED)
@@ -193,23 +207,15 @@ def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicor
         lease: float = 15,
         workers: int = WORKERS,
         more: str = "",
-    ) -> Gunicorn:
+    ) -> Server:
         configuration = CONFIGURATION_OF_GEVENT if worker_class == "gevent" else CONFIGURATION
         (tmp_path / "gunicorn.conf.py").write_text(configuration)
-        url = make_url(project.url).render_as_string(hide_password=False)
         options = ["--workers", str(workers), *more.split(), "--timeout", str(TIMEOUT), "--worker-class", worker_class]
         options += ["--bind", "127.0.0.1:0", "--error-logfile", str(log), f"served:create_app({boot})"]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
-            "INSTANCE": str(project.instance),
-            "MIGRATIONS": project.module,
-            "CONFIG": json.dumps({"SQLALCHEMY_DATABASE_URI": url, "DB_SMART_LEASE_SECONDS": lease}),
-            "BEGUN": str(begun),
-        }
+        environment = surroundings(project, tmp_path, lease)
         process = subprocess.Popen([sys.executable, "-m", "gunicorn", *options], cwd=tmp_path, env=environment)
         started.append(process)
-        return Gunicorn(process, log, begun, workers)
+        return Server(process, log, begun, workers)
 
     yield start
     for process in started:
@@ -221,7 +227,7 @@ def gunicorn(project: Project, tmp_path: Path) -> Iterator[Callable[..., Gunicor
     ("url", "more"), [("sqlite", ""), *((dialect, "--preload") for dialect in DIALECTS)], indirect=["url"]
 )
 def test_workers_of_a_first_start_have_the_effect_once_and_serve_it(
-    project: Project, gunicorn: Callable[..., Gunicorn], more: str
+    project: Project, gunicorn: Callable[..., Server], more: str
 ) -> None:
     """With ``--preload`` they are forked from the process that has migrated."""
     project.write(QUICK)
@@ -231,6 +237,34 @@ def test_workers_of_a_first_start_have_the_effect_once_and_serve_it(
         assert set(pool.map(lambda _: server.answer(path="/effects"), range(18))) == {1}
     assert project.history() == [("make_effects", "applied"), ("fill", "applied")]
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "more"), [("sqlite", ""), ("postgresql", ""), ("mariadb", "--lazy-apps")], indirect=["url"]
+)
+def test_processes_of_uwsgi_have_the_effect_once_and_serve_it(project: Project, tmp_path: Path, more: str) -> None:
+    """They are forked from one that has migrated; with ``--lazy-apps`` each loads the application itself."""
+    project.write(QUICK)
+    (tmp_path / "served.py").write_text(SERVED)
+    (tmp_path / "served_by_uwsgi.py").write_text("from served import create_app\n\napplication = create_app(True)\n")
+    log = tmp_path / "log"
+    log.touch()
+    options = "--http-socket 127.0.0.1:0 --master --processes 3 --need-app --die-on-term --module served_by_uwsgi"
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("uwsgi"), *options.split(), *more.split(), "--logto", log],
+        cwd=tmp_path,
+        env=surroundings(project, tmp_path, 15),
+    )
+    try:
+        server = Server(process, log, tmp_path / "begun", 3)
+        server.serve_all()
+        with ThreadPoolExecutor(6) as pool:
+            assert set(pool.map(lambda _: server.answer(path="/effects"), range(18))) == {1}
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert project.history() == [("make_effects", "applied"), ("fill", "applied")]
+    assert "Traceback" not in log.read_text()
 
 
 def every_effect_is_there_once(project: Project) -> None:
@@ -252,7 +286,7 @@ def every_effect_is_there_once(project: Project) -> None:
     indirect=["url"],
 )
 def test_a_migration_longer_than_the_timeout_of_gunicorn(
-    project: Project, gunicorn: Callable[..., Gunicorn], worker_class: str, boot: bool
+    project: Project, gunicorn: Callable[..., Server], worker_class: str, boot: bool
 ) -> None:
     """At boot, or at the first request where nothing booted."""
     server = gunicorn(worker_class=worker_class, boot=boot)
@@ -266,7 +300,7 @@ def test_a_migration_longer_than_the_timeout_of_gunicorn(
     ("url", "boot"), [("postgresql", True), ("mariadb", True), ("postgresql", False)], indirect=["url"]
 )
 def test_a_migration_that_computes_longer_than_the_lease_keeps_it_under_gevent(
-    project: Project, gunicorn: Callable[..., Gunicorn], boot: bool
+    project: Project, gunicorn: Callable[..., Server], boot: bool
 ) -> None:
     """At boot, or at the first request; no other greenlet gets a turn meanwhile."""
     project.write(COMPUTING)
@@ -282,7 +316,7 @@ def test_a_migration_that_computes_longer_than_the_lease_keeps_it_under_gevent(
 @pytest.mark.parametrize("url", DIALECTS, indirect=True)
 @pytest.mark.parametrize(("number", "lease"), [(signal.SIGABRT, 60), (signal.SIGSTOP, 5)], ids=["abort", "hung"])
 def test_gunicorn_kills_the_worker_that_migrates(
-    project: Project, gunicorn: Callable[..., Gunicorn], number: signal.Signals, lease: float
+    project: Project, gunicorn: Callable[..., Server], number: signal.Signals, lease: float
 ) -> None:
     """SIGABRT is how Gunicorn begins to kill, and frees the lock; a worker that hangs gets SIGKILL after it."""
     server = gunicorn(lease=lease)
