@@ -87,6 +87,12 @@ def by_driver(url: URL, driver: str) -> tuple[URL, dict[str, str]]:
     return url, {}
 
 
+def config_of(url: URL, driver: str) -> dict[str, Any]:
+    """The configuration of an application that reaches a database by another driver than the tests do."""
+    other, options = by_driver(url, driver)
+    return {"SQLALCHEMY_DATABASE_URI": other, "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": options}}
+
+
 @contextmanager
 def new_database(server: URL) -> Iterator[URL]:
     """An empty database of its own on a server, dropped afterwards."""

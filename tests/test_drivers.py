@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart import MigrationFailed
 
 from .conftest import Project
-from .servers import by_driver
+from .servers import config_of
 from .test_guard import TABLE, holding
 
 DRIVERS = [
@@ -56,8 +56,8 @@ def by_drivers(
 ) -> Project:
     """A project on a server, by each driver in turn."""
     server, driver = request.param
-    url, options = by_driver(new_url(server), driver)
-    return make_project(url, {"SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": options}})
+    url = new_url(server)
+    return make_project(url, config_of(url, driver))
 
 
 def test_boots_changes_tables_in_use_and_says_what_failed(by_drivers: Project) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from .conftest import Project
-from .servers import by_driver
+from .servers import config_of
 from .test_drivers import DRIVERS
 from .test_dryrun import run_client
 
@@ -100,8 +100,8 @@ def by_backfill(op):
 
 def boths(make_project: Callable[..., Project], new_url: Callable[[str], URL], server: str, driver: str) -> Any:
     for _ in range(2):
-        url, options = by_driver(new_url(server), driver) if driver else (new_url(server), {})
-        yield make_project(url, {"SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": options}} if options else {})
+        url = new_url(server)
+        yield make_project(url, config_of(url, driver) if driver else {})
 
 
 def rows(project: Project) -> list[Any]:
