@@ -105,8 +105,13 @@ def test_the_header_is_that_of_the_file_that_is_there_now(database: Database, tm
     assert third["inode"] == os.stat(database.path).st_ino != second["inode"]
 
 
-def test_what_cannot_be_read_is_an_error_of_the_system(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "missing.db", "No such file"), (tmp_path, "SQLite says|no regular file")):
+@pytest.mark.parametrize("kept", [0, 8])
+def test_what_cannot_be_read_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(database_module, "_open_files", {})
+    monkeypatch.setattr(database_module, "_MOST_KEPT", kept)
+    for path, message in ((tmp_path / "missing.db", "No such file"), (tmp_path, "no regular file")):
         database = Database("default", None, sa.create_engine(URL.create("sqlite", database=str(path))))
         with pytest.raises(OSError, match=message) as caught:
             database.file_state()

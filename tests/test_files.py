@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
-from aurum_harmony.db_smart import DbSmartError
+from aurum_harmony.db_smart import DbSmartError, database
 
 from .conftest import Project
 from .crash import ended, forked
@@ -223,8 +223,12 @@ def lost_nothing(project: Project) -> None:
     assert project.history() == [("make_t", "applied"), ("more", "applied")]
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 20])
 @pytest.mark.parametrize("kind", [kind for kind in EVERYTHING if kind != "dangling link"])
-def test_what_stands_at_the_database_file(sqlite_project: Project, kind: str) -> None:
+def test_what_stands_at_the_database_file(
+    sqlite_project: Project, kind: str, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(database, "_MOST_KEPT", kept)  # files that stay open, and those that SQLite opens and closes
     project = made(sqlite_project)
     project.write(MORE)
     with taken_away(Path(str(make_url(project.url).database)), kind):

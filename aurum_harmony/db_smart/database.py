@@ -328,6 +328,8 @@ def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
         with open(path, "rb") as file:
             return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
     found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
+        raise OSError(errno.EINVAL, "it is no regular file")
     if not by_sqlite or len(_open_files) < _MOST_KEPT or (found.st_dev, found.st_ino) in _open_files:
         return _read_kept(path)
     try:
@@ -356,8 +358,6 @@ def _read_open(wanted: os.stat_result) -> bytes | None:
 def _read_kept(path: Path) -> tuple[bytes, int]:
     """As :func:`_read_header`, of a file that is never closed again."""
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
-        raise OSError(errno.EINVAL, "it is no regular file")
     key = (found.st_dev, found.st_ino)
     if key not in _open_files:
         _open_files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
