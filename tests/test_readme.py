@@ -71,7 +71,7 @@ def make_users(op: Operations) -> None:
 
 """
     project.write("\n\n".join([users, *chosen]))
-    assert project.boot().applied == ("make_users", "make_orders", "constrain_orders")
+    assert project.boot().applied == ("make_users", "make_orders", "constrain_orders", "drop_old_check")
     engine = sa.create_engine(project.url, poolclass=sa.pool.NullPool)
     with engine.connect() as connection:
         inspector = sa.inspect(connection)
