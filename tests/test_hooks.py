@@ -449,7 +449,8 @@ def test_a_server_that_never_answers_the_first_request_is_a_503_after_a_while(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(10)
         port = silent.getsockname()[1]
-        server.config.update(SQLALCHEMY_DATABASE_URI=url.set(host="127.0.0.1", port=port), DB_SMART_LEASE_SECONDS=0.2)
+        silenced = url.set(host="127.0.0.1", port=port, query={})
+        server.config.update(SQLALCHEMY_DATABASE_URI=silenced, DB_SMART_LEASE_SECONDS=0.2)
         # As if it had answered when the flag was written.
         app, _ = server.app()
         with app.app_context():
