@@ -24,6 +24,7 @@ from aurum_harmony.db_smart.database import safe_url
 
 from .conftest import Project
 from .processes import ROOT, environment
+from .servers import by_driver
 from .test_boot import V1
 
 MIGRATIONS = """
@@ -476,17 +477,27 @@ def test_a_server_that_never_answers_the_first_request_is_a_503_after_a_while(
         assert caplog.text.count("does not answer") == 2
         # When the server is there again, so is the application.
         app.extensions["db_smart"]._states[app].refused_until = 0.0
-        target = (url.host or "127.0.0.1", url.port or {"postgresql": 5432}.get(server.dialect, 3306))
-        with forwarding(connections[0], target):
+        with forwarding(connections[0], url):
             bounded(lambda: app.extensions["db_smart"]._states[app].question._thread.join(10))
             assert client.get("/").text == "served"
             server.dispose(app)
 
 
+def connected(url: URL) -> socket.socket:
+    """A connection to a server, over TCP or its socket."""
+    by_socket = by_driver(url, "postgresql+pg8000")[1]
+    if by_socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(by_socket["unix_sock"])
+        return connection
+    default = 5432 if url.get_backend_name() == "postgresql" else 3306
+    return socket.create_connection((url.host or "127.0.0.1", url.port or default))
+
+
 @contextmanager
-def forwarding(client: socket.socket, target: tuple[str, int]) -> Iterator[None]:
+def forwarding(client: socket.socket, url: URL) -> Iterator[None]:
     """Carry what a connection that was accepted sends to a server, and back."""
-    with client, socket.create_connection(target) as upstream:
+    with client, connected(url) as upstream:
 
         def carry(source: socket.socket, sink: socket.socket) -> None:
             with suppress(OSError):
