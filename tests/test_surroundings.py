@@ -26,6 +26,7 @@ from aurum_harmony.db_smart import MigrationFailed
 
 from .conftest import Project
 from .crash import ended, forked
+from .servers import by_driver
 
 HEADER = """\
 import os, signal
@@ -275,7 +276,9 @@ def test_engines_of_postgresql(
 ) -> None:
     driver, options = POSTGRESQL_ENGINES[name]
     url = new_url("postgresql")
-    Story(make_project(url.set(drivername=f"postgresql+{driver}"), engine_options(**options)), url).tell(caplog)
+    other, connect = by_driver(url, f"postgresql+{driver}")
+    options = {**options, "connect_args": {**options.get("connect_args", {}), **connect}}
+    Story(make_project(other, engine_options(**options)), url).tell(caplog)
 
 
 @pytest.mark.parametrize("name", POSTGRESQL_DEFAULTS)
