@@ -41,11 +41,19 @@ def connected(url: URL, *texts: str) -> Database:
     return database
 
 
+def refused(database: Database) -> list[str | None]:
+    """The rule for each change: PostgreSQL 18 adds a foreign key beside the writers."""
+    with database.engine.connect() as connection:
+        version = connection.dialect.server_version_info or ()
+    key = None if version >= (18,) else "DS202"
+    return [key, key, "DS202", "DS202", "DS205"]
+
+
 def test_what_blocks_is_refused_and_foreseen(
     new_url: Callable[[str], URL], make_project: Callable[..., Project]
 ) -> None:
     url = new_url("postgresql")
-    connected(url, *SET_UP)
+    wanted = refused(connected(url, *SET_UP))
     project = make_project(url)
 
     def foreseen(plain: str) -> list[str | None]:
@@ -55,8 +63,8 @@ def test_what_blocks_is_refused_and_foreseen(
         return [item["error"] for item in json.loads(result.stdout)["pending"]]
 
     errors = foreseen("")
-    assert [error and error[:5] for error in errors] == ["DS202", "DS202", "DS202", "DS202", "DS205"]
-    assert all("online=False" in str(error) for error in errors)
+    assert [error and error[:5] for error in errors] == wanted
+    assert all(error is None or "online=False" in error for error in errors)
     assert foreseen(", online=False") == [None] * len(CHANGES)
     project.boot()
     with sa.create_engine(url, poolclass=sa.pool.NullPool).connect() as connection:
@@ -70,11 +78,18 @@ def test_a_refusal_changes_nothing(new_url: Callable[[str], URL]) -> None:
     names = {"Column": sa.Column, "Integer": sa.Integer, "ForeignKey": sa.ForeignKey}
 
     def run(change: str) -> None:
-        with pytest.raises(Refused, match="DS20[25]"), operations(database) as op:
+        with operations(database) as op:
             exec(change.format(plain=""), {**names, "op": op})
 
-    for change in CHANGES.values():
-        assert statements(database, lambda change=change: run(change)) == []  # type: ignore[misc]
+    def refuse(change: str) -> None:
+        with pytest.raises(Refused, match="DS20[25]"):
+            run(change)
+
+    for change, rule in zip(CHANGES.values(), refused(database), strict=True):
+        if rule is None:
+            run(change)
+        else:
+            assert statements(database, lambda change=change: refuse(change)) == []  # type: ignore[misc]
 
 
 def test_an_exclusion_constraint_is_dropped(new_url: Callable[[str], URL]) -> None:
