@@ -439,6 +439,10 @@ def connected(directory: Path, url: str, **config: Any) -> Iterator[tuple[Databa
                 engine.dispose()
 
 
+#: SQLAlchemy 2.1 decodes the name in a URL, 2.0 does not.
+BLANK = str(make_url("sqlite:///a%20b.db").database)
+
+
 @pytest.mark.parametrize(
     ("url", "file"),
     [
@@ -447,7 +451,7 @@ def connected(directory: Path, url: str, **config: Any) -> Iterator[tuple[Databa
         ("sqlite:///sub/../a.db", "instance/a.db"),
         ("sqlite:///{directory}/a.db", "a.db"),
         ("sqlite:///{directory}//a.db", "a.db"),
-        ("sqlite:///{directory}/a%20b.db", "a b.db"),
+        ("sqlite:///{directory}/a%20b.db", BLANK),
         ("sqlite:///{directory}/ü.db", "ü.db"),
         ("sqlite:///file:a.db", "instance/file:a.db"),
         ("sqlite:///file:a.db?uri=true", "instance/a.db"),
@@ -456,7 +460,7 @@ def connected(directory: Path, url: str, **config: Any) -> Iterator[tuple[Databa
         ("sqlite:///file:{directory}//a.db?uri=true", "a.db"),
         ("sqlite:///file://{directory}/a.db?uri=true", "a.db"),
         ("sqlite:///file://localhost{directory}/a.db?uri=true", "a.db"),
-        ("sqlite:///file:{directory}/a%2520b.db?uri=true", "a b.db"),
+        ("sqlite:///file:{directory}/a%2520b.db?uri=true", BLANK),
         ("sqlite:///file:{directory}/a%20b.db?uri=true", "a b.db"),
         ("sqlite:///file:{directory}/a.db#part?uri=true", "a.db"),
         ("sqlite:///file::memory:?uri=true", "instance/:memory:"),
