@@ -252,7 +252,6 @@ class DbSmart:
         :raises DbSmartError: the database cannot be reached.
         """
         from . import tables
-        from .memory import Memory
 
         database = plan.database
         metadata = self._state(app).db.metadatas.get(database.key)
@@ -261,6 +260,8 @@ class DbSmart:
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
             found: Sequence[sa.Table] = tables.missing(connection, metadata)
             if found:
+                from .memory import Memory
+
                 memory = Memory.of(gate.module, gate.of(database), plan, metadata, connection)
                 memory.read(connection)
                 found = (memory.had(found) or []) if plan.behind else found
