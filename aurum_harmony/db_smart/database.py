@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import sqlite3
 import stat
 import threading
 import time
@@ -133,6 +132,8 @@ class Database:
         """
         if self.path is None:
             return None
+        import sqlite3  # which an application of a server need not have
+
         # A driver that has a SQLite of its own knows nothing of Python's, and Python's nothing of its locks.
         driver: object = self.app_engine.dialect.dbapi
         header, inode = _read_header(self.path, driver is sqlite3.dbapi2)
@@ -332,6 +333,8 @@ def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
         raise OSError(errno.EINVAL, "it is no regular file")
     if not by_sqlite or len(_open_files) < _MOST_KEPT or (found.st_dev, found.st_ino) in _open_files:
         return _read_kept(path)
+    import sqlite3
+
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)):
             found = os.stat(path)
