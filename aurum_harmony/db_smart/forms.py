@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from sqlalchemy.types import TypeEngine
 from .catalog import Catalog, Constraint
 from .ddl import AddColumns, RenameColumn, condition_text, default_text
 from .execution import Execution
-from .rules import counted
+from .rules import OLD_ROWS, Refused, counted
 
 #: The kind of a constraint that rows break.
 Broken = Literal["unique", "check", "foreign"]
@@ -265,6 +265,42 @@ class Forms:
         match = sa.and_(*(column == target.c[name] for column, name in zip(own, targets, strict=True)))
         broken = sa.and_(*(column.is_not(None) for column in own), ~sa.exists().where(match).correlate(source))
         return sa.select(sa.func.count()).select_from(source).where(broken)
+
+    def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
+        """The kind of the constraint that the database says rows break; ``None`` for any other error."""
+        return None
+
+    @contextmanager
+    def rows_in_the_way(
+        self,
+        table: sa.Table,
+        constraints: Sequence[sa.Constraint],
+        what: str,
+        columns: Sequence[sa.Column[Any]] = (),
+        unique: Sequence[str] = (),
+    ) -> Iterator[None]:
+        """Say how many rows are in the way of constraints.
+
+        :param columns: those that are added with them.
+        :param unique: the columns of a unique index.
+        :raises Refused: there are such rows.
+        """
+        try:
+            with self.execution.undoable():
+                yield
+        except sa.exc.DBAPIError as error:
+            kind = self.broken(error)
+            if kind is None:
+                raise
+            raise Refused(OLD_ROWS, what, self.found(kind, table, constraints, columns, unique)) from error
+
+    def found(self, *arguments: Any, **more: Any) -> str:
+        """As :meth:`in_the_way`; nothing where they cannot be counted, which must not hide that there are some."""
+        try:
+            with self.execution.undoable():
+                return self.in_the_way(*arguments, **more)
+        except sa.exc.DBAPIError:
+            return ""
 
     def in_the_way(
         self,

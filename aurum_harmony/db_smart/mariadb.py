@@ -29,9 +29,9 @@ from .rules import BLOCKS, OLD_ROWS, Refused, counted
 _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
-_DUPLICATE, _KEY_COLUMN = 1062, 1072
-#: ER_NO_REFERENCED_ROW_2, ER_CONSTRAINT_FAILED; and what MySQL says of a check.
-_NO_TARGET, _CHECK_FAILED = 1452, (4025, 3819)
+_KEY_COLUMN = 1072
+#: What rows break: ER_DUP_ENTRY, ER_NO_REFERENCED_ROW_2, ER_CONSTRAINT_FAILED; and what MySQL says of a check.
+_BROKEN: dict[int | None, Broken] = {1062: "unique", 1452: "foreign", 4025: "check", 3819: "check"}
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
 _DEFINITION = re.compile(
     r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
@@ -84,7 +84,7 @@ class MariadbForms(Forms):
         constraints = [*constraints, *self._take_named_checks(table, columns)]
         self._look_at_checks(table, columns, constraints, what)
         if not online:
-            with self._rows_in_the_way(table, constraints, what, columns):
+            with self.rows_in_the_way(table, constraints, what, columns):
                 super().add_columns(table, columns, constraints, online)
             return
         if self.execution.dry:
@@ -102,7 +102,7 @@ class MariadbForms(Forms):
             self.execution.promise(f"columns {table.schema} {table.name}")
         indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
         self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
-        with self._unchecked(keys), self._rows_in_the_way(table, constraints, what, columns):
+        with self._unchecked(keys), self.rows_in_the_way(table, constraints, what, columns):
             self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
         planned = self.catalog.plan(table.name, table.schema)
         if planned is not None:
@@ -149,7 +149,7 @@ class MariadbForms(Forms):
         what = f"op.create_index({str(index.name)!r}, {index.table.name!r})"
         place = index.table.name, index.table.schema
         names = [column.name for column in index.expressions if isinstance(column, sa.ColumnClause)]
-        with self._rows_in_the_way(index.table, (), what, unique=names):
+        with self.rows_in_the_way(index.table, (), what, unique=names):
             self._send(sa.schema.CreateIndex(index), online, what, place, " LOCK=NONE")
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
@@ -170,7 +170,7 @@ class MariadbForms(Forms):
         else:
             if self._foresees and online and isinstance(constraint, sa.CheckConstraint):
                 raise Refused(BLOCKS, what, "The server checks old rows only so. ")
-            with self._rows_in_the_way(constraint.table, [constraint], what):
+            with self.rows_in_the_way(constraint.table, [constraint], what):
                 self._send(sa.schema.AddConstraint(constraint), online, what, place)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
@@ -444,6 +444,10 @@ class MariadbForms(Forms):
                 raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
             raise
 
+    def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
+        """The kind of the constraint that rows break."""
+        return _BROKEN.get(number(error))
+
     def _look_at_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], what: str
     ) -> None:
@@ -456,31 +460,6 @@ class MariadbForms(Forms):
         broken = self.broken_checks(table, columns, constraints)
         if broken:
             raise Refused(OLD_ROWS, what, broken)
-
-    @contextmanager
-    def _rows_in_the_way(
-        self,
-        table: sa.Table,
-        constraints: Sequence[sa.Constraint],
-        what: str,
-        columns: Sequence[sa.Column[Any]] = (),
-        unique: Sequence[str] = (),
-    ) -> Iterator[None]:
-        """Say how many rows are in the way of constraints.
-
-        :param columns: those that are added with them.
-        :param unique: the columns of a unique index.
-        :raises Refused: there are such rows.
-        """
-        try:
-            yield
-        except sa.exc.DBAPIError as error:
-            code = number(error)
-            kind: Broken = "check" if code in _CHECK_FAILED else "foreign" if code == _NO_TARGET else "unique"
-            if kind == "unique" and code != _DUPLICATE:
-                raise
-            found = self.in_the_way(kind, table, constraints, columns, unique)
-            raise Refused(OLD_ROWS, what, found) from error
 
 
 def _around_default(more: str) -> tuple[str, str, str]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -111,7 +110,7 @@ class PostgresqlForms(Forms):
         if not online:
             what = f"op.add_columns({table.name!r}, {', '.join(repr(column.name) for column in columns)})"
             more = [check for column in columns for check in column.constraints]
-            with self._rows_in_the_way(table, [*constraints, *more], what, columns):
+            with self.rows_in_the_way(table, [*constraints, *more], what, columns):
                 super().add_columns(table, columns, constraints, online)
             return
         self._refuse_rewrite(table, columns)
@@ -174,7 +173,7 @@ class PostgresqlForms(Forms):
         assert table is not None
         what = f"op.create_index({str(index.name)!r}, {table.name!r}{', unique=True' if index.unique else ''})"
         if not online:
-            with self._rows_in_the_way(table, (), what, unique=_values(index)):
+            with self.rows_in_the_way(table, (), what, unique=_values(index)):
                 super().create_index(index, online)
             return
         if self._partitioned(table):
@@ -195,7 +194,7 @@ class PostgresqlForms(Forms):
                 send(sa.schema.DropIndex(index))  # what it leaves is invalid
                 failure = error
         if failure is not None:
-            found = self._found("unique", table, (), unique=_values(index))
+            found = self.found("unique", table, (), unique=_values(index))
             names = ", ".join(str(part) for part in index.expressions)
             raise Refused(OLD_ROWS, what, found or f"Rows repeat {names}. ") from failure
 
@@ -219,7 +218,7 @@ class PostgresqlForms(Forms):
         if not online:
             assert constraint.table is not None
             what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
-            with self._rows_in_the_way(constraint.table, [constraint], what):
+            with self.rows_in_the_way(constraint.table, [constraint], what):
                 super().add_constraint(constraint, online)
         elif isinstance(constraint, sa.UniqueConstraint):
             self._add_unique(constraint)
@@ -402,40 +401,14 @@ class PostgresqlForms(Forms):
             constraint = SchemaObjects().generic_constraint(name, table, "check", schema=schema)
             self.execution.send(sa.schema.DropConstraint(constraint))
             self.execution.cut()
-            kind = _BROKEN.get(sqlstate(failure) or "")
-            rows = "" if whole is None or kind is None else self._found(kind, whole.table, [whole])
+            kind = self.broken(failure)
+            rows = "" if whole is None or kind is None else self.found(kind, whole.table, [whole])
             what = f"The constraint {name!r} of {table!r}"
             raise Refused(OLD_ROWS, what, f"{rows}It was taken back. ") from failure
 
-    @contextmanager
-    def _rows_in_the_way(
-        self,
-        table: sa.Table,
-        constraints: Sequence[sa.Constraint],
-        what: str,
-        columns: Sequence[sa.Column[Any]] = (),
-        unique: Sequence[str] = (),
-    ) -> Iterator[None]:
-        """Say how many rows are in the way of constraints; see :meth:`in_the_way`.
-
-        :raises Refused: there are such rows.
-        """
-        try:
-            with self.execution.undoable():
-                yield
-        except sa.exc.IntegrityError as error:
-            kind = _BROKEN.get(sqlstate(error) or "")
-            if kind is None:
-                raise
-            raise Refused(OLD_ROWS, what, self._found(kind, table, constraints, columns, unique)) from error
-
-    def _found(self, *arguments: Any, **more: Any) -> str:
-        """As :meth:`in_the_way`; nothing where they cannot be counted, which must not hide that there are some."""
-        try:
-            with self.execution.undoable():
-                return self.in_the_way(*arguments, **more)
-        except sa.exc.DBAPIError:
-            return ""
+    def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
+        """The kind of the constraint that rows break."""
+        return _BROKEN.get(sqlstate(error) or "")
 
     def _fill(self, table: sa.Table, column: sa.Column[Any]) -> None:
         """Give the rows that are there the volatile default of a new column, each its own."""
