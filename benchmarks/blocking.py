@@ -22,9 +22,12 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import make_url
 
-from aurum_harmony.db_smart import DbSmart, mariadb, postgresql, runner, sqlite
+from aurum_harmony.db_smart import DbSmart, runner
+from aurum_harmony.db_smart.dialects.mariadb import editor as mariadb
+from aurum_harmony.db_smart.dialects.postgresql import editor as postgresql
+from aurum_harmony.db_smart.dialects.sqlite import editor as sqlite
 from aurum_harmony.db_smart.errors import MigrationFailed
-from aurum_harmony.db_smart.rules import Refused
+from aurum_harmony.db_smart.schema.rules import Refused
 
 from .measure import Row, SampleFailed, save, show
 from .projects import new_database, sqlite_url

@@ -20,8 +20,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from aurum_harmony.db_smart import DbSmart
-from aurum_harmony.db_smart import database as connections
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store import database as connections
+from aurum_harmony.db_smart.store.database import Database
 
 from .boot import SETTLED
 from .measure import Row, SampleFailed, save, show, show_verdicts
@@ -84,7 +84,7 @@ class Watch:
 
     def install(self) -> None:
         """Count in this process from now on."""
-        from aurum_harmony.db_smart.lock import Lock
+        from aurum_harmony.db_smart.store.lock import Lock
 
         connect, held, full = Database.connect, Lock.held, connections._full
 

@@ -64,7 +64,7 @@ def without_flag(project: Project) -> Result:
     app, smart = _make(project)
     Path(project.instance, app.config["DB_SMART_FLAG"]).unlink()
     started = time.perf_counter()
-    for module in ("history", "tables"):
+    for module in ("store.history", "schema.model_tables"):
         import_module(f"aurum_harmony.db_smart.{module}")
     imports = (time.perf_counter() - started) * 1000
     known = set(sys.modules)
@@ -95,7 +95,7 @@ def run_all(project: Project) -> Result:
         with app.app_context():
             gate = smart.gate(app)
             assert gate.migrations
-            for name in ("runner", "ddl"):
+            for name in ("runner", "schema.ddl"):
                 import_module(f"aurum_harmony.db_smart.{name}")
             with timed() as result:
                 smart.migrate(app, gate, gate.involved)

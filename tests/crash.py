@@ -32,7 +32,7 @@ from sqlalchemy.engine import make_url
 
 from aurum_harmony import db_smart
 from aurum_harmony.db_smart import DbSmart
-from aurum_harmony.db_smart.steps import reads
+from aurum_harmony.db_smart.session.journal import reads
 
 from .facts import differences, facts
 
@@ -287,7 +287,7 @@ def boot(folder: Path, url: str) -> None:
 
 def preload() -> None:
     """Import once what each forked process would import by itself, which takes longer than all that it does."""
-    modules = [module.name for module in pkgutil.iter_modules(db_smart.__path__, f"{db_smart.__name__}.")]
+    modules = [module.name for module in pkgutil.walk_packages(db_smart.__path__, f"{db_smart.__name__}.")]
     for name in [*modules, "alembic.migration", "alembic.operations", "filelock", "psycopg", "pymysql"]:
         import_module(name)
 

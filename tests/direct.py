@@ -10,14 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 
-from aurum_harmony.db_smart import Operations, history
-from aurum_harmony.db_smart.database import Database, begin
-from aurum_harmony.db_smart.execution import Execution
-from aurum_harmony.db_smart.guard import LockGuard
-from aurum_harmony.db_smart.lock import lock_of
-from aurum_harmony.db_smart.migrations import Migration, Options
+from aurum_harmony.db_smart import Operations
+from aurum_harmony.db_smart.loading.loader import Migration, Options
+from aurum_harmony.db_smart.session.journal import Steps
+from aurum_harmony.db_smart.session.lock_timeout import LockGuard
+from aurum_harmony.db_smart.session.transaction import Execution
 from aurum_harmony.db_smart.settings import DdlSettings, LockSettings
-from aurum_harmony.db_smart.steps import Steps
+from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store.database import Database, begin
+from aurum_harmony.db_smart.store.lock import lock_of
 
 _CHANGES = ("ALTER", "CREATE", "DROP", "COMMENT", "RENAME", "SET SESSION FOREIGN_KEY_CHECKS")
 _OWN = re.compile("|".join(history.TABLE_NAMES))

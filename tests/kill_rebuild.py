@@ -20,8 +20,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from aurum_harmony.db_smart.database import Database, begin
-from aurum_harmony.db_smart.rebuild import TableSql, rebuild
+from aurum_harmony.db_smart.dialects.sqlite.rebuild import TableSql, rebuild
+from aurum_harmony.db_smart.store.database import Database, begin
 
 from .crash import ended, forked, preload
 

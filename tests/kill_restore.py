@@ -21,8 +21,9 @@ from pathlib import Path
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from aurum_harmony.db_smart import DbSmart, snapshot
-from aurum_harmony.db_smart.database import databases
+from aurum_harmony.db_smart import DbSmart
+from aurum_harmony.db_smart.store import snapshot
+from aurum_harmony.db_smart.store.database import databases
 
 from .crash import ended, forked
 

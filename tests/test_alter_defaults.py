@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, DateTime, Integer, MetaData, Numeric, String, Table, func, text
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations, statements
 

@@ -27,12 +27,13 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Integer, String
 from sqlalchemy.engine import URL, make_url
 
-from aurum_harmony.db_smart import DbSmartError, history
-from aurum_harmony.db_smart.backfill import Backfill
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.errors import LeaseLost
-from aurum_harmony.db_smart.literals import statement_text
+from aurum_harmony.db_smart.schema.backfill import Backfill
+from aurum_harmony.db_smart.session.literals import statement_text
 from aurum_harmony.db_smart.signals import migration_progress, migration_started
+from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store.database import Database
 
 from .conftest import Project
 from .crash import ended, forked
@@ -97,7 +98,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch, size: int = 250) -> Iterator[
     """Batches of at most this size, whatever time they take."""
     with monkeypatch.context() as patch:
         for name in ("_FIRST", "_MOST", "_MOST_HANDED"):
-            patch.setattr(f"aurum_harmony.db_smart.backfill.{name}", size)
+            patch.setattr(f"aurum_harmony.db_smart.schema.backfill.{name}", size)
         yield
 
 
@@ -558,7 +559,7 @@ def test_a_locked_row_holds_up_its_batch_only(items: sa.Table, url: URL, databas
         let_go.append(True)
         other.rollback()
 
-    monkeypatch.setattr("aurum_harmony.db_smart.backfill.back_off", back_off)
+    monkeypatch.setattr("aurum_harmony.db_smart.schema.backfill.back_off", back_off)
     if database.dialect == "sqlite":
         listens: Any = lambda connection, _: connection.execute("PRAGMA busy_timeout = 50")  # noqa: E731
         sa.event.listen(database.engine, "connect", listens)
@@ -608,7 +609,7 @@ def test_batches_grow_to_the_time_asked_for(url: URL, database: Database, monkey
     def handed(rows: Any) -> None:
         sizes.append(len(rows))
 
-    monkeypatch.setattr("aurum_harmony.db_smart.backfill._FIRST", 4)
+    monkeypatch.setattr("aurum_harmony.db_smart.schema.backfill._FIRST", 4)
     with operations(database) as op:
         op.batches("items", batch_seconds=60)(handed)
         assert sizes == [4, 8, 16, 32, 40]
@@ -622,7 +623,7 @@ def test_progress_is_sent_and_logged(
     project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "aurum_harmony.db_smart")
-    monkeypatch.setattr("aurum_harmony.db_smart.backfill._TELL_EVERY", 0.0)
+    monkeypatch.setattr("aurum_harmony.db_smart.schema.backfill._TELL_EVERY", 0.0)
     make_table(project.url, Column("id", Integer, primary_key=True), values=with_gaps)
     project.write("""
         @migration
@@ -701,7 +702,8 @@ import sys
 from flask import Flask
 from flask.cli import FlaskGroup
 from flask_sqlalchemy import SQLAlchemy
-from aurum_harmony.db_smart import DbSmart, backfill
+from aurum_harmony.db_smart.schema import backfill
+from aurum_harmony.db_smart import DbSmart
 
 backfill._FIRST = backfill._MOST = 250
 sys.path.insert(0, sys.argv[1])
@@ -808,7 +810,8 @@ def boot_small(folder: Path, url: str, module: str, boundary: int | None) -> Non
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
 
-    from aurum_harmony.db_smart import DbSmart, backfill
+    from aurum_harmony.db_smart import DbSmart
+    from aurum_harmony.db_smart.schema import backfill
 
     backfill._FIRST = backfill._MOST = backfill._MOST_HANDED = 50
     count = 0

@@ -8,8 +8,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import DbSmartError, Operations, codec, history
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart import DbSmartError, Operations
+from aurum_harmony.db_smart.session import json_values as codec
+from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations
 from .test_backfill import PLUS_ONE, engine_of, numbers, small_batches

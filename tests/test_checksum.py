@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurum_harmony.db_smart.checksum import ModuleSource
 from aurum_harmony.db_smart.errors import MigrationError
+from aurum_harmony.db_smart.loading.checksum import ModuleSource
 
 from .processes import find_python, run_python
 

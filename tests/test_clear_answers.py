@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from aurum_harmony.db_smart import DbSmartError
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations
 

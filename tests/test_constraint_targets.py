@@ -8,7 +8,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, UniqueConstraint
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations, statements
 

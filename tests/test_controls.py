@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aurum_harmony.db_smart.controls import controls_transaction
+from aurum_harmony.db_smart.session.controls import controls_transaction
 
 EVERY = ("postgresql", "mysql", "sqlite")
 CONTROLS = [

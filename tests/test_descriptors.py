@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import database as database_module
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store import database as database_module
+from aurum_harmony.db_smart.store.database import Database
 
 from .conftest import Project
 from .processes import run_python

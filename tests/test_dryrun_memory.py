@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
-from aurum_harmony.db_smart.history import TABLE_NAMES
+from aurum_harmony.db_smart.store.history import TABLE_NAMES
 
 from .conftest import Project
 from .test_dryrun import ask_client, run_client

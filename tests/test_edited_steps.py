@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, Computed, Identity, Index, Integer, String, column, func, text
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart.database import Database
 from aurum_harmony.db_smart.operations import _spelled
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations
 

@@ -14,11 +14,12 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Mapped, mapped_column
 
-from aurum_harmony.db_smart import DbSmartError, MigrationFailed, history
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart import DbSmartError, MigrationFailed
 from aurum_harmony.db_smart.errors import LeaseLost
-from aurum_harmony.db_smart.lock import lock_of
 from aurum_harmony.db_smart.settings import LockSettings
+from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store.database import Database
+from aurum_harmony.db_smart.store.lock import lock_of
 
 from .conftest import Project
 

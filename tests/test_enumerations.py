@@ -11,8 +11,8 @@ from sqlalchemy import Column, Enum, Integer, MetaData, Table
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError
-from aurum_harmony.db_smart.database import Database
-from aurum_harmony.db_smart.rules import Refused
+from aurum_harmony.db_smart.schema.rules import Refused
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations, statements
 

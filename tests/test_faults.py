@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import ConfigError, DatabaseBehind, DatabaseUnreachable, DbSmartError, MigrationError
-from aurum_harmony.db_smart.database import Database, begin
+from aurum_harmony.db_smart.store.database import Database, begin
 
 from .conftest import HEADER, Project
 from .processes import run_python
@@ -98,7 +98,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s
 sys.path.insert(0, sys.argv[1])
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-import aurum_harmony.db_smart.history, sqlalchemy
+import aurum_harmony.db_smart.store.history, sqlalchemy
 from aurum_harmony.db_smart import DbSmart
 sqlalchemy.create_engine(sys.argv[4]).connect().close()
 os.setuid(65534)  # only now: this user may not read where Python itself is installed
@@ -388,7 +388,8 @@ def test_a_process_without_anything_to_do_imports_nothing_heavy(sqlite_project: 
         db = SQLAlchemy()
         db.init_app(app)
         print(DbSmart(app, db, migrations=sys.argv[2]).boot(app).decision)
-        heavy = {"alembic", "rich", sys.argv[2], "aurum_harmony.db_smart.runner", "aurum_harmony.db_smart.history"}
+        ours = {"aurum_harmony.db_smart.runner", "aurum_harmony.db_smart.store.history"}
+        heavy = {"alembic", "rich", sys.argv[2]} | ours
         print(sorted(heavy & sys.modules.keys()))
     """)
     project = sqlite_project

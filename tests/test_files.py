@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
-from aurum_harmony.db_smart import DbSmartError, database
+from aurum_harmony.db_smart import DbSmartError
+from aurum_harmony.db_smart.store import database
 
 from .conftest import Project
 from .crash import ended, forked
@@ -163,9 +164,9 @@ def test_what_stands_at_the_holder(sqlite_project: Project, kind: str) -> None:
 def test_a_holder_that_cannot_be_read_is_another_process(sqlite_project: Project, kind: str) -> None:
     from filelock import FileLock
 
-    from aurum_harmony.db_smart.database import Database
-    from aurum_harmony.db_smart.lock import lock_of
     from aurum_harmony.db_smart.settings import LockSettings
+    from aurum_harmony.db_smart.store.database import Database
+    from aurum_harmony.db_smart.store.lock import lock_of
 
     app, _ = sqlite_project.app()
     file = str(make_url(sqlite_project.url).database)

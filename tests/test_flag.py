@@ -19,8 +19,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aurum_harmony.db_smart import flag as flags
-from aurum_harmony.db_smart.flag import FORMAT, MAX_BYTES, DatabaseRecord, Flag, FlagInvalid
+from aurum_harmony.db_smart.boot import flag as flags
+from aurum_harmony.db_smart.boot.flag import FORMAT, MAX_BYTES, DatabaseRecord, Flag, FlagInvalid
 
 from .conftest import Project
 from .processes import BECOME_NOBODY, run_python
@@ -371,7 +371,7 @@ def test_unreadable_flag() -> None:
     script = f"""
 import sys
 from pathlib import Path
-from aurum_harmony.db_smart import flag
+from aurum_harmony.db_smart.boot import flag
 {BECOME_NOBODY}
 try:
     flag.read(Path(sys.argv[1]))
@@ -446,7 +446,7 @@ def test_full_disk_leaves_the_old_flag_and_nothing_else(path: Path) -> None:
 import resource, sys
 from dataclasses import replace
 from pathlib import Path
-from aurum_harmony.db_smart import flag
+from aurum_harmony.db_smart.boot import flag
 path = Path(sys.argv[1])
 found = flag.read(path)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))

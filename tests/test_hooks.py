@@ -20,7 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmart, DbSmartError, notices, signals
-from aurum_harmony.db_smart.database import safe_url
+from aurum_harmony.db_smart.store.database import safe_url
 
 from .conftest import Project
 from .processes import ROOT, environment

@@ -18,12 +18,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import history
-from aurum_harmony.db_smart.database import Database, begin
 from aurum_harmony.db_smart.errors import LeaseLost, LockHeld, LockTimeout
-from aurum_harmony.db_smart.history import State
-from aurum_harmony.db_smart.lock import Lock, lock_of
 from aurum_harmony.db_smart.settings import LockSettings
+from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store.database import Database, begin
+from aurum_harmony.db_smart.store.history import State
+from aurum_harmony.db_smart.store.lock import Lock, lock_of
 
 from .conftest import Project
 from .processes import run_harness

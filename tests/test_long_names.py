@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Integer, MetaData, String, Table
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations, statements
 

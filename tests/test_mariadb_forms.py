@@ -13,8 +13,8 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
-from aurum_harmony.db_smart.database import Database
-from aurum_harmony.db_smart.rules import Refused
+from aurum_harmony.db_smart.schema.rules import Refused
+from aurum_harmony.db_smart.store.database import Database
 
 from .conftest import Project
 from .direct import operations

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurum_harmony.db_smart.errors import MigrationError
-from aurum_harmony.db_smart.migrations import Migration, Options, load
-from aurum_harmony.db_smart.sources import scan
+from aurum_harmony.db_smart.loading.loader import Migration, Options, load
+from aurum_harmony.db_smart.loading.sources import scan
 
 from .conftest import Project
 from .processes import BECOME_NOBODY, run_python
@@ -98,7 +98,7 @@ def test_decorated_function_can_be_called_as_before(project: Project) -> None:
 
 SPELLINGS = {
     "from the package": "from aurum_harmony.db_smart import migration\n@migration\n",
-    "from its module": "from aurum_harmony.db_smart.migrations import migration\n@migration\n",
+    "from its module": "from aurum_harmony.db_smart.loading.loader import migration\n@migration\n",
     "under another name": "from aurum_harmony.db_smart import migration as change\n@change\n",
     "of the package": "import aurum_harmony.db_smart\n@aurum_harmony.db_smart.migration\n",
     "of an alias of the package": "from aurum_harmony import db_smart as ds\n@ds.migration\n",
@@ -555,8 +555,8 @@ def test_unreadable_module_is_refused() -> None:
     script = f"""
 import sys
 from aurum_harmony.db_smart.errors import MigrationError
-from aurum_harmony.db_smart.migrations import load
-from aurum_harmony.db_smart.sources import scan
+from aurum_harmony.db_smart.loading.loader import load
+from aurum_harmony.db_smart.loading.sources import scan
 sys.path.insert(0, sys.argv[1])
 {BECOME_NOBODY}
 try:

@@ -29,10 +29,10 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from aurum_harmony.db_smart import DbSmartError, Operations
-from aurum_harmony.db_smart.column_types import compare
-from aurum_harmony.db_smart.database import Database
-from aurum_harmony.db_smart.history import TABLE_NAMES
-from aurum_harmony.db_smart.rules import RULES, Refused
+from aurum_harmony.db_smart.schema.column_types import compare
+from aurum_harmony.db_smart.schema.rules import RULES, Refused
+from aurum_harmony.db_smart.store.database import Database
+from aurum_harmony.db_smart.store.history import TABLE_NAMES
 
 from . import servers
 from .direct import operations, statements

@@ -13,7 +13,7 @@ from sqlalchemy import Boolean, Column, Date, Enum, Float, ForeignKey, Integer, 
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations, statements
 

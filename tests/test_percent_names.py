@@ -8,7 +8,7 @@ from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import Operations
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations, statements
 from .facts import facts

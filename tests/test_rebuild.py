@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart.database import Database, begin
+from aurum_harmony.db_smart.dialects.sqlite.rebuild import TableSql, needs_foreign_keys_off, rebuild
 from aurum_harmony.db_smart.errors import DbSmartError
-from aurum_harmony.db_smart.rebuild import TableSql, needs_foreign_keys_off, rebuild
+from aurum_harmony.db_smart.store.database import Database, begin
 
 from .processes import run_harness
 

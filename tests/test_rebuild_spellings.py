@@ -22,8 +22,8 @@ import pytest
 import sqlalchemy as sa
 
 from aurum_harmony.db_smart import Operations
-from aurum_harmony.db_smart.database import Database
 from aurum_harmony.db_smart.errors import DbSmartError
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations, statements
 

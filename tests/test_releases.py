@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
-from aurum_harmony.db_smart.history import TABLE_NAMES
+from aurum_harmony.db_smart.store.history import TABLE_NAMES
 
 from .conftest import Project
 from .crash import counted, ended, forked, preload

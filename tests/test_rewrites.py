@@ -12,8 +12,8 @@ from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import Operations
-from aurum_harmony.db_smart.database import Database
-from aurum_harmony.db_smart.rules import Refused
+from aurum_harmony.db_smart.schema.rules import Refused
+from aurum_harmony.db_smart.store.database import Database
 
 from .direct import operations
 

@@ -12,7 +12,7 @@ from sqlalchemy import Column, ForeignKeyConstraint, Integer, Numeric, String
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError
-from aurum_harmony.db_smart.rules import RULES, Refused
+from aurum_harmony.db_smart.schema.rules import RULES, Refused
 
 from .conftest import HEADER, Project
 from .processes import ROOT

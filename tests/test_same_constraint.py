@@ -12,7 +12,7 @@ from sqlalchemy import column
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart.store.database import Database
 
 from .conftest import Project
 from .direct import operations, statements

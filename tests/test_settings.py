@@ -16,7 +16,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL, make_url
 
-from aurum_harmony.db_smart.database import Database, databases, safe_url
 from aurum_harmony.db_smart.errors import ConfigError, DatabaseUnreachable
 from aurum_harmony.db_smart.settings import (
     DEFAULTS,
@@ -27,6 +26,7 @@ from aurum_harmony.db_smart.settings import (
     migration_urls,
     set_defaults,
 )
+from aurum_harmony.db_smart.store.database import Database, databases, safe_url
 
 YES = ("1", "true", "yes", "on")
 NO = ("0", "false", "no", "off")

@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from aurum_harmony.db_smart.database import Database, begin
 from aurum_harmony.db_smart.errors import ConfigError
-from aurum_harmony.db_smart.guard import guarded
+from aurum_harmony.db_smart.session.lock_timeout import guarded
+from aurum_harmony.db_smart.store.database import Database, begin
 
 from .conftest import Project
 from .servers import by_driver

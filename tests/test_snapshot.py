@@ -22,7 +22,7 @@ from sqlalchemy.engine import URL, make_url
 from aurum_harmony.db_smart import ConfigError, DbSmartError
 from aurum_harmony.db_smart.errors import Interrupted
 from aurum_harmony.db_smart.settings import set_defaults, snapshots
-from aurum_harmony.db_smart.snapshot import Snapshot, find, listed, restore
+from aurum_harmony.db_smart.store.snapshot import Snapshot, find, listed, restore
 
 from . import counter, servers
 from .conftest import Project
@@ -133,7 +133,7 @@ def writer(counting: Project) -> Iterator[Writer]:
 
 
 def test_one_before_each_run_that_changes_something(sqlite_project: Project, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "aurum_harmony.db_smart.snapshot")
+    caplog.set_level(logging.INFO, "aurum_harmony.db_smart.store.snapshot")
     sqlite_project.write(V1)
     assert sqlite_project.boot().decision == "migrated"
     assert taken(sqlite_project) == []  # there was no database yet

@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
-from aurum_harmony.db_smart.snapshot import _same
+from aurum_harmony.db_smart.store.snapshot import _same
 
 from .conftest import Project
 from .test_boot import V1, V2

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurum_harmony.db_smart.errors import MigrationError
-from aurum_harmony.db_smart.sources import RACY_NS, Sources, scan
+from aurum_harmony.db_smart.loading.sources import RACY_NS, Sources, scan
 
 from .conftest import Project
 from .processes import BECOME_NOBODY, run_python
@@ -399,7 +399,7 @@ def test_unreadable_file_is_a_migration_error(open_directory: Path) -> None:
     script = f"""
 import sys
 from aurum_harmony.db_smart.errors import MigrationError
-from aurum_harmony.db_smart.sources import scan
+from aurum_harmony.db_smart.loading.sources import scan
 sys.path.insert(0, sys.argv[1])
 sources = scan("secret_migrations")
 {BECOME_NOBODY}
@@ -420,7 +420,7 @@ def test_unreadable_directory_is_a_migration_error(open_directory: Path) -> None
     script = f"""
 import sys
 from aurum_harmony.db_smart.errors import MigrationError
-from aurum_harmony.db_smart.sources import scan
+from aurum_harmony.db_smart.loading.sources import scan
 sys.path.insert(0, sys.argv[1])
 {BECOME_NOBODY}
 try:

@@ -14,9 +14,9 @@ from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Enum, Forei
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import Operations
-from aurum_harmony.db_smart.database import Database
 from aurum_harmony.db_smart.errors import DbSmartError
-from aurum_harmony.db_smart.rules import Refused
+from aurum_harmony.db_smart.schema.rules import Refused
+from aurum_harmony.db_smart.store.database import Database
 
 from .conftest import Project
 from .direct import operations, statements

@@ -17,8 +17,10 @@ from sqlalchemy import Column, Integer, String
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from aurum_harmony.db_smart import DbSmartError, Operations, codec, history
-from aurum_harmony.db_smart.database import Database
+from aurum_harmony.db_smart import DbSmartError, Operations
+from aurum_harmony.db_smart.session import json_values as codec
+from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store.database import Database
 
 from .conftest import Project
 from .direct import operations

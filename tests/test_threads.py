@@ -16,8 +16,8 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import BootReport, DbSmart, DbSmartError
-from aurum_harmony.db_smart.migrations import load
-from aurum_harmony.db_smart.sources import scan
+from aurum_harmony.db_smart.loading.loader import load
+from aurum_harmony.db_smart.loading.sources import scan
 
 from .conftest import Project
 from .processes import environment, find_python
@@ -218,8 +218,8 @@ def stop():
     assert opened.wait(20)
 gate.stop = stop
 sys.modules["slow_import_gate"] = gate
-from aurum_harmony.db_smart.migrations import load
-from aurum_harmony.db_smart.sources import scan
+from aurum_harmony.db_smart.loading.loader import load
+from aurum_harmony.db_smart.loading.sources import scan
 found = []
 threads = [threading.Thread(target=lambda: found.append([m.name for m in load(scan(sys.argv[2]))])) for _ in range(4)]
 threads[0].start()

@@ -15,9 +15,9 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from . import flag
+from .boot import flag
+from .boot.planner import decide, worst
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout
-from .gate import decide, worst
 from .notices import logger_of
 from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
 from .settings import check as check_settings
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from .database import Database
-    from .dryrun import Preview
+    from .boot.planner import FlagVerdict, Gate, Plan
     from .extension import DbSmart
-    from .gate import FlagVerdict, Gate, Plan
-    from .history import Progress
+    from .preview import Preview
+    from .store.database import Database
+    from .store.history import Progress
 
 _logger = logger_of(__name__)
 
@@ -128,7 +128,7 @@ def status(check: bool, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def unlock(names: tuple[str, ...], yes: bool) -> None:
     """Free a lock whose holder is gone; one that is alive is left alone."""
-    from .lock import lock_of
+    from .store.lock import lock_of
 
     app, smart = _current()
     for database in _select(smart.gate(app), names):
@@ -149,7 +149,7 @@ def unlock(names: tuple[str, ...], yes: bool) -> None:
 @json_option
 def snapshots(names: tuple[str, ...], as_json: bool) -> None:
     """List the snapshots of SQLite databases, oldest first."""
-    from .snapshot import listed, others
+    from .store.snapshot import listed, others
 
     app, smart = _current()
     gate = smart.gate(app)
@@ -188,7 +188,7 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: bool) -> None:
     """Put back a snapshot, by default the newest that differs; what it replaces is kept."""
-    from . import snapshot
+    from .store import snapshot
 
     if name is not None and source is not None:
         raise click.UsageError("Name one snapshot, or a file with --from, not both.")
@@ -304,7 +304,7 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
 
 
 def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview]]) -> None:
-    from .dryrun import script
+    from .preview import script
 
     wanted = [plan for plan in plans if previews[plan.database.name]]
     lines = [line for plan in wanted for line in script(plan, previews[plan.database.name], ddl_settings(app))]
@@ -352,7 +352,7 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
     On a terminal a progress line says which one runs, and another one how far a backfill is; elsewhere a backfill
     prints a line every few seconds. With JSON, what migrations print goes to stderr.
     """
-    from .history import Progress
+    from .store.history import Progress
 
     with ExitStack() as stack:
         echo: Any = click.echo
@@ -498,7 +498,7 @@ def _broken(app: Flask, error: DbSmartError) -> dict[str, Any]:
 
 def _lock(app: Flask, database: Database) -> dict[str, Any] | None:
     """Who migrates a database now."""
-    from .lock import lock_of
+    from .store.lock import lock_of
 
     holder = lock_of(database, lock_settings(app)).holder()
     if holder is None:
@@ -519,7 +519,7 @@ def _work(
 
     :param place: the schema of the history, where that is another one than the current.
     """
-    from .history import read_failure, read_progress
+    from .store.history import read_failure, read_progress
 
     if not database.exists:
         return None, None
@@ -567,7 +567,7 @@ def _entry(
 
 
 def _show_status(report: dict[str, Any]) -> None:
-    from .history import Progress
+    from .store.history import Progress
 
     for entry in report["databases"]:
         click.echo(f"Database {entry['name']}: {entry['state']}  {entry['url']}")

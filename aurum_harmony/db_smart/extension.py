@@ -17,8 +17,10 @@ import sqlalchemy as sa
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
+from .boot.keepalive import kept_alive
+from .boot.planner import FlagVerdict, Gate, Plan, decide, worst
+from .boot.question import Question
 from .cli import group
-from .database import Database, databases, engines_of
 from .errors import (
     ConfigError,
     DatabaseBehind,
@@ -29,10 +31,7 @@ from .errors import (
     MigrationFailed,
     one_line,
 )
-from .gate import FlagVerdict, Gate, Plan, decide, worst
-from .keepalive import kept_alive
 from .notices import logger_of, notice, without_plugin_lines
-from .patience import Question
 from .settings import (
     boot_mode,
     check,
@@ -45,14 +44,15 @@ from .settings import (
     set_defaults,
 )
 from .signals import booted, in_listener, send
+from .store.database import Database, databases, engines_of
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
-    from .dryrun import Preview
-    from .flag import Flag
-    from .history import State
+    from .boot.flag import Flag
+    from .preview import Preview
     from .runner import Outcome
+    from .store.history import State
 
 Decision = Literal["skipped", "verified", "migrated", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
@@ -251,7 +251,7 @@ class DbSmart:
         :returns: their names, and what to say of them.
         :raises DbSmartError: the database cannot be reached.
         """
-        from . import tables
+        from .schema import model_tables as tables
 
         database = plan.database
         metadata = self._state(app).db.metadatas.get(database.key)
@@ -260,7 +260,7 @@ class DbSmart:
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
             found: Sequence[sa.Table] = tables.missing(connection, metadata)
             if found:
-                from .memory import Memory
+                from .store.memory import Memory
 
                 memory = Memory.of(gate.module, gate.of(database), plan, metadata, connection)
                 memory.read(connection)
@@ -312,7 +312,7 @@ class DbSmart:
         :raises DbSmartError: a database cannot be reached, or a run would be refused.
         """
         with without_plugin_lines():
-            from .dryrun import preview
+            from .preview import preview
 
         db, make = self._state(app).db, create_all(app)
         for plan in plans:
@@ -536,7 +536,7 @@ class DbSmart:
 
     @staticmethod
     def _changed(app: Flask, state: _AppState, gate: Gate, flag: Flag) -> str | None:
-        """As :meth:`~.gate.Gate.changed`; a server is not waited for longer than a lease lasts.
+        """As :meth:`~.boot.planner.Gate.changed`; a server is not waited for longer than a lease lasts.
 
         What waits for it still keeps one connection of the pool at most, and is not joined by another one each second.
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import sqlalchemy as sa
 
-from .catalog import Catalog, Constraint, Index
-from .controls import controls_transaction
-from .database import broken_by_rows, translated
 from .errors import DbSmartError
-from .loosening import as_default
-from .migrations import Migration
+from .loading.loader import Migration
 from .notices import without_pipeline_lines
+from .schema.catalog import Catalog, Constraint, Index
+from .schema.loosening import as_default
+from .session.controls import controls_transaction
+from .store.database import broken_by_rows, translated
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import Executable
     from sqlalchemy.types import TypeEngine
 
-    from .execution import Execution
-    from .foresight import Foresight
-    from .forms import Change, Forms
-    from .rules import Rule
+    from .dialects.editor import Change, Forms
+    from .schema.foresight import Foresight
+    from .schema.rules import Rule
+    from .session.transaction import Execution
 
 #: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
 _SAID = (
@@ -251,7 +251,7 @@ class Operations:
 
         :param described: a table with at least these columns, and with what they need.
         """
-        from .ddl import needed, settle_names
+        from .schema.ddl import needed, settle_names
 
         table, schema = described.name, described.schema
         for constraint in [*described.constraints]:
@@ -493,7 +493,7 @@ class Operations:
         :raises Refused: it would block the table, rows break it, or the migration is not marked as destructive.
         :raises DbSmartError: there is no such column.
         """
-        from .forms import Change
+        from .dialects.editor import Change
 
         unknown = [name for name in existing if not name.startswith("existing_")]
         if unknown:
@@ -551,7 +551,7 @@ class Operations:
             if relation != "same":
                 change.type_ = wanted
             if relation == "other":
-                from .column_types import spelled
+                from .schema.column_types import spelled
 
                 dialect = self._connection.dialect
                 types = spelled(change.existing["type"], dialect), spelled(wanted, dialect)
@@ -754,7 +754,7 @@ class Operations:
         throttle: float = 0.0,
         pause: Callable[[], bool] | None = None,
     ) -> None:
-        """Update the rows of a table in batches, each a short transaction; see :mod:`~.backfill`.
+        """Update the rows of a table in batches, each a short transaction; see :mod:`~.schema.backfill`.
 
         :param set_: new values by column: plain values, or SQLAlchemy expressions.
         :param where: which rows; SQL, or a SQLAlchemy expression. All when ``None``.
@@ -762,8 +762,8 @@ class Operations:
         :param throttle: how long to rest after each batch, as a fraction of the time that it took.
         :param pause: asked before each batch; while it returns true, nothing is done. For a replica's lag, say.
         """
-        from .backfill import Backfill, Pace
-        from .ddl import as_written
+        from .schema.backfill import Backfill, Pace
+        from .schema.ddl import as_written
 
         what, place = f"backfill({table!r})", translated(self._connection, schema)
         columns = [str(getattr(name, "name", name)) for name in set_]
@@ -800,14 +800,14 @@ class Operations:
         throttle: float = 0.0,
         pause: Callable[[], bool] | None = None,
     ) -> Callable[[Callable[[Sequence[sa.Row[Any]]], object]], None]:
-        """Call the decorated function with the rows of a table, batch by batch; see :mod:`~.backfill`.
+        """Call the decorated function with the rows of a table, batch by batch; see :mod:`~.schema.backfill`.
 
         What the function does by ``op.execute()``, ``op.session`` or ``op.connection`` is one short transaction with
         the record of how far the work is.
 
         :param source: a table, or a plain ``SELECT`` from one table.
         """
-        from .backfill import Backfill, Pace
+        from .schema.backfill import Backfill, Pace
 
         def run(function: Callable[[Sequence[sa.Row[Any]]], object]) -> None:
             name = getattr(function, "__name__", "function")
@@ -843,7 +843,7 @@ class Operations:
 
     @cached_property
     def _forms(self) -> Forms:
-        from .forms import forms_of
+        from .dialects.editor import forms_of
 
         return forms_of(self._execution, self._catalog)
 
@@ -905,7 +905,7 @@ class Operations:
             if index.name is not None and not self._claimed(table.schema, table.name, index.name)
         ]
         if named:
-            from .ddl import name_text
+            from .schema.ddl import name_text
 
             present = self._catalog.indexes(table.name, table.schema)
             for index in sorted(named, key=lambda index: str(index.name)):
@@ -914,7 +914,7 @@ class Operations:
                     self._create_index(index, existing, busy)
 
     def _create_index(self, index: sa.Index, existing: Index | None, busy: bool) -> None:
-        from .ddl import name_text
+        from .schema.ddl import name_text
 
         assert index.table is not None
         table, name = index.table, name_text(index, self._connection.dialect)
@@ -941,7 +941,7 @@ class Operations:
         online: bool,
         target: tuple[str, tuple[str, ...]] | None = None,
     ) -> None:
-        from .ddl import settle_names
+        from .schema.ddl import settle_names
 
         table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
         what = f"create {kind} {name!r} on {table!r}"
@@ -1074,7 +1074,7 @@ class Operations:
         except sa.exc.DBAPIError as error:
             if not broken_by_rows(error):
                 raise
-            from .rules import OLD_ROWS, Refused
+            from .schema.rules import OLD_ROWS, Refused
 
             said = f"The database says: {self._execution.database.redact(error)}. "
             raise Refused(OLD_ROWS, what, said) from error
@@ -1084,7 +1084,7 @@ class Operations:
         """In a dry run, who asks rows whether they would be in the way; ``None`` when the run is real."""
         if not self._execution.dry:
             return None
-        from .foresight import Foresight
+        from .schema.foresight import Foresight
 
         return Foresight(self._catalog)
 
@@ -1130,12 +1130,12 @@ class Operations:
 
     def _same_default(self, change: Change, wanted: Any) -> bool:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
-        from .defaults import same_default
+        from .schema.defaults import same_default
 
         return same_default(self._forms.default(change), self._default_text(wanted), self._execution.dialect)
 
     def _default_text(self, default: Any) -> str | None:
-        from .ddl import default_text
+        from .schema.ddl import default_text
 
         column = sa.Column("c", sa.types.NullType(), server_default=default)
         return default_text(column, self._connection.dialect)
@@ -1180,7 +1180,7 @@ class Operations:
 
     def _key(self, name: str) -> str:
         """By what the catalog knows an index or a constraint, whose long name may have been shortened."""
-        from .ddl import short_name
+        from .schema.ddl import short_name
 
         return self._catalog.fold(short_name(name, self._connection.dialect))
 
@@ -1208,7 +1208,7 @@ class Operations:
         return False
 
     def _leniently(self, name: str, arguments: tuple[Any, ...], work: Callable[[], object]) -> None:
-        """Do something; pass it by if it wants what the database is past, see :meth:`~.memory.Memory.excuses`."""
+        """Do something; pass it by if it wants what the database is past, see :meth:`~.store.memory.Memory.excuses`."""
 
         def left_out(error: Exception) -> None:
             reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
@@ -1482,7 +1482,7 @@ class Operations:
     def _move(self, rows: sa.Update | sa.Insert) -> None:
         """Bring rows to where the models have them."""
         if self._execution.dry:
-            from .ddl import render
+            from .schema.ddl import render
 
             self._execution.send(render(rows, self._connection.dialect))
         else:
@@ -1519,7 +1519,7 @@ class Operations:
 
     @staticmethod
     def _refuse(rule: str, what: str) -> None:
-        from . import rules
+        from .schema import rules
 
         found: Rule = getattr(rules, rule)
         raise rules.Refused(found, what)

@@ -17,23 +17,25 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import history, loosening, snapshot, tables
-from .binding import bound, commit_session, rollback_session
-from .catalog import Catalog
-from .database import Database, begin, commit, transient, translated
+from .boot.planner import Gate, Plan
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub
-from .execution import Execution, back_off, tried_again
-from .gate import Gate, Plan
-from .guard import LockGuard
-from .history import Pending, State
-from .lock import Lock, lock_of
-from .memory import Memory, insert
-from .migrations import Migration, location
+from .loading.loader import Migration, location
 from .notices import logger_of
 from .operations import Operations
+from .schema import loosening
+from .schema import model_tables as tables
+from .schema.catalog import Catalog
+from .session.journal import Steps
+from .session.lock_timeout import LockGuard
+from .session.rebind import bound, commit_session, rollback_session
+from .session.transaction import Execution, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
-from .steps import Steps
+from .store import history, snapshot
+from .store.database import Database, begin, commit, transient, translated
+from .store.history import Pending, State
+from .store.lock import Lock, lock_of
+from .store.memory import Memory, insert
 
 _logger = logger_of(__name__)
 
@@ -509,7 +511,7 @@ class Runner:
 
     def _set_nullable(self, run: _DatabaseRun, model: sa.Table, name: str, nullable: bool) -> None:
         """Change a column of a table that this first run made."""
-        from .forms import Change, forms_of
+        from .dialects.editor import Change, forms_of
 
         connection = run.connection
         schema = translated(connection, model.schema)

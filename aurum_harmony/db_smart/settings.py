@@ -154,7 +154,7 @@ def create_all(app: Flask) -> bool:
 def migration_urls(app: Flask) -> dict[str, str]:
     """``DB_SMART_MIGRATION_URL`` by the name of the database; a single one is for the default database.
 
-    Whether there are databases of these names, :func:`~.database.databases` makes sure.
+    Whether there are databases of these names, :func:`~.store.database.databases` makes sure.
 
     :raises ConfigError: one is no URL.
     """

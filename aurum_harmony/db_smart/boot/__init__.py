@@ -1,0 +1,1 @@
+"""What boot asks before it migrates, in the order of cost, and the flag that spares it the questions."""

@@ -1,0 +1,479 @@
+"""The forms of schema changes that leave a MariaDB or MySQL table usable.
+
+``LOCK=NONE`` makes the server do a change beside the table's traffic, or refuse it; see "InnoDB Online DDL Operations
+with the INPLACE Alter Algorithm" in its manual. A foreign key can be added so only without looking at the rows that are
+there; they are looked at afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.ddl.base import DropColumn
+from alembic.ddl.mysql import MySQLAlterDefault
+from alembic.operations.schemaobj import SchemaObjects
+from sqlalchemy.schema import DDLElement
+
+from ...errors import DbSmartError
+from ...schema.catalog import Constraint
+from ...schema.ddl import AddColumns, ModifyColumn, default_text, definition_text, render, string_text
+from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
+from ...store.database import number
+from ..editor import Broken, Change, Forms
+from .types import blocks, character_set, type_of
+
+_ONLINE = ", LOCK=NONE"
+#: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
+_CANNOT = (1845, 1846)
+_KEY_COLUMN = 1072
+#: What rows break: ER_DUP_ENTRY, ER_NO_REFERENCED_ROW_2, ER_CONSTRAINT_FAILED; and what MySQL says of a check.
+_BROKEN: dict[int | None, Broken] = {1062: "unique", 1452: "foreign", 4025: "check", 3819: "check"}
+#: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
+_DEFINITION = re.compile(
+    r"(\w+(?:\((?:'(?:[^']|'')*'|[^')])*\))?(?: unsigned)?(?: zerofill)?(?: /\*M?!\d+ COMPRESSED\*/)?)"
+    r"((?: CHARACTER SET \w+)?(?: COLLATE \w+)?)( NOT NULL| NULL)?(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+#: What a definition is made of: strings, names, words, and all else.
+_TOKEN = re.compile(r"'(?:[^']|'')*'|`(?:[^`]|``)*`|\w+|.", re.DOTALL)
+#: Words that can follow a default.
+_AFTER_DEFAULT = ("ON", "AUTO_INCREMENT", "COMMENT", "CHECK")
+_ON_UPDATE = re.compile(r"^ON UPDATE \w+(\(\d*\))? ?", re.IGNORECASE)
+_DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
+_WIDTH = sa.text(
+    "SELECT MAXLEN FROM information_schema.CHARACTER_SETS WHERE CHARACTER_SET_NAME = COALESCE(:name, "
+    "(SELECT SUBSTRING_INDEX(TABLE_COLLATION, '_', 1) FROM information_schema.TABLES "
+    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table))"
+)
+#: Of a table, what keeps the server from doing beside writers some of what it does so otherwise.
+_IN_THE_WAY = sa.text(
+    "SELECT i.INDEX_TYPE, c.EXTRA FROM information_schema.COLUMNS AS c LEFT JOIN information_schema.STATISTICS AS i "
+    "ON i.TABLE_SCHEMA = c.TABLE_SCHEMA AND i.TABLE_NAME = c.TABLE_NAME AND i.COLUMN_NAME = c.COLUMN_NAME "
+    "WHERE c.TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND c.TABLE_NAME = :table"
+)
+_TARGET = sa.text(
+    "SELECT TABLE_TYPE, ENGINE, CREATE_OPTIONS FROM information_schema.TABLES "
+    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table"
+)
+
+
+class MariadbForms(Forms):
+    """See the module."""
+
+    has_online = True
+
+    def create_table(self, table: sa.Table) -> None:
+        """Create a table that is missing, without its indexes."""
+        self._take_named_checks(table, table.columns)
+        super().create_table(table)
+
+    def replace_table(self, table: sa.Table, name: str) -> None:
+        """Drop an empty table, and give its name to another one, to which the foreign keys of others then lead."""
+        with self._unchecked(True):
+            super().replace_table(table, name)
+
+    def add_columns(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
+    ) -> None:
+        """Add columns; foreign keys without looking at old rows."""
+        what = f"op.add_columns({table.name!r}, {', '.join(repr(column.name) for column in columns)})"
+        constraints = [*constraints, *self._take_named_checks(table, columns)]
+        self._look_at_checks(table, columns, constraints, what)
+        if not online:
+            with self.rows_in_the_way(table, constraints, what, columns):
+                super().add_columns(table, columns, constraints, online)
+            return
+        if self.execution.dry:
+            what = f"op.add_columns({table.name!r}, …)"
+            stored = any(column.computed is not None and column.computed.persisted for column in columns)
+            if stored or any(isinstance(constraint, sa.CheckConstraint) for constraint in constraints):
+                raise Refused(
+                    BLOCKS, what, "The server adds a stored computed column, and a check that has a name, only so. "
+                )
+        added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
+        keys = bool(added)
+        for key in added:
+            self._check_target(key)
+        if keys:
+            self.execution.promise(f"columns {table.schema} {table.name}")
+        indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
+        self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
+        with self._unchecked(keys), self.rows_in_the_way(table, constraints, what, columns):
+            self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
+        planned = self.catalog.plan(table.name, table.schema)
+        if planned is not None:
+            for number, each in enumerate(constraints):
+                if isinstance(each, sa.ForeignKeyConstraint):
+                    name = str(each.name or f"{table.name}_ibfk_{number}")
+                    planned.constraints[name] = Constraint(name, "foreign", list(each.column_keys))
+
+    def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
+        """Look at the rows that are there; a foreign key that was taken back is added again."""
+        if not self.execution.promised(f"columns {table.schema} {table.name}"):
+            return
+        names = {column.name for column in columns}
+        for constraint in table.foreign_key_constraints:
+            if names.intersection(constraint.column_keys):
+                if self._name_of(constraint) is None:
+                    self.add_constraint(constraint, online)
+                else:
+                    self._check_rows(constraint)
+
+    def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
+        """Drop a column."""
+        change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
+        what = f"op.drop_column({table!r}, {column!r})"
+        if online:
+            self._foresee_rebuild(table, schema, "drop", what)
+        try:
+            self._send(change, online, what, (table, schema))
+        except sa.exc.DBAPIError as error:
+            if number(error) != _KEY_COLUMN:
+                raise
+            raise DbSmartError(
+                f"{what}: the column is in a unique constraint with other columns. Nothing was changed. Drop that "
+                "first, by op.drop_constraint() or op.drop_index()."
+            ) from error
+
+    def shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """What a column has together with others; the server would make an index shorter in silence."""
+        return self._shared(table, column, schema)
+
+    def create_index(self, index: sa.Index, online: bool) -> None:
+        """Create an index, beside the table's traffic."""
+        assert index.table is not None
+        what = f"op.create_index({str(index.name)!r}, {index.table.name!r})"
+        place = index.table.name, index.table.schema
+        names = [column.name for column in index.expressions if isinstance(column, sa.ColumnClause)]
+        with self.rows_in_the_way(index.table, (), what, unique=names):
+            self._send(sa.schema.CreateIndex(index), online, what, place, " LOCK=NONE")
+
+    def drop_index(self, index: sa.Index, online: bool) -> None:
+        """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
+        self.execution.send(sa.schema.DropIndex(index))
+
+    def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
+        """Add a constraint; a foreign key for new rows first, then a look at the old ones."""
+        assert constraint.table is not None
+        what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
+        place = constraint.table.name, constraint.table.schema
+        if isinstance(constraint, sa.ForeignKeyConstraint) and online:
+            self._check_target(constraint)
+            self.execution.promise(f"key {constraint.name}")
+            with self._unchecked(True):
+                self._online(sa.schema.AddConstraint(constraint), what, place)
+            self._check_rows(constraint)
+        else:
+            if self._foresees and online and isinstance(constraint, sa.CheckConstraint):
+                raise Refused(BLOCKS, what, "The server checks old rows only so. ")
+            with self.rows_in_the_way(constraint.table, [constraint], what):
+                self._send(sa.schema.AddConstraint(constraint), online, what, place)
+
+    def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
+        """Look at old rows where the run that added a foreign key may not have."""
+        if isinstance(constraint, sa.ForeignKeyConstraint) and self.execution.promised(f"key {constraint.name}"):
+            self._check_rows(constraint)
+
+    def alter_column(self, change: Change, online: bool) -> None:
+        """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
+        what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
+        if change.nullable is False and not self.execution.dry:
+            missing = self._nulls(change)
+            if missing:
+                raise Refused(OLD_ROWS, what, f"{counted(missing, 'has', 'have')} NULL. ")
+        if (change.type_ is not None or change.nullable is not None) and change.existing.get("computed"):
+            raise DbSmartError(f"{what}: the column is computed; change it by op.execute(), with its whole definition.")
+        modify = change.type_ is not None or change.nullable is not None
+        definition = None
+        if modify or change.server_default is not False:
+            definition, on_update = self._definition(change)
+            if change.server_default is not False and not on_update:
+                default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+                self._send(default, online, what, None)  # first, as the old one may not fit the new type
+            if self._foresees and online and change.type_ is not None:
+                self._foresee(change, definition, what)
+            if online and change.nullable is not None:
+                self._foresee_rebuild(change.table, change.schema, "null" if change.nullable else "not null", what)
+            if modify or on_update:
+                modified = ModifyColumn(change.table, change.column, definition, change.schema)
+                with self._strict():
+                    self._send(modified, online, what, (change.table, change.schema))
+        self.rename_column(change)
+        planned = self.catalog.plan(change.table, change.schema)
+        if planned is not None and definition is not None:
+            planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+
+    def default(self, change: Change) -> str | None:
+        """The default that a column has. SQLAlchemy does not find all that are expressions."""
+        found = _DEFINITION.fullmatch(self._shown(change))
+        if found is None:
+            return super().default(change)
+        return _around_default(found[4])[1][len("DEFAULT ") :] or None
+
+    @property
+    def _foresees(self) -> bool:
+        """Whether this is a dry run, of a server of which it is known what blocks its writers.
+
+        MariaDB from 11.2 on can copy nearly any table beside them, and is asked to; only it knows when it cannot.
+        """
+        is_mariadb, version = getattr(self.dialect, "is_mariadb", True), self.dialect.server_version_info or ()
+        return self.execution.dry and not (is_mariadb and version >= (11, 2))
+
+    def _foresee(self, change: Change, definition: str, what: str) -> None:
+        """Say in a dry run what the server would say to ``LOCK=NONE``.
+
+        :raises Refused: that it blocks writers.
+        """
+        old = self._shown(change)
+        table = {"schema": change.schema, "table": self.catalog.stored(change.table, change.schema)}
+        names = {**table, "name": character_set(old)}
+        width = self.execution.connection.scalar(_WIDTH, names) or 1
+        if blocks(old, definition, width, mariadb=bool(getattr(self.dialect, "is_mariadb", True))):
+            raise Refused(BLOCKS, what, f"It would change the type from {type_of(old)} to {type_of(definition)}. ")
+
+    def _foresee_rebuild(self, table: str, schema: str | None, how: str, what: str) -> None:
+        """Say in a dry run that the server cannot rebuild a table beside its writers.
+
+        :param how: ``add``, ``add indexed``, ``drop``, ``null`` or ``not null``.
+        :raises Refused: it cannot.
+        """
+        if not self._foresees:
+            return
+        names = {"table": self.catalog.stored(table, schema), "schema": schema}
+        columns = self.execution.connection.execute(_IN_THE_WAY, names).all()
+        kinds = {column.INDEX_TYPE for column in columns}
+        found = ""
+        if "FULLTEXT" in kinds:
+            found = "a FULLTEXT index"
+        elif "SPATIAL" in kinds and how in ("add indexed", "null", "not null"):
+            found = "a SPATIAL index"
+        elif any("VIRTUAL" in column.EXTRA and column.INDEX_TYPE for column in columns):
+            found = "an indexed virtual column"
+        elif how == "not null" and any("STORED" in column.EXTRA for column in columns):
+            found = "a stored computed column"
+        if found:
+            raise Refused(BLOCKS, what, f"The table has {found}. ")
+
+    def _take_named_checks(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]
+    ) -> list[sa.Constraint]:
+        """Make checks of the table of those of its columns that have a name, which the server takes only so."""
+        taken: list[sa.Constraint] = []
+        for column in columns:
+            for check in [*column.constraints]:
+                if isinstance(check, sa.CheckConstraint) and isinstance(check.name, str):
+                    column.constraints.discard(check)
+                    taken.append(sa.CheckConstraint(check.sqltext, name=check.name))
+                    table.append_constraint(taken[-1])
+        return taken
+
+    def _nulls(self, change: Change) -> int:
+        """How many rows have NULL in a column."""
+        return self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
+
+    def _definition(self, change: Change) -> tuple[str, bool]:
+        """The definition that a column is to have: the one that the server shows, edited.
+
+        :returns: it, and whether it has ``ON UPDATE``, which the server forgets when only a default is set.
+        """
+        line = self._shown(change)
+        found = _DEFINITION.fullmatch(line)
+        assert found is not None, line
+        kind, characters, null, more = found.groups(default="")
+        before, default, after = _around_default(more)
+        on_update = after.upper().startswith("ON UPDATE ")
+        if change.server_default is not False:
+            column = sa.Column("c", change.type_ or change.existing["type"], server_default=change.server_default)
+            text = default_text(column, self.dialect)
+            default = "" if text is None else f"DEFAULT {text}"
+            if _around_default(f" {default}")[2].upper().startswith("ON UPDATE "):
+                after, on_update = _ON_UPDATE.sub("", after), True
+            more = "".join(f" {part}" for part in (before, default, after) if part)
+        if change.type_ is not None:
+            kind = change.type_.compile(dialect=self.dialect)
+            if not isinstance(change.type_, sa.String) or " COLLATE " in kind or " CHARACTER SET " in kind:
+                characters = ""
+        if change.nullable is not None:
+            null = " NULL" if change.nullable else " NOT NULL"
+            more = _DEFAULT_NULL.sub(r"\1", more)
+        return kind + characters + null + more, on_update
+
+    def _shown(self, change: Change) -> str:
+        """The definition of a column as the server shows it; in a dry run, as it would."""
+        existing = change.existing
+        if "definition" in existing:
+            return str(existing["definition"])
+        if "column" in existing:
+            return definition_text(existing["column"], self.dialect)
+        table = self.catalog.stored(change.table, change.schema)
+        column = existing.get("stored", existing["name"])
+        name = self.dialect.identifier_preparer.format_table(sa.table(str(table), schema=change.schema))
+        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
+        quote = self.dialect.identifier_preparer.initial_quote  # a double one in the mode ANSI_QUOTES
+        start = f"  {quote}{column.replace(quote, quote * 2)}{quote} "
+        line: str = next(line for line in lines if line.lower().startswith(start.lower()))
+        return line[len(start) :].rstrip(",")
+
+    @contextmanager
+    def _strict(self) -> Iterator[None]:
+        """Have the server fail for a value that does not fit, rather than make another one of it and only warn."""
+        mode = str(self.execution.connection.exec_driver_sql("SELECT @@SESSION.sql_mode").scalar())
+        if "STRICT" in mode:
+            yield
+            return
+        self.execution.send("SET @db_smart_mode = @@SESSION.sql_mode")
+        self.execution.send("SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@db_smart_mode, ''), 'STRICT_ALL_TABLES')")
+        try:
+            yield
+        finally:
+            self.execution.send("SET SESSION sql_mode = @db_smart_mode")
+
+    @contextmanager
+    def _unchecked(self, keys: bool) -> Iterator[None]:
+        """Have the server add foreign keys without looking at the rows, which it can do online only so."""
+        if not keys:
+            yield
+            return
+        self.execution.send("SET SESSION foreign_key_checks = 0")
+        try:
+            yield
+        finally:
+            self.execution.send("SET SESSION foreign_key_checks = 1")
+
+    def _name_of(self, constraint: sa.ForeignKeyConstraint) -> str | None:
+        """What a foreign key, which may have no name of ours, is called in the database."""
+        columns = [self.catalog.fold(column) for column in constraint.column_keys]
+        for existing in self.catalog.constraints(constraint.parent.name, constraint.parent.schema).values():
+            same = constraint.name is None or self.catalog.fold(existing.name) == self.catalog.fold(
+                str(constraint.name)
+            )
+            if existing.kind == "foreign" and same and [*map(self.catalog.fold, existing.columns)] == columns:
+                return existing.name
+        return None
+
+    def _check_target(self, constraint: sa.ForeignKeyConstraint) -> None:
+        """See that a foreign key refers to a table that can have one.
+
+        Where it does not look at rows, the server takes such a key, and then refuses every row that is written.
+
+        :raises DbSmartError: it does not.
+        """
+        target = constraint.elements[0].column.table
+        assert isinstance(target, sa.Table)
+        if not self.catalog.has_table(target.name, target.schema):
+            found = "is not there"
+        else:
+            row = self.execution.connection.execute(_TARGET, {"schema": target.schema, "table": target.name}).first()
+            if row is None:  # a dry run has planned it
+                return
+            kind, engine, options = row
+            if kind != "BASE TABLE":
+                found = "is a view"
+            elif (engine or "").lower() != "innodb":
+                found = f"is a table of the engine {engine}, not of InnoDB"
+            elif "partitioned" in (options or ""):
+                found = "is partitioned"
+            else:
+                return
+        own, columns = constraint.parent.name, ", ".join(map(repr, constraint.column_keys))
+        raise DbSmartError(
+            f"A foreign key of {own!r} on {columns} refers to {target.name!r}, which {found}; writers of {own!r} would "
+            "fail. Nothing was changed. Make such a table in an earlier migration, or leave the key out."
+        )
+
+    def _check_rows(self, constraint: sa.ForeignKeyConstraint) -> None:
+        """Look for rows that break a foreign key; where there are any, or it cannot be known, drop it again.
+
+        :raises Refused: there are.
+        """
+        if self.execution.dry:
+            # The script looks too; where it stops, the next boot finds the promise and takes the key back.
+            names = constraint.parent.name, constraint.elements[0].column.table.name
+            text = "Rows of {} refer to what is not there in {}".format(*names)
+            said, query = string_text(text[:128], self.dialect), render(self.count_lost(constraint), self.dialect)
+            self.execution.send(
+                f"DELIMITER //\nBEGIN NOT ATOMIC\n  IF ({query}) > 0 THEN\n"
+                f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {said};\n  END IF;\nEND//\nDELIMITER ;"
+            )
+            return
+        name = str(self._name_of(constraint))
+        table, target = constraint.parent, constraint.elements[0].column.table
+        key = SchemaObjects().generic_constraint(name, table.name, "foreignkey", schema=table.schema)
+        try:
+            count = self.lost(constraint)
+        except BaseException:
+            with suppress(Exception):  # where that fails too, the next run looks at the rows, as was promised
+                self.execution.send(sa.schema.DropConstraint(key))
+            raise
+        if count:
+            self.execution.send(sa.schema.DropConstraint(key))
+            raise Refused(
+                OLD_ROWS,
+                f"The foreign key {name!r} of {table.name!r} to {target.name!r}",
+                f"{counted(count, 'refers', 'refer')} to what is not there. It was taken back. ",
+            )
+
+    def _send(
+        self, change: DDLElement, online: bool, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE
+    ) -> None:
+        if online:
+            self._online(change, what, place, more)
+        else:
+            self.execution.send(change)
+
+    def _online(self, change: DDLElement, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE) -> None:
+        """Send a change that is not to block.
+
+        :param place: the table and its schema, if its storage engine matters.
+        :raises Refused: the server cannot do it so, or rows break it.
+        """
+        if self._foresees and place is not None:
+            names = {"table": self.catalog.stored(*place), "schema": place[1]}
+            row = self.execution.connection.execute(_TARGET, names).first()
+            if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
+                raise Refused(BLOCKS, what, f"The table is of the engine {row.ENGINE}, not of InnoDB. ")
+        text = render(change, self.dialect)
+        try:
+            self.execution.send(text, more)
+        except sa.exc.DBAPIError as error:
+            if number(error) in _CANNOT:
+                raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
+            raise
+
+    def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
+        """The kind of the constraint that rows break."""
+        return _BROKEN.get(number(error))
+
+    def _look_at_checks(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], what: str
+    ) -> None:
+        """Look at old rows for the checks of new columns, which the server does not do: their next update would fail.
+
+        :raises Refused: rows break one.
+        """
+        if self.execution.dry:
+            return
+        broken = self.broken_checks(table, columns, constraints)
+        if broken:
+            raise Refused(OLD_ROWS, what, broken)
+
+
+def _around_default(more: str) -> tuple[str, str, str]:
+    """What stands before the default of a column's definition, the default, and what stands behind it."""
+    depth, start, end = 0, None, len(more)
+    for token in _TOKEN.finditer(more):
+        word = token[0].upper()
+        depth += (word == "(") - (word == ")")
+        if depth or word == ")":
+            continue
+        if word in _AFTER_DEFAULT:
+            end = token.start()
+            break
+        if word == "DEFAULT" and start is None:
+            start = token.start()
+    start = end if start is None else start
+    return more[:start].strip(), more[start:end].strip(), more[end:].strip()

@@ -1,0 +1,559 @@
+"""The forms of schema changes that leave a PostgreSQL table usable.
+
+The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CONSTRAINT``, ``SET NOT NULL``,
+``USING INDEX``) and ``CREATE INDEX``, "Building Indexes Concurrently".
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic.ddl.base import ColumnDefault, ColumnNullable
+from alembic.ddl.postgresql import PostgresqlColumnType
+from alembic.operations.schemaobj import SchemaObjects
+from sqlalchemy.dialects.postgresql import DOMAIN, REGCLASS, CreateEnumType, NamedType
+from sqlalchemy.types import TypeEngine
+
+from ...errors import DbSmartError
+from ...schema.catalog import TABLE_NAME, Constraint, Kind
+from ...schema.column_types import free_on_postgresql, native_values, spelled
+from ...schema.ddl import UniqueUsingIndex, ValidateConstraint, as_written, render, string_text, type_text
+from ...schema.rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
+from ...store.database import sqlstate
+from ..editor import Broken, Change, Forms
+
+_MAX_NAME = 63
+#: What constraints rows break, by SQLSTATE.
+_BROKEN: dict[str, Broken] = {"23505": "unique", "23514": "check", "23503": "foreign"}
+#: The version whose partitioned tables take foreign keys NOT VALID.
+_KEYS_OF_PARTITIONED = (18,)
+_CALLS = re.compile(r'("(?:[^"]|"")+"|\w+)\s*\(')
+_VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND provolatile = 'v'").bindparams(
+    sa.bindparam("names", expanding=True)
+)
+_PARTITIONED = sa.text(f"SELECT count(*) FROM pg_class WHERE oid = to_regclass({TABLE_NAME}) AND relkind = 'p'")
+_SEQUENCE = sa.text(f"SELECT pg_get_serial_sequence({TABLE_NAME}, :column)")
+
+#: Of a domain, and the domains that it is made of.
+_CHECKED_DOMAIN = sa.text(
+    "WITH RECURSIVE d AS (SELECT oid, typbasetype, typnotnull FROM pg_type WHERE oid = to_regtype(:type) "
+    "AND typtype = 'd' UNION ALL SELECT t.oid, t.typbasetype, t.typnotnull FROM pg_type AS t JOIN d "
+    "ON t.oid = d.typbasetype WHERE t.typtype = 'd') SELECT count(*) FROM d WHERE typnotnull "
+    "OR EXISTS (SELECT 1 FROM pg_constraint WHERE contypid = d.oid)"
+)
+_COLLATION = sa.text(
+    "SELECT c.collname FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid JOIN pg_collation AS c "
+    f"ON c.oid = a.attcollation WHERE a.attrelid = to_regclass({TABLE_NAME}) AND a.attname = :column "
+    "AND a.attcollation <> t.typcollation"
+)
+#: What PostgreSQL makes anew when the type of a column changes, of a table and those that inherit from it: checks, by a
+#: look at every row, and indexes with an expression or a condition; all others it keeps where it can.
+_REMADE = sa.text(
+    f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid UNION SELECT i.inhrelid FROM pg_inherits AS i "
+    "JOIN t ON i.inhparent = t.oid), c AS (SELECT t.oid, a.attnum FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid "
+    "WHERE a.attname = :column) "
+    "SELECT 'check' AS kind, k.conname AS name FROM c JOIN pg_constraint AS k ON k.conrelid = c.oid "
+    "WHERE k.contype = 'c' AND k.convalidated AND c.attnum = ANY (k.conkey) UNION "
+    "SELECT 'index', r.relname FROM c JOIN pg_index AS x ON x.indrelid = c.oid JOIN pg_class AS r ON r.oid = "
+    "x.indexrelid WHERE (x.indexprs IS NOT NULL OR x.indpred IS NOT NULL) AND EXISTS (SELECT 1 FROM pg_depend AS d "
+    "WHERE d.classid = 'pg_class'::regclass AND d.objid = x.indexrelid AND d.refclassid = 'pg_class'::regclass "
+    "AND d.refobjid = c.oid AND d.refobjsubid = c.attnum) ORDER BY 1, 2"
+)
+#: What a column of a table, or of those that inherit from it, has together with others: constraints and indexes. Of a
+#: foreign key its own columns count only, as those that it refers to may be of the same table.
+_SHARED = sa.text(
+    f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid, true AS own UNION SELECT i.inhrelid, false "
+    "FROM pg_inherits AS i JOIN t ON i.inhparent = t.oid) SELECT DISTINCT "
+    "CASE WHEN k.oid IS NULL THEN 'index' ELSE 'constraint' END, COALESCE(k.conname, r.relname) AS name, t.own "
+    "FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attname = :column "
+    "JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.refobjsubid = a.attnum "
+    "JOIN pg_depend AS o ON o.classid = d.classid AND o.objid = d.objid AND o.refclassid = d.refclassid "
+    "AND o.refobjid = d.refobjid AND o.refobjsubid NOT IN (0, d.refobjsubid) "
+    "LEFT JOIN pg_constraint AS k ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid AND k.conrelid = t.oid "
+    "AND (k.contype <> 'f' OR cardinality(k.conkey) > 1 AND a.attnum = ANY (k.conkey)) "
+    "LEFT JOIN pg_class AS r ON d.classid = 'pg_class'::regclass AND r.oid = d.objid AND r.relkind IN ('i', 'I') "
+    "WHERE k.oid IS NOT NULL OR r.oid IS NOT NULL ORDER BY 2"
+)
+
+
+class PostgresqlForms(Forms):
+    """See the module."""
+
+    has_online = True
+
+    def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
+        """Let sequences go on behind the rows."""
+        known = self.catalog.columns(table, schema)
+        for column in columns:
+            if not isinstance(known[column]["type"], (sa.Integer, sa.Numeric)):
+                continue
+            given = _SEQUENCE.bindparams(
+                sa.bindparam("table", table, sa.Text()),
+                sa.bindparam("schema", schema, sa.Text()),
+                sa.bindparam("column", column, sa.Text()),
+            )
+            sequence = sa.cast(given.columns(sa.column("name", sa.Text())).scalar_subquery(), REGCLASS)
+            highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
+            # Of a column without a sequence it is NULL, for which nothing is set.
+            setting = sa.select(sa.func.setval(sequence, sa.cast(highest.scalar_subquery(), sa.BigInteger())))
+            self.execution.send(render(setting, self.dialect, literal_binds=True))
+
+    def add_columns(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
+    ) -> None:
+        """Add columns; a constraint is not validated yet, a volatile default is for later rows only."""
+        if not online:
+            what = f"op.add_columns({table.name!r}, {', '.join(repr(column.name) for column in columns)})"
+            more = [check for column in columns for check in column.constraints]
+            with self.rows_in_the_way(table, [*constraints, *more], what, columns):
+                super().add_columns(table, columns, constraints, online)
+            return
+        self._refuse_rewrite(table, columns)
+        own = _constraints(table, columns)
+        for constraint in own:
+            if isinstance(constraint, (sa.ForeignKeyConstraint, sa.UniqueConstraint)):
+                self._refuse_partitioned(constraint)
+        volatile = [column for column in columns if self._volatile(column)]
+        if own or volatile:
+            self.execution.promise(_columns(table, columns))
+        before = [(column, column.server_default, column.nullable, column.constraints) for column in columns]
+        for column in columns:
+            column.constraints = set()
+        for column in volatile:
+            column.server_default, column.nullable = None, True
+        now = [constraint for constraint in own if not isinstance(constraint, sa.UniqueConstraint)]
+        super().add_columns(table, columns, now, online)
+        planned = self.catalog.plan(table.name, table.schema)
+        if planned is not None:
+            for constraint in now:
+                kind: Kind = "foreign" if isinstance(constraint, sa.ForeignKeyConstraint) else "check"
+                planned.constraints[str(constraint.name)] = Constraint(str(constraint.name), kind, [], valid=False)
+        for column, default, nullable, checks in before:
+            column.server_default, column.nullable, column.constraints = default, nullable, checks
+            if column in volatile:
+                self.execution.send(ColumnDefault(table.name, column.name, default, schema=table.schema))
+
+    def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
+        """Give old rows a volatile default, validate the constraints, and make those that are missing."""
+        if not online or not self.execution.promised(_columns(table, columns)):
+            return
+        for column in columns:
+            if self._volatile(column):
+                self._fill(table, column)
+        for constraint in _constraints(table, columns):
+            existing = self.catalog.constraints(table.name, table.schema).get(str(constraint.name))
+            if existing is None:
+                self.add_constraint(constraint, online)
+            else:
+                self.finish_constraint(constraint, existing)
+
+    def shared(self, table: str, column: str, schema: str | None) -> list[str]:
+        """What a column has together with others, checks and expressions too; the server would drop it in silence."""
+        planned = self.catalog.plan(table, schema)
+        found = self._shared(table, column, schema)
+        if planned is not None:
+            known = planned.columns.get(column, {})
+            names = {"table": planned.stored, "column": known.get("stored", column)}
+        else:
+            names = {"table": table, "column": column}
+        for kind, name, own in self.execution.connection.execute(_SHARED, {**names, "schema": schema}):
+            dropped = planned is not None and own and name not in {**planned.indexes, **planned.constraints}
+            if not dropped and f"the {kind} {name!r}" not in found:
+                found.append(f"the {kind} {name!r}")
+        return found
+
+    def create_index(self, index: sa.Index, online: bool) -> None:
+        """Create an index, beside the table's traffic."""
+        table = index.table
+        assert table is not None
+        what = f"op.create_index({str(index.name)!r}, {table.name!r}{', unique=True' if index.unique else ''})"
+        if not online:
+            with self.rows_in_the_way(table, (), what, unique=_values(index)):
+                super().create_index(index, online)
+            return
+        if self._partitioned(table):
+            raise Refused(PARTITIONED, what)
+        self._build_index(index, table, what)
+
+    def _build_index(self, index: sa.Index, table: sa.Table, what: str) -> None:
+        """Build an index beside the table's traffic.
+
+        :param what: what the migration asks for.
+        """
+        index.dialect_options["postgresql"]["concurrently"] = True
+        failure = None
+        with self.execution.outside() as send:
+            try:
+                send(sa.schema.CreateIndex(index))
+            except sa.exc.IntegrityError as error:
+                send(sa.schema.DropIndex(index))  # what it leaves is invalid
+                failure = error
+        if failure is not None:
+            found = self.found("unique", table, (), unique=_values(index))
+            names = ", ".join(str(part) for part in index.expressions)
+            raise Refused(OLD_ROWS, what, found or f"Rows repeat {names}. ") from failure
+
+    def drop_index(self, index: sa.Index, online: bool) -> None:
+        """Drop an index, beside the table's traffic."""
+        if not online:
+            super().drop_index(index, online)
+            return
+        assert index.table is not None
+        if self._partitioned(index.table):
+            what = f"op.drop_index({str(index.name)!r}, {index.table.name!r})"
+            raise Refused(BLOCKS, what, "PostgreSQL drops an index of a partitioned table only so. ")
+        index.dialect_options["postgresql"]["concurrently"] = True
+        with self.execution.outside() as send:
+            send(sa.schema.DropIndex(index))
+
+    def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
+        """Add a constraint for new rows, then validate the old ones; a unique one by an index."""
+        if online:
+            self._refuse_partitioned(constraint)
+        if not online:
+            assert constraint.table is not None
+            what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
+            with self.rows_in_the_way(constraint.table, [constraint], what):
+                super().add_constraint(constraint, online)
+        elif isinstance(constraint, sa.UniqueConstraint):
+            self._add_unique(constraint)
+        else:
+            constraint.dialect_options["postgresql"]["not_valid"] = True
+            super().add_constraint(constraint, online)
+            assert constraint.table is not None
+            self._validate(constraint.table.name, str(constraint.name), constraint.table.schema, constraint)
+
+    def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
+        """Validate a constraint that an earlier run only added."""
+        if not existing.valid:
+            table = constraint.table
+            self._validate(table.name, existing.name, table.schema, constraint)
+
+    def alter_column(self, change: Change, online: bool) -> None:
+        """Change a column; NOT NULL by a validated check, which saves the scan under the exclusive lock."""
+        if change.type_ is not None and self._add_values(change):
+            change.type_ = None
+        if change.type_ is not None:
+            if online:
+                self._refuse_scan(change)
+            self.create_types([sa.Column(change.column, change.type_)])
+            self.execution.send(
+                PostgresqlColumnType(
+                    change.table, change.column, change.type_, schema=change.schema, using=change.using
+                )
+            )
+        if change.server_default is not False:
+            default = ColumnDefault(change.table, change.column, change.server_default, schema=change.schema)
+            self.execution.send(default)
+        if change.nullable is not None:
+            self._set_nullable(change, online)
+        self.rename_column(change)
+
+    def create_types(self, columns: Any) -> None:
+        """Make the native types that are missing."""
+        for column in columns:
+            kind = column.type.dialect_impl(self.dialect)
+            if isinstance(kind, NamedType) and isinstance(kind, sa.Enum) and kind.native_enum:
+                connection: Any = self.execution.connection
+                if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
+                    self.execution.send(CreateEnumType(kind))
+
+    def wanted(
+        self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
+    ) -> tuple[TypeEngine[Any] | None, bool | None]:
+        """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
+        old = change.existing["type"]
+        if isinstance(old, sa.String) and isinstance(type_, sa.String):
+            stored = self.catalog.stored(change.table, change.schema)
+            column = change.existing.get("stored", change.column)
+            names = {"table": stored, "schema": change.schema, "column": column}
+            collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
+            if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
+                type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
+                kinds = [change.existing["type"]]  # SQLAlchemy 2.0 does not reflect it
+                if type_.collation is None:
+                    kinds.append(type_)
+                for kind in kinds:
+                    kind.collation = collation
+                    if getattr(old, "collation_schema", None) is not None:
+                        kind.collation_schema = old.collation_schema
+                    kind.__dict__.pop("_static_cache_key", None)
+        return type_, nullable
+
+    def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
+        """What a change of type does; an enumeration can only be given more values.
+
+        :raises DbSmartError: values of an enumeration are to go, or to change places.
+        """
+        relation = super().type_is(old, new)
+        values = native_values(old, self.dialect), native_values(new, self.dialect)
+        if relation == "other" and None not in values and type_text(old, self.dialect) == type_text(new, self.dialect):
+            raise DbSmartError(
+                f"The type {spelled(old, self.dialect)} cannot become {spelled(new, self.dialect)}: PostgreSQL only "
+                "adds values to an enumeration, and neither removes one nor changes their order. Nothing was changed. "
+                "Keep the values that are there in their order; or add a column of a new enumeration with another "
+                "name, op.backfill() it, and move over to it."
+            )
+        return relation
+
+    def _add_values(self, change: Change) -> bool:
+        """Give an enumeration its new values, each in its place, if that is what the change of type is.
+
+        A transaction that has added a value cannot use it, so that each is added outside of the migration's.
+        """
+        old, new = change.existing["type"], change.type_
+        assert new is not None
+        have, wanted = native_values(old, self.dialect), native_values(new, self.dialect)
+        if have is None or wanted is None or super().type_is(old, new) != "wider":
+            return False
+        name = type_text(old, self.dialect)
+        with self.execution.outside() as send:
+            for number, value in enumerate(wanted):
+                if value not in have:
+                    after = wanted[number - 1] if number else None
+                    place = [] if not have else ["BEFORE", have[0]] if after is None else ["AFTER", after]
+                    texts = [string_text(text, self.dialect) for text in (value, *place[1:])]
+                    send(f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS {' '.join([texts[0], *place[:1], *texts[1:]])}")
+        return True
+
+    def _set_nullable(self, change: Change, online: bool) -> None:
+        plain = ColumnNullable(change.table, change.column, bool(change.nullable), schema=change.schema)
+        name = _name(change.table, change.column, "db_smart_not_null")
+        existing = self.catalog.constraints(change.table, change.schema).get(name)
+        if change.nullable or not (online or existing):
+            if not change.nullable and not self.execution.dry:
+                self._refuse_nulls(change)
+            self.execution.send(plain)
+            return
+        where = sa.column(change.column).is_not(None)
+        check = SchemaObjects().check_constraint(
+            name, change.table, where, schema=change.schema, postgresql_not_valid=True
+        )
+        if existing is None:
+            self.execution.send(sa.schema.AddConstraint(check))
+        if existing is None or not existing.valid:
+            try:
+                self._validate(change.table, name, change.schema)
+            except Refused as refused:  # it names the check, which nobody but us knows
+                self._refuse_nulls(change, refused)
+                raise
+        # The manual: SET NOT NULL passes by the scan where a valid check proves it.
+        self.execution.send(plain)
+        self.execution.send(sa.schema.DropConstraint(check))
+
+    def _refuse_nulls(self, change: Change, cause: Refused | None = None) -> None:
+        """Refuse to make a column NOT NULL if rows have NULL there.
+
+        :param cause: how it was found out, if so.
+        :raises Refused: they have.
+        """
+        count = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
+        if count:
+            what = f"op.alter_column({change.table!r}, {change.column!r}, nullable=False)"
+            raise Refused(OLD_ROWS, what, f"{count} rows have NULL. ") from cause
+
+    def _add_unique(self, constraint: sa.UniqueConstraint) -> None:
+        table = constraint.table
+        name, columns = str(constraint.name), [column.name for column in constraint.columns]
+        given = constraint.dialect_options["postgresql"]
+        options = {f"postgresql_{key}": given.get(key) for key in ("include", "nulls_not_distinct") if given.get(key)}
+        index = SchemaObjects().index(name, table.name, columns, schema=table.schema, unique=True, **options)
+        own = index.table
+        assert own is not None
+        for column in given.get("include") or ():
+            if column not in own.c:
+                own.append_column(sa.Column(column, sa.types.NullType()))
+        existing = self.catalog.indexes(table.name, table.schema).get(name)
+        if existing is not None and not existing.valid:
+            self.drop_index(SchemaObjects().index(name, table.name, columns, schema=table.schema), True)
+            existing = None
+        if existing is None:
+            self._build_index(index, own, f"The constraint {name!r} of {table.name!r}")
+        elif existing.columns != columns or not existing.unique or existing.options != options:
+            more = ", ".join(f"{key} {value}" for key, value in sorted(existing.options.items()))
+            raise DbSmartError(
+                f"The table {table.name!r} already has an index {name!r}, on {', '.join(map(str, existing.columns))} "
+                f"({'unique' if existing.unique else 'not unique'}{more and ', '}{more}). Nothing was changed. Drop it "
+                "first with op.drop_index(), or give the constraint another name."
+            )
+        self.execution.send(UniqueUsingIndex(table.name, name, table.schema, constraint))
+
+    def _validate(
+        self, table: str, name: str, schema: str | None, whole: sa.Constraint | sa.ForeignKeyConstraint | None = None
+    ) -> None:
+        """Validate a constraint in a transaction of its own; where rows break it, drop it again.
+
+        :param whole: the constraint, to count those rows.
+        :raises Refused: rows break it.
+        """
+        failure = None
+        with self.execution.outside() as send:
+            try:
+                send(ValidateConstraint(table, name, schema))
+            except sa.exc.IntegrityError as error:
+                failure = error
+        if failure is not None:
+            constraint = SchemaObjects().generic_constraint(name, table, "check", schema=schema)
+            self.execution.send(sa.schema.DropConstraint(constraint))
+            self.execution.cut()
+            kind = self.broken(failure)
+            rows = "" if whole is None or kind is None else self.found(kind, whole.table, [whole])
+            what = f"The constraint {name!r} of {table!r}"
+            raise Refused(OLD_ROWS, what, f"{rows}It was taken back. ") from failure
+
+    def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
+        """The kind of the constraint that rows break."""
+        return _BROKEN.get(sqlstate(error) or "")
+
+    def _fill(self, table: sa.Table, column: sa.Column[Any]) -> None:
+        """Give the rows that are there the volatile default of a new column, each its own."""
+        from ...schema.backfill import Backfill
+
+        default = column.server_default
+        assert isinstance(default, sa.DefaultClause)
+        value = sa.text(default.arg) if isinstance(default.arg, str) else default.arg
+        value = as_written(value) if isinstance(value, sa.TextClause) else value
+        Backfill(self.execution, table.name, table.schema).update(
+            {column.name: value}, sa.column(column.name).is_(None)
+        )
+        if not column.nullable:
+            existing = self.catalog.columns(table.name, table.schema)[column.name]
+            change = Change(table.name, table.schema, column.name, existing, nullable=False)
+            if existing["nullable"] or self.execution.dry:  # which has it as it is to be in the end
+                self._set_nullable(change, True)
+
+    def _refuse_rewrite(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
+        """Refuse columns that have a value of their own in every row from the start, or are checked in every row.
+
+        :raises Refused: there is one.
+        """
+        compiler: Any = self.dialect.ddl_compiler(self.dialect, None)  # type: ignore[arg-type]
+        for column in columns:
+            why = None
+            if column.identity is not None:
+                why = "an identity column numbers the rows that are there. "
+            elif column.computed is not None and compiler.process(column.computed).endswith("STORED"):
+                why = "a computed column that is stored is computed for the rows that are there. "
+            elif self._checked_domain(column.type):
+                why = "a domain with constraints is checked for the rows that are there. "
+            if why is not None:
+                what = f"op.add_columns({table.name!r}, Column({column.name!r}, …))"
+                raise Refused(REWRITE, what, f"{why[0].upper()}{why[1:]}")
+
+    def _partitioned(self, table: sa.Table) -> bool:
+        """Whether a table has partitions; in a dry run, by what the database calls it."""
+        name = {"table": self.catalog.stored(table.name, table.schema), "schema": table.schema}
+        return bool(self.execution.connection.scalar(_PARTITIONED, name))
+
+    def _refuse_partitioned(self, constraint: sa.Constraint) -> None:
+        """Refuse a constraint that a partitioned table takes only while its writers wait.
+
+        :raises Refused: it is one.
+        """
+        table = constraint.table
+        version = self.dialect.server_version_info or ()
+        if isinstance(constraint, sa.ForeignKeyConstraint) and version < _KEYS_OF_PARTITIONED:
+            why = "Before version 18 PostgreSQL adds a foreign key of a partitioned table only so. "
+        elif isinstance(constraint, sa.UniqueConstraint):
+            why = "PostgreSQL adds a unique constraint of a partitioned table only so. "
+        else:
+            return
+        if self._partitioned(table):
+            raise Refused(BLOCKS, f"The constraint {str(constraint.name)!r} of {table.name!r}", why)
+
+    def _refuse_scan(self, change: Change) -> None:
+        """Refuse a change of type for which the rows are written anew, or all of them are looked at.
+
+        :raises Refused: it is such a change.
+        """
+        what = f"op.alter_column({change.table!r}, {change.column!r}, type_=…)"
+        old, new = change.existing["type"], change.type_
+        assert new is not None
+        if change.using is not None or not free_on_postgresql(old, new):
+            raise Refused(REWRITE, what)
+        if getattr(old, "collation", None) != getattr(new, "collation", None):
+            raise Refused(REWRITE, what, "The indexes on the column are built anew for another collation. ")
+        table = self.catalog.stored(change.table, change.schema)
+        column = change.existing.get("stored", change.column)
+        place = {"table": table, "schema": change.schema, "column": column}
+        remade: dict[str, list[str]] = {"check": [], "index": []}
+        for kind, name in self.execution.connection.execute(_REMADE, place):
+            remade[kind].append(name)
+        planned = self.catalog.plan(change.table, change.schema)
+        if planned is not None:  # what a dry run has dropped by now
+            remade["check"] = [name for name in remade["check"] if name in planned.constraints]
+            remade["index"] = [name for name in remade["index"] if name in planned.indexes]
+        names = [f"the {kind} {name!r}" for kind in remade for name in remade[kind]]
+        if names:
+            raise Refused(
+                REWRITE,
+                what,
+                f"PostgreSQL makes {', '.join(names)} anew for it, by a look at every row. Drop it before and "
+                "create it after, which does not block. ",
+            )
+
+    def _checked_domain(self, kind: TypeEngine[Any]) -> bool:
+        """Whether a type is a domain with constraints of its own, or of one that it is made of."""
+        if isinstance(kind, sa.types.TypeDecorator):
+            kind = kind.load_dialect_impl(self.dialect)
+        if not isinstance(kind, (DOMAIN, sa.types.UserDefinedType)):
+            return False
+        name = type_text(kind, self.dialect).partition(" COLLATE ")[0]
+        return bool(self.execution.connection.scalar(_CHECKED_DOMAIN, {"type": name}))
+
+    def _volatile(self, column: sa.Column[Any]) -> bool:
+        """Whether a default is to be computed for each row, for which PostgreSQL would rewrite the table."""
+        default = column.server_default
+        if not isinstance(default, sa.DefaultClause) or isinstance(default.arg, str):
+            return False
+        value = as_written(default.arg) if isinstance(default.arg, sa.TextClause) else default.arg
+        calls = _CALLS.findall(render(value, self.dialect, literal_binds=True))
+        names = [call[1:-1].replace('""', '"') if call.startswith('"') else call.lower() for call in calls]
+        return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
+
+
+def _constraints(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> list[Any]:
+    """The constraints that come with columns, not validated yet, and named as PostgreSQL does."""
+    names = {column.name for column in columns}
+    found: list[Any] = []
+    for constraint in table.constraints:
+        own = [column.name for column in getattr(constraint, "columns", ())]
+        if names.intersection(own) and not isinstance(constraint, sa.PrimaryKeyConstraint):
+            end = {sa.UniqueConstraint: "key", sa.ForeignKeyConstraint: "fkey"}.get(type(constraint), "check")
+            constraint.name = constraint.name or _name(table.name, *own, end)
+            found.append(constraint)
+    for column in columns:
+        for number, check in enumerate(column.constraints):
+            name = check.name or _name(table.name, column.name, f"check{number or ''}")
+            assert isinstance(check, sa.CheckConstraint)
+            found.append(SchemaObjects().check_constraint(str(name), table.name, check.sqltext, schema=table.schema))
+    for constraint in found:
+        if not isinstance(constraint, sa.UniqueConstraint):
+            constraint.dialect_options["postgresql"]["not_valid"] = True
+    return sorted(found, key=lambda constraint: str(constraint.name))
+
+
+def _columns(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> str:
+    """What it is called that columns are being added."""
+    return f"columns {table.schema} {table.name} {sorted(column.name for column in columns)}"
+
+
+def _name(*parts: str) -> str:
+    """A name made of parts, as long as PostgreSQL allows."""
+    name = "_".join(parts)
+    if len(name.encode()) <= _MAX_NAME:
+        return name
+    return name.encode()[: _MAX_NAME - 9].decode(errors="ignore") + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _values(index: sa.Index) -> list[str]:
+    """The columns whose values an index keeps apart; none where not all of it is their values."""
+    columns = [part.name for part in index.expressions if isinstance(part, sa.ColumnClause)]
+    if len(columns) < len(index.expressions) or index.dialect_options["postgresql"]["where"] is not None:
+        return []
+    return columns

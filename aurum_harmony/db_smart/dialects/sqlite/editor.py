@@ -1,0 +1,278 @@
+"""The forms of schema changes on SQLite, whose ``ALTER TABLE`` knows four things; for all else the table is rebuilt.
+
+See https://www.sqlite.org/lang_altertable.html. SQLite has one lock for the whole file, so that no form is "online".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic.operations.schemaobj import SchemaObjects
+from sqlalchemy.types import TypeEngine
+
+from ...errors import DbSmartError
+from ...schema.ddl import AddColumns, column_text, constraint_text, default_text
+from ...schema.rules import OLD_ROWS, Refused, counted
+from ..editor import Change, Forms
+from .rebuild import RowsInTheWay, TableSql, needs_foreign_keys_off, rebuild
+
+#: A default that SQLite takes in ADD COLUMN for a table with rows: a literal.
+_CONSTANT = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|'([^']|'')*'|x'[0-9a-f]*'|NULL|TRUE|FALSE", re.IGNORECASE)
+
+_KEY_TYPES = sa.text("SELECT upper(type) FROM pragma_table_xinfo(:table, :schema) WHERE pk > 0")
+#: An INTEGER PRIMARY KEY is the rowid and needs no index; the key of a WITHOUT ROWID table has one that is the table.
+_HAS_ROWID = sa.text(
+    "SELECT count(*) = 0 FROM pragma_index_list(:table, :schema) AS i, pragma_index_xinfo(i.name, :schema) AS x "
+    "WHERE i.origin = 'pk' AND NOT EXISTS "
+    "(SELECT 1 FROM pragma_index_xinfo(i.name, :schema) AS y WHERE y.cid = -1)"
+)
+
+
+class SqliteForms(Forms):
+    """See the module."""
+
+    def add_columns(
+        self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
+    ) -> None:
+        """Add columns one by one; a unique one gets a unique index, as ADD COLUMN knows no such constraints.
+
+        With constraints that ADD COLUMN cannot say, all of it is one rebuild.
+        """
+        what = f"op.add_columns({table.name!r}, {', '.join(repr(column.name) for column in columns)})"
+        checks: dict[str, list[sa.Constraint]] = {column.name: [] for column in columns}
+        apart: list[sa.Constraint] = []
+        for constraint in constraints:
+            if getattr(constraint, "_column_flag", False):
+                continue  # of a unique column, which gets an index
+            own = [column.name for column in getattr(constraint, "columns", ())]
+            if isinstance(constraint, sa.CheckConstraint):
+                checks[[column.name for column in columns if column.name in own][-1]].append(constraint)
+            elif not (isinstance(constraint, sa.ForeignKeyConstraint) and len(own) == 1 and _one_key(constraint)):
+                apart.append(constraint)
+        if apart:
+            self._rebuild_with(table, columns, checks, apart, what)
+            return
+        for column in columns:
+            if self._needs_rebuild(column) and not self.catalog.empty(table.name, table.schema):
+                self._rebuild_with(table, [column], checks, [], what)
+                continue
+            unique, column.unique = column.unique, None
+            try:
+                self.execution.send(AddColumns(table, [column], checks[column.name]))
+            except (sa.exc.IntegrityError, sa.exc.OperationalError) as error:
+                if "constraint failed" not in str(error.orig):
+                    raise
+                broken = self.broken_checks(table, [column], checks[column.name])
+                raise Refused(OLD_ROWS, what, broken or f"{error.orig} for the rows that are there. ") from error
+            finally:
+                column.unique = unique
+
+    def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
+        """Make the unique indexes."""
+        for column in columns:
+            if column.unique:
+                name = f"uq_{table.name}_{column.name}"
+                if self.catalog.fold(name) not in self.catalog.indexes(table.name, table.schema):
+                    index = SchemaObjects().index(name, table.name, [column.name], schema=table.schema, unique=True)
+                    self.create_index(index, online)
+
+    def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
+        """Drop a column, and the indexes on it."""
+        self._rebuild(table, schema, lambda sql: sql.drop_column(column), f"op.drop_column({table!r}, {column!r})")
+
+    def drop_table(self, table: sa.Table) -> None:
+        """Drop a table. Where foreign keys are enforced, SQLite deletes its rows first, with every ON DELETE there is.
+
+        :raises DbSmartError: rows of other tables would be deleted or changed with it.
+        """
+        if not self.execution.connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
+            super().drop_table(table)
+            return
+        fold, schema = self.catalog.fold, table.schema
+        references = self.catalog.references(table.name, schema)
+        own = [reference for reference in references if fold(reference.table) == fold(table.name)]
+        others = [reference for reference in references if reference not in own]
+        used = dict.fromkeys(reference.table for reference in others if self.catalog.refers(reference, schema))
+        if used:
+            raise DbSmartError(
+                f"op.drop_table({table.name!r}): rows of {', '.join(map(repr, used))} reference it, and "
+                "PRAGMA foreign_keys is on, so that SQLite would delete or change them with it. Nothing was dropped. "
+                "Drop what references it first: that table, that column, or the foreign key with op.drop_constraint()."
+            )
+        restricts = any(reference.on_delete == "RESTRICT" for reference in own)
+        with self.execution.pragma("foreign_keys", "0") if restricts else nullcontext():
+            super().drop_table(table)
+
+    def create_index(self, index: sa.Index, online: bool) -> None:
+        """Create an index that is missing.
+
+        :raises Refused: it is unique, and rows have the same values.
+        """
+        try:
+            super().create_index(index, online)
+        except sa.exc.IntegrityError as error:
+            assert index.table is not None
+            what = f"op.create_index({str(index.name)!r}, {index.table.name!r}, unique=True)"
+            raise Refused(OLD_ROWS, what, self._repeated(index)) from error
+
+    def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
+        """Add a constraint."""
+        assert constraint.table is not None
+        table = constraint.table
+        text = constraint_text(constraint, self.dialect)
+        what = f"The constraint {str(constraint.name)!r} of {table.name!r}"
+        self._rebuild(table.name, table.schema, lambda sql: sql.add_constraint(text), what)
+
+    def drop_constraint(self, constraint: sa.Constraint) -> None:
+        """Drop a named constraint."""
+        assert constraint.table is not None
+        table, name = constraint.table, str(constraint.name)
+        what = f"op.drop_constraint({name!r}, {table.name!r})"
+        self._rebuild(table.name, table.schema, lambda sql: sql.drop_constraint(name), what)
+
+    def alter_column(self, change: Change, online: bool) -> None:
+        """Change a column."""
+
+        def edit(sql: TableSql) -> None:
+            if change.type_ is not None:
+                sql.set_type(change.column, change.type_.compile(dialect=self.dialect))
+            if change.server_default is not False:
+                column = sa.Column(change.column, sa.types.NullType(), server_default=change.server_default)
+                default = default_text(column, self.dialect)
+                sql.set_default(change.column, default)
+            if change.nullable is not None:
+                sql.set_nullable(change.column, change.nullable)
+            for check in change.checks:
+                if isinstance(check.name, str) and self.catalog.fold(check.name) in map(
+                    self.catalog.fold, sql.constraints
+                ):
+                    sql.drop_constraint(check.name)
+                sql.add_constraint(constraint_text(check, self.dialect))
+
+        if (
+            change.type_ is not None
+            or change.server_default is not False
+            or change.nullable is not None
+            or change.checks
+        ):
+            self._rebuild(change.table, change.schema, edit, f"op.alter_column({change.table!r}, {change.column!r})")
+        self.rename_column(change)
+
+    def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
+        """What a change of type does. An enumeration is a VARCHAR here; what has no type may hold anything."""
+        if isinstance(old, sa.types.NullType):
+            return "same" if isinstance(new, sa.types.NullType) else "other"
+        if isinstance(new, sa.Enum):
+            new = sa.String(new.length)
+        return super().type_is(old, new)
+
+    def wanted(
+        self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
+    ) -> tuple[TypeEngine[Any] | None, bool | None]:
+        """What is asked for of a column, without what SQLite does not tell from what it has.
+
+        An ``INTEGER PRIMARY KEY`` holds 64 bits, and any other name of an integer would take its numbering from it. The
+        key of a ``WITHOUT ROWID`` table is NOT NULL always.
+        """
+        change.checks = [] if type_ is None else self._new_checks(change, type_)
+        if change.existing.get("primary_key"):
+            columns, without_rowid = self._key(change.table, change.schema)
+            if without_rowid and nullable:
+                nullable = None
+            is_rowid = columns == ["INTEGER"] and not without_rowid
+            if is_rowid and type_ is not None and issubclass(type_._type_affinity or sa.types.NullType, sa.Integer):
+                type_ = None
+        return type_, nullable
+
+    def _new_checks(self, change: Change, type_: TypeEngine[Any]) -> list[sa.CheckConstraint]:
+        """The checks that come with a type (``create_constraint``), but for those that the table has as they are."""
+        described = sa.Table(change.table, sa.MetaData(), sa.Column(change.column, type_))
+        checks = [check for check in described.constraints if isinstance(check, sa.CheckConstraint)]
+        definition = self.catalog.definition(change.table, change.schema)
+        if not checks or definition is None:
+            return []
+        there, new = TableSql(definition), []
+        for check in checks:
+            (wanted,) = TableSql(f"CREATE TABLE t (c, {constraint_text(check, self.dialect)})").all_checks
+            if wanted not in there.checks(check.name if isinstance(check.name, str) else wanted[1:-1]):
+                new.append(check)
+        return new
+
+    def _key(self, table: str, schema: str | None) -> tuple[list[str], bool]:
+        """The types of the columns of a table's primary key, and whether it has no rowid."""
+        connection, names = self.execution.connection, {"table": table, "schema": schema or "main"}
+        types = connection.scalars(_KEY_TYPES, names).all()
+        return list(types), not connection.scalar(_HAS_ROWID, names)
+
+    def _repeated(self, index: sa.Index) -> str:
+        """How many rows have the same values in what an index is on, as a sentence."""
+        assert index.table is not None
+        parts: list[Any] = list(index.expressions)
+        columns = ", ".join(getattr(part, "name", None) or str(part) for part in parts)
+        where = index.dialect_options["sqlite"]["where"]
+        groups = sa.select(sa.func.count().label("n")).select_from(index.table).group_by(*parts)
+        groups = groups.where(*(part.is_not(None) for part in parts)).having(sa.func.count() > 1)
+        groups = groups if where is None else groups.where(where)
+        count = None
+        with suppress(sa.exc.SQLAlchemyError):  # an order, which GROUP BY does not take
+            count = self.execution.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.n)))
+        return f"{counted(count, 'repeats', 'repeat') if count else 'Rows repeat'} {columns}. "
+
+    def _needs_rebuild(self, column: sa.Column[Any]) -> bool:
+        """Whether ADD COLUMN refuses a column on a table with rows."""
+        default = column.server_default
+        if column.computed is not None:
+            return bool(column.computed.persisted)
+        if not isinstance(default, sa.DefaultClause):
+            return False
+        if column.foreign_keys:
+            return True
+        text = default_text(column, self.dialect)
+        return _CONSTANT.fullmatch((text or "").strip("()")) is None
+
+    def _rebuild_with(
+        self,
+        table: sa.Table,
+        columns: Sequence[sa.Column[Any]],
+        checks: Mapping[str, Sequence[sa.Constraint]],
+        constraints: Sequence[sa.Constraint],
+        what: str,
+    ) -> None:
+        """Add columns whose defaults are to be computed for each row that is there, and constraints with them."""
+        texts = [column_text(column, checks[column.name], self.dialect) for column in columns]
+        more = [constraint_text(constraint, self.dialect) for constraint in constraints]
+        defaults = {column.name: default_text(column, self.dialect) for column in columns if column.computed is None}
+
+        def edit(sql: TableSql) -> None:
+            for text in texts:
+                sql.add_column(text)
+            for text in more:
+                sql.add_constraint(text)
+
+        values = {name: default for name, default in defaults.items() if default is not None}
+        self._rebuild(table.name, table.schema, edit, what, values)
+
+    def _rebuild(
+        self,
+        table: str,
+        schema: str | None,
+        change: Callable[[TableSql], None],
+        what: str,
+        values: dict[str, str] | None = None,
+    ) -> None:
+        connection = self.execution.connection
+        off = needs_foreign_keys_off(connection, table, schema, change)
+        with self.execution.pragma("foreign_keys", "0") if off else nullcontext(), self.execution.noted():
+            try:
+                rebuild(connection, table, change, schema=schema, values=values)
+            except RowsInTheWay as error:
+                raise Refused(OLD_ROWS, what, error.rows) from error
+
+
+def _one_key(constraint: sa.ForeignKeyConstraint) -> bool:
+    """Whether it is the only foreign key of its column, as ADD COLUMN knows one."""
+    return len(constraint.elements[0].parent.foreign_keys) == 1

@@ -1,0 +1,1 @@
+"""How migrations are written, found, loaded and told apart by their checksums."""

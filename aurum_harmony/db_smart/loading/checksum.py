@@ -1,0 +1,320 @@
+"""Checksums of migrations: what a function does, not how its source is laid out.
+
+The checksum of a function covers its code and every definition of its module that it reaches: a constant
+list of columns, a helper, an import. Comments, docstrings, blank lines, line endings and trailing blanks do
+not count, also not inside a string written over several lines, as SQL is. It is the same on every
+version of Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dis
+import hashlib
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from types import CodeType, FunctionType
+from typing import Any
+
+from ..errors import MigrationError, text_of
+from .sources import CHECKSUM_VERSION
+
+IsDecorator = Callable[[ast.expr], bool]
+
+_Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+_Comprehension = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+#: What ``from module import *`` binds: it may be behind any name, so that every migration reaches it.
+_STAR = "*"
+_LOADS = ("LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS")
+_BLANKS = re.compile(r"[ \t\r\f\v]*\n(?:[ \t\r\f\v]*\n)*")
+
+
+class ModuleSource:
+    """The parsed source of one module.
+
+    :param name: dotted name of the module.
+    :param path: its file, for messages.
+    :param content: its source.
+    :raises MigrationError: the source does not parse.
+    """
+
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        self.name = name
+        self.path = path
+        self._content = content
+        try:
+            self.tree = ast.parse(content, path)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise _not_importable(name, path, error) from None
+        self._texts: dict[ast.stmt, str] = {}
+        self._used: dict[ast.stmt, set[str]] = {}
+
+    def functions(self) -> dict[str, int]:
+        """How many top-level functions have each name."""
+        count: dict[str, int] = {}
+        for node in self.tree.body:
+            if isinstance(node, _Function):
+                count[node.name] = count.get(node.name, 0) + 1
+        return count
+
+    def checksum(self, function: FunctionType, is_decorator: IsDecorator) -> str:
+        """The checksum of a function of this module, in hexadecimal.
+
+        :param function: the function as the module defined it.
+        :param is_decorator: tells the decorators that only say how to run it; they do not count.
+        :raises MigrationError: the source has no such function.
+        """
+        root = self._node(function)
+        digest = hashlib.sha256(b"%d\0" % CHECKSUM_VERSION)
+        digest.update(_encode(_dump(_plain(root, is_decorator))))
+        for name, statements in sorted(self._closure(root, is_decorator).items()):
+            for statement in statements:
+                digest.update(_encode(f"{name}={self._text(statement, name, is_decorator)}"))
+        return digest.hexdigest()
+
+    def reaches(self, function: FunctionType, is_decorator: IsDecorator) -> set[str]:
+        """Names of this module's definitions that a function uses, directly or through others."""
+        return set(self._closure(self._node(function), is_decorator))
+
+    def _closure(self, root: ast.stmt, is_decorator: IsDecorator) -> dict[str, list[ast.stmt]]:
+        """Every name of the module that ``root`` reaches, with the statements that define it, in order."""
+        closure: dict[str, list[ast.stmt]] = {}
+        waiting = {*self._names(root, is_decorator), _STAR}
+        while waiting:
+            name = waiting.pop()
+            if name in self._bindings and name not in closure:
+                closure[name] = self._bindings[name]
+                for statement in closure[name]:
+                    waiting |= self._names(statement, is_decorator)
+        return closure
+
+    def _node(self, function: FunctionType) -> ast.stmt:
+        code = inspect.unwrap(function).__code__
+        node = self._nodes.get((code.co_name, code.co_firstlineno)) if code.co_filename == self.path else None
+        if node is None:  # a decorator hides the function; its name is all there is to go by
+            named = [n for n in self.tree.body if isinstance(n, _Function) and n.name == function.__name__]
+            node = named[0] if len(named) == 1 and code.co_filename != self.path else None
+        if node is None:
+            raise MigrationError(
+                f"The source of migration {function.__name__!r} is not in {self.path}: define it there with 'def', "
+                "and start again if the file changed after this process loaded it."
+            )
+        return node
+
+    @cached_property
+    def _nodes(self) -> dict[tuple[str, int], ast.stmt]:
+        nodes: dict[tuple[str, int], ast.stmt] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, _Function):
+                # A code object begins at its first decorator.
+                nodes[node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])] = node
+        return nodes
+
+    @cached_property
+    def code(self) -> dict[tuple[str, int], CodeType]:
+        """Name and first line -> the code of every function, as this source compiles."""
+        return {(code.co_name, code.co_firstlineno): code for code in _codes(self.compiled)}
+
+    @cached_property
+    def compiled(self) -> CodeType:
+        """The module as this source compiles.
+
+        :raises MigrationError: it parses, but does not compile.
+        """
+        try:
+            return compile(self._content, self.path, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise _not_importable(self.name, self.path, error) from None
+
+    @cached_property
+    def _bindings(self) -> dict[str, list[ast.stmt]]:
+        """Name -> the top-level statements that define or change it, in order."""
+        bindings: dict[str, list[ast.stmt]] = {}
+        for statement in self.tree.body:
+            for name in _bound(statement):
+                bindings.setdefault(name, []).append(statement)
+        return bindings
+
+    def _text(self, statement: ast.stmt, name: str, is_decorator: IsDecorator) -> str:
+        """The canonical text of what a top-level statement says of ``name``.
+
+        Of an import, only the part for that name counts: importing something more changes no migration. So with an
+        ``if``, which is often around imports.
+        """
+        if isinstance(statement, ast.If):
+            branches = [
+                [self._text(child, name, is_decorator) for child in branch if name in _bound(child)]
+                for branch in (statement.body, statement.orelse)
+            ]
+            return f"If({_dump(statement.test)},{branches!r})"
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            aliases = [(a.name, a.asname) for a in statement.names if _imported(a) == name]
+            return ascii((getattr(statement, "module", None), getattr(statement, "level", None), aliases))
+        if statement not in self._texts:
+            self._texts[statement] = _dump(_plain(statement, is_decorator))
+        return self._texts[statement]
+
+    def _names(self, statement: ast.stmt, is_decorator: IsDecorator) -> set[str]:
+        """The names that a statement takes from the module, also those that its functions take when called.
+
+        The compiler decides which names are local. Names of a class body count although they may be its own: too many
+        names re-run an idempotent migration once more, too few would miss an edit.
+        """
+        if statement not in self._used:
+            self._used[statement] = self._loaded(_plain(statement, is_decorator))
+        return self._used[statement]
+
+    def _loaded(self, statement: ast.stmt) -> set[str]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # given when the module itself is compiled
+                code = compile(ast.Module([statement], []), self.path, "exec", dont_inherit=True, optimize=0)
+        except (RecursionError, MemoryError):  # a very long sum, which only compiles from its text
+            return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        return {
+            instruction.argval
+            for inner in _codes(code)
+            if not self._bindings.keys().isdisjoint(inner.co_names)
+            for instruction in dis.get_instructions(inner)
+            if instruction.opname in _LOADS
+        }
+
+
+def _not_importable(name: str, path: str, error: BaseException) -> MigrationError:
+    line = getattr(error, "lineno", None)
+    where = f"{path}, line {line}" if line else path
+    return MigrationError(
+        f"The module of migrations {name!r} does not import: {where}: {type(error).__name__}: "
+        f"{text_of(getattr(error, 'msg', None) or error)}. Nothing was changed; mend the file and start again."
+    )
+
+
+def _plain(statement: ast.stmt, is_decorator: IsDecorator) -> ast.stmt:
+    """A function without the decorators that only say how to run it."""
+    if not isinstance(statement, _Function) or not any(map(is_decorator, statement.decorator_list)):
+        return statement
+    plain = copy.copy(statement)
+    plain.decorator_list = [decorator for decorator in statement.decorator_list if not is_decorator(decorator)]
+    return plain
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and all inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """The module-level names that a top-level statement defines or may change."""
+    names: set[str] = set()
+    for node in _in_module_scope(statement):
+        if isinstance(node, (*_Function, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {_imported(alias) for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            names.add(node.id)
+        elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            names |= {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name is not None:
+            names.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest is not None:
+            names.add(node.rest)
+        elif isinstance(node, ast.Expr):
+            for call in ast.walk(node):
+                if isinstance(call, ast.Call):  # COLUMNS.append(...) changes COLUMNS, and fill(into=COLUMNS) may
+                    target: ast.expr = call.func
+                    while isinstance(target, (ast.Attribute, ast.Subscript, ast.Call)):
+                        target = target.func if isinstance(target, ast.Call) else target.value
+                    given = [target] if target is not call.func else []
+                    given += [*call.args, *(keyword.value for keyword in call.keywords)]
+                    names |= {argument.id for argument in given if isinstance(argument, ast.Name)}
+    return names
+
+
+def _in_module_scope(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk without entering what has a scope of its own."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, (*_Function, ast.ClassDef, ast.Lambda, *_Comprehension)):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _imported(alias: ast.alias) -> str:
+    """The name that an import binds; :data:`_STAR` for all."""
+    return (alias.asname or alias.name).split(".")[0]
+
+
+def _dump(root: ast.AST) -> str:
+    """Canonical text of a syntax tree.
+
+    :func:`ast.dump` will not do: what it prints differs between versions of Python, by new and empty fields. Without
+    recursion, as a long sum is a deep tree.
+    """
+    written: list[str] = []
+    waiting: list[Any] = [root]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            written.append(item)
+        elif isinstance(item, list):
+            waiting.append("]")
+            for child in reversed(item):
+                waiting += [",", child if isinstance(child, (ast.AST, list)) else ascii(child)]
+            waiting.append("[")
+        else:
+            waiting += reversed(_parts(item))
+    return "".join(written)
+
+
+def _parts(node: ast.AST) -> list[Any]:
+    """The text of a node, in pieces: strings as they are, and the nodes and lists of nodes that are still to do."""
+    if isinstance(node, ast.Constant):
+        return [f"{type(node.value).__name__}:{_constant(node.value, node)!a}"]
+    if isinstance(node, ast.JoinedStr):
+        return ["JoinedStr[", *_joined(node), "]"]
+    parts: list[Any] = [f"{type(node).__name__}("]
+    for field in node._fields:
+        child: Any = getattr(node, field, None)
+        if field in ("ctx", "kind", "type_comment", "type_ignores"):
+            continue
+        if field == "body" and isinstance(node, (*_Function, ast.ClassDef)):
+            child = child[1:] if ast.get_docstring(node, clean=False) is not None else child
+        if child is None or child == []:
+            continue
+        parts += [f"{field}=", child if isinstance(child, (ast.AST, list)) else ascii(child), ","]
+    return [*parts, ")"]
+
+
+def _joined(node: ast.JoinedStr) -> Iterator[Any]:
+    """The parts of an f-string; versions of Python cut its constant parts differently."""
+    text = ""
+    for part in [*node.values, None]:
+        if isinstance(part, ast.Constant):
+            text += str(part.value)
+            continue
+        if text:
+            yield f"{_constant(text, node)!a},"
+        text = ""
+        if part is not None:
+            yield part
+            yield ","
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass") + b"\0"
+
+
+def _constant(value: object, literal: ast.expr) -> object:
+    """The value of a constant; of a string written over several lines without blank lines and trailing blanks."""
+    if isinstance(value, str) and literal.end_lineno != literal.lineno:
+        return _BLANKS.sub("\n", value)
+    return value

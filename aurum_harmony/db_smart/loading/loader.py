@@ -1,0 +1,338 @@
+"""Migrations: the decorator that marks them, and finding them in a module or package.
+
+A migration is an idempotent function. It is known by its name and its checksum: it runs where that pair was
+never applied, or, with ``once=True``, where the name never was.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import marshal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import MAGIC_NUMBER
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeVar, overload
+
+from ..errors import MigrationError, scrub, text_of
+from .checksum import ModuleSource
+from .sources import Sources
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Bytes before the code in a file of byte code, see :pep:`552`.
+_PYC_HEADER = 16
+#: How long a name the history can hold, characters.
+MAX_NAME = 200
+#: Where a module keeps the functions that it decorated, in order.
+_REGISTRY = "__db_smart_migrations__"
+#: Where a module that was loaded here keeps the source that it was made from.
+_LOADED = "__db_smart_source__"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a migration is to be run; see :func:`migration`."""
+
+    once: bool = False
+    transactional: bool = True
+    database: str | None = None
+    destructive: bool = False
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A migration found in the code.
+
+    :ivar name: the function's name, unique among all migrations.
+    :ivar checksum: hexadecimal hash of the function and of what it reaches in its module.
+    :ivar options: how to run it.
+    :ivar function: what to call.
+    :ivar takes_operations: whether the function wants an :class:`~.operations.Operations`.
+    :ivar path: its source file, for messages.
+    """
+
+    name: str
+    checksum: str
+    options: Options
+    function: Callable[..., object]
+    takes_operations: bool
+    path: str
+
+
+@overload
+def migration(function: F, /) -> F: ...
+
+
+@overload
+def migration(
+    *, once: bool = False, transactional: bool = True, database: str | None = None, destructive: bool = False
+) -> Callable[[F], F]: ...
+
+
+def migration(
+    function: F | None = None,
+    /,
+    *,
+    once: bool = False,
+    transactional: bool = True,
+    database: str | None = None,
+    destructive: bool = False,
+) -> F | Callable[[F], F]:
+    """Mark a function as a migration. The function itself is returned and can be called as before.
+
+    It takes one argument, an :class:`~.operations.Operations`, or none; then it uses ``db.session`` and
+    ``db.engine``, which during the migration are the migration's own connection.
+
+    :param once: run it once for ever, by its name: an edit afterwards is reported, never run, also not by
+        ``--force``. For work that must not repeat.
+    :param transactional: ``False`` for statements that cannot run in a transaction, such as
+        ``VACUUM``; each statement then commits by itself. Operations need it not: they know what to do outside.
+    :param database: bind key of ``SQLALCHEMY_BINDS``; the default database when ``None``.
+    :param destructive: allow operations that destroy data or break the release that still runs.
+    """
+
+    called = function is None
+
+    def mark(function: F) -> F:
+        if not isinstance(function, FunctionType):
+            raise TypeError(f"@migration marks functions defined with 'def', not {function!r}")
+        # The module that marks it, not the one that made it: another decorator may come from elsewhere.
+        marking = sys._getframe(1 if called else 2).f_globals
+        options = Options(once, transactional, database, destructive)
+        marking.setdefault(_REGISTRY, []).append((function, options))
+        return function
+
+    return mark if function is None else mark(function)
+
+
+def load(sources: Sources) -> list[Migration]:
+    """Load the migrations from the very bytes that were scanned, in the order of their definition.
+
+    In a package, modules come in the order of their names. Undecorated functions named ``migrate_…`` that take
+    no argument count too, unless another migration uses them.
+
+    :raises MigrationError: a module does not import, two migrations share a name, or one cannot be called.
+    """
+    found: list[Migration] = []
+    for relative in sorted(sources.paths, key=sources.module_name):
+        name, path, content = sources.module_name(relative), sources.paths[relative], sources.contents[relative]
+        source = ModuleSource(name, path, content)
+        module = _import(name, path, content, source)
+        found += _migrations(module, source)
+    places: dict[str, Migration] = {}
+    for item in found:
+        other = places.setdefault(item.name, item)
+        if other is not item:
+            raise MigrationError(
+                f"Two migrations are named {item.name!r}, in {other.path} and in {item.path}: names are unique, "
+                "as the history knows a migration by its name. Rename one of them; nothing was changed."
+            )
+    return found
+
+
+def _import(name: str, path: str, content: bytes, source: ModuleSource) -> ModuleType:
+    """The module ``name``, made from ``content``.
+
+    Python's cached byte code is passed by: it is chosen by seconds and size, so that it can be older than an edit,
+    and the old function would then be recorded under the new checksum.
+
+    Python's own import does the work, so that of several threads one executes the module and the others wait for it,
+    also where one of them is in a plain ``import``.
+    """
+    module = sys.modules.get(name)
+    if module is not None and module.__dict__.get(_LOADED, content) != content:
+        del sys.modules[name]  # made from what the file held before
+    finder = _Finder(name, content, source)
+    sys.meta_path.insert(0, finder)
+    try:
+        linecache.checkcache(path)
+        module = import_module(name)
+    except Exception as error:
+        if isinstance(error, MigrationError):
+            raise
+        scrub(error)
+        raise MigrationError(
+            f"The module of migrations {name!r} does not import: {location(error, path)}: "
+            f"{type(error).__name__}: {text_of(error)}. "
+            "Nothing was changed; mend the file and start again."
+        ) from error
+    finally:
+        sys.meta_path.remove(finder)
+    if _executing(module):
+        # It boots the application itself, at its end for instance, or Python broke a deadlock of two imports.
+        missing = [function for function in source.functions() if function not in module.__dict__]
+        if missing:
+            raise MigrationError(
+                f"The module of migrations {name!r} is still being imported, and {missing[0]!r} is not defined yet: "
+                "boot the application after the last migration of the module. Nothing was changed."
+            )
+    if _LOADED not in module.__dict__:
+        _check_imported(module, source)
+    elif module.__dict__[_LOADED] != content:
+        raise MigrationError(
+            f"{path} changed while this process loaded it; nothing was applied. Start the process again."
+        )
+    return module
+
+
+def _executing(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))
+
+
+class _Finder(MetaPathFinder):
+    """Lets Python import one module from the bytes that were scanned; for every other it finds nothing."""
+
+    def __init__(self, name: str, content: bytes, source: ModuleSource) -> None:
+        self._name = name
+        self._content = content
+        self._source = source
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The specification that the other finders have, with a loader of ours."""
+        if fullname != self._name:
+            return None
+        for finder in sys.meta_path:
+            spec = None if isinstance(finder, _Finder) else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                spec.loader = _Loader(spec.loader, self._content, self._source)
+                return spec
+        return None
+
+
+class _Loader(Loader):
+    """Makes a module from bytes; all else, such as its resources, is left to the loader that it would have."""
+
+    def __init__(self, usual: Any, content: bytes, source: ModuleSource) -> None:
+        self._usual = usual
+        self._content = content
+        self._source = source
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the source."""
+        module.__dict__[_LOADED] = self._content
+        exec(self._source.compiled, module.__dict__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._usual, name)
+
+
+def _migrations(module: ModuleType, source: ModuleSource) -> list[Migration]:
+    marked: list[tuple[FunctionType, Options]] = list(module.__dict__.get(_REGISTRY, ()))
+    decorated = {id(function) for function, _ in marked}
+    plain = [
+        value
+        for name, value in module.__dict__.items()
+        if name.startswith("migrate_")
+        and isinstance(value, FunctionType)
+        and value.__name__ == name
+        and value.__module__ == module.__name__
+        and id(value) not in decorated
+        and not inspect.signature(value).parameters
+    ]
+
+    def is_decorator(node: Any) -> bool:
+        return _is_migration_decorator(node, module)
+
+    candidates = [*(function for function, _ in marked), *plain]
+    reach = {function: source.reaches(function, is_decorator) for function in candidates}
+    for function in plain:
+        name = function.__name__
+        # A part of another migration; of two that call each other, neither is.
+        if not any(name in reach[other] and other.__name__ not in reach[function] for other in reach):
+            marked.append((function, Options()))
+    definitions = source.functions()
+    migrations = []
+    for function, options in sorted(marked, key=lambda item: inspect.unwrap(item[0]).__code__.co_firstlineno):
+        name = function.__name__
+        if len(name) > MAX_NAME:
+            raise MigrationError(
+                f"The name of migration {name!r} in {source.path} is longer than the {MAX_NAME} characters that the "
+                "history holds. Shorten it; nothing was changed."
+            )
+        if definitions.get(name, 0) > 1:
+            raise MigrationError(
+                f"Two migrations are named {name!r} in {source.path}: names are unique, as the history knows a "
+                "migration by its name. Rename one of them; nothing was changed."
+            )
+        checksum = source.checksum(function, is_decorator)
+        takes = _takes_operations(function, source.path)
+        migrations.append(Migration(name, checksum, options, function, takes, source.path))
+    return migrations
+
+
+def _takes_operations(function: FunctionType, path: str) -> bool:
+    if (
+        inspect.iscoroutinefunction(function)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    ):
+        raise MigrationError(f"Migration {function.__name__!r} in {path} must be a plain function.")
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if len(parameters) > 1 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters):
+        raise MigrationError(
+            f"Migration {function.__name__!r} in {path} must take one argument, the operations, or none; "
+            f"it takes {len(parameters)}."
+        )
+    return bool(parameters)
+
+
+def _check_imported(module: ModuleType, source: ModuleSource) -> None:
+    """Make sure that a module which the application imported is what its file now holds.
+
+    The byte code that Python keeps of it tells, where there is any: it is what was loaded, or was written then.
+
+    :raises MigrationError: it is not; running it would record the new checksum for old code.
+    """
+    loaded = None
+    try:
+        with open(str(module.__dict__.get("__cached__")), "rb") as file:
+            if file.read(4) == MAGIC_NUMBER:
+                file.seek(_PYC_HEADER)
+                loaded = marshal.load(file)
+    except (OSError, ValueError, EOFError, TypeError):
+        pass
+    functions = [value for value in module.__dict__.values() if isinstance(value, FunctionType)]
+    codes = [inspect.unwrap(function).__code__ for function in functions]
+    mine = [code for code in codes if code.co_filename == source.path]
+    if (isinstance(loaded, CodeType) and loaded != source.compiled) or any(
+        source.code.get((code.co_name, code.co_firstlineno)) != code for code in mine
+    ):
+        raise MigrationError(
+            f"{source.path} changed after this process loaded it; nothing was applied. Start the process again."
+        )
+
+
+def _is_migration_decorator(node: Any, module: ModuleType) -> bool:
+    """Whether a decorator is :func:`migration`, under whatever name the module knows it."""
+    target = node.func if hasattr(node, "func") else node
+    attributes: list[str] = []
+    while hasattr(target, "attr"):
+        attributes.append(target.attr)
+        target = target.value
+    value: object = module.__dict__.get(getattr(target, "id", ""))
+    for attribute in reversed(attributes):
+        value = getattr(value, attribute, None)
+    return value is migration
+
+
+def location(error: BaseException, path: str) -> str:
+    """The last line of a source file that an exception came through, or the file alone."""
+    line = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == path:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return path if line is None else f"{path}, line {line}"

@@ -1,0 +1,188 @@
+"""The source files of the migrations: where they are, whether they changed, what they contain.
+
+Nothing here imports the migrations, so that a boot with nothing to do costs a few ``stat`` calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..boot.flag import read_regular
+from ..errors import MigrationError, scrub, text_of
+
+#: Enters every digest and checksum. Raise it only when the way of computing changes on purpose: every
+#: database then compares its whole history once, and every repeatable migration counts as edited.
+CHECKSUM_VERSION = 1
+
+#: A file whose time stamp is younger than this when it was scanned may change again without a change of its
+#: time stamp (FAT counts in steps of 2 s), so its stamp alone is not trusted: what Git calls "racily clean".
+RACY_NS = 2_000_000_000
+
+#: What is larger is no source.
+MAX_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Sources:
+    """One scan of the source files of a module or a package of modules.
+
+    :ivar module: dotted name of the module or package.
+    :ivar roots: the directories that hold the files.
+    :ivar stats: path relative to its root -> ``[mtime in ns, ctime in ns, size in bytes]``, sorted by path.
+    :ivar paths: path relative to its root -> absolute path.
+    :ivar scanned_ns: when the scan began, nanoseconds since the epoch.
+    """
+
+    module: str
+    package: bool
+    roots: list[str]
+    stats: dict[str, list[int]]
+    paths: dict[str, str]
+    scanned_ns: int
+
+    @cached_property
+    def contents(self) -> dict[str, bytes]:
+        """The bytes of every file, read once: what is hashed is what is run.
+
+        :raises MigrationError: a file cannot be read.
+        """
+        contents = {}
+        for relative, path in self.paths.items():
+            try:
+                content = read_regular(Path(path), MAX_BYTES)
+            except OSError as error:
+                raise MigrationError(f"Cannot read the migrations in {path}: {error.strerror}.") from None
+            if content is None:
+                raise MigrationError(f"Cannot read the migrations in {path}: it is a pipe, a device or the like.")
+            contents[relative] = content
+        return contents
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all names and contents, in hexadecimal."""
+        digest = hashlib.sha256(b"%d" % CHECKSUM_VERSION)
+        for relative, content in self.contents.items():
+            digest.update(b"\0%s\0%d\0" % (relative.encode(errors="surrogateescape"), len(content)))
+            digest.update(content)
+        return digest.hexdigest()
+
+    @property
+    def racy(self) -> bool:
+        """Whether a file was so young at the scan that a later edit could leave its time stamps as they are."""
+        limit = self.scanned_ns - RACY_NS
+        return any(mtime > limit or ctime > limit for mtime, ctime, _ in self.stats.values())
+
+    def module_name(self, relative: str) -> str:
+        """Dotted name of the module in the file ``relative``."""
+        if not self.package:
+            return self.module
+        parts = relative[: -len(".py")].split("/")
+        if parts[-1] == "__init__":
+            parts.pop()
+        return ".".join([self.module, *parts])
+
+
+def scan(module: str) -> Sources:
+    """Find the source files of ``module`` and stat each.
+
+    Parent packages are imported as Python's own import system does; ``module`` itself is not.
+
+    :param module: dotted name of a module or package.
+    :raises MigrationError: there is no such module, or it has no source file.
+    """
+    scanned_ns = time.time_ns()
+    stats: dict[str, list[int]] = {}
+    paths: dict[str, str] = {}
+    file, directories = _locate(module)
+    if directories is None:
+        assert file is not None
+        name = os.path.basename(file)
+        stats[name] = _stat(file)
+        paths[name] = file
+        return Sources(module, False, [os.path.dirname(file)], stats, paths, scanned_ns)
+    found: list[tuple[str, os.DirEntry[str]]] = []
+    for directory in directories:
+        _walk(directory, "", found)
+    for relative, entry in sorted(found, key=lambda item: item[0]):
+        if relative not in stats:
+            stats[relative] = _stat(entry)
+            paths[relative] = entry.path
+    if "env.py" in stats and any(name.startswith("versions/") for name in stats):
+        raise MigrationError(
+            f"{module!r} ({directories[0]}) is a directory of Alembic or Flask-Migrate, whose revisions db-smart "
+            "cannot run. Keep it for the revisions that are there, and give DbSmart a module of its own for what is "
+            "new: "
+            "DbSmart(app, db, migrations='myapp.db_migrations'). Nothing was changed."
+        )
+    if not stats:
+        raise MigrationError(f"The package of migrations {module!r} has no source file in {directories[0]}.")
+    return Sources(module, True, directories, stats, paths, scanned_ns)
+
+
+def _stat(file: str | os.DirEntry[str]) -> list[int]:
+    try:
+        info = os.stat(file) if isinstance(file, str) else file.stat()
+    except OSError as error:
+        path = os.fspath(file)
+        raise MigrationError(f"Cannot read the migrations in {path}: {error.strerror}.") from None
+    return [info.st_mtime_ns, info.st_ctime_ns, info.st_size]
+
+
+def _locate(module: str) -> tuple[str | None, list[str] | None]:
+    """The file of a module, or the directories of a package."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        directories = getattr(loaded, "__path__", None)
+        file = getattr(loaded, "__file__", None)
+    else:
+        try:
+            spec = find_spec(module)
+        except ModuleNotFoundError as error:
+            raise MigrationError(f"There is no module of migrations {module!r}: {error}.") from None
+        except Exception as error:
+            scrub(error)
+            raise MigrationError(
+                f"The package that holds the migrations {module!r} does not import: {type(error).__name__}: "
+                f"{text_of(error)}."
+            ) from error
+        if spec is None:
+            raise MigrationError(
+                f"There is no module of migrations {module!r}; check DbSmart(app, db, migrations=...)."
+            )
+        directories = spec.submodule_search_locations
+        file = spec.origin
+    if directories is not None:
+        return None, [os.path.abspath(directory) for directory in directories]
+    if file is None:
+        raise MigrationError(f"The module of migrations {module!r} has no source file; db-smart needs the source.")
+    return os.path.abspath(file), None
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise MigrationError(f"Cannot list the migrations in {entry.path}: {error.strerror}.") from None
+
+
+def _walk(directory: str, prefix: str, found: list[tuple[str, os.DirEntry[str]]]) -> None:
+    """Collect the Python files below ``directory``; hidden ones and caches are nobody's migrations."""
+    try:
+        entries = os.scandir(directory)
+    except OSError as error:
+        raise MigrationError(f"Cannot list the migrations in {directory}: {error.strerror}.") from None
+    with entries:
+        for entry in entries:
+            name = entry.name
+            if name.endswith(".py"):
+                if name[0] != "." and "." not in name[:-3]:
+                    found.append((prefix + name, entry))
+            elif "." not in name and name != "__pycache__" and _is_directory(entry):
+                _walk(entry.path, f"{prefix}{name}/", found)

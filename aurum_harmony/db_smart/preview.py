@@ -1,0 +1,808 @@
+"""Dry runs: what the pending migrations would do, found without doing any of it.
+
+Each migration is called with operations that ask the database as ever, note what they would have done, and find that
+afterwards as if it were there. What cannot be known so is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.schema import AddConstraint
+
+from .boot.planner import reading
+from .loading.loader import Migration, Options
+from .operations import Operations
+from .schema import model_tables as tables
+from .schema.catalog import Catalog, Reference, ask, new_value
+from .schema.ddl import render, string_text
+from .session.journal import Steps, reads
+from .session.literals import NoLiteral, literal, statement_text
+from .session.rebind import bound
+from .session.transaction import Execution, Send
+from .settings import DdlSettings
+from .store import history
+from .store.database import Database
+from .store.memory import NUMBERS, STATES, Event, Memory, insert
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from flask_sqlalchemy import SQLAlchemy
+    from sqlalchemy.schema import DDLElement
+
+    from .boot.planner import Gate, Plan
+
+#: A parameter's mark; what else could hold one is matched whole.
+_MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
+_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
+_NAME = r"""("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)"""
+#: A change of one table's rows: what it does, the table's schema, its name.
+_CHANGE = re.compile(
+    rf"\s*(?:(INSERT|REPLACE)\s+(?:(?:IGNORE|OR\s+\w+)\s+)?INTO|UPDATE|DELETE\s+FROM)\s+(?:{_NAME}\.)?{_NAME}"
+    r"(?=\s*$|\s*\(|\s+(?:SET|WHERE|VALUES|SELECT|DEFAULT|AS)\b)",
+    re.IGNORECASE,
+)
+_BEGIN, _COMMIT, _START = "BEGIN", "COMMIT", "START TRANSACTION"
+#: How much of a statement is shown as what a migration does, characters.
+_SHOWN = 200
+
+
+@dataclass
+class Preview:
+    """What one migration would do.
+
+    :ivar migration: ``None`` for the tables of the models, which the first run makes.
+    :ivar does: operations that would do something, in order.
+    :ivar satisfied: operations that find nothing to do.
+    :ivar unknown: why some of it cannot be known beforehand; ``None`` where all is.
+    :ivar error: what the migration would fail with.
+    :ivar script: statements and, beginning with ``--``, remarks.
+    :ivar steps_done: how many steps an earlier run, which was cut short, has done.
+    :ivar journal: whether the script writes steps down.
+    """
+
+    name: str
+    reason: str
+    migration: Migration | None = None
+    does: list[str] = field(default_factory=list)
+    satisfied: list[str] = field(default_factory=list)
+    unknown: str | None = None
+    error: str | None = None
+    script: list[str] = field(default_factory=list)
+    steps_done: int = 0
+    journal: bool = False
+
+
+def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: bool) -> list[Preview]:
+    """What each pending migration of a database would do. Needs an application context.
+
+    Reads only. A SQLite database is played through on a copy of its schema in memory, without its rows.
+
+    :param create_all: whether the first run on a database makes the missing tables of the models.
+    :raises DatabaseUnreachable: no connection could be made, or the history cannot be read.
+    :raises DbSmartError: the history is that of another application, and has names of this one's migrations.
+    """
+    previews = []
+    database, mine, models = plan.database, gate.of(plan.database), db.metadatas.get(plan.database.key)
+    with _opened(database) as (connection, catalog):
+        memory = Memory.of(gate.module, mine, plan, models, connection)
+        begun = _remembered(database, memory)
+        first = memory.is_first_run(mine, plan)
+        execution = DryExecution(database, connection, catalog, memory)
+        if first and create_all and models is not None:
+            made = Migration("", "", Options(), lambda op: None, True, "")
+            execution.current = Preview("tables of the models", "first run")
+            operations = Operations(execution, db, made, catalog)
+            wanted = tables.missing(connection, models)
+            for event in memory.begin_first_run(connection, wanted):
+                execution.remember(event)
+            copies = sa.MetaData()
+            for table in models.tables.values():
+                table.to_metadata(copies)
+            for copy, keys in tables.in_order([copies.tables[table.key] for table in wanted]):
+                if copy is not None:
+                    for key in copy.foreign_key_constraints.difference(keys):
+                        key.use_alter = True  # to a table that is only made after it
+                    operations.sync(copy)
+                elif database.dialect != "sqlite":  # which looks for the table when rows come
+                    for key in keys:
+                        execution.send(AddConstraint(key))
+            if execution.current.does:
+                previews.append(execution.current)
+            memory.keep()
+        for item in plan.pending:
+            execution.repeated = item.reason == "forced"
+            shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
+            execution.begin(item.migration, begun.get(item.migration.name))
+            shown.steps_done = execution.steps.kept
+            previews.append(shown)
+            try:
+                with (
+                    bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")),
+                    execution.leniently(execution.left_out, whole=True),
+                ):
+                    if not item.migration.takes_operations:
+                        _unforeseeable("no operations, only db.session and db.engine")
+                    item.migration.function(Operations(execution, db, item.migration, catalog))
+                memory.keep()
+            except _Unforeseeable as error:
+                shown.unknown = str(error)
+                execution.remark(f"from here on it cannot be known beforehand: the migration uses {error}")
+            except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
+                connection.rollback()
+                memory.take_back()
+                shown.error = database.cause(error)
+                execution.remark(f"it ends here: {shown.error}")
+    return previews
+
+
+def _remembered(database: Database, memory: Memory) -> dict[str, _DrySteps]:
+    """Read what a database remembers.
+
+    :returns: the steps of the migrations that an earlier run has cut short, by their names.
+    """
+    if not database.exists:
+        return {}
+    with database.connect() as connection, reading(database):
+        lacks = history.missing_tables(connection)
+        if history.objects.name not in lacks:
+            memory.read(connection)
+        if history.progress.name in lacks:
+            return {}
+        names = history.begun(connection)
+        return {name: _DrySteps(connection, name, at_once=False, begun=True) for name in names}
+
+
+class _DrySteps(Steps):
+    """Steps that the script writes down where the run would, so that a boot goes on behind a script that stopped."""
+
+    #: Where to.
+    shown: Preview
+
+    def store(self) -> None:
+        """Have the script write down the steps that were noted since."""
+        for row in self._made:
+            self.shown.script.append(render(history.progress.insert().values(row), self._dialect, literal_binds=True))
+            self.shown.journal = True
+        self._made.clear()
+
+    @property
+    def _dialect(self) -> sa.Dialect:
+        return self._connection.dialect
+
+
+@contextmanager
+def _opened(database: Database) -> Iterator[tuple[sa.Connection, Catalog]]:
+    """A connection to play a run through, and what is there."""
+    if database.dialect != "sqlite":
+        with database.connect() as connection:
+            yield connection, Catalog(connection, dry=True)
+        return
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
+    copy = Database(database.name, database.key, engine)
+    try:
+        with copy.connect() as connection:
+            if not database.exists:
+                yield connection, _NewCatalog(connection)
+                return
+            with database.connect() as source:
+                _copy_schema(source, connection)
+                yield connection, _CopyCatalog(connection, source)
+    finally:
+        engine.dispose()  # the pool keeps the one connection, and with it the copy
+
+
+class _NewCatalog(Catalog):
+    """What a database that is not there yet would have."""
+
+    def stored(self, table: str, schema: str | None) -> None:
+        """Nothing is stored."""
+
+
+class _CopyCatalog(Catalog):
+    """What a copy of a schema has; whether a table has rows, the source knows."""
+
+    def __init__(self, copy: sa.Connection, source: sa.Connection) -> None:
+        super().__init__(copy)
+        self._source = Catalog(source)
+        #: What the source calls a table that has another name by now, or is new and so is none of the source's.
+        self._names: dict[tuple[str | None, str], str | None] = {}
+        #: Tables that the run has put rows into; and those whose rows it has changed.
+        self._filled: set[tuple[str | None, str]] = set()
+        self._changed: set[tuple[str | None, str]] = set()
+        #: By table and folded name, columns that the run has added, and what the source calls those it has renamed.
+        self._columns: dict[tuple[str | None, str], dict[str, sa.Column[Any] | str]] = {}
+
+    def change_rows(self, sql: str) -> None:
+        """Try a statement that changes rows, and note which tables get some.
+
+        None are kept: those of the source, which they may refer to, are missing to the copy.
+        """
+        run = self._connection.exec_driver_sql
+        run("PRAGMA defer_foreign_keys = 1")
+        run("SAVEPOINT db_smart_rows")
+        try:
+            run(sql)
+            names = run("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'")
+            for name in names.scalars().all():
+                if not super().empty(name, None):
+                    self._filled.add((None, self.fold(name)))
+        finally:
+            run("ROLLBACK TO db_smart_rows")
+            run("RELEASE db_smart_rows")
+            run("PRAGMA defer_foreign_keys = 0")
+
+    def empty(self, table: str, schema: str | None) -> bool:
+        """Whether a table has no rows: neither those of the source, nor any that the run has made."""
+        former = self._former(table, schema)
+        if (schema, self.fold(table)) in self._filled:
+            return False
+        return super().empty(table, schema) and (former is None or self._source.empty(former, schema))
+
+    def refers(self, reference: Reference, schema: str | None) -> bool:
+        """Whether any row has such a foreign key that is not NULL."""
+        former = self._former(reference.table, schema)
+        if former is not None and not self._source.empty(former, schema):
+            present = self._source.present(former, reference.columns, schema)
+            # A column that is new to the source's rows has no values in them, unless it has its name from this run.
+            if len(present) == len(reference.columns):
+                return self._source.refers(replace(reference, table=former), schema)
+        return super().refers(reference, schema)
+
+    def stored(self, table: str, schema: str | None) -> str | None:
+        """What the source calls a table; ``None`` where it has no such table."""
+        return self._former(table, schema)
+
+    def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
+        """Note that a table is gone, or has another name."""
+        former, key = self._former(table, schema), (schema, self.fold(table))
+        new = None if renamed is None else (schema, self.fold(renamed))
+        self._names[key] = None
+        columns = self._columns.pop(key, {})
+        if new is not None:
+            self._names[new] = former
+            self._columns[new] = columns
+        for tables_ in (self._filled, self._changed):
+            if key in tables_:
+                tables_.discard(key)
+                tables_ |= set() if new is None else {new}
+
+    def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
+        """Note that a table has these new columns."""
+        own = self._columns.setdefault((schema, self.fold(table)), {})
+        own.update({self.fold(column.name): column for column in columns})
+
+    def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
+        """Note that a column has another name, or is gone."""
+        own = self._columns.setdefault((schema, self.fold(table)), {})
+        known = own.pop(self.fold(column), column)
+        if name is not None:
+            own[self.fold(name)] = known
+
+    def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
+        """Note that rows of a table are changed; those that are added, the copy knows."""
+        self._changed.add((schema, self.fold(table)))
+
+    def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
+        """The rows of the source's table, by the names of now."""
+        former, key = self._former(table, schema), (schema, self.fold(table))
+        if former is None or self.rows_unknown or key in self._changed | self._filled:
+            return None
+        own, source = self._columns.get(key, {}), self._source.columns(former, schema)
+        listed = []
+        for column in self.columns(table, schema).values():
+            known = own.get(self.fold(column["name"]), column["name"])
+            if isinstance(known, sa.Column):
+                value = new_value(known, self._connection.dialect)
+            else:  # one that SQL of the migration has made or renamed is none of the source's
+                there = self.fold(known) in source
+                value = sa.column(known).label(column["name"]) if there else None
+            listed += [] if value is None else [value]
+        return sa.select(*listed).select_from(sa.table(former, schema=schema)).subquery(name or table)
+
+    def ask(self, query: sa.Select[Any]) -> Any:
+        """The one value of a query of such rows."""
+        return ask(self._source._connection, query)
+
+    def _former(self, table: str, schema: str | None) -> str | None:
+        """The source's name of a table; ``None`` for one that only the copy has."""
+        key = schema, self.fold(table)
+        former = self._names.get(key, table)
+        return former if former is not None and self._source.has_table(former, schema) else None
+
+
+def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
+    order = "CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 WHEN 'view' THEN 3 ELSE 4 END, rowid"
+    query = (
+        f"SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY {order}"
+    )
+    for sql in source.exec_driver_sql(query).scalars().all():
+        # The tables behind a virtual one come with it; a view or trigger may be broken already.
+        with suppress(sa.exc.DBAPIError):
+            copy.exec_driver_sql(sql)
+    for record in ("sqlite_sequence", "sqlite_stat1"):  # what a rebuild has to move
+        if source.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = ?", (record,)).first():
+            with suppress(sa.exc.DBAPIError):
+                for row in source.exec_driver_sql(f"SELECT * FROM {record}"):
+                    copy.exec_driver_sql(f"INSERT INTO {record} VALUES ({', '.join('?' * len(row))})", tuple(row))
+    enforced = source.exec_driver_sql("PRAGMA foreign_keys").scalar_one()
+    copy.exec_driver_sql(f"PRAGMA foreign_keys = {enforced}")
+    source.rollback()
+    copy.rollback()
+
+
+def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
+    """The previews as SQL for the database's own client, line by line, with transaction boundaries.
+
+    The history is written too, so that the next boot finds the migrations applied. From the first one on that cannot be
+    known whole, they are remarks.
+    """
+    database = plan.database
+    dialect = database.app_engine.dialect
+    kind = "mysql" if dialect.name == "mariadb" else dialect.name
+    client = {"postgresql": "psql", "mysql": "mariadb", "sqlite": "sqlite3"}.get(kind, "its client")
+    yield f"-- For the database {database.name!r} ({database.url}), by {client}. Made {_now()} UTC from its state then."
+    if kind == "postgresql":
+        yield "\\set ON_ERROR_STOP on"
+        yield "SET client_encoding = 'UTF8';"  # which the script is in, whatever the surroundings of the client say
+        yield from _guard_postgresql(_Guard.of(plan))
+        yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
+    elif kind == "mysql":
+        yield "SET NAMES utf8mb4;"
+        yield from _guard_mariadb(_Guard.of(plan))
+        yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
+    elif kind == "sqlite":
+        yield ".bail on"
+        yield from _guard_sqlite(_Guard.of(plan))
+    transactional = database.transactional_ddl
+    for table in history.metadata.sorted_tables:
+        yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
+    if plan.state is None:
+        yield f"{render(history.state.insert().values(history.new_state()), dialect, literal_binds=True)};"
+    known = True
+    for shown in previews:
+        yield f"\n-- {shown.name} ({shown.reason})"
+        known = known and shown.unknown is None and shown.error is None
+        if not known:
+            # Half of a migration would be done twice, and what comes after it may build on the other half.
+            yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
+            yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
+            continue
+        whole = transactional and (shown.migration is None or shown.migration.options.transactional)
+        lines = [_BEGIN, *shown.script] if whole else list(shown.script)
+        lines += [] if whole else [_START]
+        if shown.migration is not None:
+            row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
+            lines.append(render(row, dialect, literal_binds=True))
+            if shown.steps_done or shown.journal:
+                steps = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
+                lines.append(render(steps, dialect, literal_binds=True))
+        lines.append(_COMMIT)
+        # A remark is none, and what sets another delimiter has its ends in it.
+        as_they_are = ("--", "DELIMITER")
+        yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
+
+
+def _leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """A statement that is passed by where it wants a table or column that is not there any more."""
+    yield "DO $db_smart$ BEGIN"
+    yield f"  EXECUTE {string_text(statement, dialect)};"
+    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in STATES)} THEN"
+    if pattern is not None:
+        yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
+    yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
+    yield "END $db_smart$"
+
+
+def _leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """As :func:`_leniently_postgresql`."""
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, NUMBERS))} BEGIN"
+    if pattern is not None:
+        yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
+        yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
+    yield "  END;"
+    yield f"  EXECUTE IMMEDIATE {string_text(statement, dialect)};"
+    yield "END//"
+    yield "DELIMITER ;"
+
+
+@dataclass
+class _Guard:
+    """What a script asks before anything else: whether it has got hold of the database that it was made for, as it was.
+
+    :ivar wanted: the id of that database; ``None`` where it has no history yet.
+    :ivar rows: how many rows its history and its journal have; ``None`` where there are none yet.
+    """
+
+    wanted: str | None
+    rows: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Guard:
+        if plan.state is None:
+            return cls(None)
+        tables = history.history, history.progress
+        with plan.database.connect() as connection:
+            lacks = history.missing_tables(connection)
+            if any(table.name in lacks for table in tables):
+                return cls(plan.state.database_id)
+            counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in tables]
+        return cls(plan.state.database_id, (counts[0], counts[1]))
+
+    @property
+    def without(self) -> str:
+        """What to say where there is no history."""
+        return self._said(f"is for the database with the id {self.wanted}, and this one has no history of db-smart")
+
+    @property
+    def other(self) -> str:
+        """What to say where there is another one, or any."""
+        if self.wanted is None:
+            return self._said("is for a database without a history of db-smart, and this one has one")
+        return self._said(f"is for the database with the id {self.wanted}, and this one has another id")
+
+    @property
+    def later(self) -> str:
+        """What to say where migrations have run since."""
+        return self._said("was made before migrations ran that the database has now, or has run itself; make a new one")
+
+    def mine(self, place: str = "") -> str:
+        """A condition for the database, where it has our tables."""
+        wanted = (self.wanted or "").replace("'", "''").replace("\\", "")
+        return f"EXISTS (SELECT 1 FROM {place}db_smart_state WHERE database_id = '{wanted}')"
+
+    def fresh(self, place: str = "") -> str:
+        """A condition for its being as it was when the script was made."""
+        if self.rows is None:
+            return "1 = 1"
+        found = zip((history.history.name, history.progress.name), self.rows, strict=True)
+        return " AND ".join(f"(SELECT count(*) FROM {place}{name}) = {count}" for name, count in found)
+
+    @staticmethod
+    def _said(text: str) -> str:
+        return f"'This script {text}: nothing was changed'"
+
+
+def _guard_postgresql(guard: _Guard) -> Iterator[str]:
+    # In the schema where the script makes its tables: the search path may lead to those of another application.
+    there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
+    yield "DO $db_smart$ BEGIN"
+    # Nested, as a condition that names a table is an error where there is none.
+    if guard.wanted is None:
+        yield f"  IF {there} IS NOT NULL THEN"
+        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
+    else:
+        yield f"  IF {there} IS NULL THEN"
+        yield f"    RAISE EXCEPTION USING MESSAGE = {guard.without};"
+        yield "  ELSE"
+        yield f"    IF NOT {guard.mine()} THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
+        yield f"    ELSIF NOT ({guard.fresh()}) THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.later};"
+    yield "    END IF;"
+    yield "  END IF;"
+    yield "END $db_smart$;"
+
+
+def _guard_mariadb(guard: _Guard) -> Iterator[str]:
+    there = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'db_smart_state'"
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    if guard.wanted is None:
+        yield f"  IF EXISTS ({there}) THEN"
+        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
+    else:
+        yield f"  IF NOT EXISTS ({there}) THEN"
+        yield f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.without};"
+        yield "  ELSE"
+        yield f"    IF NOT {guard.mine()} THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
+        yield f"    ELSEIF NOT ({guard.fresh()}) THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.later};"
+    yield "    END IF;"
+    yield "  END IF;"
+    yield "END//"
+    yield "DELIMITER ;"
+
+
+def _guard_sqlite(guard: _Guard) -> Iterator[str]:
+    """SQLite has neither conditions nor blocks: a constraint whose name is what is to be said stops the script."""
+    there = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_state')"
+    questions = [(guard.other, f"NOT {there}")]
+    if guard.wanted is not None:
+        mine, fresh = guard.mine("main."), guard.fresh("main.")
+        questions = [(guard.without, there), (guard.other, mine), (guard.later, fresh)]
+    for text, question in questions:
+        yield f'CREATE TEMP TABLE db_smart_guard (fine INTEGER CONSTRAINT "{text[1:-1]}" CHECK (fine));'
+        yield f"INSERT INTO temp.db_smart_guard SELECT {question};"
+        yield "DROP TABLE temp.db_smart_guard;"
+
+
+class DryExecution(Execution):
+    """An execution that notes instead of sending."""
+
+    dry = True
+
+    def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog, memory: Memory) -> None:
+        self.database = database
+        self.connection = connection
+        self.transactional = True
+        self.steps = _DrySteps(connection, "", at_once=False, begun=False)
+        self.before_cut, self.after_rollback = [], []
+        self.catalog: Catalog = catalog
+        self.memory: Memory = memory
+        self.current: Preview
+        self._types: set[str] = set()
+
+    def begin(self, migration: Migration, steps: _DrySteps | None) -> None:
+        """Go on to the next migration.
+
+        :param steps: those of a run that was cut short.
+        """
+        self.transactional = migration.options.transactional
+        self.steps = steps or _DrySteps(self.connection, migration.name, at_once=False, begun=False)
+        self.steps.shown = self.current
+        self.steps.at_once = not (self.transactional and self.database.transactional_ddl)
+
+    @property
+    def engine(self) -> Engine:
+        """There is none: what goes past the operations cannot be foreseen."""
+        _unforeseeable("a connection of its own")
+
+    def unforeseeable(self, what: str) -> None:
+        """A migration uses something that cannot be foreseen."""
+        _unforeseeable(what)
+
+    def satisfied(self, operation: str) -> None:
+        """An operation has found that there is nothing to do."""
+        self.current.satisfied.append(operation)
+
+    def passed_by(self, operation: str, reason: str) -> None:
+        """An operation is not to be done, as the database is beyond it."""
+        self.current.satisfied.append(f"{operation}: {reason}")
+
+    def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
+        """Note what the run would remember; the script does so too."""
+        new = self.memory.event(migration, event, kind, schema, table, name)
+        if new is not None:
+            self.remember(new)
+
+    def remember(self, event: Event) -> None:
+        """Have the script write down an event."""
+        self.current.script.append(render(insert(event), self.connection.dialect, literal_binds=True))
+
+    @contextmanager
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+        """Forget what a migration would have done that is left out."""
+        try:
+            yield
+        except Exception as error:
+            self.connection.rollback()
+            if not passes(error):
+                raise
+            self.current.script.clear()
+            self.current.does.clear()
+            self.memory.take_back()
+
+    @contextmanager
+    def undoable(self) -> Iterator[None]:
+        """Nothing is done, so that there is nothing to undo."""
+        yield
+
+    @contextmanager
+    def operation(self, operation: str) -> Iterator[None]:
+        """An operation would do something."""
+        self.current.does.append(operation)
+        yield
+
+    def remark(self, text: str) -> None:
+        """Say something that is no SQL."""
+        self.current.script.append(f"-- {' '.join(text.split())}")
+
+    def send(self, change: DDLElement | str, more: str = "") -> None:
+        """Note one schema change."""
+        text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
+        if text.startswith("CREATE TYPE "):
+            if text in self._types:  # the database is asked for it again, and does not have it
+                return
+            self._types.add(text)
+        self.current.script.append(text)
+        self._note_rows(text)
+        if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
+            self.catalog.change_rows(text)
+        elif self.dialect == "sqlite":
+            self.connection.exec_driver_sql(text)
+
+    def done_before(self, operation: str) -> None:
+        """An operation was done by an earlier run, which was cut short."""
+        self.current.satisfied.append(f"{operation or self.current.does.pop()}: done by the run that was cut short")
+
+    def foretell(self, statement: str) -> None:
+        """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
+
+        SQLite tries it now, as the copy has every table; on a server the client does so.
+        """
+        migration = self.steps.migration
+        pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
+        if pattern == "":
+            self.send(statement)
+        elif self.dialect == "sqlite":
+            try:
+                self.send(statement)
+            except sa.exc.DBAPIError as error:
+                if not self.memory.excuses(migration, error):
+                    raise
+                self.current.script.pop()
+                self.passed_by_statement(error)
+        else:
+            dialect = self.connection.dialect
+            lenient = _leniently_postgresql if self.dialect == "postgresql" else _leniently_mariadb
+            self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
+            self._note_rows(statement)
+
+    def _note_rows(self, statement: str) -> None:
+        """Know afterwards that a statement has changed rows, and of which table."""
+        if _ROWS.match(statement) is None:
+            return
+        self.rows_changed = True
+        change = _CHANGE.match(statement)
+        if change is None:
+            self.catalog.rows_unknown = True
+            return
+        adds, schema, table = change.groups()
+        names = [name if name is None or name[0] not in '"`' else _unquoted(name) for name in (schema, table)]
+        schema, table = names[0], str(names[1])
+        self.catalog.plan_rows(table, schema, filled=adds is not None)
+        # A foreign key may delete or empty rows of others with it.
+        self.catalog.rows_unknown = self.catalog.rows_unknown or "DELETE" in change[0].upper()
+
+    def left_out(self, error: Exception) -> None:
+        """A whole migration wants what is not there any more."""
+        self.passed_by(self.current.name, f"what it wants is not there any more: {self.database.redact(error)}")
+
+    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
+        """SQL of a migration wants a table or a column that is not there any more."""
+        self.passed_by(self.current.does.pop(), f"what it wants is not there any more: {error.orig}")
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is sent past :meth:`send`, as the rebuild of a SQLite table is."""
+
+        def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+            if not reads(statement) or (statement.startswith("PRAGMA") and "=" in statement):
+                self.current.script.append(_with_values(statement, parameters or (), self.connection))
+
+        sa.event.listen(self.connection, "before_cursor_execute", note)
+        try:
+            yield
+        finally:
+            sa.event.remove(self.connection, "before_cursor_execute", note)
+
+    def cut(self) -> None:
+        """Note the end of a transaction."""
+        if self.database.transactional_ddl and self.transactional:
+            self.steps.store()
+            self.current.script += [_COMMIT, _BEGIN]
+
+    @contextmanager
+    def outside(self) -> Iterator[Send]:
+        """Note what cannot run in a transaction."""
+        if self.transactional:
+            self.steps.store()
+            self.current.script.append(_COMMIT)
+        yield self.send
+        if self.transactional:
+            self.current.script.append(_BEGIN)
+
+    @contextmanager
+    def pragma(self, name: str, value: str) -> Iterator[None]:
+        """Note a pragma for one transaction."""
+        before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+        self.steps.store()
+        self.current.script += [_COMMIT] if self.transactional else []
+        self.current.script += [f"PRAGMA {name} = {value}", _BEGIN]
+        self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
+        yield
+        self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
+        self.current.script += [_COMMIT, f"PRAGMA {name} = {before}"]
+        self.current.script += [_BEGIN] if self.transactional else []
+
+    def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
+        """Run a statement that only reads; note any other, which then returns nothing."""
+        dialect = self.connection.dialect
+        if reads(str(statement.compile(dialect=dialect))):
+            return self.connection.execute(statement, parameters)
+        step = self.steps.next(_as_sent(statement, parameters, dialect))
+        text = " ".join(str(statement).split())
+        self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
+        if step is not None and self.steps.done(step) is not None:
+            self.done_before("")
+        else:
+            many = parameters is not None and not isinstance(parameters, Mapping)
+            with nullcontext() if step is None else self.recorded(step):
+                for values in (parameters or [None]) if many else [parameters]:
+                    self.foretell_values(statement, values or {})
+        return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+
+    @contextmanager
+    def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
+        """Have the script write a step down together with what a block notes, in one transaction."""
+        apart = self.transactional and not self.database.transactional_ddl
+        self.current.script += [_START] if apart else []
+        yield
+        self.steps.record(step, 0, None, detail)
+        self.current.script += [_COMMIT] if apart else []
+
+    def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
+        """Note a statement of a migration with its values, which a script may not be able to have."""
+        try:
+            text = statement_text(statement, values, self.connection)
+        except NoLiteral as error:
+            # What follows is foreseen all the same; a script ends before this migration.
+            self.rows_changed = self.catalog.rows_unknown = True
+            self.current.unknown = self.current.unknown or f"values that a script cannot have: {error}"
+            self.remark(f"not written, as {error}: {statement}")
+        else:
+            self.foretell(text)
+
+    def confirm(self) -> None:
+        """No lock is held."""
+
+
+class _Unforeseeable(Exception):
+    """A dry run cannot go on with this migration."""
+
+
+def _unforeseeable(what: str) -> NoReturn:
+    raise _Unforeseeable(what)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace(2 * name[0], name[0])
+
+
+def _with_values(statement: str, values: Iterable[Any], connection: sa.Connection) -> str:
+    """A statement with its ``?`` replaced by values, but for those in names and strings."""
+    left = iter(values)
+
+    def fill(found: re.Match[str]) -> str:
+        if found[0] != "?":
+            return found[0]
+        return literal(next(left), connection)
+
+    return _MARK.sub(fill, statement) if values else statement
+
+
+def _as_sent(statement: Any, parameters: Any, dialect: sa.Dialect) -> str:
+    """A statement as the driver gets it, by which a step of a run is known."""
+    many = parameters is not None and not isinstance(parameters, Mapping)
+    first = next(iter(parameters), {}) if many else parameters or {}
+    compiled = statement.compile(dialect=dialect, column_keys=sorted(first), for_executemany=many)
+    if compiled.post_compile_params or compiled.literal_execute_params:
+        return str(compiled.construct_expanded_state(first).statement)
+    return str(compiled)
+
+
+def _without_empty_transactions(lines: list[str]) -> list[str]:
+    kept: list[str] = []
+    for line in lines:
+        if line == _COMMIT and kept and kept[-1] == _BEGIN:
+            kept.pop()
+        else:
+            kept.append(line)
+    return kept
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

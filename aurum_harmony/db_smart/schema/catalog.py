@@ -1,0 +1,447 @@
+"""What a database has: the questions that operations ask before they act.
+
+In a dry run nothing is made, so what the operations would have made is noted here and found by those after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import sqlalchemy as sa
+
+from ..errors import DbSmartError
+
+Kind = Literal["unique", "check", "foreign", "primary", "exclude"]
+
+_SQLITE_COLUMNS = sa.text(
+    "SELECT lower(name), cid FROM pragma_table_xinfo(:table, :schema) WHERE cid = 0 OR lower(name) IN :names"
+).bindparams(sa.bindparam("names", expanding=True))
+_SQLITE_INDEXES = sa.text(
+    'SELECT i.name, i."unique", c.name FROM pragma_index_list(:table, :schema) AS i, '
+    "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
+)
+#: PostgreSQL: the name of a table as SQL, by ``:schema`` and ``:table``, quoted by the server itself.
+TABLE_NAME = "COALESCE(quote_ident(CAST(:schema AS text)) || '.', '') || quote_ident(CAST(:table AS text))"
+_POSTGRESQL_INVALID = sa.text(
+    "SELECT i.relname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
+    f"WHERE x.indrelid = to_regclass({TABLE_NAME}) AND NOT (x.indisvalid AND x.indisready) UNION ALL "
+    f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND NOT convalidated"
+)
+_POSTGRESQL_EXCLUSIONS = sa.text(
+    f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND contype = 'x'"
+)
+
+
+@dataclass
+class Index:
+    """An index as the database has it.
+
+    :ivar columns: an expression among them is ``None``.
+    :ivar valid: ``False`` for one that PostgreSQL could not finish building.
+    :ivar options: of the dialect, such as ``postgresql_where``, as the inspector has them.
+    """
+
+    name: str
+    columns: list[str | None]
+    unique: bool
+    valid: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Constraint:
+    """A named constraint as the database has it.
+
+    :ivar valid: ``False`` for one that PostgreSQL has not checked on old rows yet.
+    :ivar target: of a foreign key, its table and columns.
+    :ivar condition: of a check, as the database shows it; ``None`` where that is not known.
+    :ivar options: of a foreign key, such as ``ondelete``, as the inspector has them; ``None`` where not known.
+    :ivar schema: of a foreign key, that of its target, where it is not the usual one.
+    """
+
+    name: str
+    kind: Kind
+    columns: list[str]
+    valid: bool = True
+    target: tuple[str, tuple[str, ...]] | None = None
+    condition: str | None = None
+    options: dict[str, Any] | None = None
+    schema: str | None = None
+
+
+@dataclass
+class Reference:
+    """A foreign key of SQLite, by the table that has it.
+
+    :ivar on_delete: such as ``RESTRICT``.
+    """
+
+    table: str
+    columns: list[str]
+    on_delete: str
+
+
+@dataclass
+class Planned:
+    """A table as it would be at this point of a dry run.
+
+    :ivar columns: as the inspector has them. Where the run changes one, ``stored`` is what the database calls it, or
+        ``None`` where it has no such column.
+    :ivar stored: what the database calls the table; ``None`` where it has no such table.
+    :ivar changed: whether the run changes rows of it, so that those that are there tell little.
+    """
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    indexes: dict[str, Index] = field(default_factory=dict)
+    constraints: dict[str, Constraint] = field(default_factory=dict)
+    empty: bool = True
+    stored: str | None = None
+    changed: bool = False
+
+
+class Catalog:
+    """Answers from a connection.
+
+    :param dry: whether to note what is planned.
+    """
+
+    #: Whether a dry run would have changed rows of any table by now.
+    rows_unknown = False
+
+    def __init__(self, connection: sa.Connection, *, dry: bool = False) -> None:
+        self._connection = connection
+        self._dialect = connection.dialect.name
+        self._dry = dry
+        self._planned: dict[tuple[str | None, str], Planned | None] = {}
+
+    @property
+    def inspector(self) -> sa.Inspector:
+        """A fresh inspector: it sees what the migration has changed so far."""
+        return sa.inspect(self._connection)
+
+    def fold(self, name: str) -> str:
+        """Names as the database compares them: PostgreSQL tells upper from lower case, SQLite does beyond ASCII."""
+        if self._dialect == "sqlite":
+            return name.encode().lower().decode()
+        return name if self._dialect == "postgresql" else name.lower()
+
+    def has_table(self, table: str, schema: str | None) -> bool:
+        """Whether there is such a table or view."""
+        known = self._known(table, schema)
+        if known is not False:
+            return known is not None
+        return self.inspector.has_table(table, schema=schema)
+
+    def columns(self, table: str, schema: str | None) -> dict[str, Any]:
+        """The columns by folded name, each as SQLAlchemy's inspector has it.
+
+        :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        """
+        known = self._known(table, schema)
+        if known is None:
+            raise sa.exc.NoSuchTableError(table)
+        if known is not False:
+            return known.columns
+        found = [(self._plain(one["name"]), one) for one in self.inspector.get_columns(table, schema=schema)]
+        return {self.fold(name): {**column, "name": name} for name, column in found}
+
+    def primary_key(self, table: str, schema: str | None) -> list[str]:
+        """The columns of the primary key in its order; none where there is no such key."""
+        key = self.inspector.get_pk_constraint(table, schema=schema)
+        return [*map(self._plain, key["constrained_columns"])]
+
+    def present(self, table: str, columns: Iterable[str], schema: str | None) -> set[str]:
+        """Those of the columns, folded, that the table has.
+
+        :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        """
+        wanted = {self.fold(column) for column in columns}
+        if self._dialect != "sqlite" or self._known(table, schema) is not False:
+            return wanted & self.columns(table, schema).keys()
+        # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
+        # comes along, as only a table that exists has one.
+        names = {"table": table, "schema": schema or "main", "names": sorted(wanted)}
+        rows = self._connection.execute(_SQLITE_COLUMNS, names).all()
+        if not rows:
+            raise sa.exc.NoSuchTableError(table)
+        return wanted & {name for name, _ in rows}
+
+    def indexes(self, table: str, schema: str | None) -> dict[str, Index]:
+        """The indexes of a table by folded name."""
+        known = self._known(table, schema)
+        if known is not False:
+            return {} if known is None else known.indexes
+        found: dict[str, Index] = {}
+        if self._dialect == "sqlite":
+            # SQLAlchemy does not reflect SQLite's indexes on expressions.
+            rows = self._connection.execute(_SQLITE_INDEXES, {"table": table, "schema": schema or "main"})
+            for name, unique, column in rows:
+                found.setdefault(self.fold(name), Index(name, [], bool(unique))).columns.append(column)
+            return found
+        invalid = self._invalid(table, schema)
+        for index in self.inspector.get_indexes(table, schema=schema):
+            if index["name"] is not None:
+                name = self._plain(index["name"])
+                found[self.fold(name)] = Index(
+                    name,
+                    [None if column is None else self._plain(column) for column in index["column_names"]],
+                    bool(index["unique"]),
+                    name not in invalid,
+                    {key: value for key, value in index.get("dialect_options", {}).items() if value},
+                )
+        return found
+
+    def constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
+        """The named constraints of a table by folded name."""
+        known = self._known(table, schema)
+        if known is not False:
+            return {} if known is None else known.constraints
+        if self._dialect == "sqlite":
+            return self._sqlite_constraints(table, schema)
+        inspector, invalid = self.inspector, self._invalid(table, schema)
+        found: list[Constraint] = []
+        for key in inspector.get_foreign_keys(table, schema=schema):
+            target = (key["referred_table"], tuple(key["referred_columns"]))
+            foreign = Constraint(key["name"] or "", "foreign", key["constrained_columns"], target=target)
+            foreign.options, foreign.schema = dict(key.get("options", {})), key["referred_schema"]
+            found.append(foreign)
+        for unique in inspector.get_unique_constraints(table, schema=schema):
+            found.append(Constraint(unique["name"] or "", "unique", unique["column_names"]))
+        for check in inspector.get_check_constraints(table, schema=schema):
+            found.append(Constraint(check["name"] or "", "check", [], condition=check["sqltext"]))
+        primary = inspector.get_pk_constraint(table, schema=schema)
+        found.append(Constraint(primary["name"] or "", "primary", primary["constrained_columns"]))
+        if self._dialect == "postgresql":  # SQLAlchemy does not reflect them
+            names = self._connection.scalars(_POSTGRESQL_EXCLUSIONS, {"table": table, "schema": schema})
+            found += [Constraint(name, "exclude", []) for name in names]
+        for constraint in found:
+            constraint.name, constraint.columns = self._plain(constraint.name), [*map(self._plain, constraint.columns)]
+            if constraint.target is not None:
+                constraint.target = self._plain(constraint.target[0]), (*map(self._plain, constraint.target[1]),)
+            constraint.valid = constraint.name not in invalid
+        return {self.fold(constraint.name): constraint for constraint in found if constraint.name}
+
+    def _sqlite_constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
+        """As :meth:`constraints`, by the definition itself: SQLAlchemy finds only some of the ways to write it."""
+        from ..dialects.sqlite.rebuild import TableSql
+
+        sql = self.definition(table, schema)
+        if sql is None:
+            if not self.inspector.has_table(table, schema=schema):
+                raise sa.exc.NoSuchTableError(table)
+            return {}  # a view
+        try:
+            definition = TableSql(sql)
+        except DbSmartError:  # a virtual table
+            return {}
+        found = {}
+        for constraint in definition.named:
+            target = constraint.target
+            if target is not None and not target[1] and self.inspector.has_table(target[0], schema=schema):
+                key = self.inspector.get_pk_constraint(target[0], schema=schema)["constrained_columns"]
+                target = (target[0], tuple(key))
+            kind = cast(Kind, constraint.kind)
+            known = Constraint(constraint.name, kind, constraint.columns, target=target)
+            if kind == "check":
+                known.condition = next(iter(definition.checks(constraint.name)), None)
+            elif kind == "foreign":
+                known.options = self._sqlite_options(table, schema, known)
+            found[self.fold(constraint.name)] = known
+        return found
+
+    def definition(self, table: str, schema: str | None) -> str | None:
+        """SQLite: the text of a table's definition; ``None`` where there is no such table."""
+        quote = self._connection.dialect.identifier_preparer.quote_identifier
+        query = (
+            f"SELECT sql FROM {quote(schema or 'main')}.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
+        )
+        sql: str | None = self._connection.exec_driver_sql(query, (table,)).scalar()
+        return sql
+
+    def _sqlite_options(self, table: str, schema: str | None, key: Constraint) -> dict[str, Any] | None:
+        """The actions of a foreign key, if there is one of its columns and target."""
+        query = 'SELECT id, "from", "table", on_update, on_delete FROM pragma_foreign_key_list(?, ?) ORDER BY id, seq'
+        found: dict[int, tuple[list[str], str, dict[str, Any]]] = {}
+        for number, column, target, on_update, on_delete in self._connection.exec_driver_sql(
+            query, (table, schema or "main")
+        ):
+            options = {"onupdate": on_update, "ondelete": on_delete}
+            found.setdefault(number, ([], self.fold(target), options))[0].append(self.fold(column))
+        mine = [*map(self.fold, key.columns)], self.fold(key.target[0] if key.target else "")
+        same = [options for columns, target, options in found.values() if (columns, target) == mine]
+        return same[0] if len(same) == 1 else None
+
+    def references(self, table: str, schema: str | None) -> list[Reference]:
+        """SQLite: the foreign keys to a table, of others and of its own."""
+        quote = self._connection.dialect.identifier_preparer.quote_identifier
+        rows = self._connection.exec_driver_sql(
+            f'SELECT m.name, f.id, f."from", f.on_delete FROM {quote(schema or "main")}.sqlite_master AS m, '
+            "pragma_foreign_key_list(m.name, ?) AS f WHERE m.type = 'table' AND f.\"table\" = ? COLLATE NOCASE "
+            "ORDER BY m.name, f.id, f.seq",
+            (schema or "main", table),
+        )
+        found: dict[tuple[str, int], Reference] = {}
+        for child, number, column, on_delete in rows:
+            found.setdefault((child, number), Reference(child, [], on_delete)).columns.append(column)
+        return list(found.values())
+
+    def refers(self, reference: Reference, schema: str | None) -> bool:
+        """Whether any row has such a foreign key that is not NULL."""
+        query = sa.select(sa.literal(1)).select_from(sa.table(reference.table, schema=schema)).limit(1)
+        query = query.where(*(sa.column(column).is_not(None) for column in reference.columns))
+        return self._connection.execute(query).first() is not None
+
+    def empty(self, table: str, schema: str | None) -> bool:
+        """Whether a table has no rows."""
+        known = self._known(table, schema)
+        if known is not False:
+            return known is None or known.empty
+        query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).limit(1)
+        return self._connection.execute(query).first() is None
+
+    def count(self, table: str, schema: str | None, where: sa.ColumnElement[bool] | None = None) -> int:
+        """How many rows of a table meet a condition."""
+        query = sa.select(sa.func.count()).select_from(sa.table(table, schema=schema))
+        return self._connection.scalar(query if where is None else query.where(where)) or 0
+
+    def plan(self, table: str, schema: str | None) -> Planned | None:
+        """In a dry run, the table as it is planned, to be changed; ``None`` when the run is real."""
+        if not self._dry:
+            return None
+        known = self._known(table, schema)
+        if known is False or known is None:
+            exists = known is False and self.has_table(table, schema)
+            known = Planned()
+            if exists:
+                known = Planned(
+                    dict(self.columns(table, schema)),
+                    self.indexes(table, schema),
+                    self.constraints(table, schema),
+                    self.empty(table, schema),
+                    table,
+                )
+            self._planned[schema, self.fold(table)] = known
+        return known
+
+    def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
+        """Note in a dry run that a table is gone, or has another name."""
+        if self._dry:
+            planned = self.plan(table, schema)
+            self._planned[schema, self.fold(table)] = None
+            if renamed is not None:
+                self._planned[schema, self.fold(renamed)] = planned
+
+    def stored(self, table: str, schema: str | None) -> str | None:
+        """What the database itself calls a table at this point of a dry run; ``None`` where it has no such table."""
+        known = self._known(table, schema)
+        return table if known is False else None if known is None else known.stored
+
+    def _plain(self, name: str) -> str:
+        """A name as it is; in MariaDB's names SQLAlchemy leaves a quote as it is quoted, as two."""
+        quote = self._connection.dialect.identifier_preparer.initial_quote
+        return name if self._dialect in ("sqlite", "postgresql") else name.replace(quote * 2, quote)
+
+    def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
+        """Note in a dry run that a table has these new columns."""
+        planned = self.plan(table, schema)
+        if planned is not None:
+            planned.columns.update({self.fold(column.name): _reflected(column) for column in columns})
+
+    def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
+        """Note in a dry run that a column has another name, or with ``None`` that it is gone."""
+        planned = self.plan(table, schema)
+        if planned is not None:
+            known = planned.columns.pop(self.fold(column), None)
+            if name is not None and known is not None:
+                planned.columns[self.fold(name)] = {"stored": column, **known, "name": name}
+
+    def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
+        """Note in a dry run that rows of a table are changed.
+
+        :param filled: whether some are added.
+        """
+        planned = self.plan(table, schema) if self.has_table(table, schema) else None
+        if planned is not None:
+            planned.changed = True
+            planned.empty = planned.empty and not filled
+
+    def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
+        """The rows of a table as they would be at this point of a dry run; ``None`` where that cannot be known.
+
+        A new column whose values are not known is left out.
+
+        :param name: what the rows are called; as the table when ``None``.
+        """
+        known = self._known(table, schema)
+        if known is None or self.rows_unknown or (known is not False and (known.stored is None or known.changed)):
+            return None
+        stored = table if known is False else known.stored
+        columns = [self._value(column) for column in self.columns(table, schema).values()]
+        listed = [column for column in columns if column is not None]
+        return sa.select(*listed).select_from(sa.table(str(stored), schema=schema)).subquery(name or table)
+
+    def ask(self, query: sa.Select[Any]) -> Any:
+        """The one value of a query of such rows."""
+        return ask(self._connection, query)
+
+    def _value(self, column: dict[str, Any]) -> sa.ColumnElement[Any] | None:
+        """The values of a column in the rows that are there; ``None`` where they are not known."""
+        stored = column.get("stored", column["name"])
+        if stored is not None:
+            return sa.column(stored).label(column["name"])
+        return new_value(column["column"], self._connection.dialect)
+
+    def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
+        """What is planned for a table; ``False`` where the database is to be asked."""
+        return self._planned.get((schema, self.fold(table)), False)
+
+    def _invalid(self, table: str, schema: str | None) -> Sequence[str]:
+        """Names of what PostgreSQL has not finished: indexes and constraints."""
+        if self._dialect != "postgresql":
+            return ()
+        return self._connection.scalars(_POSTGRESQL_INVALID, {"table": table, "schema": schema}).all()
+
+
+def ask(connection: sa.Connection, query: sa.Select[Any]) -> Any:
+    """The one value of a query; where it fails, the connection can be used as before.
+
+    :raises sqlalchemy.exc.DBAPIError: it fails.
+    """
+    try:
+        return connection.scalar(query)
+    except sa.exc.DBAPIError:
+        connection.rollback()
+        raise
+
+
+def new_value(column: sa.Column[Any], dialect: sa.Dialect) -> sa.ColumnElement[Any] | None:
+    """What a new column has in the rows that are there; ``None`` where that is not known beforehand."""
+    from .ddl import default_text
+
+    if column.computed is not None or column.identity is not None:
+        return None
+    default = column.server_default
+    if default is not None and not isinstance(default, sa.DefaultClause):
+        return None
+    text = None if default is None else default_text(column, dialect)
+    value: sa.ColumnElement[Any] = sa.literal_column(text or "NULL", column.type)
+    if dialect.name not in ("mysql", "mariadb"):  # which compares whatever it is, and has no such type for some
+        value = sa.cast(value, column.type)
+    return value.label(column.name)
+
+
+def _reflected(column: sa.Column[Any]) -> dict[str, Any]:
+    """A column of ours as an inspector would show it."""
+    default = column.server_default
+    text = str(default.arg) if isinstance(default, sa.DefaultClause) else None
+    return {
+        "name": column.name,
+        "type": column.type,
+        "nullable": column.nullable,
+        "default": text,
+        "comment": column.comment,
+        "column": column,
+        "stored": None,
+    }

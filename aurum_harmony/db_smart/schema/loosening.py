@@ -1,0 +1,75 @@
+"""Columns that the models require and rows of older migrations do not have yet.
+
+The models are those of today: a column is ``NOT NULL`` in them, which a migration of yesterday filled in the rows that
+one of the day before had inserted. On the run that makes the tables from the models, such a column takes ``NULL`` until
+all migrations are through; only where a row needs it, so that a first run without such rows changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..store.database import sqlstate
+from ..store.memory import Memory
+
+_SQLITE = re.compile(r"NOT NULL constraint failed: (.+)\.([^.]+)$")
+_QUOTED = re.compile(r"'([^']+)'")
+#: MariaDB's numbers: a column cannot be NULL, or has no default.
+_NUMBERS = (1048, 1364)
+
+
+def required(error: BaseException | None, memory: Memory) -> list[tuple[sa.Table, str]]:
+    """The columns for which a database error says that a row has no value, in tables made from their models.
+
+    :returns: models and names of columns; several where the database does not name the table. Empty for other errors.
+    """
+    while error is not None:
+        if isinstance(error, sa.exc.DBAPIError):
+            found = [*_required(error, memory)]
+            if found:
+                return found
+        error = error.__cause__ or error.__context__
+    return []
+
+
+def _required(error: sa.exc.DBAPIError, memory: Memory) -> Iterator[tuple[sa.Table, str]]:
+    table, column = _place(error)
+    if column is None:
+        return
+    for model in memory.made():
+        named = model.name in (error.statement or "") if table is None else memory.same(model.name, table)
+        if named:
+            yield from (
+                (model, one.name)
+                for one in model.columns
+                if memory.same(one.name, column) and not one.nullable and not one.primary_key
+            )
+
+
+def _place(error: sa.exc.DBAPIError) -> tuple[str | None, str | None]:
+    """The table, where it is named, and the column that has no value; two times ``None`` for other errors."""
+    cause = error.orig
+    if cause is None:
+        return None, None
+    first = cause.args[0] if cause.args else None
+    if sqlstate(error) == "23502":
+        if isinstance(first, dict):  # pg8000
+            return first.get("t"), first.get("c")
+        diagnosis = getattr(cause, "diag", None)
+        return getattr(diagnosis, "table_name", None), getattr(diagnosis, "column_name", None)
+    if first in _NUMBERS:
+        quoted = _QUOTED.search(str(cause))
+        return None, quoted.group(1) if quoted else None
+    found = _SQLITE.search(str(cause))
+    return (found.group(1), found.group(2)) if found else (None, None)
+
+
+def as_default(table: str, schema: str | None, column: str, default: Any) -> sa.Update:
+    """The statement that gives rows without a value the default that a column was added with."""
+    target = sa.table(table, sa.column(column), schema=schema)
+    value = sa.literal_column("'" + default.replace("'", "''") + "'") if isinstance(default, str) else default
+    return target.update().values({column: value}).where(target.c[column].is_(None))

@@ -1,0 +1,263 @@
+"""Steps: how a migration that was cut short goes on.
+
+A migration is cut where the database commits at a schema change (MariaDB, MySQL), and where an operation commits
+because its work does not belong into a transaction with other work (an index built beside traffic, a backfill). Schema
+operations look before they act. For all else, each statement that changes something is recorded in the very
+transaction that makes the change, and a run that goes on passes by what is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from ..errors import DbSmartError
+from ..store.history import progress
+from . import json_values as codec
+
+_READS = ("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "VALUES", "DESCRIBE", "DESC")
+_CONTROL = ("SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "BEGIN", "START", "SET", "USE", "LOCK", "UNLOCK")
+#: How much of what a statement returned is kept, characters; MariaDB's ``TEXT`` holds 65,535 bytes.
+_MAX_KEPT = 16_000
+_PROMISE = "promise:"
+_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
+
+
+class _Done(NamedTuple):
+    """What the driver said of a step when it was done.
+
+    :ivar detail: JSON: the columns and rows that it returned; ``None`` where it returned none.
+    """
+
+    rowcount: int
+    lastrowid: int
+    detail: str | None
+
+
+class Steps:
+    """The steps of one migration, which is running.
+
+    A step is known by its SQL and by the how-manieth run of that SQL it is; parameters do not count, as they may
+    be a time or a random id. They are kept by the migration's name, so that they outlast the edit that mends it.
+
+    :param connection: the connection of the migration's transaction.
+    :param migration: its name.
+    :param at_once: whether each step is written down as it is made, since the database may commit behind our back;
+        otherwise only when the migration is cut, as a transaction that is never cut needs none.
+    :param begun: whether an earlier run may have left steps.
+    """
+
+    def __init__(self, connection: sa.Connection, migration: str, *, at_once: bool, begun: bool) -> None:
+        self._connection = connection
+        self.migration = migration
+        self.at_once = at_once
+        self._begun = begun
+        self._counts: Counter[str] = Counter()
+        self._made: list[dict[str, Any]] = []
+        self._done: dict[str, _Done] = {}
+        if begun:
+            rows = connection.execute(sa.select(progress).where(progress.c.migration == migration))
+            self._done = {row.step: _Done(row.row_count, row.last_row_id, row.detail) for row in rows}
+        #: True while what is sent is no step: the record of one, or a batch, which has a cursor instead.
+        self.paused = False
+
+    def clear(self, connection: sa.Connection) -> None:
+        """Forget all steps, in the transaction that records the migration."""
+        if self._begun:
+            connection.execute(progress.delete().where(progress.c.migration == self.migration))
+
+    def store(self) -> None:
+        """Write down the steps that were made and not written down yet, in the transaction that is open."""
+        if self._made:
+            with self.pause():
+                self._connection.execute(progress.insert(), self._made)
+            self._made.clear()
+            self._begun = True
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Record nothing meanwhile."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    @property
+    def kept(self) -> int:
+        """How many steps an earlier run has done."""
+        return sum(not step.startswith(_PROMISE) for step in self._done)
+
+    @property
+    def made(self) -> int:
+        """How many steps are not written down yet."""
+        return len(self._made)
+
+    def take_back(self, made: int) -> None:
+        """Forget the steps after the first ``made``: a rollback has undone them."""
+        del self._made[made:]
+
+    def promise(self, what: str) -> None:
+        """Record that something is begun which takes several transactions, before or with the first of them."""
+        step = _promise(what)
+        if step not in self._done:
+            self._done[step] = _Done(0, 0, None)
+            self.record(step, 0, None, None)
+
+    def promised(self, what: str) -> bool:
+        """Whether this run or an earlier one has begun it, so that it is to be finished."""
+        return _promise(what) in self._done
+
+    def cursor(self, driver_cursor: Any) -> StepCursor:
+        """A cursor that records what it does."""
+        return StepCursor(self, driver_cursor)
+
+    def next(self, statement: str) -> str | None:
+        """The key of the step that a statement is; ``None`` when it changes nothing or is no step."""
+        if self.paused or reads(statement) or statement.lstrip().upper().startswith(_CONTROL):
+            return None
+        return self.number(statement)
+
+    def number(self, text: str) -> str:
+        """A key made of a text and of the how-manieth of that text this is."""
+        digest = hashlib.sha256(text.encode()).hexdigest()[:40]
+        self._counts[digest] += 1
+        return f"{digest}:{self._counts[digest]}"
+
+    def done(self, step: str) -> _Done | None:
+        """What a step said when an earlier run did it."""
+        return self._done.get(step)
+
+    def save(self, step: str, row_count: int, detail: str) -> None:
+        """Write down how far a step is that takes many transactions, in the one that is open."""
+        values = {"row_count": row_count, "detail": detail}
+        with self.pause():
+            if step in self._done:
+                mine = sa.and_(progress.c.migration == self.migration, progress.c.step == step)
+                self._connection.execute(progress.update().where(mine).values(values))
+            else:
+                row = {"migration": self.migration, "step": step, "last_row_id": 0, **values}
+                self._connection.execute(progress.insert(), row)
+        self._done[step] = _Done(row_count, 0, detail)
+        self._begun = True
+
+    def record(self, step: str, rowcount: int, lastrowid: int | None, detail: str | None) -> None:
+        """Note a step, and write it down where that cannot wait."""
+        values = {"migration": self.migration, "step": step, "row_count": rowcount, "last_row_id": lastrowid or 0}
+        self._made.append({**values, "detail": detail})
+        if self.at_once:
+            self.store()
+
+
+class StepCursor:
+    """A driver's cursor that passes by what an earlier run did, and answers as the driver did then."""
+
+    def __init__(self, steps: Steps, cursor: Any) -> None:
+        self._steps = steps
+        self._cursor = cursor
+        self._passed: _Done | None = None
+        #: What the statement returned, where it was kept; ``None`` where the driver has it.
+        self._rows: list[Any] | None = None
+        self._description: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.fetchone, None)
+
+    @property
+    def rowcount(self) -> int:
+        """As :pep:`249` has it."""
+        return int((self._passed or self._cursor).rowcount)
+
+    @property
+    def lastrowid(self) -> Any:
+        """As :pep:`249` has it."""
+        return (self._passed or self._cursor).lastrowid
+
+    @property
+    def description(self) -> Any:
+        """As :pep:`249` has it."""
+        return self._cursor.description if self._passed is None and self._rows is None else self._description
+
+    def fetchone(self) -> Any:
+        """As :pep:`249` has it."""
+        if self._rows is None:
+            return self._cursor.fetchone()
+        return self._rows.pop(0) if self._rows else None
+
+    def fetchmany(self, size: int | None = None) -> Any:
+        """As :pep:`249` has it."""
+        if self._rows is None:
+            return self._cursor.fetchmany() if size is None else self._cursor.fetchmany(size)
+        count = size or self._cursor.arraysize
+        rows, self._rows = self._rows[:count], self._rows[count:]
+        return rows
+
+    def fetchall(self) -> Any:
+        """As :pep:`249` has it."""
+        if self._rows is None:
+            return self._cursor.fetchall()
+        rows, self._rows = self._rows, []
+        return rows
+
+    def execute(self, statement: str, parameters: Any = None) -> Any:
+        """Run a statement, or pass it by."""
+        return self._run(self._cursor.execute, statement, parameters)
+
+    def executemany(self, statement: str, parameters: Any) -> Any:
+        """Run a statement for each set of parameters, as one step, or pass it by."""
+        return self._run(self._cursor.executemany, statement, parameters)
+
+    def _run(self, run: Any, statement: str, parameters: Any) -> Any:
+        step = self._steps.next(statement)
+        self._passed = None if step is None else self._steps.done(step)
+        self._rows = self._description = None
+        if self._passed is not None:
+            if self._passed.detail is not None:
+                self._description, rows = codec.loads(self._passed.detail)
+                if rows is None:
+                    raise DbSmartError(
+                        "What a statement returned before this migration was cut short cannot be given again: its "
+                        "types or its size did not allow to keep it. Ask for it by a SELECT instead of RETURNING"
+                    )
+                self._rows = [tuple(row) for row in rows]
+            return self._passed.rowcount
+        result = run(statement) if parameters is None else run(statement, parameters)
+        if step is not None:
+            last = getattr(self._cursor, "lastrowid", None)  # psycopg has none
+            rows = self._keep_rows()
+            self._steps.record(step, self._cursor.rowcount, last, rows)
+        return result
+
+    def _keep_rows(self) -> str | None:
+        """Take what a statement returned from the driver (``RETURNING``), to be given now and kept for a later run."""
+        if self._cursor.description is None:
+            return None
+        self._description = [tuple(column)[:7] for column in self._cursor.description]
+        self._rows = list(self._cursor.fetchall())
+        names = [
+            [column[0], column[1] if isinstance(column[1], int) else None] + [None] * 5 for column in self._description
+        ]
+        try:
+            kept = codec.dumps([names, self._rows])
+        except TypeError:
+            kept = None
+        return codec.dumps([names, None]) if kept is None or len(kept) > _MAX_KEPT else kept
+
+
+def reads(statement: str) -> bool:
+    """Whether a statement only reads."""
+    text = statement.lstrip(" \t\r\n(").upper()
+    return text.startswith(_READS) or (text.startswith("WITH") and not _WRITES.search(text))
+
+
+def _promise(what: str) -> str:
+    return f"{_PROMISE}{hashlib.sha256(what.encode()).hexdigest()[:40]}"

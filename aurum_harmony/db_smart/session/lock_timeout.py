@@ -1,0 +1,203 @@
+"""Bounds how long a schema change waits for its locks, and tells who is in the way.
+
+While a schema change waits for a lock, all that comes after it queues behind it, reads too. So it waits for a short
+time only, then everything is rolled back and the migration is tried again.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from ..notices import logger_of
+from ..store.database import Database, sqlstate
+
+_logger = logger_of(__name__)
+
+_CHANGE = re.compile(
+    r"(\s|--[^\n]*\n|/\*([^*]|\*(?!/))*\*/)*"
+    r"(ALTER|CREATE|DROP|TRUNCATE|COMMENT|LOCK|REINDEX|CLUSTER|REFRESH|RENAME|GRANT|REVOKE)\b",
+    re.IGNORECASE,
+)
+#: What PostgreSQL runs only outside of a transaction, or under a lock that nobody queues behind.
+_ALONE = re.compile(
+    r"\bCONCURRENTLY\b|\bVALIDATE\s+CONSTRAINT\b|\bREINDEX\s+SCHEMA\b|^\s*(LOCK\b|CLUSTER\s*;?\s*$)"
+    r"|\b(CREATE|ALTER|DROP|REINDEX)\s+(DATABASE|SYSTEM|TABLESPACE|SUBSCRIPTION)\b",
+    re.IGNORECASE,
+)
+#: The shortest time-out, seconds: what is left to a transaction whose schema changes have waited long already.
+_LEAST = 0.05
+
+_POSTGRESQL_BLOCKERS = sa.text("""
+    SELECT a.pid, a.usename, a.application_name, a.state,
+        CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS INTEGER)
+    FROM unnest(pg_blocking_pids(:session)) AS b (pid) JOIN pg_stat_activity AS a ON a.pid = b.pid
+    ORDER BY a.xact_start
+""")
+_MARIADB_BLOCKERS = sa.text("""
+    SELECT p.id, p.user, p.host, p.command, TIMESTAMPDIFF(SECOND, t.trx_started, now())
+    FROM information_schema.innodb_trx AS t JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
+    WHERE p.id <> :session AND EXISTS (
+        SELECT 1 FROM information_schema.processlist AS me WHERE me.id = :session AND me.state LIKE 'Waiting for%lock%'
+    )
+    ORDER BY t.trx_started LIMIT 5
+""")
+
+
+class LockGuard:
+    """Watches over the schema changes of one connection.
+
+    On PostgreSQL each gets ``lock_timeout`` for its statement; those of one transaction share the time, since the locks
+    that it has already block others while it waits for more. In autocommit a change gets a transaction of its own, as
+    nothing else may be set for one statement alone behind PgBouncer. On MariaDB it is the session's
+    ``lock_wait_timeout``. SQLite has one lock, which is waited for at the begin of a transaction, when nothing is held,
+    and at its end, when new readers wait too.
+
+    :param connection: a new connection for migrating.
+    :param seconds: how long to wait.
+    """
+
+    def __init__(self, database: Database, connection: sa.Connection, seconds: float) -> None:
+        self._database = database
+        self._connection = connection
+        self._seconds = seconds
+        self._session = 0
+        #: Asked before each statement, and before anything is set for it.
+        self.fence: Callable[[str], None] | None = None
+        #: How long the schema changes of this transaction took.
+        self._spent = 0.0
+        self._started: float | None = None
+        #: The ``lock_timeout`` before ours; ``None`` where there is none of ours.
+        self._before_ours: str | None = None
+        self._watch: threading.Timer | None = None
+        # Not the application's: the migrating URL may lead elsewhere, which is found out later.
+        self._dialect = connection.dialect.name
+        if self._dialect == "sqlite" and not database.in_memory:
+            self._bound_commits()
+        elif self._dialect in ("mysql", "mariadb"):
+            # Whole seconds; innodb_lock_wait_timeout is for rows, which a migration's own data statements wait for.
+            connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {max(1, round(seconds))}")
+            self._session = connection.exec_driver_sql("SELECT connection_id()").scalar_one()
+            connection.rollback()
+        self.watch(connection)
+
+    def watch(self, target: sa.Connection | Engine) -> None:
+        """Watch over what this connection, or those of this engine, send; they must share one driver connection."""
+        if self._dialect in ("postgresql", "mysql", "mariadb"):
+            sa.event.listen(target, "before_cursor_execute", self._before)
+            sa.event.listen(target, "after_cursor_execute", self._after)
+            if target is self._connection:
+                for event in ("commit", "rollback"):
+                    sa.event.listen(target, event, self._ended)
+
+    def _bound_commits(self) -> None:
+        driver: Any = self._connection.connection.dbapi_connection
+        (usual,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        ours = min(usual, round(self._seconds * 1000))
+        sa.event.listen(self._connection, "begin", lambda _: driver.execute(f"PRAGMA busy_timeout = {usual}"))
+        sa.event.listen(self._connection, "commit", lambda _: driver.execute(f"PRAGMA busy_timeout = {ours}"))
+
+    def _before(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if self.fence is not None:
+            self.fence(statement)
+        self._quiet()
+        if self._before_ours is not None:  # the change before has failed
+            self._before_ours = None
+            if self._autocommit:
+                self._send("ROLLBACK")
+        if not _CHANGE.match(statement):
+            return
+        if self._dialect == "postgresql":
+            try:
+                self._arm(statement)
+            except Exception as error:
+                # Of a transaction that has failed, or a connection that is lost, the statement itself will say so.
+                code = sqlstate(error)
+                if code is not None and code != "25P02" and code[:2] not in ("08", "57"):
+                    raise
+        self._started = time.monotonic()
+        self._watch = threading.Timer(self._seconds / 2, self._tell)
+        self._watch.daemon = True
+        self._watch.start()
+
+    def _after(self, *_: Any) -> None:
+        self._quiet()
+        if self._started is not None:
+            self._spent += time.monotonic() - self._started
+            self._started = None
+        if self._before_ours is not None:
+            before, self._before_ours = self._before_ours, None
+            self._send("COMMIT" if self._autocommit else f"SET LOCAL lock_timeout = '{before}'")
+
+    def _arm(self, statement: str) -> None:
+        bounded = "NULL"
+        if not self._autocommit or not _ALONE.search(statement):
+            if self._autocommit:
+                self._send("BEGIN")
+                self._spent = 0.0
+            left = max(_LEAST, self._seconds - self._spent)
+            bounded = f"current_setting('lock_timeout'), set_config('lock_timeout', '{round(left * 1000)}', true)"
+        self._session, self._before_ours, *_ = self._send(f"SELECT pg_backend_pid(), {bounded}")
+
+    def _quiet(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    @property
+    def _autocommit(self) -> bool:
+        driver: Any = self._connection.connection.dbapi_connection
+        return bool(driver.autocommit)
+
+    def _send(self, statement: str) -> Any:
+        """Send a statement past SQLAlchemy's events, which have brought us here."""
+        driver: Any = self._connection.connection.dbapi_connection
+        with driver.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchone() if cursor.description else None
+
+    def _ended(self, *_: Any) -> None:
+        """``SET LOCAL`` ended with its transaction, and so did the locks."""
+        self._quiet()
+        self._spent, self._started, self._before_ours = 0.0, None, None
+
+    def _tell(self) -> None:
+        """Log who is in the way; in a thread, while the connection waits."""
+        try:
+            for line in blockers(self._database, self._session):
+                _logger.warning("db-smart: a schema change waits for %s", line)
+        except Exception as error:  # it is only said to help
+            _logger.debug("db-smart: who blocks cannot be told: %s", self._database.redact(error))
+
+
+def guarded(database: Database, seconds: float, fence: Callable[[str], None]) -> Engine:
+    """The engine for migrating, each of whose connections has a guard.
+
+    :param seconds: how long to wait.
+    :param fence: asked before each statement.
+    """
+
+    def guard(connection: sa.Connection) -> None:
+        LockGuard(database, connection, seconds).fence = fence
+
+    engine = database.engine.execution_options()
+    sa.event.listen(engine, "engine_connect", guard)
+    return engine
+
+
+def blockers(database: Database, session: int) -> Iterator[str]:
+    """Who keeps a session waiting: exactly on PostgreSQL; on MariaDB the open transactions, longest first.
+
+    :param session: the server's number of the waiting session.
+    """
+    with database.connect() as connection:
+        query = _POSTGRESQL_BLOCKERS if connection.dialect.name == "postgresql" else _MARIADB_BLOCKERS
+        for number, user, client, state, seconds in connection.execute(query, {"session": session}):
+            where = f" {client}" if client else ""
+            yield f"session {number} ({user}{where}, {state}, its transaction began {seconds or 0} s ago)"

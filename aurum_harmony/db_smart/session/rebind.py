@@ -1,0 +1,243 @@
+"""What ``db.engine`` and ``db.session`` are during a migration: the migration's own connection.
+
+A migration written for Flask-SQLAlchemy opens connections and sessions, commits and rolls back as it likes. All of
+that happens inside the one transaction that also records the migration, so each of its transactions is a savepoint.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import NullPool
+
+from ..errors import DbSmartError
+from ..store.database import Database
+from .journal import Steps, reads
+
+_BEGIN = re.compile(r"\s*BEGIN\b", re.IGNORECASE)
+
+
+@contextmanager
+def bound(app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], Engine]) -> Iterator[None]:
+    """Let ``db.engine``, ``db.engines[bind key]`` and ``db.session`` use one engine, in this thread.
+
+    Other threads keep the application's pool. What the migration left uncommitted in ``db.session`` is committed at
+    the end, so that nothing is recorded as done and then lost.
+
+    :param engine: gives the engine; asked when the migration first wants it, as most never do.
+    """
+    with app.app_context():
+        # Without a model, db.engine and db.session mean the database being migrated, whichever bind it is.
+        all_engines: Any = db._app_engines  # the one place where Flask-SQLAlchemy looks an engine up
+        before = all_engines[app]
+        all_engines[app] = _ThreadEngines(before, {None, database.key}, engine)
+        try:
+            yield
+            commit_session(db)
+        finally:
+            db.session.remove()
+            all_engines[app] = before
+
+
+def commit_session(db: SQLAlchemy) -> None:
+    """Commit what ``db.session`` holds, if it was used."""
+    if db.session.registry.has():
+        db.session.commit()
+
+
+def rollback_session(db: SQLAlchemy) -> None:
+    """Let ``db.session``, if it was used, forget a transaction that was taken back."""
+    if db.session.registry.has():
+        db.session.rollback()
+
+
+class _ThreadEngines(Mapping[str | None, Engine]):
+    """The application's engines, of which the thread that made it sees some replaced."""
+
+    def __init__(
+        self, engines: Mapping[str | None, Engine], mine: Set[str | None], engine: Callable[[], Engine]
+    ) -> None:
+        self._engines = engines
+        self._mine = mine
+        self._engine = engine
+        self._thread = threading.get_ident()
+
+    def __getitem__(self, key: str | None) -> Engine:
+        if key in self._mine and threading.get_ident() == self._thread:
+            return self._engine()
+        return self._engines[key]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter({*self._engines, *self._mine} if threading.get_ident() == self._thread else self._engines)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass
+class _Open:
+    """A transaction of the migration's code that is not ended yet."""
+
+    name: str
+    writes_before: int
+    steps_before: int
+    wrote: bool = False
+    failed: bool = False
+
+
+class Savepoints:
+    """An engine whose connections all share one driver connection, each transaction being a savepoint of it.
+
+    Connections may interleave, and a rollback to a savepoint takes back whatever came after it. Where that would
+    undo what another connection wrote, it raises instead: half a migration must not be recorded as a whole one.
+
+    :param connection: the connection with the transaction.
+    :param steps: the steps of the migration.
+    """
+
+    def __init__(self, connection: sa.Connection, steps: Steps) -> None:
+        self._outer = connection
+        self._steps = steps
+        self._driver: Any = connection.connection.dbapi_connection
+        self._open: dict[sa.Connection, _Open] = {}
+        self._writers: list[sa.Connection] = []
+        self._count = 0
+        #: Why the migration cannot be recorded, although its code may go on.
+        self._spoilt: DbSmartError | None = None
+        dialect = connection.dialect
+        pool = NullPool(lambda: _SharedConnection(self._driver, steps), dialect=dialect)
+        outer = connection.engine
+        self.engine = Engine(
+            pool,
+            dialect,
+            outer.url,
+            execution_options=outer.get_execution_options(),
+            hide_parameters=outer.hide_parameters,
+        )
+        sa.event.listen(self.engine, "before_cursor_execute", self._before_statement, retval=True)
+        sa.event.listen(self.engine, "handle_error", self._on_error)
+        sa.event.listen(self.engine, "commit", self._commit)
+        sa.event.listen(self.engine, "rollback", self._rollback)
+        sa.event.listen(connection, "before_cursor_execute", self._before_outer_statement)
+
+    def close(self) -> None:
+        """Leave the connection and its dialect as they were."""
+        sa.event.remove(self.engine, "handle_error", self._on_error)
+        sa.event.remove(self._outer, "before_cursor_execute", self._before_outer_statement)
+
+    def check(self) -> None:
+        """Make sure that the transaction holds what the migration's code believes.
+
+        :raises DbSmartError: it lacks something that was taken back.
+        """
+        if self._spoilt is not None:
+            raise self._spoilt
+
+    def cut(self) -> None:
+        """The transaction is about to be committed, or is rolled back: its savepoints end with it."""
+        self._open.clear()
+        self._writers.clear()
+        self._spoilt = None
+
+    def _before_outer_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        self.check()
+        if not reads(statement) and not self._steps.paused:
+            self._writers.append(connection)
+
+    def _before_statement(
+        self, connection: sa.Connection, cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> tuple[str, Any]:
+        self.check()
+        current = self._open.get(connection)
+        if current is None:
+            if connection.dialect.name == "sqlite" and _BEGIN.match(statement):
+                # A listener of all engines begins a transaction, as SQLAlchemy's documentation advises for SQLite; the
+                # next statement opens the savepoint, which is one.
+                return "SELECT 1", parameters
+            self._count += 1
+            current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers), self._steps.made)
+            self._send(f"SAVEPOINT {current.name}")
+        if not reads(statement):
+            current.wrote = True
+            self._writers.append(connection)
+        return statement, parameters
+
+    def _on_error(self, context: sa.ExceptionContext) -> None:
+        if context.connection in self._open:
+            self._open[context.connection].failed = True
+
+    def _commit(self, connection: sa.Connection) -> None:
+        current = self._open.pop(connection, None)
+        if current is not None and not self._others_wrote(connection, current):
+            self._send(f"RELEASE SAVEPOINT {current.name}")
+
+    def _rollback(self, connection: sa.Connection) -> None:
+        current = self._open.pop(connection, None)
+        if current is None:
+            return
+        if not self._others_wrote(connection, current):
+            self._send(f"ROLLBACK TO SAVEPOINT {current.name}")
+            self._send(f"RELEASE SAVEPOINT {current.name}")
+            del self._writers[current.writes_before :]
+            self._steps.take_back(current.steps_before)
+        elif current.wrote or (current.failed and not self._steps.at_once):
+            self._spoilt = DbSmartError(
+                "The migration rolled one connection back while another had already written: in a migration they "
+                "share one transaction. Use one of db.session, db.engine and op at a time, and end each transaction "
+                "before the next."
+            )
+            # An error that is on its way is the cause, and what a person must see; where the code swallows it, the
+            # next statement or the end of the migration raises this one.
+            if sys.exc_info()[0] is None:
+                raise self._spoilt
+
+    def _others_wrote(self, connection: sa.Connection, current: _Open) -> bool:
+        return any(writer is not connection for writer in self._writers[current.writes_before :])
+
+    def _send(self, statement: str) -> None:
+        cursor = self._driver.cursor()
+        try:
+            cursor.execute(statement)
+        except Exception:
+            # Where a schema change commits, the savepoints before it are gone, and all that is left to take
+            # back is what came after it.
+            if not self._steps.at_once:
+                raise
+            if statement.startswith("ROLLBACK"):
+                self._driver.rollback()
+        finally:
+            cursor.close()
+
+
+class _SharedConnection:
+    """A driver connection that outlives those who use it: ending it or its transaction is not theirs to do."""
+
+    def __init__(self, driver: Any, steps: Steps) -> None:
+        self._driver = driver
+        self._steps = steps
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """A cursor that records its steps."""
+        return self._steps.cursor(self._driver.cursor(*arguments, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    def commit(self) -> None:
+        """Nothing: the event of the engine has released the savepoint."""
+
+    def rollback(self) -> None:
+        """Nothing: the event of the engine has rolled back to the savepoint."""
+
+    def close(self) -> None:
+        """Nothing: the runner closes its connection."""

@@ -1,0 +1,420 @@
+"""How the operations of one migration reach its database: in its transaction, cut into several where that must be."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.schema import DDLElement
+
+from ..notices import logger_of
+from ..schema.catalog import Catalog
+from ..schema.ddl import render
+from ..settings import DdlSettings
+from ..store.database import Database, begin, commit, transient
+from ..store.lock import Lock
+from ..store.memory import Memory, insert
+from .journal import Steps, reads
+from .lock_timeout import LockGuard, guarded
+from .rebind import Savepoints
+
+_logger = logger_of(__name__)
+
+#: What MariaDB commits the open transaction for: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
+_COMMITS = re.compile(
+    r"(\s|--[^\n]*\n|#[^\n]*\n|/\*([^*]|\*(?!/))*\*/)*"
+    r"(ALTER|ANALYZE|BACKUP|BEGIN|CACHE|CHANGE|CHECK|COMMIT|CREATE|DROP|FLUSH|GRANT|INSTALL|LOAD\s+INDEX|LOCK|OPTIMIZE"
+    r"|RENAME|REPAIR|RESET|REVOKE|SET\s+PASSWORD|START|STOP|TRUNCATE|UNINSTALL|UNLOCK)\b",
+    re.IGNORECASE,
+)
+#: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
+Send = Callable[..., None]
+T = TypeVar("T")
+
+
+class Execution:
+    """The connection of one run of one migration.
+
+    :param database: the database being migrated.
+    :param connection: in a transaction; or, for a migration that is not to run in one, in autocommit.
+    :param lock: confirmed whenever something is committed.
+    :param steps: the steps of the migration.
+    :param guard: watches over ``connection``.
+    :param settings: for schema changes.
+    :param transactional: whether the migration runs in a transaction.
+    :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
+    :param memory: what the history remembers of objects; ``None`` where nothing is to be remembered.
+    """
+
+    #: Whether nothing is really sent.
+    dry = False
+    #: Whether the very content of the migration was applied to this database before.
+    repeated = False
+    #: Whether a dry run would have changed rows by now, so that those that are there tell little.
+    rows_changed = False
+    #: Answers what a dry run has planned; ``None`` when the run is real.
+    catalog: Catalog | None = None
+    _confirming = False
+
+    def __init__(
+        self,
+        database: Database,
+        connection: sa.Connection,
+        *,
+        lock: Lock,
+        steps: Steps,
+        guard: LockGuard,
+        settings: DdlSettings,
+        transactional: bool,
+        tell: Callable[..., object] = lambda **_: None,
+        memory: Memory | None = None,
+    ) -> None:
+        self.database = database
+        self.connection = connection
+        self.steps = steps
+        self.settings = settings
+        self.transactional = transactional
+        self.tell = tell
+        self.memory = memory
+        self._lock = lock
+        self._guard = guard
+        self._savepoints: Savepoints | None = None
+        guard.fence = self._fence
+        self._commits = 0
+        #: Called before a transaction is cut: ends what its users left open.
+        self.before_cut: list[Callable[[], None]] = []
+        #: Called after a rollback that the migration's code did not ask for: brings its users to a new start.
+        self.after_rollback: list[Callable[[], None]] = []
+
+    @property
+    def dialect(self) -> str:
+        """Name of the dialect; ``mysql`` for MariaDB too."""
+        name = self.database.dialect
+        return "mysql" if name == "mariadb" else name
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What ``db.engine`` is during the migration."""
+        if not self.transactional:
+            return guarded(self.database, self.settings.lock_timeout, self._fence)
+        self._savepoints = Savepoints(self.connection, self.steps)
+        self._guard.watch(self._savepoints.engine)
+        return self._savepoints.engine
+
+    def check(self) -> None:
+        """Make sure that the migration's transaction holds what its code believes.
+
+        :raises DbSmartError: it lacks something that was taken back.
+        """
+        if self._savepoints is not None:
+            self._savepoints.check()
+
+    def close(self) -> None:
+        """Leave the connection as it was; its transaction stays open."""
+        self._guard.fence = None
+        if self._savepoints is not None:
+            self._savepoints.close()
+
+    def _fence(self, statement: str) -> None:
+        """Let nothing be committed behind our back by a process that was stopped and has lost the lock since.
+
+        :raises LeaseLost: the statement would commit, and somebody else has taken the lock.
+        """
+        if self.transactional:
+            commits = self.dialect == "mysql" and _COMMITS.match(statement) is not None
+        else:
+            commits = not reads(statement)
+        if self._confirming or not commits:
+            return
+        self._confirming = True
+        try:
+            with self.steps.pause():
+                self.confirm()
+        finally:
+            self._confirming = False
+
+    def unforeseeable(self, what: str) -> None:
+        """A migration uses something that a dry run cannot foresee; this is no dry run."""
+
+    def satisfied(self, operation: str) -> None:
+        """An operation has found that there is nothing to do."""
+
+    def passed_by(self, operation: str, reason: str) -> None:
+        """An operation is not to be done, as the database is beyond it."""
+        # What runs for the first time may have wanted it.
+        expected = self.repeated or self.memory is None or self.memory.fresh
+        level = logging.INFO if expected else logging.WARNING
+        _logger.log(level, "db-smart: %r: %s is left out: %s", self.steps.migration, operation, reason)
+
+    def done_before(self, operation: str) -> None:
+        """An operation was done by an earlier run, which was cut short."""
+
+    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
+        """SQL of a migration wants a table or a column that is not there any more."""
+        _logger.warning(
+            "db-smart: %r: a statement is left out, as the table or column that it wants is not there any more: %s",
+            self.steps.migration,
+            self.database.redact(error),
+        )
+
+    def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
+        """Remember an event, in the transaction that is open; see :mod:`~.store.memory`."""
+        new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
+        if new is not None:
+            with self.steps.pause():
+                self.connection.execute(insert(new))
+
+    @contextmanager
+    def leniently(self, left_out: Callable[[Exception], object], *, whole: bool = False) -> Iterator[None]:
+        """Leave a block out that wants what the database is past; see :meth:`~.store.memory.Memory.excuses`.
+
+        :param left_out: called with why.
+        :param whole: whether the block is a whole migration and not one operation.
+        """
+        memory, migration = self.memory, self.steps.migration
+        if memory is None or not memory.lenient(migration):
+            yield
+            return
+
+        def passes(error: Exception) -> bool:
+            if not memory.excuses(migration, error):
+                return False
+            left_out(error)
+            return True
+
+        if whole:
+            with self._passing_by(passes):
+                yield
+            return
+        try:
+            with self.undoable():
+                yield
+        except Exception as error:
+            if not passes(error):
+                raise
+
+    @contextmanager
+    def undoable(self) -> Iterator[None]:
+        """Let a block fail and leave the transaction as it was, as far as the block has not committed it.
+
+        PostgreSQL alone gives a transaction up for a failed statement.
+        """
+        if not self.transactional or self.dialect != "postgresql":
+            yield
+            return
+        before = self._commits
+        self._control("SAVEPOINT db_smart_operation")
+        try:
+            yield
+        except sa.exc.DBAPIError:
+            if self._commits == before:
+                self._control("ROLLBACK TO SAVEPOINT db_smart_operation")
+            raise
+        if self._commits == before:
+            self._control("RELEASE SAVEPOINT db_smart_operation")
+
+    @contextmanager
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+        """Take back what a block did when it fails with an error that is to be passed by.
+
+        Of what was committed meanwhile (by a schema change, where that commits) nothing can be taken back.
+        """
+        if not self.transactional:
+            try:
+                yield
+            except Exception as error:
+                if not passes(error):
+                    raise
+            return
+        before, made = self._commits, self.steps.made
+        self._control("SAVEPOINT db_smart_migration")
+        try:
+            yield
+        except Exception as error:
+            if not passes(error):
+                raise
+            if self._savepoints is not None:
+                self._savepoints.cut()
+            try:
+                if self._commits != before:
+                    raise sa.exc.InvalidRequestError("the savepoint was committed") from None
+                self._control("ROLLBACK TO SAVEPOINT db_smart_migration")
+                self.steps.take_back(made)
+                if self.memory is not None:
+                    self.memory.take_back()
+            except (sa.exc.DBAPIError, sa.exc.InvalidRequestError):
+                self.connection.rollback()
+                begin(self.connection)
+            for renew in self.after_rollback:
+                renew()
+
+    def _control(self, statement: str) -> None:
+        with self.steps.pause():
+            self.connection.exec_driver_sql(statement)
+
+    @contextmanager
+    def operation(self, operation: str) -> Iterator[None]:
+        """An operation does something."""
+        yield
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """In a dry run, note what is sent past :meth:`send`."""
+        yield
+
+    def remark(self, text: str) -> None:
+        """In a dry run, say something that is no SQL."""
+
+    def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
+        """In a dry run, what a statement would do.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
+    @contextmanager
+    def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
+        """In a dry run, have the script write a step down together with what a block notes."""
+        yield
+
+    def foretell(self, statement: str) -> None:
+        """In a dry run, note a statement of a migration, which may want what the database is past.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
+    def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
+        """As :meth:`foretell`, of a statement with values.
+
+        :raises NotImplementedError: this is no dry run.
+        """
+        raise NotImplementedError
+
+    def send(self, change: DDLElement | str, more: str = "") -> None:
+        """Send one schema change in the migration's transaction.
+
+        :param change: an element of SQLAlchemy or Alembic, or SQL of our own.
+        :param more: text for its end, such as ``, LOCK=NONE``.
+        :raises sqlalchemy.exc.DBAPIError: the database refused it.
+        """
+        self._send(self.connection, change, more)
+
+    def cut(self) -> None:
+        """Commit what was done so far, with the record of its steps, and begin the next transaction.
+
+        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
+        """
+        if self.transactional:
+            self.commit()
+            begin(self.connection)
+
+    def commit(self) -> None:
+        """Commit as :meth:`cut` does, without beginning anew: what follows does so when it has work.
+
+        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
+        """
+        for settle in self.before_cut:
+            settle()
+        self.check()
+        self.steps.store()
+        self.confirm()
+        if self._savepoints is not None:
+            self._savepoints.cut()
+        commit(self.connection)
+        self._commits += 1
+
+    def rollback(self) -> None:
+        """Take back the open transaction, so that it can be tried again."""
+        if self._savepoints is not None:
+            self._savepoints.cut()
+        self.connection.rollback()
+        for renew in self.after_rollback:
+            renew()
+
+    @contextmanager
+    def outside(self) -> Iterator[Send]:
+        """Cut the migration, and let a block send what cannot run in a transaction.
+
+        :returns: as :meth:`send`, each statement committing by itself.
+        """
+        if not self.transactional:
+            yield self.send
+            return
+        self.commit()
+        with self.database.connect(autocommit=True) as own:
+            LockGuard(self.database, own, self.settings.lock_timeout)
+            yield lambda change, more="": self._send(own, change, more)
+        begin(self.connection)
+
+    @contextmanager
+    def pragma(self, name: str, value: str) -> Iterator[None]:
+        """Cut the migration, and set a pragma of SQLite that cannot be changed in a transaction for one of its own."""
+        if self.transactional:
+            self.commit()
+        before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+        self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
+        self.connection.rollback()
+        begin(self.connection)
+        try:
+            yield
+            self.commit()
+        finally:
+            self.connection.rollback()
+            self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
+            self.connection.rollback()
+        if self.transactional:
+            begin(self.connection)
+
+    def promise(self, what: str) -> None:
+        """Record that something is begun which takes several transactions; see :meth:`promised`."""
+        self.steps.promise(what)
+
+    def promised(self, what: str) -> bool:
+        """Whether it was begun, by this run or one that was cut short, so that it is to be finished."""
+        return self.steps.promised(what)
+
+    def confirm(self) -> None:
+        """Make sure, in the open transaction, that this process still holds the lock.
+
+        :raises LeaseLost: it does not.
+        """
+        self._lock.confirm(self.connection)
+
+    def alone(self, send: Callable[[], T]) -> T:
+        """Send a statement; where it is a transaction of its own, try it again by itself."""
+        return tried_again(self.database, send, 0 if self.transactional else self.settings.retries)
+
+    def _send(self, connection: sa.Connection, change: DDLElement | str, more: str) -> None:
+        text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
+        # Without parameters, so that no driver takes a percent sign for one.
+        options = {"no_parameters": True}
+        self.alone(lambda: connection.exec_driver_sql(text, execution_options=options))
+
+
+def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:
+    """Do what leaves nothing behind when it fails, again and again while others are in its way."""
+    for tries in itertools.count(1):
+        try:
+            return action()
+        except sa.exc.DBAPIError as error:
+            # An index that could not be built concurrently stays, and is invalid.
+            if tries > retries or not transient(error) or "CONCURRENTLY" in (error.statement or "").upper():
+                raise
+            _logger.info("db-smart: tried again: %s", database.redact(error))
+        back_off(tries)
+    raise AssertionError  # never reached
+
+
+def back_off(tries: int) -> None:
+    """Pause before the next try: longer from try to try, and jittered, so that two do not meet again and again."""
+    threading.Event().wait(random.uniform(0, min(5.0, 0.1 * 2**tries)))

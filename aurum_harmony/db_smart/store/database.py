@@ -1,0 +1,522 @@
+"""One database of the application: how it is reached, what identifies it, what may be said of it aloud."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import closing, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus, unquote
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.pool import NullPool
+
+from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, plain, raw_text_of, text_of, without_secrets
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from flask_sqlalchemy import SQLAlchemy
+
+#: Bytes of a SQLite file that hold all we ask of it: https://www.sqlite.org/fileformat2.html#the_database_header
+_HEADER_BYTES = 100
+#: How long to come back to a server that has no connection left, seconds.
+_FULL_SECONDS = 60.0
+#: Where systems list what a process has open.
+_DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
+#: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
+_open_files: dict[tuple[int, int], int] = {}
+#: So many files stay open, which is quickest, as an application has; the many ones of a test suite do not.
+_MOST_KEPT = 8
+#: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
+_LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
+#: Transactions by ``isolation_level``; Python has a name for it from 3.12 on.
+_LEGACY_TRANSACTIONS = -1
+_SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
+
+
+class Database:
+    """A database, by the engine that the application uses for it.
+
+    :param name: ``"default"`` or the bind key.
+    :param key: the bind key, ``None`` for the default database.
+    :param app_engine: the application's engine; only its way of connecting is used, never its pool.
+    :param migration_url: another URL for migrating, of a privileged role or past a connection pooler.
+    :ivar queries: how many statements were sent through :meth:`connect` so far.
+    """
+
+    def __init__(self, name: str, key: str | None, app_engine: Engine, migration_url: str | None = None) -> None:
+        self.name = name
+        self.key = key
+        self.app_engine = app_engine
+        self.migration_url = migration_url
+        self.queries = 0
+
+    @cached_property
+    def url(self) -> str:
+        """The application's URL, safe to show: without password and other secrets."""
+        return safe_url(self.app_engine.url)
+
+    @property
+    def dialect(self) -> str:
+        """Name of the dialect: ``sqlite``, ``postgresql``, ``mysql``, ``mariadb`` or another."""
+        return self.app_engine.dialect.name
+
+    @cached_property
+    def path(self) -> Path | None:
+        """The file of a SQLite database; ``None`` for a server and for a database in memory."""
+        url = self.app_engine.url
+        name = url.database
+        if self.dialect != "sqlite":
+            return None
+        if not name:
+            return self._path_by_creator()
+        if name == ":memory:":
+            return None
+        if name.startswith("file:"):  # https://www.sqlite.org/uri.html
+            name = unquote(name[len("file:") :].split("#")[0])
+            if name in ("", ":memory:") or url.query.get("mode") == "memory" or url.query.get("vfs") == "memdb":
+                return None
+            if name.startswith("//"):
+                name = name[2:].removeprefix("localhost")
+                name = "/" + name.lstrip("/")
+        return Path(os.path.abspath(name))
+
+    def _path_by_creator(self) -> Path | None:
+        """The file that a ``creator`` opens, where the URL names none; asked of a connection."""
+        try:
+            with self.app_engine.connect() as connection:
+                rows = connection.exec_driver_sql("PRAGMA database_list").all()
+        except Exception:  # whoever connects next says what is wrong, with all that a person needs
+            return None
+        name = next((file for _, schema, file in rows if schema == "main"), None)
+        return Path(name) if name else None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the database lives in this process only."""
+        return self.dialect == "sqlite" and self.path is None
+
+    @property
+    def exists(self) -> bool:
+        """``False`` for a SQLite file that is not there (or empty); connecting would make it."""
+        if self.path is None:
+            return True
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return False
+        except OSError:  # whoever connects is told what is wrong
+            return True
+        return found.st_size > 0 or not stat.S_ISREG(found.st_mode)
+
+    @property
+    def transactional_ddl(self) -> bool:
+        """Whether a failed transaction takes its schema changes back."""
+        return self.dialect not in ("mysql", "mariadb", "oracle")
+
+    def file_state(self) -> dict[str, int] | None:
+        """What a SQLite file looks like without opening it as a database; ``None`` for a server.
+
+        The inode tells a replaced file. The header's schema cookie moves with every schema change, its change
+        counter with every write (in WAL mode with some), and neither moves back but by an older copy.
+
+        :raises OSError: the file is missing or cannot be read.
+        """
+        if self.path is None:
+            return None
+        import sqlite3  # which an application of a server need not have
+
+        # A driver that has a SQLite of its own knows nothing of Python's, and Python's nothing of its locks.
+        driver: object = self.app_engine.dialect.dbapi
+        header, inode = _read_header(self.path, driver is sqlite3.dbapi2)
+        return {
+            "inode": inode,
+            "wal": int(header[18:19] == b"\2"),
+            "changes": int.from_bytes(header[24:28], "big"),
+            "schema": int.from_bytes(header[40:44], "big"),
+        }
+
+    def settled_file_state(self) -> dict[str, int] | None:
+        """As :meth:`file_state`, with the schema cookie that the database itself tells.
+
+        In WAL mode the header lags behind until a checkpoint. What it says then is what an older copy says too, so
+        it must not be remembered.
+
+        :raises OSError: the file is missing or cannot be read.
+        """
+        found = self.file_state()
+        if found is not None and found["wal"]:
+            with self.connect() as connection:
+                found["schema"] = int(connection.exec_driver_sql("PRAGMA schema_version").scalar_one())
+        return found
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine for migrating: no pool, so that no connection outlives its use or a fork.
+
+        Connections are made as the application makes them (its ``connect_args``, ``creator`` and pool listeners).
+        A database in memory has only the application's pool.
+
+        :raises ConfigError: ``migration_url`` cannot be used.
+        """
+        engine = self._make_engine()
+        if self.dialect == "sqlite":
+            sa.event.listen(engine, "begin", _undo_begin)
+        return engine
+
+    def _make_engine(self) -> Engine:
+        if self.migration_url is not None:
+            try:
+                engine = sa.create_engine(
+                    make_url(self.migration_url), poolclass=NullPool, hide_parameters=self.app_engine.hide_parameters
+                )
+                return engine.execution_options(**self._options)
+            except (sa.exc.ArgumentError, ImportError, ValueError) as error:
+                raise ConfigError(
+                    f"DB_SMART_MIGRATION_URL for the database {self.name!r} cannot be used "
+                    f"({type(error).__name__}); it must be a SQLAlchemy URL whose driver is installed."
+                ) from None
+        pool = self.app_engine.pool
+        if not self.in_memory:
+            pool = NullPool(pool._creator, dialect=self.app_engine.dialect, _dispatch=pool.dispatch)
+        return Engine(
+            pool,
+            self.app_engine.dialect,
+            self.app_engine.url,
+            execution_options=self._options,
+            hide_parameters=self.app_engine.hide_parameters,
+        )
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Execution options of the application's engine; the isolation level is :func:`begin`'s to choose."""
+        options = dict(self.app_engine.get_execution_options())
+        options.pop("isolation_level", None)
+        return options
+
+    @property
+    def serving(self) -> Database:
+        """The same database by the application's own engine and pool."""
+        database = Database(self.name, self.key, self.app_engine)
+        database.engine = self.app_engine
+        return database
+
+    @contextmanager
+    def connect(self, *, autocommit: bool = False) -> Iterator[sa.Connection]:
+        """A new connection, counted in :attr:`queries`. Begin with :func:`begin` before a statement that writes.
+
+        :param autocommit: let each statement commit by itself.
+        :raises DatabaseUnreachable: no connection could be made; the message has no password.
+        """
+        with self._open() as connection:
+            sa.event.listen(connection, "before_cursor_execute", self._count)
+            driver: Any = connection.connection.dbapi_connection
+            if self.engine is not self.app_engine and hasattr(driver, "prepare_threshold"):
+                # psycopg's prepared statements do not outlast a transaction behind PgBouncer in transaction mode.
+                driver.prepare_threshold = None
+            if self.dialect == "sqlite":
+                with _begun_by_us(connection, driver):
+                    yield connection
+            else:
+                if autocommit:
+                    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                yield connection
+
+    def _open(self) -> sa.Connection:
+        """A new connection; waits while the server has none left or is starting."""
+        deadline = time.monotonic() + _FULL_SECONDS
+        while True:
+            try:
+                return self.engine.connect()
+            except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
+                if not _full(error) or time.monotonic() > deadline:
+                    check = "that the server runs, its address, and the user's password and rights"
+                    if self.path is not None:
+                        check = "that it is a file, and the rights on it and on its folder"
+                    raise DatabaseUnreachable(
+                        f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): "
+                        f"{self.redact(error)}. Nothing was changed. Check {check}."
+                    ) from None
+            threading.Event().wait(random.uniform(0.05, 0.5))
+
+    def redact(self, error: BaseException) -> str:
+        """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""
+        return " ".join(plain(self.hide(raw_text_of(getattr(error, "orig", None) or error))).split()).rstrip(".")
+
+    def cause(self, error: BaseException) -> str:
+        """Why a migration failed, in one line, without the URLs' passwords."""
+        if isinstance(error, sa.exc.NoSuchTableError):
+            return f"there is no table {text_of(error).strip('`')!r}"  # MariaDB's dialect quotes it
+        if isinstance(error, (sa.exc.DBAPIError, sa.exc.NoSuchColumnError, DbSmartError)):
+            return self.redact(error)
+        return f"{type(error).__name__}: {self.redact(error)}".removesuffix(": ")
+
+    def hide(self, text: str) -> str:
+        """A text without the passwords of the URLs, nor what looks like one."""
+        urls: list[URL] = [self.app_engine.url]
+        if self.migration_url is not None:
+            urls.append(make_url(self.migration_url))
+        for url in urls:
+            values = [url.password]
+            for name, value in url.query.items():
+                if _sounds_secret(name):
+                    values += [value] if isinstance(value, str) else value
+            for secret in {value for value in values if value}:
+                forms = (secret, quote(secret, safe=""), quote_plus(secret), quote(secret, safe=" +"))
+                for form in (*forms, secret.replace("'", "''")):
+                    text = text.replace(form, "***")
+        return without_secrets(text)
+
+    def _count(self, *_: Any) -> None:
+        self.queries += 1
+
+
+@contextmanager
+def _begun_by_us(connection: sa.Connection, driver: Any) -> Iterator[None]:
+    """Keep a SQLite driver from beginning and ending transactions by itself: :func:`begin` begins for real.
+
+    It would commit behind our back before a schema change, or, with its ``autocommit`` (from Python 3.12 on), hold a
+    transaction always open or commit each statement.
+    """
+    level = driver.isolation_level
+    autocommit = getattr(driver, "autocommit", None)
+    if autocommit is not None:
+        driver.autocommit = _LEGACY_TRANSACTIONS
+        driver.rollback()
+    driver.isolation_level = None
+
+    try:
+        yield
+    finally:
+        connection.rollback()
+        driver.isolation_level = level
+        if autocommit is not None:
+            driver.autocommit = autocommit
+
+
+def _undo_begin(connection: sa.Connection) -> None:
+    """End the transaction that another listener has begun, before anything is in it.
+
+    Many applications send ``BEGIN`` at this event, as SQLAlchemy's documentation advises for SQLite. It would come
+    before our own, and before what cannot run in a transaction, as ``VACUUM``. Listeners of all engines and of the
+    application's engine are called before this one, which an engine of ours has.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if driver.in_transaction:
+        driver.rollback()
+
+
+def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
+    """The first bytes of a file, and its inode.
+
+    The file stays open, or is opened and closed by SQLite: on POSIX, closing it ends every lock that this process holds
+    on it, and so lets another one write into a transaction; SQLite knows its locks and puts the closing off
+    (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+    Nothing is asked of that connection: it takes no lock, and touches no journal.
+
+    :param by_sqlite: whether SQLite knows all locks of this process; else the file stays open.
+    :raises OSError: the file is missing or cannot be read.
+    """
+    if os.name == "nt":  # no such locks, and an open file could not be replaced
+        with open(path, "rb") as file:
+            return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
+        raise OSError(errno.EINVAL, "it is no regular file")
+    if not by_sqlite or len(_open_files) < _MOST_KEPT or (found.st_dev, found.st_ino) in _open_files:
+        return _read_kept(path)
+    import sqlite3
+
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)):
+            found = os.stat(path)
+            header = _read_open(found)
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, f"SQLite says: {error}", str(path)) from error
+    return _read_kept(path) if header is None else (header, found.st_ino)
+
+
+def _read_open(wanted: os.stat_result) -> bytes | None:
+    """The first bytes of a file that this process has open; ``None`` where that is not to be found out."""
+    for folder in _DESCRIPTORS:
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                with suppress(OSError):  # another thread has closed it
+                    descriptor = int(name)
+                    if os.path.samestat(os.fstat(descriptor), wanted):
+                        header = os.pread(descriptor, _HEADER_BYTES, 0)
+                        if os.path.samestat(os.fstat(descriptor), wanted):
+                            return header
+    return None
+
+
+def _read_kept(path: Path) -> tuple[bytes, int]:
+    """As :func:`_read_header`, of a file that is never closed again."""
+    found = os.stat(path)
+    key = (found.st_dev, found.st_ino)
+    if key not in _open_files:
+        _open_files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return os.pread(_open_files[key], _HEADER_BYTES, 0), found.st_ino
+
+
+def translated(connection: sa.Connection, schema: str | None) -> str | None:
+    """A schema as the engine's ``schema_translate_map`` has it, where SQLAlchemy does not do so: inspecting, DDL."""
+    places: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
+    return places.get(schema, schema)
+
+
+def begin(connection: sa.Connection) -> None:
+    """Begin a transaction that will write.
+
+    Explicitly, so that SQLAlchemy ends it even where every statement went past this connection. On SQLite the write
+    lock is taken at once: a transaction that reads first and writes later fails when another writes in between,
+    without waiting. On a server it is READ COMMITTED, whatever the application, the role or the server prefers: in
+    autocommit nothing could be taken back, and at a stricter level the heartbeat's write to the row of the lease would
+    make every longer migration fail as it confirms the lease.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.begin()
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    if "isolation_level" not in connection.get_execution_options():
+        level = "READ COMMITTED"
+        if connection.dialect.name in ("mysql", "mariadb") and connection.exec_driver_sql(_LOGS_STATEMENTS).scalar():
+            level = "REPEATABLE READ"
+        connection.rollback()  # the query, which has begun a transaction
+        connection.execution_options(isolation_level=level)
+    connection.begin()
+
+
+def commit(connection: sa.Connection) -> None:
+    """Commit; what SQLite cannot commit is rolled back.
+
+    It would stay open otherwise, keep new readers out, and SQLAlchemy has forgotten it.
+
+    :raises sqlalchemy.exc.DBAPIError: it could not be committed.
+    """
+    try:
+        connection.commit()
+    except sa.exc.DBAPIError:
+        if connection.dialect.name == "sqlite":
+            driver: Any = connection.connection.dbapi_connection
+            driver.rollback()
+        raise
+
+
+def transient(error: BaseException) -> bool:
+    """Whether a database error says that the same transaction may succeed when tried again.
+
+    Deadlocks, serialization failures, lock time-outs, and what a cluster answers when another node was quicker.
+    """
+    if sqlstate(error) in ("40001", "40P01", "55P03"):
+        return True
+    return number(error) in (1205, 1213, 1020) or "database is locked" in str(getattr(error, "orig", None) or error)
+
+
+def number(error: BaseException) -> int | None:
+    """The number by which MariaDB names an error, from any of its drivers; ``None`` where there is none."""
+    cause = getattr(error, "orig", None) or error
+    candidates = (getattr(cause, "errno", None), *cause.args[:1])
+    return next((found for found in candidates if isinstance(found, int)), None)
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The five letters by which PostgreSQL names an error, from any of its drivers; ``None`` where there are none."""
+    cause = getattr(error, "orig", None) or error
+    first = cause.args[0] if cause.args else None
+    found = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return found or (first.get("C") if isinstance(first, dict) else None)  # a dict: pg8000
+
+
+#: What databases answer to a user who may not: PostgreSQL, and MariaDB of a database, a table, a column.
+_DENIED = ("42501", 1044, 1142, 1143)
+#: What they answer to who writes where only reading is allowed: the server, the role or the transaction.
+_READ_ONLY = ("25006", 1290, 1792, 1836, "attempt to write a readonly database")
+
+
+def denied(error: BaseException) -> bool:
+    """Whether a database error says that this user has not the right."""
+    return _is_one_of(error, _DENIED)
+
+
+def read_only(error: BaseException) -> bool:
+    """Whether a database error says that nothing can be written here."""
+    return _is_one_of(error, _READ_ONLY)
+
+
+def _is_one_of(error: BaseException, known: tuple[object, ...]) -> bool:
+    return sqlstate(error) in known or number(error) in known
+
+
+#: What databases answer where old rows break something new: PostgreSQL (NOT NULL, a key, unique, a check, too long, out
+#: of range), and MariaDB (unique, NULL twice, a key, a check, cut off, too long, out of range).
+_OLD_ROWS = ("23502", "23503", "23505", "23514", "22001", "22003", 1062, 1048, 1138, 1452, 4025, 1265, 1406, 1264)
+
+
+def broken_by_rows(error: BaseException) -> bool:
+    """Whether a server's error at a schema change says that rows which are there are in its way."""
+    return _is_one_of(error, _OLD_ROWS)
+
+
+def _full(error: BaseException) -> bool:
+    """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
+    text = str(getattr(error, "orig", None) or error)
+    return number(error) in (1040, 1203) or any(
+        words in text for words in ("too many clients", "connection slots are reserved", "the database system is ")
+    )
+
+
+def safe_url(url: URL) -> str:
+    """A URL without its secrets: the password, and every option that sounds like one."""
+    secrets = {name: "hidden" for name in url.query if _sounds_secret(name)}
+    if secrets:
+        url = url.update_query_dict(secrets)
+    return url.render_as_string(hide_password=True)
+
+
+def _sounds_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRET_WORDS)
+
+
+def engines_of(app: Flask, db: SQLAlchemy) -> MutableMapping[str | None, Engine]:
+    """The engines of an application by bind key, where Flask-SQLAlchemy looks them up.
+
+    ``db.engines`` is the same, but needs an application context, which is a good part of what a warm boot costs.
+    """
+    try:
+        engines: MutableMapping[str | None, Engine] = db._app_engines[app]
+    except KeyError:
+        raise ConfigError(
+            "The db that was passed to DbSmart is not registered on this application: call db.init_app(app) before "
+            "boot() and the first request."
+        ) from None
+    return engines
+
+
+def databases(engines: Mapping[str | None, Engine], migration_urls: Mapping[str, str]) -> dict[str, Database]:
+    """All databases of an application by name, the default one first.
+
+    :param engines: Flask-SQLAlchemy's engines by bind key.
+    :param migration_urls: names of databases with a URL of their own for migrating.
+    :raises ConfigError: there is no database of one of these names.
+    """
+    unknown = migration_urls.keys() - {"default" if key is None else key for key in engines}
+    if unknown:
+        known = ", ".join(sorted("default" if key is None else key for key in engines))
+        raise ConfigError(
+            f"DB_SMART_MIGRATION_URL names the database {min(unknown)!r}, which the application does not have (it has: "
+            f"{known}). Nothing was changed."
+        )
+    found = {}
+    for key in sorted(engines, key=lambda key: (key is not None, key or "")):
+        name = "default" if key is None else key
+        found[name] = Database(name, key, engines[key], migration_urls.get(name))
+    return found

@@ -1,0 +1,607 @@
+"""What was applied to a database, kept in the database itself.
+
+``db_smart_history`` only ever grows: one row for each run of a migration. ``db_smart_state`` is one row that says
+in short what the history holds, so that most questions cost one small query.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import random
+import socket
+import threading
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+
+from ..loading.loader import MAX_NAME, Migration
+from ..session import json_values as codec
+from .database import begin, commit, denied, read_only, translated
+
+metadata = sa.MetaData()
+_NAME = sa.String(MAX_NAME)
+_DIGEST = sa.String(64)
+#: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
+_TRANSACTIONAL: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+
+history = sa.Table(
+    "db_smart_history",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("name", _NAME, nullable=False),
+    sa.Column("checksum", _DIGEST, nullable=False),
+    # Text, as the dialects' own types with microseconds cost a boot the import of all their drivers.
+    sa.Column("applied_at", sa.String(26), nullable=False, comment="end of the run, UTC, ISO 8601"),
+    sa.Column("duration_ms", sa.Float, nullable=False),
+    sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
+    sa.Column("outcome", sa.String(10), nullable=False, comment="applied or failed"),
+    sa.Column("error", sa.Text),
+    **_TRANSACTIONAL,
+)
+
+state = sa.Table(
+    "db_smart_state",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    sa.Column("database_id", sa.String(32), nullable=False),
+    sa.Column("applied", _DIGEST, nullable=False, comment="digest of the history"),
+    sa.Column("source", _DIGEST, nullable=False, comment="digest of the sources last applied whole"),
+    sa.Column("databases", sa.Text, nullable=False, comment="JSON: names of all databases of those sources"),
+    sa.Column("token", sa.BigInteger, nullable=False, comment="grows with every holder of the lease"),
+    sa.Column("holder", sa.String(255), nullable=False, comment="host:process id"),
+    sa.Column("lease_since", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
+    sa.Column("lease_expires", sa.BigInteger, nullable=False, comment="as lease_since; 0 when free"),
+    sa.Column("lease_migration", _NAME, nullable=False, comment="what the holder is on"),
+    **_TRANSACTIONAL,
+)
+
+progress = sa.Table(
+    "db_smart_progress",
+    metadata,
+    sa.Column("migration", _NAME, primary_key=True),
+    sa.Column("step", _DIGEST, primary_key=True, comment="see the module steps"),
+    sa.Column("row_count", sa.BigInteger, nullable=False),
+    sa.Column("last_row_id", sa.BigInteger, nullable=False),
+    sa.Column("detail", sa.Text, comment="JSON: what a statement returned, or how far a backfill is"),
+    **_TRANSACTIONAL,
+)
+
+objects = sa.Table(
+    "db_smart_objects",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("migration", _NAME, nullable=False),
+    sa.Column("event", sa.String(20), nullable=False, comment="see the module memory"),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("schema_name", sa.String(255), nullable=False),
+    sa.Column("table_name", sa.String(255), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    **_TRANSACTIONAL,
+)
+
+#: The tables of this extension, which comparisons of models with the database leave out.
+TABLE_NAMES = frozenset(metadata.tables)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One migration as the history holds it.
+
+    :ivar applied_at: in UTC.
+    :ivar duration_ms: milliseconds.
+    :ivar applied_by: ``user@host``.
+    """
+
+    name: str
+    checksum: str
+    applied_at: datetime
+    duration_ms: float
+    applied_by: str
+
+
+class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function in SQL
+    """The database's clock, in microseconds since 1970; no time zone and no change of it can touch it."""
+
+    inherit_cache = True
+    type = sa.BigInteger()
+
+
+@compiles(epoch_us, "postgresql")
+def _epoch_postgresql(*_: Any, **__: Any) -> str:
+    # Not now(), which is the start of the transaction.
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(epoch_us, "mysql")
+@compiles(epoch_us, "mariadb")
+def _epoch_mysql(*_: Any, **__: Any) -> str:
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+@compiles(epoch_us, "sqlite")
+def _epoch_sqlite(*_: Any, **__: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lock of a database.
+
+    :ivar name: ``host:process id``.
+    :ivar since: in UTC, by the database's clock where it has one.
+    :ivar expires_at: in UTC; ``None`` for a file lock, which ends with its process.
+    :ivar migration: the one it is on, empty before the first.
+    """
+
+    name: str
+    since: datetime
+    expires_at: datetime | None
+    migration: str
+
+    def __str__(self) -> str:
+        on = f", on {self.migration!r}" if self.migration else ""
+        return f"{self.name} (since {self.since:%Y-%m-%d %H:%M:%S} UTC{on})"
+
+
+@dataclass(frozen=True)
+class State:
+    """The one row of ``db_smart_state``.
+
+    :ivar database_id: made with the table; a copy of the database keeps it, a new database has another.
+    :ivar applied: changes with every run.
+    :ivar source: digest of the migration sources (see :mod:`~.loading.sources`) that the last run left applied whole.
+    :ivar databases: names of the databases that those sources concern.
+    :ivar holder: who holds the lease; ``None`` when it is free or has run out.
+    :ivar place: the schema of PostgreSQL where it lies, if that is another one than the connection's current schema, in
+        which our tables are made; ``None`` for the current one, and for other databases.
+    """
+
+    database_id: str
+    applied: str
+    source: str
+    databases: tuple[str, ...]
+    holder: Holder | None
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a backfill is.
+
+    :ivar done: rows.
+    :ivar total: rows, estimated.
+    :ivar rate: rows per second; 0 where it stands still.
+    """
+
+    migration: str
+    done: int
+    total: int
+    rate: float
+
+    @property
+    def eta(self) -> float | None:
+        """How long it will take, seconds; ``None`` where nothing can be said."""
+        return round(max(0, self.total - self.done) / self.rate, 1) if self.rate else None
+
+    def report(self) -> dict[str, Any]:
+        """As ``status`` has it in JSON."""
+        return {**asdict(self), "eta_s": self.eta}
+
+    @staticmethod
+    def of(report: dict[str, Any]) -> Progress:
+        """What :meth:`report` gave."""
+        return Progress(**{name: value for name, value in report.items() if name != "eta_s"})
+
+    def __str__(self) -> str:
+        text = f"{self.migration}: {self.done:,} of ~{self.total:,} rows"
+        return text if self.eta is None else f"{text}, {self.rate:,.0f} rows/s, about {self.eta:,.0f} s left"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A migration to run, and why."""
+
+    migration: Migration
+    reason: Literal["new", "edited", "forced"]
+
+
+def _schema_of(table: sa.Table) -> sa.ColumnElement[str]:
+    """The schema in which PostgreSQL's search path finds one of our tables."""
+    return sa.literal_column(
+        "(SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace "
+        f"WHERE pg_class.oid = to_regclass('{table.name}'))",
+        sa.Text(),
+    )
+
+
+def _searches(connection: sa.Connection) -> bool:
+    """Whether a search path decides in which schema our tables are found."""
+    return connection.dialect.name == "postgresql" and translated(connection, None) is None
+
+
+def _within(connection: sa.Connection, table: sa.Table, place: str | None = None) -> sa.ColumnElement[bool]:
+    """Whether a table is that of this schema, and not one that the search path leads to in want of it.
+
+    :param place: see :class:`State`.
+    """
+    if not _searches(connection):
+        return sa.true()
+    return _schema_of(table) == (sa.func.current_schema() if place is None else sa.literal(place))
+
+
+def _schema(connection: sa.Connection) -> str | None:
+    """The schema where our tables are made, for the inspector; ``None`` where it knows that itself."""
+    if not _searches(connection):
+        return translated(connection, None)
+    found: str | None = connection.scalar(sa.select(sa.func.current_schema()))
+    return found
+
+
+def read_state(connection: sa.Connection) -> State | None:
+    """The state row in the place where this connection makes our tables; ``None`` where there is none. One query.
+
+    :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
+    """
+    found = find_state(connection)
+    return None if found is None or found.place is not None else found
+
+
+def find_state(connection: sa.Connection) -> State | None:
+    """As :func:`read_state`, also that of another schema, to which the search path of PostgreSQL leads.
+
+    Such a one (see :class:`State`) is what another role has migrated, or another installation altogether.
+
+    :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
+    """
+    place: sa.ColumnElement[Any] = sa.null()
+    if _searches(connection):
+        place = sa.func.nullif(_schema_of(state), sa.func.current_schema())
+    query = sa.select(state, epoch_us().label("now"), place.label("place")).where(state.c.id == 1)
+    rows = _rows(connection, query, state, anywhere=True)
+    row = rows[0] if rows else None
+    if row is None:
+        return None
+    holder = None
+    if row.lease_expires >= row.now:
+        holder = Holder(row.holder, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration)
+    try:
+        names = tuple(str(name) for name in json.loads(row.databases))
+    except (ValueError, TypeError):  # not ours: without names the whole history is asked
+        names = ()
+    return State(row.database_id, row.applied, row.source, names, holder, row.place)
+
+
+def read_applied(connection: sa.Connection, place: str | None = None) -> list[Applied]:
+    """Everything that was applied, oldest first; of runs of the same content only the last. One query.
+
+    :param place: see :class:`State`.
+    """
+    columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
+    applied = sa.and_(history.c.outcome == "applied", _within(connection, history, place))
+    query = sa.select(*columns).where(applied).order_by(history.c.id)
+    rows: Sequence[Any] = _rows(connection, query, history, place) or []  # none while the first run has only begun
+    latest: dict[tuple[str, str], Applied] = {}
+    for name, checksum, applied_at, duration_ms, applied_by in rows:
+        latest.pop((name, checksum), None)
+        moment = datetime.fromisoformat(applied_at).replace(tzinfo=timezone.utc)
+        latest[name, checksum] = Applied(name, checksum, moment, duration_ms, applied_by)
+    return list(latest.values())
+
+
+def read_applications(connection: sa.Connection, place: str | None = None) -> set[str]:
+    """Dotted names of the migrations whose first run was complete, as far as that can be read. One query.
+
+    :param place: see :class:`State`.
+    """
+    query = sa.select(objects.c.name).where(objects.c.event == "application", _within(connection, objects, place))
+    try:
+        return {row[0] for row in _rows(connection, query, objects, place) or ()}
+    except sa.exc.DBAPIError as error:
+        if not denied(error):  # who may only read the history was given the right before there was this table
+            raise
+        connection.rollback()
+        return set()
+
+
+def read_failure(connection: sa.Connection, place: str | None = None) -> dict[str, Any] | None:
+    """The last run that failed, unless that migration was applied since; as ``status`` has it in JSON. One query.
+
+    :param place: see :class:`State`.
+    """
+    columns = (history.c.name, history.c.applied_at, history.c.duration_ms, history.c.applied_by, history.c.error)
+    later = history.alias("later")
+    mended = sa.exists().where(later.c.name == history.c.name, later.c.id > history.c.id, later.c.outcome == "applied")
+    query = sa.select(*columns).where(history.c.outcome == "failed", ~mended, _within(connection, history, place))
+    rows: Sequence[Any] | None = _rows(connection, query.order_by(history.c.id.desc()).limit(1), history, place)
+    if not rows:
+        return None
+    name, failed_at, duration_ms, applied_by, error = rows[0]
+    moment = datetime.fromisoformat(failed_at).replace(tzinfo=timezone.utc)
+    return {
+        "name": name,
+        "failed_at": moment.isoformat(),
+        "duration_ms": duration_ms,
+        "applied_by": applied_by,
+        "error": error,
+    }
+
+
+def last_id(connection: sa.Connection) -> int:
+    """The number of the newest row of the history, 0 without one. One query."""
+    rows = _rows(connection, sa.select(sa.func.max(history.c.id)).where(_within(connection, history)), history)
+    return (rows[0][0] if rows else None) or 0
+
+
+def failed(connection: sa.Connection, since: datetime, seen: int | None) -> Sequence[sa.Row[Any]]:
+    """The failures that were recorded after a moment, by the clock of this host, or after a row of the history.
+
+    Rows of other hosts count by their number alone, as clocks differ. One query.
+
+    :param since: in UTC.
+    :param seen: see :func:`last_id`; ``None`` where only the clock tells.
+    """
+    moment = since.replace(tzinfo=None).isoformat(timespec="microseconds")
+    here = sa.and_(history.c.applied_at >= moment, history.c.applied_by == _applied_by())
+    newer = here if seen is None else sa.or_(here, history.c.id > seen)
+    wanted = sa.and_(history.c.outcome == "failed", newer, _within(connection, history))
+    query = sa.select(history).where(wanted).order_by(history.c.id)
+    return _rows(connection, query, history) or []
+
+
+def _rows(
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    table: sa.Table,
+    place: str | None = None,
+    *,
+    anywhere: bool = False,
+) -> Sequence[sa.Row[Any]] | None:
+    """The rows of a query; ``None`` where its table does not exist.
+
+    :param place: see :class:`State`.
+    :param anywhere: whether the search path tells where the table may be.
+    """
+    for last in (False, True):
+        try:
+            return connection.execute(query).all()
+        except sa.exc.DBAPIError as error:
+            connection.rollback()
+            if error.connection_invalidated:
+                raise
+            schema = translated(connection, None) if anywhere else place or _schema(connection)
+            if not sa.inspect(connection).has_table(table.name, schema=schema):
+                return None
+            if last:
+                raise
+        # Another process made the table between the query and the look.
+        connection.rollback()
+    return None
+
+
+def create_state(connection: sa.Connection) -> None:
+    """Make the state table and its row where they are missing; safe when many do so at once, without any lock.
+
+    :raises sqlalchemy.exc.DBAPIError: the database refuses them.
+    """
+    failure: sa.exc.DBAPIError | None = None
+    for attempt in range(10):
+        try:
+            found = read_state(connection)
+            connection.rollback()
+            if found is not None:
+                return
+            if attempt:
+                threading.Event().wait(random.uniform(0, 0.05 * attempt))
+            begin(connection)
+            if not sa.inspect(connection).has_table(state.name, schema=_schema(connection)):
+                state.create(connection, checkfirst=False)
+            if connection.execute(sa.select(state.c.id)).first() is None:
+                connection.execute(state.insert().values(new_state()))
+            connection.commit()
+            return
+        except sa.exc.DBAPIError as error:
+            # Another one made it between our look and our act; databases report that in many ways. Look again.
+            connection.rollback()
+            failure = error
+            if denied(error) or read_only(error):  # then only another one can have made it
+                if read_state(connection) is None:
+                    raise
+                connection.rollback()
+                return
+    assert failure is not None
+    raise failure
+
+
+def new_state() -> dict[str, Any]:
+    """The state row of a database that has no history, with an id of its own."""
+    texts = ("applied", "source", "holder", "lease_migration")
+    numbers = ("token", "lease_since", "lease_expires")
+    names = {"id": 1, "database_id": uuid.uuid4().hex, "databases": "[]"}
+    return {**names, **dict.fromkeys(texts, ""), **dict.fromkeys(numbers, 0)}
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Make the other tables where they are missing, and what an earlier release of them lacks; under the lock."""
+    schema = _schema(connection)
+    inspector = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        if not inspector.has_table(table.name, schema=schema):
+            table.create(connection, checkfirst=False)
+    if "detail" not in {column["name"] for column in sa.inspect(connection).get_columns(progress.name, schema=schema)}:
+        from alembic.ddl.base import AddColumn
+
+        connection.execute(AddColumn(progress.name, progress.c.detail._copy()))
+
+
+def begun(connection: sa.Connection) -> set[str]:
+    """Names of migrations that an earlier run has cut short. One query."""
+    return set(connection.scalars(sa.select(progress.c.migration).distinct()))
+
+
+def missing_tables(connection: sa.Connection) -> set[str]:
+    """Names of those of our tables that the database lacks, or has in the form of an earlier release."""
+    inspector, schema, found = sa.inspect(connection), _schema(connection), set()
+    for table in metadata.sorted_tables:
+        if inspector.has_table(table.name, schema=schema):
+            columns = {column["name"] for column in inspector.get_columns(table.name, schema=schema)}
+            if columns.issuperset(table.columns.keys()):
+                continue
+        found.add(table.name)
+    return found
+
+
+def read_progress(connection: sa.Connection, place: str | None = None, *, running: bool) -> Progress | None:
+    """The backfill that is not finished; ``None`` where there is none. One query.
+
+    :param place: see :class:`State`.
+    :param running: whether somebody is at it.
+    """
+    query = sa.select(progress.c.migration, progress.c.row_count, progress.c.detail)
+    query = query.where(_within(connection, progress, place))
+    try:
+        rows = connection.execute(query.where(progress.c.step.like("backfill:%"))).all()
+    except sa.exc.DBAPIError:  # no such table, one of an earlier release, or no right to read it
+        connection.rollback()
+        return None
+    for migration, done, text in rows:
+        detail = codec.loads(text)
+        if not detail["finished"]:
+            return Progress(migration, done, detail["total"], detail["rate"] if running else 0.0)
+    return None
+
+
+def record(connection: sa.Connection, migration: Migration, seconds: float, *, error: str | None = None) -> None:
+    """Append one run to the history, in the transaction of ``connection``.
+
+    :param seconds: how long the migration ran.
+    :param error: why it failed, without password; ``None`` when it was applied.
+    """
+    connection.execute(history.insert(), row(migration, seconds, error=error))
+
+
+def row(migration: Migration, seconds: float, *, error: str | None = None) -> dict[str, Any]:
+    """One run as the history keeps it; see :func:`record`."""
+    return {
+        "name": migration.name,
+        "checksum": migration.checksum,
+        "applied_at": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds"),
+        "duration_ms": round(seconds * 1000, 3),
+        "applied_by": _applied_by(),
+        "outcome": "applied" if error is None else "failed",
+        "error": error,
+    }
+
+
+def seal(connection: sa.Connection, source: str, databases: Iterable[str]) -> State:
+    """Write down what the history now holds, in the transaction of ``connection``.
+
+    :param source: digest of the sources whose migrations for this database are all applied.
+    :param databases: names of all databases that those sources concern.
+    """
+    applied = hashlib.sha256()
+    columns = (history.c.id, history.c.name, history.c.checksum, history.c.outcome)
+    for run in connection.execute(sa.select(*columns).order_by(history.c.id)):
+        applied.update("\0".join(map(str, run)).encode())
+    values = {"applied": applied.hexdigest(), "source": source, "databases": json.dumps(list(databases))}
+    connection.execute(state.update().where(state.c.id == 1).values(values))
+    sealed = read_state(connection)
+    assert sealed is not None
+    return sealed
+
+
+def settle(connection: sa.Connection, found: State, source: str, databases: Iterable[str]) -> bool:
+    """Write down that a history, found complete, holds these very sources; without the lock, and without waiting.
+
+    A history only grows, so that what it held it holds. Where the row is no longer what was found, or another one has
+    it, it is left alone.
+
+    :param found: the state row as it was read with the history.
+    :param source: see :func:`seal`; so is ``databases``.
+    :returns: whether it was written.
+    :raises sqlalchemy.exc.DBAPIError: it cannot be written.
+    """
+    same = sa.and_(
+        state.c.id == 1,
+        state.c.database_id == found.database_id,
+        state.c.applied == found.applied,
+        state.c.source == found.source,
+        _within(connection, state),
+    )
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        connection.rollback()
+    begin(connection)
+    if connection.execute(sa.select(state.c.id).where(same).with_for_update(nowait=True)).first() is None:
+        connection.rollback()
+        return False
+    values = {"source": source, "databases": json.dumps(list(databases))}
+    connection.execute(state.update().where(state.c.id == 1).values(values))
+    commit(connection)
+    return True
+
+
+def pending(migrations: Iterable[Migration], applied: Iterable[Applied], *, force: bool = False) -> list[Pending]:
+    """The migrations of one database that are still to run, in order.
+
+    :param force: run every repeatable migration again.
+    """
+    contents = {(item.name, item.checksum) for item in applied}
+    names = {name for name, _ in contents}
+    found: list[Pending] = []
+    for migration in migrations:
+        if migration.name not in names:
+            found.append(Pending(migration, "new"))
+        elif not migration.options.once:
+            if (migration.name, migration.checksum) not in contents:
+                found.append(Pending(migration, "edited"))
+            elif force:
+                found.append(Pending(migration, "forced"))
+    return found
+
+
+def unknown(migrations: Iterable[Migration], applied: Iterable[Applied]) -> list[str]:
+    """Names whose last applied content is not of this code: the database is ahead of it."""
+    known = {migration.name: migration for migration in migrations}
+    contents = {(item.name, item.checksum) for item in applied}
+    last = {item.name: item.checksum for item in applied}
+    ahead = []
+    for name, checksum in last.items():
+        migration = known.get(name)
+        if migration is None or (
+            not migration.options.once and checksum != migration.checksum and (name, migration.checksum) in contents
+        ):
+            ahead.append(name)
+    return ahead
+
+
+def edited_once(migrations: Iterable[Migration], applied: Iterable[Applied]) -> list[str]:
+    """Names of ``once`` migrations edited after they were applied; they are reported and never run again."""
+    contents = {(item.name, item.checksum) for item in applied}
+    names = {name for name, _ in contents}
+    return [
+        migration.name
+        for migration in migrations
+        if migration.options.once and migration.name in names and (migration.name, migration.checksum) not in contents
+    ]
+
+
+def _moment(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(microseconds / 1_000_000, timezone.utc)
+
+
+@cache
+def _applied_by() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user without an entry in the user database
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"[:255]
