@@ -93,12 +93,12 @@ def run_all(project: Project) -> Result:
     with scratch(project) as new:
         app, smart = _make(new)
         with app.app_context():
-            gate = smart.gate(app)
-            assert gate.migrations
+            planner = smart.planner(app)
+            assert planner.migrations
             for name in ("runner", "schema.ddl"):
                 import_module(f"aurum_harmony.db_smart.{name}")
             with timed() as result:
-                smart.migrate(app, gate, gate.involved)
+                smart.migrate(app, planner, planner.involved)
         return result
 
 

@@ -12,9 +12,9 @@ from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import Operations
 from aurum_harmony.db_smart.loading.loader import Migration, Options
-from aurum_harmony.db_smart.session.journal import Steps
-from aurum_harmony.db_smart.session.lock_timeout import LockGuard
-from aurum_harmony.db_smart.session.transaction import Execution
+from aurum_harmony.db_smart.session.journal import Journal
+from aurum_harmony.db_smart.session.lock_timeout import DdlLockTimeout
+from aurum_harmony.db_smart.session.transaction import Transaction
 from aurum_harmony.db_smart.settings import DdlSettings, LockSettings
 from aurum_harmony.db_smart.store import history
 from aurum_harmony.db_smart.store.database import Database, begin
@@ -44,21 +44,27 @@ def operations(
     migration = Migration(name, "0" * 64, Options(destructive=destructive), lambda op: None, True, __file__)
     lock = lock_of(database, LockSettings())
     with lock.held(lambda _: False):
-        guard = LockGuard(database, connection, ddl.lock_timeout)
+        lock_timeout = DdlLockTimeout(database, connection, ddl.lock_timeout)
         begin(connection)
-        steps = Steps(connection, name, at_once=not database.transactional_ddl, begun=True)
-        execution = Execution(
-            database, connection, lock=lock, steps=steps, guard=guard, settings=ddl, transactional=True
+        journal = Journal(connection, name, at_once=not database.transactional_ddl, begun=True)
+        transaction = Transaction(
+            database,
+            connection,
+            lock=lock,
+            journal=journal,
+            lock_timeout=lock_timeout,
+            settings=ddl,
+            transactional=True,
         )
-        op = Operations(execution, SQLAlchemy(), migration)
+        op = Operations(transaction, SQLAlchemy(), migration)
         try:
             yield op
             op.finish()
-            steps.clear(connection)
+            journal.clear(connection)
             connection.commit()
         finally:
             op.close()
-            execution.close()
+            transaction.close()
             connection.rollback()
 
 

@@ -935,7 +935,7 @@ def test_composite_keys_use_the_index(new_url: Callable[[str], URL], monkeypatch
 
 def test_the_backfill_of_a_dry_run_is_text(items: sa.Table, url: URL, database: Database) -> None:
     with operations(database) as op:
-        execution: Any = op._execution
+        execution: Any = op._transaction
         sent: list[str] = []
         execution.dry = True
         execution.foretell_values = lambda statement, values: sent.append(

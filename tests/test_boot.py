@@ -110,10 +110,10 @@ def test_a_boot_that_finds_nothing_to_do_leaves_the_state_alone_where_it_may_hid
     if what == "another history":
         app, smart = project.app()
         with app.app_context():
-            gate = smart.gate(app)
-            plans = gate.by_history()
+            planner = smart.planner(app)
+            plans = planner.by_history()
             project.query("UPDATE db_smart_state SET applied = 'another'")
-            gate.settle(plans)
+            planner.settle(plans)
         project.dispose(app)
     else:
         assert project.boot().decision == "verified"

@@ -124,7 +124,7 @@ def test_a_folder_or_flag_without_rights_costs_one_warning(
     else:
         project.flag.chmod(0)
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
+        folder.chmod(folder.stat().st_mode | 0o055)
     command = [sys.executable, "-c", UNPRIVILEGED, str(tmp_path), project.module, str(project.instance)]
     url = make_url(project.url).render_as_string(hide_password=False)
     for _ in range(2):

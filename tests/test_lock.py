@@ -301,10 +301,10 @@ def turns(sqlite_project: Project) -> Iterator[Callable[[float], threading.Event
 
     def start(patience: float) -> threading.Event:
         app, smart = sqlite_project.app()
-        gate, came = smart.gate(app), threading.Event()
+        planner, came = smart.planner(app), threading.Event()
 
         def wait() -> None:
-            with gate.turn(gate.by_flag(), patience) as verdict:
+            with planner.one_boot_per_host(planner.by_flag(), patience) as verdict:
                 assert verdict.holds is sqlite_project.flag.exists()
                 came.set()
 
@@ -345,8 +345,8 @@ def test_a_boot_waits_for_the_flag_of_another_one(
         assert not came.wait(0.3)
         app, smart = sqlite_project.app()
         with app.app_context():
-            gate = smart.gate(app)
-            smart.migrate(app, gate, gate.involved)  # writes the flag; a command waits for no turn
+            planner = smart.planner(app)
+            smart.migrate(app, planner, planner.involved)  # writes the flag; a command waits for no turn
         assert came.wait(20)
 
 

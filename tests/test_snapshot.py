@@ -39,12 +39,12 @@ def file_of(project: Project) -> Path:
 def taken(project: Project, name: str = "default") -> list[Snapshot]:
     """The snapshots of a project."""
     app, smart = project.app()
-    return listed(app, smart.gate(app).databases[name])
+    return listed(app, smart.planner(app).databases[name])
 
 
 def put_back(project: Project, chosen: Snapshot, **config: Any) -> Path | None:
     app, smart = project.app(**config)
-    return restore(app, smart.gate(app).databases["default"], chosen)
+    return restore(app, smart.planner(app).databases["default"], chosen)
 
 
 def rows(path: Path, sql: str) -> list[Any]:
@@ -532,7 +532,7 @@ def test_boot_notices_it_in_spite_of_the_flag(migrated: tuple[Project, Snapshot]
 
 def test_there_is_none(sqlite_project: Project) -> None:
     app, smart = sqlite_project.app()
-    databases = list(smart.gate(app).databases.values())
+    databases = list(smart.planner(app).databases.values())
     with pytest.raises(DbSmartError, match="There is no snapshot in "):
         find(app, databases, None)
     with pytest.raises(DbSmartError, match="There is no snapshot '../x' in "):

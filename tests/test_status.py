@@ -28,7 +28,7 @@ def told(project: Project, **config: Any) -> dict[str, Any]:
 
 def url_shown(project: Project) -> str:
     app, smart = project.app()
-    return smart.gate(app).databases["default"].url
+    return smart.planner(app).databases["default"].url
 
 
 # Boot does what status has foretold

@@ -71,7 +71,7 @@ def insert(op: Operations, name: str) -> None:
 
 
 def cut(op: Operations) -> None:
-    op._execution.cut()
+    op._transaction.checkpoint()
 
 
 def stopped_and_finished(database: Database, action: Callable[[Operations], Any]) -> tuple[Any, Any]:
@@ -193,7 +193,7 @@ def test_a_migration_that_is_never_cut_records_no_steps(database: Database) -> N
 
 def test_objects_that_were_flushed_have_the_same_ids_again(database: Database) -> None:
     def action(op: Operations) -> list[int]:
-        with Session(op._execution.engine, expire_on_commit=False) as session:
+        with Session(op._transaction.engine, expire_on_commit=False) as session:
             first = [Row(name="a"), Row(name="b")]
             session.add_all(first)
             session.flush()

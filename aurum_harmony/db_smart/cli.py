@@ -16,7 +16,7 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from .boot import flag
-from .boot.planner import decide, worst
+from .boot.planner import decide, overall_state
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout
 from .notices import logger_of
 from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from .boot.planner import FlagVerdict, Gate, Plan
+    from .boot.planner import FlagVerdict, Plan, Planner
     from .extension import DbSmart
     from .preview import Preview
     from .store.database import Database
@@ -55,8 +55,8 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
     applied: list[dict[str, Any]] = []
     selected: list[Database] = []
     try:
-        gate = smart.gate(app)
-        selected = _select(gate, names)
+        planner = smart.planner(app)
+        selected = _select(planner, names)
         if as_sql and len(selected) > 1:
             known = ", ".join(database.name for database in selected)
             raise click.UsageError(
@@ -64,10 +64,10 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             )
         for note in check_settings(app):
             click.echo(note, err=True)
-        plans = [gate.ask(database, force=force) for database in selected]
+        plans = [planner.ask(database, force=force) for database in selected]
         if dry_run or as_sql:
             with redirect_stdout(sys.stderr) if as_json or as_sql else nullcontext():
-                previews = smart.preview(app, gate, plans)
+                previews = smart.preview(app, planner, plans)
             if as_sql:
                 _show_script(app, plans, previews)
             elif _show_pending(plans, previews, as_json):
@@ -75,7 +75,7 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             return
         behind = [plan for plan in plans if plan.behind]
         with _progress(app, applied, as_json):
-            outcome = smart.migrate(app, gate, selected, force=force, remake=True)
+            outcome = smart.migrate(app, planner, selected, force=force, remake=True)
     except DbSmartError as error:
         if as_json:
             lock = _first(_lock(app, database) for database in selected) if isinstance(error, LockTimeout) else None
@@ -96,7 +96,7 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             click.echo("To run the repeatable ones again: --force.")
             return
         count = len(applied)
-        reasons = "; ".join(plan.said for plan in behind)
+        reasons = "; ".join(plan.clause for plan in behind)
         click.echo(f"Applied {count} migration{'' if count == 1 else 's'}, because {reasons}.")
 
 
@@ -131,7 +131,7 @@ def unlock(names: tuple[str, ...], yes: bool) -> None:
     from .store.lock import lock_of
 
     app, smart = _current()
-    for database in _select(smart.gate(app), names):
+    for database in _select(smart.planner(app), names):
         lock = lock_of(database, lock_settings(app))
         holder = lock.left_behind()
         if holder is None:
@@ -152,8 +152,8 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
     from .store.snapshot import listed, others
 
     app, smart = _current()
-    gate = smart.gate(app)
-    found = [item for database in _files(gate, names) for item in listed(app, database)]
+    planner = smart.planner(app)
+    found = [item for database in _files(planner, names) for item in listed(app, database)]
     if as_json:
         _print_json(
             [
@@ -172,7 +172,7 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{item.path.name}  {item.size / 1e6:.1f} MB")
     if not found:
         click.echo("There are no snapshots.")
-    foreign = others(app, _files(gate, ()))
+    foreign = others(app, _files(planner, ()))
     if foreign:
         click.echo(
             f"Of other databases, or of an earlier release, and put back only by 'restore --from NAME': {len(foreign)} "
@@ -193,7 +193,7 @@ def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: b
     if name is not None and source is not None:
         raise click.UsageError("Name one snapshot, or a file with --from, not both.")
     app, smart = _current()
-    files = _files(smart.gate(app), names)
+    files = _files(smart.planner(app), names)
     database, chosen = snapshot.find(app, files, name) if source is None else snapshot.foreign(app, files, source)
     other = snapshot.differs(database, chosen)
     if other is not None:
@@ -232,24 +232,24 @@ def _current() -> tuple[Flask, DbSmart]:
     return app, app.extensions["db_smart"]
 
 
-def _select(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+def _select(planner: Planner, names: tuple[str, ...]) -> list[Database]:
     """The databases that the options name, or all that the migrations concern."""
-    named = _named(gate, names)
-    return [database for database in gate.involved if database in named]
+    named = _named(planner, names)
+    return [database for database in planner.involved if database in named]
 
 
-def _files(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+def _files(planner: Planner, names: tuple[str, ...]) -> list[Database]:
     """The SQLite files among the databases; whatever the migrations are, as they may not even load."""
-    return [database for database in _named(gate, names) if database.path is not None]
+    return [database for database in _named(planner, names) if database.path is not None]
 
 
-def _named(gate: Gate, names: tuple[str, ...]) -> list[Database]:
+def _named(planner: Planner, names: tuple[str, ...]) -> list[Database]:
     """The databases of the application that the options name, or all."""
     for name in names:
-        if name not in gate.databases:
-            known = ", ".join(gate.databases)
+        if name not in planner.databases:
+            known = ", ".join(planner.databases)
             raise click.BadParameter(f"There is no database {name!r}; there is: {known}.", param_hint="--database")
-    return [database for name, database in gate.databases.items() if not names or name in names]
+    return [database for name, database in planner.databases.items() if not names or name in names]
 
 
 def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json: bool) -> bool:
@@ -357,13 +357,13 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
     with ExitStack() as stack:
         echo: Any = click.echo
         advance: Any = lambda *_: None  # noqa: E731
-        told = float("-inf")
+        last_logged = float("-inf")
 
         def print_line(done: Progress) -> None:
-            nonlocal told
+            nonlocal last_logged
             # Where the application logs such lines, it has logged this one.
-            if time.monotonic() - told >= 5 and not _logger.isEnabledFor(logging.INFO):
-                told = time.monotonic()
+            if time.monotonic() - last_logged >= 5 and not _logger.isEnabledFor(logging.INFO):
+                last_logged = time.monotonic()
                 click.echo(f"  {done}", err=True)
 
         fill: Any = print_line
@@ -410,18 +410,18 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
 
 def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
     """The JSON of ``status``, and what else a person should know."""
-    gate = smart.gate(app)
-    verdict = gate.by_flag()
+    planner = smart.planner(app)
+    verdict = planner.by_flag()
     entries, notes, plans = [], [], []
-    for database in gate.involved:
+    for database in planner.involved:
         try:
-            plan = gate.ask(database)
+            plan = planner.ask(database)
             # A first run that is not over makes the tables of the models, or goes on making them.
             first = plan.state is None or not plan.state.source
-            missing, said = ([], "") if first else smart.missing_tables(app, gate, plan)
+            missing, said = ([], "") if first else smart.missing_tables(app, planner, plan)
             lock = _lock(app, database)
             progress, failed = _work(database, plan.elsewhere, running=lock is not None)
-            if failed is not None and failed["name"] not in {item.name for item in gate.of(database)}:
+            if failed is not None and failed["name"] not in {item.name for item in planner.of(database)}:
                 failed = None  # it is gone from the code
         except DatabaseUnreachable as error:
             notes.append(error.message)
@@ -435,13 +435,13 @@ def _status(app: Flask, smart: DbSmart) -> tuple[dict[str, Any], list[str]]:
         if missing and create_all(app):
             notes.append(f"Attention: {said}")
     states = [entry["state"] for entry in entries]
-    state = worst(states)
+    state = overall_state(states)
     will, reason = _next_boot(app, verdict, plans, state)
     lost = [name for entry in entries for name in entry["missing"]]
     if lost and not will:
         reason += f"; but tables of the models are missing: {', '.join(lost)}"
     file = {
-        "path": str(gate.path),
+        "path": str(planner.path),
         "present": verdict.present,
         "valid": verdict.holds,
         "reason": verdict.reason,
@@ -466,7 +466,7 @@ def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], state: str) 
     reached = state not in _SILENT
     mode = boot_mode(app)
     step = decide(mode, forced(app), verdict, plans if reached else None)
-    behind = "; ".join(plan.said for plan in plans if plan.behind)
+    behind = "; ".join(plan.clause for plan in plans if plan.behind)
     if step.action in ("ask", "migrate") and not reached:
         return False, f"{_SILENT[state]}, boot will stop"
     if step.action == "stop":

@@ -18,7 +18,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
 from .boot.keepalive import kept_alive
-from .boot.planner import FlagVerdict, Gate, Plan, decide, worst
+from .boot.planner import FlagVerdict, Plan, Planner, decide, overall_state
 from .boot.question import Question
 from .cli import group
 from .errors import (
@@ -120,7 +120,7 @@ class _AppState:
         return self.thread == threading.get_ident()
 
     @contextmanager
-    def alone(self, *, patient: bool = True) -> Iterator[bool]:
+    def deciding(self, *, patient: bool = True) -> Iterator[bool]:
         """Let one thread at a time decide.
 
         :param patient: whether to wait also while that one is in a listener, which may wait for this very thread.
@@ -209,7 +209,7 @@ class DbSmart:
             return report
         if state.mine:
             raise DbSmartError("boot() was called by a migration or a listener while it runs; call it afterwards.")
-        with state.alone():
+        with state.deciding():
             report = self._boot(app, state)
         send(booted, app, report=report)
         return report
@@ -223,13 +223,13 @@ class DbSmart:
         setattr(view, _EXEMPT, True)
         return view
 
-    def gate(self, app: Flask) -> Gate:
+    def planner(self, app: Flask) -> Planner:
         """The questions of boot for an application, as its settings are now.
 
         :raises ConfigError: a setting cannot be used.
         """
         state = self._state(app)
-        return Gate(state.module, databases(engines_of(app, state.db), migration_urls(app)), flag_path(app))
+        return Planner(state.module, databases(engines_of(app, state.db), migration_urls(app)), flag_path(app))
 
     def database_state(self, app: Flask) -> str:
         """``"up-to-date"``, ``"pending"`` or ``"ahead"``, asked now of the application's own connections.
@@ -238,11 +238,11 @@ class DbSmart:
 
         :raises DbSmartError: a database cannot be reached, or the migrations cannot be loaded.
         """
-        gate = self.gate(app)
-        gate.databases = {name: database.serving for name, database in gate.databases.items()}
-        return worst(plan.status for plan in gate.by_row() or gate.by_history())
+        planner = self.planner(app)
+        planner.databases = {name: database.serving for name, database in planner.databases.items()}
+        return overall_state(plan.status for plan in planner.by_row() or planner.by_history())
 
-    def missing_tables(self, app: Flask, gate: Gate, plan: Plan) -> tuple[list[str], str]:
+    def missing_tables(self, app: Flask, planner: Planner, plan: Plan) -> tuple[list[str], str]:
         """The tables that the models have and a database with a history has not.
 
         Where migrations are pending, these are only the tables that were there once: a pending migration may make the
@@ -262,7 +262,7 @@ class DbSmart:
             if found:
                 from .store.memory import Memory
 
-                memory = Memory.of(gate.module, gate.of(database), plan, metadata, connection)
+                memory = Memory.of(planner.module, planner.of(database), plan, metadata, connection)
                 memory.read(connection)
                 found = (memory.had(found) or []) if plan.behind else found
                 names = [table.key for table in found]
@@ -270,7 +270,7 @@ class DbSmart:
         return [], ""
 
     def migrate(
-        self, app: Flask, gate: Gate, selected: list[Database], *, force: bool = False, remake: bool = False
+        self, app: Flask, planner: Planner, selected: list[Database], *, force: bool = False, remake: bool = False
     ) -> Outcome:
         """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
 
@@ -288,23 +288,25 @@ class DbSmart:
         check(app)  # a value that cannot be used is refused before anything is made
         for database in selected:
             if database.migration_url is not None:
-                self._check_led(gate, database)
-        runner = Runner(app, state.db, gate, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app))
+                self._check_led(planner, database)
+        runner = Runner(
+            app, state.db, planner, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app)
+        )
         try:
             outcome = runner.run(selected, force=force, remake=remake)
         except (MigrationFailed, Interrupted):
             # What it changed is not what the flag remembers; the next boot would take it for somebody else's work.
-            _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
+            _keep_flag(planner, lambda: planner.path.unlink(missing_ok=True))
             raise
         for database in selected:
             if database.migration_url is not None:
-                self._check_same(gate, database, outcome.states[database.name])
-        if outcome.states.keys() == {database.name for database in gate.involved}:
-            _keep_flag(gate, lambda: gate.remember(outcome.states))
+                self._check_same(planner, database, outcome.states[database.name])
+        if outcome.states.keys() == {database.name for database in planner.involved}:
+            _keep_flag(planner, lambda: planner.remember(outcome.states))
             state.verified = True
         return outcome
 
-    def preview(self, app: Flask, gate: Gate, plans: list[Plan]) -> dict[str, list[Preview]]:
+    def preview(self, app: Flask, planner: Planner, plans: list[Plan]) -> dict[str, list[Preview]]:
         """What a run of these plans would do, by the name of the database; writes nothing.
 
         Needs an application context.
@@ -318,19 +320,19 @@ class DbSmart:
         for plan in plans:
             if plan.behind:
                 plan.refuse_elsewhere()
-        return {plan.database.name: preview(app, db, gate, plan, create_all=make) for plan in plans}
+        return {plan.database.name: preview(app, db, planner, plan, create_all=make) for plan in plans}
 
     @staticmethod
-    def _check_led(gate: Gate, database: Database) -> None:
+    def _check_led(planner: Planner, database: Database) -> None:
         """Make sure that ``DB_SMART_MIGRATION_URL`` leads to the database that the application has the history of.
 
         :raises DbSmartError: it does not; nothing was changed.
         """
         try:
-            served = gate.state(Database(database.name, database.key, database.app_engine))
+            served = planner.state(Database(database.name, database.key, database.app_engine))
         except DbSmartError:  # it may not be read, or is not reached yet: looked at again when it is migrated
             return
-        led = None if served is None else gate.state(database)
+        led = None if served is None else planner.state(database)
         if served is not None and (led is None or led.database_id != served.database_id):
             raise DbSmartError(
                 f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {database.url}, which is another database than "
@@ -338,14 +340,14 @@ class DbSmart:
             )
 
     @staticmethod
-    def _check_same(gate: Gate, database: Database, migrated: State) -> None:
+    def _check_same(planner: Planner, database: Database, migrated: State) -> None:
         """Make sure that what was migrated is what the application uses.
 
         :raises DbSmartError: it is not.
         """
         served = Database(database.name, database.key, database.app_engine)
         try:
-            found = gate.state(served)
+            found = planner.state(served)
         except HistoryUnreadable as error:
             _logger.warning("db-smart: the migrations are applied. %s", error.message)
             return
@@ -370,11 +372,11 @@ class DbSmart:
             state.booted = state.verified = True
             return _report("off", step.reason, started, 0)
         state.verified = False
-        gate = self.gate(app)
-        gate.since = _boot_began()
-        decision, reason, applied = self._decide(app, state, gate, mode, forced(app))
+        planner = self.planner(app)
+        planner.since = _boot_began()
+        decision, reason, applied = self._decide(app, state, planner, mode, forced(app))
         state.booted = True
-        return _report(decision, reason, started, gate.queries, applied)
+        return _report(decision, reason, started, planner.queries, applied)
 
     def _warn(self, app: Flask) -> None:
         """Say under a flask command that the database may be behind, by the flag alone."""
@@ -383,10 +385,10 @@ class DbSmart:
         if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
             return
         with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
-            gate, mode = self.gate(app), boot_mode(app)
-            if mode == "off" or any(database.in_memory for database in gate.databases.values()):
+            planner, mode = self.planner(app), boot_mode(app)
+            if mode == "off" or any(database.in_memory for database in planner.databases.values()):
                 return
-            verdict = gate.by_flag()
+            verdict = planner.by_flag()
             # A host that only checks writes no flag, so that there its absence says nothing.
             if not verdict.holds and (verdict.present or mode == "migrate"):
                 _logger.warning(
@@ -396,20 +398,20 @@ class DbSmart:
                 )
 
     def _decide(
-        self, app: Flask, state: _AppState, gate: Gate, mode: str, force: str | None
+        self, app: Flask, state: _AppState, planner: Planner, mode: str, force: str | None
     ) -> tuple[Decision, str, tuple[str, ...]]:
         if force is not None and mode == "check":
             _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
         step = decide(mode, force)
         if step.action == "migrate":
             with app.app_context(), kept_alive():
-                return self._migrate(app, gate, step.reason, force=True)
-        verdict = gate.by_flag()
-        if verdict.flag is not None and verdict.flag.module != gate.module:
+                return self._migrate(app, planner, step.reason, force=True)
+        verdict = planner.by_flag()
+        if verdict.flag is not None and verdict.flag.module != planner.module:
             _logger.warning(
                 "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
                 "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
-                gate.path,
+                planner.path,
                 one_line(verdict.flag.module),
             )
         with ExitStack() as stack:
@@ -419,24 +421,26 @@ class DbSmart:
                 stack.enter_context(kept_alive())
             if not verdict.holds and mode == "migrate":
                 settings = lock_settings(app)
-                verdict = stack.enter_context(gate.turn(verdict, min(2 * settings.lease, settings.timeout)))
+                verdict = stack.enter_context(
+                    planner.one_boot_per_host(verdict, min(2 * settings.lease, settings.timeout))
+                )
             if not verdict.holds:
                 with app.app_context():
-                    decision = self._ask(app, gate, mode, verdict.reason)
+                    decision = self._ask(app, planner, mode, verdict.reason)
                 state.verified = True
                 return decision
         state.flag = verdict.flag
         if verdict.stale and mode == "migrate":
-            _keep_flag(gate, lambda: gate.refresh(verdict))
+            _keep_flag(planner, lambda: planner.refresh(verdict))
         return "skipped", verdict.reason, ()
 
-    def _ask(self, app: Flask, gate: Gate, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:
+    def _ask(self, app: Flask, planner: Planner, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:
         """Levels 2 and 3: ask the databases, and migrate or refuse where one is behind.
 
         :param reason: why the flag was not enough.
         """
-        known = gate.by_row()
-        plans = known or gate.by_history()
+        known = planner.by_row()
+        plans = known or planner.by_history()
         _tell(plans)
         step = decide(mode, None, FlagVerdict(False, reason), plans)
         if step.action == "stop":
@@ -444,28 +448,28 @@ class DbSmart:
                 f"The database is behind this code and DB_SMART_BOOT is 'check': {step.reason}. Nothing was written. "
                 "Run 'flask db-smart migrate' and start again.",
                 # The reason may name files, hosts and users.
-                "The database is behind this code: " + "; ".join(plan.said for plan in plans if plan.behind) + ".",
+                "The database is behind this code: " + "; ".join(plan.clause for plan in plans if plan.behind) + ".",
             )
         if step.action == "migrate":
-            return self._migrate(app, gate, step.reason)
+            return self._migrate(app, planner, step.reason)
         # That a table of a file got lost shows in its header; servers would be asked one query more at each such boot.
         for plan in plans:
             if plan.database.path is None or not create_all(app):
                 continue
-            missing, said = self.missing_tables(app, gate, plan)
+            missing, said = self.missing_tables(app, planner, plan)
             if missing:
                 _logger.warning("db-smart: %s", said)
         if mode == "migrate":
             if known is None:
-                gate.settle(plans)
+                planner.settle(plans)
             states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
-            _keep_flag(gate, lambda: gate.remember(states))
+            _keep_flag(planner, lambda: planner.remember(states))
         return "verified", step.reason, ()
 
     def _migrate(
-        self, app: Flask, gate: Gate, reason: str, *, force: bool = False
+        self, app: Flask, planner: Planner, reason: str, *, force: bool = False
     ) -> tuple[Decision, str, tuple[str, ...]]:
-        outcome = self.migrate(app, gate, gate.involved, force=force)
+        outcome = self.migrate(app, planner, planner.involved, force=force)
         if not outcome.changed:
             return "verified", f"{reason}; another process migrated meanwhile", ()
         return "migrated", reason, tuple(run.migration for run in outcome.runs)
@@ -478,7 +482,7 @@ class DbSmart:
         if state.mine or getattr(view, _EXEMPT, False):
             return None
         reports: list[BootReport] = []
-        with state.alone(patient=False) as mine:
+        with state.deciding(patient=False) as mine:
             if mine and not state.verified and time.monotonic() >= state.refused_until:
                 try:
                     self._verify(app, state, reports)
@@ -511,39 +515,39 @@ class DbSmart:
         started = time.perf_counter()
         mode = boot_mode(app)
         with app.app_context():
-            gate = self.gate(app)
-            gate.since = datetime.now(timezone.utc)
+            planner = self.planner(app)
+            planner.since = datetime.now(timezone.utc)
             assert state.flag is not None
             try:
-                changed = self._changed(app, state, gate, state.flag)
+                changed = self._changed(app, state, planner, state.flag)
             except HistoryUnreadable as error:
                 _logger.warning("db-smart: the flag cannot be checked and is trusted. %s", error.message)
                 changed = None
             if changed is not None:
                 _logger.warning("db-smart: boot trusted the flag, but %s", changed)
                 if mode == "migrate":
-                    _keep_flag(gate, lambda: gate.path.unlink(missing_ok=True))
-                    for database in gate.databases.values():
+                    _keep_flag(planner, lambda: planner.path.unlink(missing_ok=True))
+                    for database in planner.databases.values():
                         if database.path is not None:
                             # In EXCLUSIVE locking mode the connection that was asked keeps every other one out.
                             database.app_engine.dispose()
                 with kept_alive():
-                    decision, reason, applied = self._ask(app, gate, mode, changed)
-                reports.append(_report(decision, reason, started, gate.queries, applied))
+                    decision, reason, applied = self._ask(app, planner, mode, changed)
+                reports.append(_report(decision, reason, started, planner.queries, applied))
             else:
                 _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)
         state.verified = True
 
     @staticmethod
-    def _changed(app: Flask, state: _AppState, gate: Gate, flag: Flag) -> str | None:
-        """As :meth:`~.boot.planner.Gate.changed`; a server is not waited for longer than a lease lasts.
+    def _changed(app: Flask, state: _AppState, planner: Planner, flag: Flag) -> str | None:
+        """As :meth:`~.boot.planner.Planner.changed`; a server is not waited for longer than a lease lasts.
 
         What waits for it still keeps one connection of the pool at most, and is not joined by another one each second.
 
         :raises DatabaseUnreachable: it cannot be asked, or does not answer.
         """
-        if all(gate.databases[name].dialect == "sqlite" for name in flag.databases):
-            return gate.changed(flag)
+        if all(planner.databases[name].dialect == "sqlite" for name in flag.databases):
+            return planner.changed(flag)
         seconds = max(lock_settings(app).lease, _LEAST_PATIENCE)
         before, now = state.question, time.monotonic()
         if before is None or now - state.asked > _ASK_AGAIN_SECONDS:
@@ -551,14 +555,14 @@ class DbSmart:
 
             def ask() -> str | None:
                 with app.app_context():
-                    return gate.changed(flag, pooled=pooled)
+                    return planner.changed(flag, pooled=pooled)
 
             state.question, state.asked = Question(ask), now
         assert state.question is not None
         try:
             changed = state.question.answer(max(0.0, state.asked + seconds - now))
         except TimeoutError:
-            names = " or ".join(gate.databases[name].url for name in flag.databases)
+            names = " or ".join(planner.databases[name].url for name in flag.databases)
             raise DatabaseUnreachable(
                 f"The database does not answer ({names}): nothing came for {seconds:g} s (DB_SMART_LEASE_SECONDS, at "
                 f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Look at "
@@ -599,13 +603,13 @@ def _tell(plans: list[Plan]) -> None:
             _logger.warning("db-smart: %r was edited after it was applied; it runs only once and is left alone", name)
 
 
-def _keep_flag(gate: Gate, action: Callable[[], None]) -> None:
+def _keep_flag(planner: Planner, action: Callable[[], None]) -> None:
     """Change the flag; that it cannot be changed costs time at later boots, and never fails one."""
     try:
         action()
     except OSError as error:
         _logger.warning(
-            "db-smart: cannot write the flag %s (%s); every boot will ask the database", gate.path, error.strerror
+            "db-smart: cannot write the flag %s (%s); every boot will ask the database", planner.path, error.strerror
         )
 
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import Executable
     from sqlalchemy.types import TypeEngine
 
-    from .dialects.editor import Change, Forms
+    from .dialects.editor import Change, SchemaEditor
     from .schema.foresight import Foresight
     from .schema.rules import Rule
-    from .session.transaction import Execution
+    from .session.transaction import Transaction
 
 #: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
 _SAID = (
@@ -83,18 +83,18 @@ def _step(function: _F) -> _F:
 
     @wraps(function)
     def call(self: Operations, *args: Any, **given: Any) -> None:
-        steps = self._execution.steps
+        journal = self._transaction.journal
         if takes:
             self._taking(function.__name__, described.bind(self, *args, **self._placed(given, schemas)).arguments)
-        if steps.paused:  # a batch is done whole or not at all
+        if journal.paused:  # a batch is done whole or not at all
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
             return
-        key = steps.number(f"{function.__name__} {_spelled((args, given))}")
-        if steps.done(key) is None:
+        key = journal.number(f"{function.__name__} {_spelled((args, given))}")
+        if journal.done(key) is None:
             self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
-            steps.record(key, 0, None, None)
+            journal.record(key, 0, None, None)
         else:
-            self._execution.done_before(_called(function.__name__, args))
+            self._transaction.done_before(_called(function.__name__, args))
 
     return cast(_F, call)
 
@@ -105,37 +105,37 @@ class Operations:
     Names are plain names: quoting, reserved words and schemas are taken care of. ``online=False`` asks an operation
     for the plain form, which blocks the table while it works, in the migration's own transaction.
 
-    :param execution: the connection of the run.
+    :param transaction: the connection of the run.
     :param db: the application's Flask-SQLAlchemy.
     :param migration: the migration.
     :param catalog: answers what the database has; one of its own when ``None``.
     """
 
     def __init__(
-        self, execution: Execution, db: SQLAlchemy, migration: Migration, catalog: Catalog | None = None
+        self, transaction: Transaction, db: SQLAlchemy, migration: Migration, catalog: Catalog | None = None
     ) -> None:
-        self._execution = execution
-        self._connection = execution.connection
+        self._transaction = transaction
+        self._connection = transaction.connection
         self._db = db
         self._migration = migration
-        self._catalog = catalog or Catalog(execution.connection)
+        self._catalog = catalog or Catalog(transaction.connection)
         self._own_connection: sa.Connection | None = None
         #: What this run has dropped or renamed so far, and what it left out as it would do so: kind, place and names.
         self._taken_now: set[tuple[str, ...]] = set()
         self._left_out: dict[tuple[str, ...], str] = {}
-        execution.before_cut.append(self._settle)
-        execution.after_rollback.append(self._renew)
+        transaction.before_cut.append(self._settle)
+        transaction.after_rollback.append(self._renew)
 
     @property
     def session(self) -> scoped_session[Session]:
         """``db.session``, in this migration's transaction; it is committed with the migration."""
-        self._execution.unforeseeable("op.session")
+        self._transaction.unforeseeable("op.session")
         return self._db.session
 
     @property
     def connection(self) -> sa.Connection:
         """A connection in this migration's transaction. Committing it is allowed, and not needed."""
-        self._execution.unforeseeable("op.connection")
+        self._transaction.unforeseeable("op.connection")
         return self._own()
 
     @property
@@ -157,9 +157,9 @@ class Operations:
         """
         query = sa.text(statement) if isinstance(statement, str) else statement
         if (
-            self._execution.transactional
+            self._transaction.transactional
             and isinstance(query, sa.TextClause)
-            and controls_transaction(query.text, self._execution.dialect)
+            and controls_transaction(query.text, self._transaction.dialect)
         ):
             # It would end the transaction unseen: what was done before could no longer be undone, nor be recorded.
             raise DbSmartError(
@@ -167,35 +167,35 @@ class Operations:
                 "statement was not sent. Leave it out; what must not run in a transaction goes into a migration with "
                 "@migration(transactional=False)."
             )
-        memory = self._execution.memory
-        if self._execution.dry:
+        memory = self._transaction.memory
+        if self._transaction.dry:
             try:
-                return self._execution.pretend(query, parameters)
+                return self._transaction.pretend(query, parameters)
             except sa.exc.DBAPIError as error:
                 if memory is None or not memory.excuses(self._migration.name, error):
                     raise
-                if self._execution.dialect == "postgresql":  # which gives the transaction up
+                if self._transaction.dialect == "postgresql":  # which gives the transaction up
                     self._connection.rollback()
-                self._execution.passed_by_statement(error)
+                self._transaction.passed_by_statement(error)
                 return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
         with without_pipeline_lines():
             return self._sent(query, parameters)
 
     def _sent(self, query: Executable, parameters: Any) -> sa.CursorResult[Any]:
         """The result of a statement; of one that wants what is not there any more, one without rows."""
-        memory = self._execution.memory
-        connection = self._own() if self._execution.transactional else self._connection
+        memory = self._transaction.memory
+        connection = self._own() if self._transaction.transactional else self._connection
         if memory is None or not memory.lenient(self._migration.name):
-            return self._execution.alone(lambda: connection.execute(query, parameters))
+            return self._transaction.with_retry(lambda: connection.execute(query, parameters))
         try:
-            if self._execution.dialect != "postgresql" or not self._execution.transactional:
-                return self._execution.alone(lambda: connection.execute(query, parameters))
+            if self._transaction.dialect != "postgresql" or not self._transaction.transactional:
+                return self._transaction.with_retry(lambda: connection.execute(query, parameters))
             with connection.begin_nested():  # PostgreSQL alone gives a transaction up for a failed statement
                 return connection.execute(query, parameters)
         except sa.exc.DBAPIError as error:
             if not memory.excuses(self._migration.name, error):
                 raise
-            self._execution.passed_by_statement(error)
+            self._transaction.passed_by_statement(error)
             return connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
@@ -260,12 +260,12 @@ class Operations:
         checks = [check for column in columns for check in column.constraints]
         settle_names([*described.constraints, *checks], self._connection.dialect)
         present = self._catalog.present(table, [column.name for column in columns], schema)
-        missing = [column for column in columns if self._catalog.fold(column.name) not in present]
+        missing = [column for column in columns if self._catalog.normalize_name(column.name) not in present]
         if not missing:
-            self._execution.satisfied(f"add_columns({table!r}, {', '.join(repr(column.name) for column in columns)})")
+            self._transaction.satisfied(f"add_columns({table!r}, {', '.join(repr(column.name) for column in columns)})")
             if not any(item.index or item.unique or item.foreign_keys or item.constraints for item in columns):
                 return
-        busy = self._busy(table, schema, online)
+        online = self._busy(table, schema, online)
         for column in missing:
             if not column.nullable and not _has_value(column) and not self._catalog.empty(table, schema):
                 self._refuse("NOT_NULL", f"op.add_columns({table!r}, Column({column.name!r}, …))")
@@ -280,12 +280,12 @@ class Operations:
             ]
             self._need(one for one in constraints if isinstance(one, sa.ForeignKeyConstraint))
             what = f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"
-            with self._execution.operation(what), self._rows_said(f"op.{what}"):
-                self._forms.add_columns(described, missing, constraints, busy)
+            with self._transaction.operation(what), self._rows_said(f"op.{what}"):
+                self._editor.add_columns(described, missing, constraints, online)
         self._catalog.plan_columns(table, schema, missing)
-        self._forms.finish_columns(described, columns if busy else missing, busy)
+        self._editor.finish_columns(described, columns if online else missing, online)
         self._foresee_columns(described, missing)
-        self._create_indexes(described, busy)
+        self._create_indexes(described, online)
 
     @_formerly(table="table_name")
     @_step
@@ -304,7 +304,7 @@ class Operations:
             return
         self._note_back("table", schema, table_name)
         if self._model(schema, table_name) is not None:
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
         if self._fresh and not self.has_table(table_name, schema=schema):
             self._note_first_run("added", schema, table_name)
@@ -339,7 +339,7 @@ class Operations:
             self._create_table(described)
             return
         present = self._catalog.columns(table.name, schema)
-        columns = [column for column in described.columns if self._catalog.fold(column.name) not in present]
+        columns = [column for column in described.columns if self._catalog.normalize_name(column.name) not in present]
         if columns:
             self._add_columns(described, columns, online)
         self._create_indexes(described, self._busy(table.name, schema, online))
@@ -358,14 +358,14 @@ class Operations:
         if model is not None or not self.has_table(table_name, schema=schema):
             self._note("dropped", "table", schema, table_name)
             if model is None or not self._reset(model, schema, what):
-                self._execution.satisfied(what)
+                self._transaction.satisfied(what)
             return
         if self._made_again(what, schema, table_name) or self._made_since(what, schema, table_name):
             return
         self._ask("DROP_TABLE", f"op.{what}")
         self._note("dropped", "table", schema, table_name)
-        with self._execution.operation(what):
-            self._forms.drop_table(self._described(table_name, [], schema))
+        with self._transaction.operation(what):
+            self._editor.drop_table(self._described(table_name, [], schema))
         self._catalog.plan_drop(table_name, schema)
 
     @_step
@@ -382,25 +382,25 @@ class Operations:
         new = self.has_table(new_table_name, schema=schema)
         if self._fresh and (not old or self._model(schema, old_table_name) is not None):
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            self._execution.passed_by(what, "the models are past it")
+            self._transaction.passed_by(what, "the models are past it")
             return
         if new and not old:
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
         if old and new and self._new(schema, old_table_name) and self._model(schema, new_table_name) is not None:
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            with self._execution.operation(what):
+            with self._transaction.operation(what):
                 self._replace_table(old_table_name, new_table_name, schema)
             return
         if (not old or new) and "renamed" in self._did("table", schema, old_table_name):
             if not old or self._made_again(what, schema, old_table_name):
-                self._execution.passed_by(what, "an earlier run has renamed it")
+                self._transaction.passed_by(what, "an earlier run has renamed it")
                 return
             if self._catalog.empty(old_table_name, schema):  # SQL of an older migration that ran again has made it
                 self._note_renamed("table", schema, old_table_name, new_table_name)
-                with self._execution.operation(what):
-                    self._forms.drop_table(self._described(old_table_name, [], schema))
+                with self._transaction.operation(what):
+                    self._editor.drop_table(self._described(old_table_name, [], schema))
                 self._catalog.plan_drop(old_table_name, schema)
                 return
         if old and not new and "renamed" in self._did("table", schema, old_table_name):
@@ -416,11 +416,11 @@ class Operations:
         if empty:
             self._note_first_run("there", schema, new_table_name)
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            keys = self._keys_to(new_table_name, schema) if self._execution.dialect == "postgresql" else []
-            with self._execution.operation(what):
+            keys = self._keys_to(new_table_name, schema) if self._transaction.dialect == "postgresql" else []
+            with self._transaction.operation(what):
                 for key in keys:
                     self._drop_key(*key, schema)
-                self._forms.replace_table(self._described(new_table_name, [], schema), old_table_name)
+                self._editor.replace_table(self._described(new_table_name, [], schema), old_table_name)
                 for key in keys:
                     self._add_key(*key, new_table_name, schema)
             self._catalog.plan_drop(new_table_name, schema)
@@ -431,8 +431,8 @@ class Operations:
         if self._unused(schema, old_table_name):
             self._note_unused(schema, new_table_name)
         self._note_renamed("table", schema, old_table_name, new_table_name)
-        with self._execution.operation(what):
-            self._forms.rename_table(old_table_name, new_table_name, schema)
+        with self._transaction.operation(what):
+            self._editor.rename_table(old_table_name, new_table_name, schema)
         self._catalog.plan_drop(old_table_name, schema, new_table_name)
 
     @_step
@@ -450,22 +450,22 @@ class Operations:
             schema, table_name, column_name
         ):
             self._note("dropped", "column", schema, table_name, column_name)
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
         if self._made_again(what, schema, table_name, "column", column_name) or self._made_since(
             what, schema, table_name, column_name
         ):
             return
         self._ask("DROP_COLUMN", f"op.{what}")
-        shared = self._forms.shared(table_name, column_name, schema)
+        shared = self._editor.shared(table_name, column_name, schema)
         if shared:
             raise DbSmartError(
                 f"op.{what}: {', '.join(shared)}: each has the column together with others, and would not stay as it "
                 "is. Nothing was changed. Drop that first, by op.drop_index() or op.drop_constraint()."
             )
         self._note("dropped", "column", schema, table_name, column_name)
-        with self._execution.operation(what):
-            self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
+        with self._transaction.operation(what):
+            self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
         self._catalog.plan_rename(table_name, schema, column_name, None)
 
     @_step
@@ -498,7 +498,7 @@ class Operations:
         unknown = [name for name in existing if not name.startswith("existing_")]
         if unknown:
             raise TypeError(f"alter_column() got an unexpected keyword argument {unknown[0]!r}")
-        fold = self._catalog.fold
+        normalize_name = self._catalog.normalize_name
         what = f"alter_column({table_name!r}, {column_name!r})"
         new = None if new_column_name in (None, column_name) else new_column_name
         if self._passed(what, schema, table_name, "column", column_name) or (
@@ -511,33 +511,37 @@ class Operations:
             self._note_altered(schema, table_name, new or column_name, type_, nullable, server_default)
             return
         columns = self._catalog.columns(table_name, schema)
-        if fold(column_name) not in columns and new is not None and fold(new) in columns:
+        if normalize_name(column_name) not in columns and new is not None and normalize_name(new) in columns:
             self._note_renamed("column", schema, table_name, str(new_column_name), column=column_name)
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
-        if fold(column_name) not in columns:
+        if normalize_name(column_name) not in columns:
             if self._took(schema, table_name, column_name):
-                self._execution.passed_by(what, "an earlier run of this migration has taken it away")
+                self._transaction.passed_by(what, "an earlier run of this migration has taken it away")
                 return
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
-        if new is not None and fold(new) in columns and fold(new) != fold(column_name):
+        if new is not None and normalize_name(new) in columns and normalize_name(new) != normalize_name(column_name):
             if "renamed" in self._did("column", schema, table_name, column_name):
                 if self._made_again(what, schema, table_name, "column", column_name):
                     return
                 if self._no_values(schema, table_name, column_name):  # an older migration has added it by SQL again
                     self._note_renamed("column", schema, table_name, str(new), column=column_name)
-                    with self._execution.operation(what):
-                        self._forms.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
+                    with self._transaction.operation(what):
+                        self._editor.drop_column(
+                            table_name, column_name, schema, self._busy(table_name, schema, online)
+                        )
                     return
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
         if (
             new is not None
-            and fold(new) not in columns
+            and normalize_name(new) not in columns
             and "renamed" in self._did("column", schema, table_name, column_name)
         ):
             again = self._made_again(what, schema, table_name, "column", column_name)
             if again or self._made_since(what, schema, table_name, column_name):
                 return
-        change = Change(table_name, schema, column_name, columns[fold(column_name)], name=new, using=postgresql_using)
+        change = Change(
+            table_name, schema, column_name, columns[normalize_name(column_name)], name=new, using=postgresql_using
+        )
         if type_ is not None and self._passed(f"{what} to {type_!r}", schema, table_name, "type", column_name):
             type_ = None
         if nullable is not None and self._passed(f"{what}, nullable", schema, table_name, "nullable", column_name):
@@ -545,9 +549,9 @@ class Operations:
         if server_default is not False and self._passed(f"{what}, default", schema, table_name, "default", column_name):
             server_default = False
         wanted: TypeEngine[Any] | None = type_() if isinstance(type_, type) else type_
-        wanted, nullable = self._forms.wanted(change, wanted, nullable)
+        wanted, nullable = self._editor.wanted(change, wanted, nullable)
         if wanted is not None:
-            relation = self._forms.type_is(change.existing["type"], wanted)
+            relation = self._editor.type_is(change.existing["type"], wanted)
             if relation != "same":
                 change.type_ = wanted
             if relation == "other":
@@ -654,14 +658,14 @@ class Operations:
             found = self._catalog.constraints(table_name, schema).get(self._key(constraint_name))
         if found is None or self._model_names(schema, table_name, constraint_name):
             self._note("dropped", "constraint", schema, table_name, constraint_name)
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
         self._ask_for_rules(table_name, schema, f"op.{what}, which is of the kind {found.kind!r}")
         self._note("dropped", "constraint", schema, table_name, constraint_name)
         kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
-        with self._execution.operation(what):
-            self._forms.drop_constraint(constraint)
+        with self._transaction.operation(what):
+            self._editor.drop_constraint(constraint)
         planned = self._catalog.plan(table_name, schema)
         if planned is not None:
             planned.constraints.pop(self._key(constraint_name), None)
@@ -697,7 +701,7 @@ class Operations:
             or self._claimed(schema, table_name, index_name)
             or self._lacks(what, schema, table_name, columns)
         ):
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
         index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
         existing = self._catalog.indexes(table_name, schema).get(self._key(index_name))
@@ -705,14 +709,16 @@ class Operations:
             self._create_index(index, existing, self._busy(table_name, schema, online))
             return
         if all(isinstance(column, str) for column in columns) and None not in existing.columns:
-            wanted = [self._catalog.fold(str(column)) for column in columns]
-            if [self._catalog.fold(str(column)) for column in existing.columns] != wanted or existing.unique != unique:
+            wanted = [self._catalog.normalize_name(str(column)) for column in columns]
+            if [
+                self._catalog.normalize_name(str(column)) for column in existing.columns
+            ] != wanted or existing.unique != unique:
                 on = ", ".join(map(str, existing.columns)) + (" (unique)" if existing.unique else "")
                 raise DbSmartError(
                     f"The table {table_name!r} already has an index {index_name!r}, on {on}. "
                     "Drop it first with op.drop_index(), or give the new one another name."
                 )
-        self._execution.satisfied(f"create_index({index_name!r}, {table_name!r})")
+        self._transaction.satisfied(f"create_index({index_name!r}, {table_name!r})")
 
     @_formerly(name="index_name", table="table_name")
     @_step
@@ -731,14 +737,14 @@ class Operations:
             found = self._catalog.indexes(table_name, schema).get(self._key(index_name))
         if found is None or self._model_names(schema, table_name, index_name):
             self._note("dropped", "index", schema, table_name, index_name)
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
         if found.unique and found.valid:
             self._ask_for_rules(table_name, schema, f"op.{what}, which is unique")
         self._note("dropped", "index", schema, table_name, index_name)
         index = self._objects.index(found.name, table_name, [], schema=schema)
-        with self._execution.operation(what):
-            self._forms.drop_index(index, self._busy(table_name, schema, online))
+        with self._transaction.operation(what):
+            self._editor.drop_index(index, self._busy(table_name, schema, online))
         planned = self._catalog.plan(table_name, schema)
         if planned is not None:
             planned.indexes.pop(self._key(index_name), None)
@@ -774,20 +780,20 @@ class Operations:
         if self._catalog.has_table(table, place):
             there = self._catalog.present(table, columns, place)
             for name in columns:
-                if self._catalog.fold(name) not in there and self._took(place, table, name):
-                    self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                if self._catalog.normalize_name(name) not in there and self._took(place, table, name):
+                    self._transaction.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
                     return
         if self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
             return
 
         def work() -> None:
-            with self._execution.operation(what):
+            with self._transaction.operation(what):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, place)
                 condition: Any = where
                 if isinstance(where, str):  # a comment at its end is to end before our bracket
                     condition = as_written(sa.text(f"{where}\n" if "--" in where or "#" in where else where))
-                Backfill(self._execution, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
+                Backfill(self._transaction, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
 
         self._leniently("backfill", (table,), work)
 
@@ -814,8 +820,8 @@ class Operations:
             place = translated(self._connection, schema)
 
             def work() -> None:
-                with self._execution.operation(f"batches({name})"):
-                    Backfill(self._execution, source, place, Pace(batch_seconds, throttle, pause)).call(function)
+                with self._transaction.operation(f"batches({name})"):
+                    Backfill(self._transaction, source, place, Pace(batch_seconds, throttle, pause)).call(function)
 
             self._leniently("batches", (name,), work)
 
@@ -842,10 +848,10 @@ class Operations:
             self._own_connection = None
 
     @cached_property
-    def _forms(self) -> Forms:
-        from .dialects.editor import forms_of
+    def _editor(self) -> SchemaEditor:
+        from .dialects.editor import editor_of
 
-        return forms_of(self._execution, self._catalog)
+        return editor_of(self._transaction, self._catalog)
 
     @cached_property
     def _objects(self) -> Any:
@@ -862,7 +868,7 @@ class Operations:
 
     def _own(self) -> sa.Connection:
         if self._own_connection is None:
-            self._own_connection = self._execution.engine.connect()
+            self._own_connection = self._transaction.engine.connect()
         return self._own_connection
 
     def _settle(self) -> None:
@@ -881,24 +887,24 @@ class Operations:
         """Whether the form is to be taken that leaves the table usable."""
         if self._new(schema, table):
             return False  # nobody uses it yet
-        return self._forms.has_online and online and not self._catalog.empty(table, schema)
+        return self._editor.has_online and online and not self._catalog.empty(table, schema)
 
     def _create_table(self, described: sa.Table) -> None:
         name, schema = described.name, described.schema
         if self.has_table(name, schema=schema):
-            self._execution.satisfied(f"create_table({name!r})")
+            self._transaction.satisfied(f"create_table({name!r})")
         else:
             self._need(described.foreign_key_constraints)
             for constraint in [*described.constraints]:
                 if self._claimed(schema, name, constraint.name):
                     described.constraints.discard(constraint)
             self._note_unused(schema, name)
-            with self._execution.operation(f"create_table({name!r})"):
-                self._forms.create_table(described)
+            with self._transaction.operation(f"create_table({name!r})"):
+                self._editor.create_table(described)
             self._catalog.plan_columns(name, schema, described.columns)
         self._create_indexes(described, self._busy(name, schema, True))
 
-    def _create_indexes(self, table: sa.Table, busy: bool) -> None:
+    def _create_indexes(self, table: sa.Table, online: bool) -> None:
         named = [
             index
             for index in table.indexes
@@ -909,29 +915,29 @@ class Operations:
 
             present = self._catalog.indexes(table.name, table.schema)
             for index in sorted(named, key=lambda index: str(index.name)):
-                existing = present.get(self._catalog.fold(name_text(index, self._connection.dialect)))
+                existing = present.get(self._catalog.normalize_name(name_text(index, self._connection.dialect)))
                 if existing is None or not existing.valid:
-                    self._create_index(index, existing, busy)
+                    self._create_index(index, existing, online)
 
-    def _create_index(self, index: sa.Index, existing: Index | None, busy: bool) -> None:
+    def _create_index(self, index: sa.Index, existing: Index | None, online: bool) -> None:
         from .schema.ddl import name_text
 
         assert index.table is not None
         table, name = index.table, name_text(index, self._connection.dialect)
         what = f"create_index({name!r}, {table.name!r})"
-        with self._execution.operation(what), self._rows_said(f"op.{what}"):
+        with self._transaction.operation(what), self._rows_said(f"op.{what}"):
             if existing is not None:  # what a build that was cut short has left
-                self._forms.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), busy)
+                self._editor.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), online)
             if self._foresight is not None:
                 names = [getattr(expression, "name", None) for expression in index.expressions]
                 self._foresight.columns(table.name, names, table.schema)
-            self._forms.create_index(index, busy)
+            self._editor.create_index(index, online)
             if self._foresight is not None and index.unique:
                 self._foresee_unique(index)
         planned = self._catalog.plan(table.name, table.schema)
         if planned is not None:
             columns = [getattr(expression, "name", None) for expression in index.expressions]
-            planned.indexes[self._catalog.fold(name)] = Index(name, columns, bool(index.unique))
+            planned.indexes[self._catalog.normalize_name(name)] = Index(name, columns, bool(index.unique))
 
     def _add_constraint(
         self,
@@ -955,29 +961,29 @@ class Operations:
             or self._claimed(schema, table, name)
             or self._lacks(what, schema, table, columns)
         ):
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
-        existing = self._catalog.constraints(table, schema).get(self._catalog.fold(name))
+        existing = self._catalog.constraints(table, schema).get(self._catalog.normalize_name(name))
         if existing is None:
             if isinstance(constraint, sa.ForeignKeyConstraint):
                 self._need([constraint])
-            with self._execution.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
+            with self._transaction.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
-                busy = self._busy(table, schema, online)
+                online = self._busy(table, schema, online)
                 if kind in ("check", "unique") and self._unused(schema, table):
-                    busy = False  # a foreign key, though, may block the other table
-                self._forms.add_constraint(constraint, busy)
+                    online = False  # a foreign key, though, may block the other table
+                self._editor.add_constraint(constraint, online)
                 if self._foresight is not None and target is not None:
                     self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)
             planned = self._catalog.plan(table, schema)
             if planned is not None:
-                planned.constraints[self._catalog.fold(name)] = Constraint(name, kind, columns, target=target)
+                planned.constraints[self._catalog.normalize_name(name)] = Constraint(name, kind, columns, target=target)
             return
-        fold = self._catalog.fold
+        normalize_name = self._catalog.normalize_name
         if existing.kind != kind or (
-            columns and existing.columns and [*map(fold, existing.columns)] != [*map(fold, columns)]
+            columns and existing.columns and [*map(normalize_name, existing.columns)] != [*map(normalize_name, columns)]
         ):
             on = f" on {', '.join(existing.columns)}" if existing.columns else ""
             raise DbSmartError(
@@ -985,7 +991,9 @@ class Operations:
                 "with op.drop_constraint(), or give the new one another name."
             )
         if target is not None and existing.target is not None:
-            wanted, have = ((fold(table), [*map(fold, of)]) for table, of in (target, existing.target))
+            wanted, have = (
+                (normalize_name(table), [*map(normalize_name, of)]) for table, of in (target, existing.target)
+            )
             other = wanted[0] != have[0] or (wanted[1] and have[1] and wanted[1] != have[1])
             # Where what is asked for is not there (any more), a later migration has given it the name it has now.
             if other and self._is_there(constraint.referred_table, target[1]):
@@ -997,22 +1005,22 @@ class Operations:
         differs = self._otherwise(constraint, existing)
         if differs is not None:
             # What was passed by in silence once must fail neither when it runs again nor on a new database.
-            memory = self._execution.memory
+            memory = self._transaction.memory
             new = self._fresh or (memory is not None and memory.unused(schema, table))
-            if not (self._execution.repeated or new):
+            if not (self._transaction.repeated or new):
                 raise DbSmartError(
                     f"The table {table!r} already has a constraint {name!r}, {differs}. Nothing was changed. Drop it "
                     "first with op.drop_constraint(), or give the new one another name."
                 )
-            self._execution.passed_by(what, f"it is there {differs}")
+            self._transaction.passed_by(what, f"it is there {differs}")
         elif existing.valid:
-            self._execution.satisfied(what)
-        self._forms.finish_constraint(constraint, existing)
+            self._transaction.satisfied(what)
+        self._editor.finish_constraint(constraint, existing)
 
     def _otherwise(self, constraint: Any, existing: Constraint) -> str | None:
         """In what a check or a foreign key that is there is surely another than this one; ``None`` where it is not."""
         if isinstance(constraint, sa.CheckConstraint):
-            if self._forms.same_condition(constraint, existing):
+            if self._editor.same_condition(constraint, existing):
                 return None
             return f"with another condition: {existing.condition}"
         if not isinstance(constraint, sa.ForeignKeyConstraint):
@@ -1022,7 +1030,7 @@ class Operations:
             return f"to a table of the schema {existing.schema!r}"
         if existing.options is None:
             return None
-        dialect = self._execution.dialect
+        dialect = self._transaction.dialect
         for name, usual in _KEY_OPTIONS.items():
             if dialect != "postgresql" and not name.startswith("on"):
                 continue  # the others do not show it
@@ -1043,20 +1051,20 @@ class Operations:
 
     def _alter(self, change: Any, what: str, online: bool) -> None:
         if change.empty:
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return
-        with self._execution.operation(what), self._rows_said(f"op.{what}"):
-            self._forms.alter_column(change, self._busy(change.table, change.schema, online))
+        with self._transaction.operation(what), self._rows_said(f"op.{what}"):
+            self._editor.alter_column(change, self._busy(change.table, change.schema, online))
             if self._foresight is not None:
                 where = (f"op.{what}", change.table, change.schema, str(change.existing["name"]))
                 if change.nullable is False:
                     self._foresight.not_null(*where)
-                if change.type_ is not None and self._execution.dialect != "sqlite":  # which cuts nothing off
+                if change.type_ is not None and self._transaction.dialect != "sqlite":  # which cuts nothing off
                     self._foresight.fits(*where, change.type_)
         self._catalog.plan_rename(change.table, change.schema, change.column, change.name or change.column)
         planned = self._catalog.plan(change.table, change.schema)
         if planned is not None:
-            known = planned.columns[self._catalog.fold(change.name or change.column)]
+            known = planned.columns[self._catalog.normalize_name(change.name or change.column)]
             known["type"] = change.type_ or known["type"]
             if change.nullable is not None:
                 known["nullable"] = change.nullable
@@ -1076,13 +1084,13 @@ class Operations:
                 raise
             from .schema.rules import OLD_ROWS, Refused
 
-            said = f"The database says: {self._execution.database.redact(error)}. "
+            said = f"The database says: {self._transaction.database.redact(error)}. "
             raise Refused(OLD_ROWS, what, said) from error
 
     @cached_property
     def _foresight(self) -> Foresight | None:
         """In a dry run, who asks rows whether they would be in the way; ``None`` when the run is real."""
-        if not self._execution.dry:
+        if not self._transaction.dry:
             return None
         from .schema.foresight import Foresight
 
@@ -1132,7 +1140,7 @@ class Operations:
         """Whether a column has a default already, by what the database shows of it; in doubt it is set again."""
         from .schema.defaults import same_default
 
-        return same_default(self._forms.default(change), self._default_text(wanted), self._execution.dialect)
+        return same_default(self._editor.default(change), self._default_text(wanted), self._transaction.dialect)
 
     def _default_text(self, default: Any) -> str | None:
         from .schema.ddl import default_text
@@ -1143,31 +1151,31 @@ class Operations:
     @property
     def _fresh(self) -> bool:
         """Whether this is the run that made tables from the models."""
-        return self._execution.memory is not None and self._execution.memory.fresh
+        return self._transaction.memory is not None and self._transaction.memory.fresh
 
     def _new(self, schema: str | None, table: str) -> bool:
-        return self._execution.memory is not None and self._execution.memory.new(schema, table)
+        return self._transaction.memory is not None and self._transaction.memory.new(schema, table)
 
     def _model(self, schema: str | None, table: str) -> sa.Table | None:
-        return None if self._execution.memory is None else self._execution.memory.model(schema, table)
+        return None if self._transaction.memory is None else self._transaction.memory.model(schema, table)
 
     def _defines(self, schema: str | None, table: str, column: str) -> bool:
-        return self._execution.memory is not None and self._execution.memory.defines(schema, table, column)
+        return self._transaction.memory is not None and self._transaction.memory.defines(schema, table, column)
 
     def _model_has(self, what: str, schema: str | None, table: str, column: str) -> bool:
         """Whether a table that was made from its model has a column of it, so that there is nothing to do."""
         if not self._defines(schema, table, column) or not self.has_column(table, column, schema=schema):
             return False
-        self._execution.satisfied(what)
+        self._transaction.satisfied(what)
         return True
 
     def _fill_as_added(self, schema: str | None, table: str, column: sa.Column[Any]) -> None:
         """Give rows of older migrations what a column, which the model has, would have given them when it was added."""
-        default, memory = column.server_default, self._execution.memory
+        default, memory = column.server_default, self._transaction.memory
         if not isinstance(default, sa.DefaultClause) or memory is None:
             return
         memory.defaults[schema, memory.folded(table), memory.folded(column.name)] = default.arg
-        if not self._catalog.empty(table, schema) or self._execution.rows_changed:
+        if not self._catalog.empty(table, schema) or self._transaction.rows_changed:
             self._move(as_default(table, schema, column.name, default.arg))
 
     def _model_names(self, schema: str | None, table: str, name: str) -> bool:
@@ -1182,7 +1190,7 @@ class Operations:
         """By what the catalog knows an index or a constraint, whose long name may have been shortened."""
         from .schema.ddl import short_name
 
-        return self._catalog.fold(short_name(name, self._connection.dialect))
+        return self._catalog.normalize_name(short_name(name, self._connection.dialect))
 
     def _claimed(self, schema: str | None, table: str, name: Any) -> bool:
         """Whether the models have an index or a constraint of this name on another table, which was made from them.
@@ -1192,7 +1200,7 @@ class Operations:
         """
         if not name or not self._new(schema, table) or self._model(schema, table) is not None:
             return False
-        memory = self._execution.memory
+        memory = self._transaction.memory
         return memory is not None and memory.claims(schema, str(name))
 
     def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
@@ -1202,8 +1210,8 @@ class Operations:
         names = [column for column in columns if isinstance(column, str)]
         there = self._catalog.present(table, names, schema)
         for name in names:
-            if self._catalog.fold(name) not in there:
-                self._execution.passed_by(what, f"the models no longer have {name!r}")
+            if self._catalog.normalize_name(name) not in there:
+                self._transaction.passed_by(what, f"the models no longer have {name!r}")
                 return True
         return False
 
@@ -1213,9 +1221,9 @@ class Operations:
         def left_out(error: Exception) -> None:
             reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
             what = _called(name, arguments)
-            self._execution.passed_by(what, f"what it wants is not there any more: {reason}")
+            self._transaction.passed_by(what, f"what it wants is not there any more: {reason}")
 
-        with self._execution.leniently(left_out):
+        with self._transaction.leniently(left_out):
             work()
 
     def _followed(
@@ -1225,8 +1233,8 @@ class Operations:
 
         What is repeated is there already, by whatever name it has since.
         """
-        memory = self._execution.memory
-        if memory is None or memory.fresh or self._execution.repeated:
+        memory = self._transaction.memory
+        if memory is None or memory.fresh or self._transaction.repeated:
             return table, columns
         seen = {table}
         while (name := memory.name_now(self._migration.name, schema, table)) not in (None, *seen):
@@ -1239,7 +1247,7 @@ class Operations:
 
     def _passed(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether a migration defined later than this one has decided what becomes of a table, or of a part of it."""
-        memory = self._execution.memory
+        memory = self._transaction.memory
         if memory is None:
             return False
         event = memory.later(self._migration.name, "table", schema, table)
@@ -1248,12 +1256,12 @@ class Operations:
         if event is None:
             return False
         done = "made anew" if event.event == "back" else event.event
-        self._execution.passed_by(what, f"{event.name or event.table_name!r} was {done} since by {event.migration!r}")
+        self._transaction.passed_by(what, f"{event.name or event.table_name!r} was {done} since by {event.migration!r}")
         return True
 
     def _did(self, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
         """What earlier runs of this very migration have done to an object."""
-        memory = self._execution.memory
+        memory = self._transaction.memory
         return [] if memory is None else memory.did(self._migration.name, kind, schema, table, name)
 
     def _took(self, schema: str | None, table: str, column: str) -> bool:
@@ -1268,13 +1276,13 @@ class Operations:
         if taken and self.has_table(table, schema=schema):
             there = self._catalog.present(table, taken, schema)
             for name in taken:
-                if self._catalog.fold(name) not in there:
-                    self._execution.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                if self._catalog.normalize_name(name) not in there:
+                    self._transaction.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
                     return True
         return False
 
     def _thing(self, kind: str, schema: str | None, table: str, name: str = "") -> tuple[str, ...]:
-        return kind, schema or "", self._catalog.fold(table), self._catalog.fold(name)
+        return kind, schema or "", self._catalog.normalize_name(table), self._catalog.normalize_name(name)
 
     def _taking(self, function: str, arguments: Mapping[str, Any]) -> None:
         """Take note of an operation that takes a column or a table away, also where it is done already."""
@@ -1289,14 +1297,14 @@ class Operations:
         if self._did(kind, schema, table, name)[-1:] not in (["dropped"], ["renamed"]) or thing in self._taken_now:
             return False
         self._left_out[thing] = what
-        self._execution.passed_by(what, "an earlier run of this migration has taken it away")
+        self._transaction.passed_by(what, "an earlier run of this migration has taken it away")
         return True
 
     def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
         if self._did(kind, schema, table, name)[-1:] != ["back"]:
             return False
-        self._execution.passed_by(what, "an earlier run has done so, and made what is there since")
+        self._transaction.passed_by(what, "an earlier run has done so, and made what is there since")
         return True
 
     def _made_since(self, what: str, schema: str | None, table: str, column: str = "") -> bool:
@@ -1304,13 +1312,13 @@ class Operations:
 
         Somebody has brought it back past the migrations; what older migrations bring back when they run again is empty.
         """
-        memory = self._execution.memory
+        memory = self._transaction.memory
         done = {"dropped", "renamed"} & {*self._did("column" if column else "table", schema, table, column)}
         if memory is None or not done or not memory.finished(self._migration.name):
             return False
         if self._no_values(schema, table, column) if column else self._catalog.empty(table, schema):
             return False
-        self._execution.passed_by(what, "an earlier run has done so; what is there was made since, and has rows")
+        self._transaction.passed_by(what, "an earlier run has done so; what is there was made since, and has rows")
         return True
 
     def _no_values(self, schema: str | None, table: str, column: str) -> bool:
@@ -1319,15 +1327,15 @@ class Operations:
         return self._connection.execute(query).first() is None
 
     def _note(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
-        self._execution.note(self._migration.name, event, kind, schema, table, name)
+        self._transaction.note(self._migration.name, event, kind, schema, table, name)
 
     def _note_first_run(self, event: str, schema: str | None, table: str) -> None:
-        if self._execution.memory is not None:
-            self._execution.note(self._execution.memory.module, event, "table", schema, table)
+        if self._transaction.memory is not None:
+            self._transaction.note(self._transaction.memory.module, event, "table", schema, table)
 
     def _note_back(self, kind: str, schema: str | None, table: str, name: str = "") -> None:
         """Remember that something is there again that a migration has taken away before."""
-        memory = self._execution.memory
+        memory = self._transaction.memory
         if memory is not None and memory.gone(kind, schema, table, name):
             self._note("back", kind, schema, table, name)
 
@@ -1345,8 +1353,8 @@ class Operations:
         """Remember a new name of a table; or, with ``column``, of a column of the table ``old``."""
         if column is None:
             self._note("renamed", kind, schema, old)
-            if self._execution.memory is not None:
-                self._note("renamed", self._execution.memory.new_name, schema, old, new)
+            if self._transaction.memory is not None:
+                self._note("renamed", self._transaction.memory.new_name, schema, old, new)
             self._note_back(kind, schema, new)
         else:
             self._note("renamed", kind, schema, old, column)
@@ -1358,28 +1366,28 @@ class Operations:
         :returns: whether it is to be done: where the model does not have the column.
         """
         there = self._catalog.present(table, [column, *([] if new is None else [new])], schema)
-        old = self._catalog.fold(column) in there
+        old = self._catalog.normalize_name(column) in there
         if new is not None:
             if old and self._defines(schema, table, new) and not self._defines(schema, table, column):
                 self._note_renamed("column", schema, table, new, column=column)
-                with self._execution.operation(f"{what} to {new!r}"):
+                with self._transaction.operation(f"{what} to {new!r}"):
                     self._replace_column(schema, table, column, new)
                 return False
             if not old or self._defines(schema, table, column):
                 self._note_renamed("column", schema, table, new, column=column)
-                self._execution.passed_by(f"{what} to {new!r}", "the models are past it")
+                self._transaction.passed_by(f"{what} to {new!r}", "the models are past it")
                 return False
         if not old or self._defines(schema, table, column):
-            self._execution.satisfied(what)
+            self._transaction.satisfied(what)
             return False
         return True
 
     def _replace_column(self, schema: str | None, table: str, old: str, new: str) -> None:
         """Drop a column that this first run has added, as the model has it by its new name; its values go there."""
-        if not self._catalog.empty(table, schema) or self._execution.rows_changed:
+        if not self._catalog.empty(table, schema) or self._transaction.rows_changed:
             target = sa.table(table, sa.column(old), sa.column(new), schema=schema)
             self._move(target.update().values({new: target.c[old]}).where(target.c[old].is_not(None)))
-        self._forms.drop_column(table, old, schema, False)
+        self._editor.drop_column(table, old, schema, False)
         self._catalog.plan_rename(table, schema, old, None)
 
     def _reset(self, model: sa.Table, schema: str | None, what: str) -> bool:
@@ -1387,27 +1395,30 @@ class Operations:
 
         :returns: whether there was anything.
         """
-        table, fold = model.name, self._catalog.fold
+        table, normalize_name = model.name, self._catalog.normalize_name
         if not self.has_table(table, schema=schema):
             return False
-        columns, indexes = ({fold(str(one.name)) for one in items} for items in (model.columns, model.indexes))
+        columns, indexes = (
+            {normalize_name(str(one.name)) for one in items} for items in (model.columns, model.indexes)
+        )
         more = [one["name"] for key, one in self._catalog.columns(table, schema).items() if key not in columns]
-        named = {fold(str(one.name)) for one in model.constraints if one.name} | indexes
+        named = {normalize_name(str(one.name)) for one in model.constraints if one.name} | indexes
         extra = [
             index.name
             for key, index in self._catalog.indexes(table, schema).items()
-            if key not in named and {fold(str(column)) for column in index.columns} & {fold(name) for name in more}
+            if key not in named
+            and {normalize_name(str(column)) for column in index.columns} & {normalize_name(name) for name in more}
         ]
         empty = self._catalog.empty(table, schema)
         if not (more or extra) and empty:
             return False
-        with self._execution.operation(what):
-            if not empty and not self._execution.dry and self._migration.options.destructive:
+        with self._transaction.operation(what):
+            if not empty and not self._transaction.dry and self._migration.options.destructive:
                 self._connection.execute(sa.table(table, schema=schema).delete())
             for name in extra:
-                self._forms.drop_index(self._objects.index(name, table, [], schema=schema), False)
+                self._editor.drop_index(self._objects.index(name, table, [], schema=schema), False)
             for name in more:
-                self._forms.drop_column(table, name, schema, False)
+                self._editor.drop_column(table, name, schema, False)
         return True
 
     def _need(self, constraints: Iterable[sa.ForeignKeyConstraint]) -> None:
@@ -1417,7 +1428,7 @@ class Operations:
 
         :raises sqlalchemy.exc.NoSuchTableError: one is not there; what wants it is left out.
         """
-        if not self._fresh or self._execution.dialect == "sqlite":
+        if not self._fresh or self._transaction.dialect == "sqlite":
             return
         for constraint in constraints:
             if constraint.use_alter:  # added later, when its target is there
@@ -1430,7 +1441,7 @@ class Operations:
 
     def _keys_to(self, table: str, schema: str | None) -> list[tuple[str, Any]]:
         """The named foreign keys of other tables to a table, with the names of those; none in a dry run."""
-        if self._execution.dry:
+        if self._transaction.dry:
             return []
         inspector = self._catalog.inspector
         names = [name for name in inspector.get_table_names(schema) if name != table]
@@ -1442,7 +1453,7 @@ class Operations:
         ]
 
     def _drop_key(self, table: str, key: Any, schema: str | None) -> None:
-        self._forms.drop_constraint(self._objects.generic_constraint(key["name"], table, "foreignkey", schema=schema))
+        self._editor.drop_constraint(self._objects.generic_constraint(key["name"], table, "foreignkey", schema=schema))
 
     def _add_key(self, table: str, key: Any, target: str, schema: str | None) -> None:
         constraint = self._objects.foreign_key_constraint(
@@ -1455,7 +1466,7 @@ class Operations:
             referent_schema=schema,
             **key["options"],
         )
-        self._forms.add_constraint(constraint, False)
+        self._editor.add_constraint(constraint, False)
 
     def _replace_table(self, old: str, new: str, schema: str | None) -> None:
         """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
@@ -1472,19 +1483,19 @@ class Operations:
             rows = sa.select(*columns).select_from(sa.table(old, *columns, schema=schema))
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
             self._move(into.insert().from_select(names, rows))
-            self._forms.rows_moved(new, schema, names)
+            self._editor.rows_moved(new, schema, names)
         for name, key in self._keys_to(old, schema):
             self._drop_key(name, key, schema)
             self._add_key(name, key, new, schema)
-        self._forms.drop_table(self._described(old, [], schema))
+        self._editor.drop_table(self._described(old, [], schema))
         self._catalog.plan_drop(old, schema)
 
     def _move(self, rows: sa.Update | sa.Insert) -> None:
         """Bring rows to where the models have them."""
-        if self._execution.dry:
+        if self._transaction.dry:
             from .schema.ddl import render
 
-            self._execution.send(render(rows, self._connection.dialect))
+            self._transaction.send(render(rows, self._connection.dialect))
         else:
             self._connection.execute(rows)
 
@@ -1507,15 +1518,15 @@ class Operations:
 
     def _unused(self, schema: str | None, table: str) -> bool:
         """Whether a run that is not complete, or this dry one, has created a table, so that no release uses it yet."""
-        if self._execution.dry and self._catalog.stored(table, schema) is None:
+        if self._transaction.dry and self._catalog.stored(table, schema) is None:
             return True
-        return self._execution.memory is not None and self._execution.memory.unused(schema, table)
+        return self._transaction.memory is not None and self._transaction.memory.unused(schema, table)
 
     def _note_unused(self, schema: str | None, table: str) -> None:
         """Remember that this run creates a table; a script of a dry one is complete when it ends."""
-        memory = self._execution.memory
-        if memory is not None and not self._execution.dry:
-            self._execution.note(memory.module, *memory.created, schema, table)
+        memory = self._transaction.memory
+        if memory is not None and not self._transaction.dry:
+            self._transaction.note(memory.module, *memory.created, schema, table)
 
     @staticmethod
     def _refuse(rule: str, what: str) -> None:

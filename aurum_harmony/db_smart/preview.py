@@ -23,10 +23,10 @@ from .operations import Operations
 from .schema import model_tables as tables
 from .schema.catalog import Catalog, Reference, ask, new_value
 from .schema.ddl import render, string_text
-from .session.journal import Steps, reads
+from .session.journal import Journal, reads
 from .session.literals import NoLiteral, literal, statement_text
-from .session.rebind import bound
-from .session.transaction import Execution, Send
+from .session.rebind import rebind
+from .session.transaction import Send, Transaction
 from .settings import DdlSettings
 from .store import history
 from .store.database import Database
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy.schema import DDLElement
 
-    from .boot.planner import Gate, Plan
+    from .boot.planner import Plan, Planner
 
 #: A parameter's mark; what else could hold one is matched whole.
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
@@ -80,7 +80,7 @@ class Preview:
     journal: bool = False
 
 
-def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: bool) -> list[Preview]:
+def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_all: bool) -> list[Preview]:
     """What each pending migration of a database would do. Needs an application context.
 
     Reads only. A SQLite database is played through on a copy of its schema in memory, without its rows.
@@ -90,19 +90,19 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
     :raises DbSmartError: the history is that of another application, and has names of this one's migrations.
     """
     previews = []
-    database, mine, models = plan.database, gate.of(plan.database), db.metadatas.get(plan.database.key)
+    database, mine, models = plan.database, planner.of(plan.database), db.metadatas.get(plan.database.key)
     with _opened(database) as (connection, catalog):
-        memory = Memory.of(gate.module, mine, plan, models, connection)
+        memory = Memory.of(planner.module, mine, plan, models, connection)
         begun = _remembered(database, memory)
         first = memory.is_first_run(mine, plan)
-        execution = DryExecution(database, connection, catalog, memory)
+        transaction = DryTransaction(database, connection, catalog, memory)
         if first and create_all and models is not None:
             made = Migration("", "", Options(), lambda op: None, True, "")
-            execution.current = Preview("tables of the models", "first run")
-            operations = Operations(execution, db, made, catalog)
+            transaction.current = Preview("tables of the models", "first run")
+            operations = Operations(transaction, db, made, catalog)
             wanted = tables.missing(connection, models)
             for event in memory.begin_first_run(connection, wanted):
-                execution.remember(event)
+                transaction.remember(event)
             copies = sa.MetaData()
             for table in models.tables.values():
                 table.to_metadata(copies)
@@ -113,37 +113,37 @@ def preview(app: Flask, db: SQLAlchemy, gate: Gate, plan: Plan, *, create_all: b
                     operations.sync(copy)
                 elif database.dialect != "sqlite":  # which looks for the table when rows come
                     for key in keys:
-                        execution.send(AddConstraint(key))
-            if execution.current.does:
-                previews.append(execution.current)
+                        transaction.send(AddConstraint(key))
+            if transaction.current.does:
+                previews.append(transaction.current)
             memory.keep()
         for item in plan.pending:
-            execution.repeated = item.reason == "forced"
-            shown = execution.current = Preview(item.migration.name, item.reason, item.migration)
-            execution.begin(item.migration, begun.get(item.migration.name))
-            shown.steps_done = execution.steps.kept
+            transaction.repeated = item.reason == "forced"
+            shown = transaction.current = Preview(item.migration.name, item.reason, item.migration)
+            transaction.begin(item.migration, begun.get(item.migration.name))
+            shown.steps_done = transaction.journal.kept
             previews.append(shown)
             try:
                 with (
-                    bound(app, db, database, lambda: _unforeseeable("db.session or db.engine")),
-                    execution.leniently(execution.left_out, whole=True),
+                    rebind(app, db, database, lambda: _unforeseeable("db.session or db.engine")),
+                    transaction.leniently(transaction.left_out, whole=True),
                 ):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
-                    item.migration.function(Operations(execution, db, item.migration, catalog))
+                    item.migration.function(Operations(transaction, db, item.migration, catalog))
                 memory.keep()
             except _Unforeseeable as error:
                 shown.unknown = str(error)
-                execution.remark(f"from here on it cannot be known beforehand: the migration uses {error}")
+                transaction.remark(f"from here on it cannot be known beforehand: the migration uses {error}")
             except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
                 connection.rollback()
                 memory.take_back()
                 shown.error = database.cause(error)
-                execution.remark(f"it ends here: {shown.error}")
+                transaction.remark(f"it ends here: {shown.error}")
     return previews
 
 
-def _remembered(database: Database, memory: Memory) -> dict[str, _DrySteps]:
+def _remembered(database: Database, memory: Memory) -> dict[str, _DryJournal]:
     """Read what a database remembers.
 
     :returns: the steps of the migrations that an earlier run has cut short, by their names.
@@ -157,10 +157,10 @@ def _remembered(database: Database, memory: Memory) -> dict[str, _DrySteps]:
         if history.progress.name in lacks:
             return {}
         names = history.begun(connection)
-        return {name: _DrySteps(connection, name, at_once=False, begun=True) for name in names}
+        return {name: _DryJournal(connection, name, at_once=False, begun=True) for name in names}
 
 
-class _DrySteps(Steps):
+class _DryJournal(Journal):
     """Steps that the script writes down where the run would, so that a boot goes on behind a script that stopped."""
 
     #: Where to.
@@ -233,7 +233,7 @@ class _CopyCatalog(Catalog):
             names = run("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'")
             for name in names.scalars().all():
                 if not super().empty(name, None):
-                    self._filled.add((None, self.fold(name)))
+                    self._filled.add((None, self.normalize_name(name)))
         finally:
             run("ROLLBACK TO db_smart_rows")
             run("RELEASE db_smart_rows")
@@ -242,7 +242,7 @@ class _CopyCatalog(Catalog):
     def empty(self, table: str, schema: str | None) -> bool:
         """Whether a table has no rows: neither those of the source, nor any that the run has made."""
         former = self._former(table, schema)
-        if (schema, self.fold(table)) in self._filled:
+        if (schema, self.normalize_name(table)) in self._filled:
             return False
         return super().empty(table, schema) and (former is None or self._source.empty(former, schema))
 
@@ -262,8 +262,8 @@ class _CopyCatalog(Catalog):
 
     def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
         """Note that a table is gone, or has another name."""
-        former, key = self._former(table, schema), (schema, self.fold(table))
-        new = None if renamed is None else (schema, self.fold(renamed))
+        former, key = self._former(table, schema), (schema, self.normalize_name(table))
+        new = None if renamed is None else (schema, self.normalize_name(renamed))
         self._names[key] = None
         columns = self._columns.pop(key, {})
         if new is not None:
@@ -276,33 +276,33 @@ class _CopyCatalog(Catalog):
 
     def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
         """Note that a table has these new columns."""
-        own = self._columns.setdefault((schema, self.fold(table)), {})
-        own.update({self.fold(column.name): column for column in columns})
+        own = self._columns.setdefault((schema, self.normalize_name(table)), {})
+        own.update({self.normalize_name(column.name): column for column in columns})
 
     def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
         """Note that a column has another name, or is gone."""
-        own = self._columns.setdefault((schema, self.fold(table)), {})
-        known = own.pop(self.fold(column), column)
+        own = self._columns.setdefault((schema, self.normalize_name(table)), {})
+        known = own.pop(self.normalize_name(column), column)
         if name is not None:
-            own[self.fold(name)] = known
+            own[self.normalize_name(name)] = known
 
     def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
         """Note that rows of a table are changed; those that are added, the copy knows."""
-        self._changed.add((schema, self.fold(table)))
+        self._changed.add((schema, self.normalize_name(table)))
 
     def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
         """The rows of the source's table, by the names of now."""
-        former, key = self._former(table, schema), (schema, self.fold(table))
+        former, key = self._former(table, schema), (schema, self.normalize_name(table))
         if former is None or self.rows_unknown or key in self._changed | self._filled:
             return None
         own, source = self._columns.get(key, {}), self._source.columns(former, schema)
         listed = []
         for column in self.columns(table, schema).values():
-            known = own.get(self.fold(column["name"]), column["name"])
+            known = own.get(self.normalize_name(column["name"]), column["name"])
             if isinstance(known, sa.Column):
                 value = new_value(known, self._connection.dialect)
             else:  # one that SQL of the migration has made or renamed is none of the source's
-                there = self.fold(known) in source
+                there = self.normalize_name(known) in source
                 value = sa.column(known).label(column["name"]) if there else None
             listed += [] if value is None else [value]
         return sa.select(*listed).select_from(sa.table(former, schema=schema)).subquery(name or table)
@@ -313,7 +313,7 @@ class _CopyCatalog(Catalog):
 
     def _former(self, table: str, schema: str | None) -> str | None:
         """The source's name of a table; ``None`` for one that only the copy has."""
-        key = schema, self.fold(table)
+        key = schema, self.normalize_name(table)
         former = self._names.get(key, table)
         return former if former is not None and self._source.has_table(former, schema) else None
 
@@ -382,8 +382,8 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
             row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
             lines.append(render(row, dialect, literal_binds=True))
             if shown.steps_done or shown.journal:
-                steps = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
-                lines.append(render(steps, dialect, literal_binds=True))
+                journal = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
+                lines.append(render(journal, dialect, literal_binds=True))
         lines.append(_COMMIT)
         # A remark is none, and what sets another delimiter has its ends in it.
         as_they_are = ("--", "DELIMITER")
@@ -529,7 +529,7 @@ def _guard_sqlite(guard: _Guard) -> Iterator[str]:
         yield "DROP TABLE temp.db_smart_guard;"
 
 
-class DryExecution(Execution):
+class DryTransaction(Transaction):
     """An execution that notes instead of sending."""
 
     dry = True
@@ -538,22 +538,22 @@ class DryExecution(Execution):
         self.database = database
         self.connection = connection
         self.transactional = True
-        self.steps = _DrySteps(connection, "", at_once=False, begun=False)
+        self.journal = _DryJournal(connection, "", at_once=False, begun=False)
         self.before_cut, self.after_rollback = [], []
         self.catalog: Catalog = catalog
         self.memory: Memory = memory
         self.current: Preview
         self._types: set[str] = set()
 
-    def begin(self, migration: Migration, steps: _DrySteps | None) -> None:
+    def begin(self, migration: Migration, journal: _DryJournal | None) -> None:
         """Go on to the next migration.
 
-        :param steps: those of a run that was cut short.
+        :param journal: those of a run that was cut short.
         """
         self.transactional = migration.options.transactional
-        self.steps = steps or _DrySteps(self.connection, migration.name, at_once=False, begun=False)
-        self.steps.shown = self.current
-        self.steps.at_once = not (self.transactional and self.database.transactional_ddl)
+        self.journal = journal or _DryJournal(self.connection, migration.name, at_once=False, begun=False)
+        self.journal.shown = self.current
+        self.journal.at_once = not (self.transactional and self.database.transactional_ddl)
 
     @property
     def engine(self) -> Engine:
@@ -633,7 +633,7 @@ class DryExecution(Execution):
 
         SQLite tries it now, as the copy has every table; on a server the client does so.
         """
-        migration = self.steps.migration
+        migration = self.journal.migration
         pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
         if pattern == "":
             self.send(statement)
@@ -689,17 +689,17 @@ class DryExecution(Execution):
         finally:
             sa.event.remove(self.connection, "before_cursor_execute", note)
 
-    def cut(self) -> None:
+    def checkpoint(self) -> None:
         """Note the end of a transaction."""
         if self.database.transactional_ddl and self.transactional:
-            self.steps.store()
+            self.journal.store()
             self.current.script += [_COMMIT, _BEGIN]
 
     @contextmanager
-    def outside(self) -> Iterator[Send]:
+    def autocommit_block(self) -> Iterator[Send]:
         """Note what cannot run in a transaction."""
         if self.transactional:
-            self.steps.store()
+            self.journal.store()
             self.current.script.append(_COMMIT)
         yield self.send
         if self.transactional:
@@ -709,7 +709,7 @@ class DryExecution(Execution):
     def pragma(self, name: str, value: str) -> Iterator[None]:
         """Note a pragma for one transaction."""
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-        self.steps.store()
+        self.journal.store()
         self.current.script += [_COMMIT] if self.transactional else []
         self.current.script += [f"PRAGMA {name} = {value}", _BEGIN]
         self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
@@ -723,10 +723,10 @@ class DryExecution(Execution):
         dialect = self.connection.dialect
         if reads(str(statement.compile(dialect=dialect))):
             return self.connection.execute(statement, parameters)
-        step = self.steps.next(_as_sent(statement, parameters, dialect))
+        step = self.journal.next(_as_sent(statement, parameters, dialect))
         text = " ".join(str(statement).split())
         self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
-        if step is not None and self.steps.done(step) is not None:
+        if step is not None and self.journal.done(step) is not None:
             self.done_before("")
         else:
             many = parameters is not None and not isinstance(parameters, Mapping)
@@ -741,7 +741,7 @@ class DryExecution(Execution):
         apart = self.transactional and not self.database.transactional_ddl
         self.current.script += [_START] if apart else []
         yield
-        self.steps.record(step, 0, None, detail)
+        self.journal.record(step, 0, None, detail)
         self.current.script += [_COMMIT] if apart else []
 
     def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:

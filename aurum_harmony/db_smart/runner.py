@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from .boot.planner import Gate, Plan
+from .boot.planner import Plan, Planner
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub
 from .loading.loader import Migration, location
 from .notices import logger_of
@@ -25,10 +25,10 @@ from .operations import Operations
 from .schema import loosening
 from .schema import model_tables as tables
 from .schema.catalog import Catalog
-from .session.journal import Steps
-from .session.lock_timeout import LockGuard
-from .session.rebind import bound, commit_session, rollback_session
-from .session.transaction import Execution, back_off, tried_again
+from .session.journal import Journal
+from .session.lock_timeout import DdlLockTimeout
+from .session.rebind import commit_session, rebind, rollback_session
+from .session.transaction import Transaction, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
@@ -80,7 +80,7 @@ class _DatabaseRun:
     database: Database
     connection: sa.Connection
     lock: Lock
-    guard: LockGuard
+    lock_timeout: DdlLockTimeout
     begun: set[str]
     memory: Memory
     contents: set[tuple[str, str]]
@@ -96,11 +96,11 @@ class Runner:
     """
 
     def __init__(
-        self, app: Flask, db: SQLAlchemy, gate: Gate, *, create_all: bool, lock: LockSettings, ddl: DdlSettings
+        self, app: Flask, db: SQLAlchemy, planner: Planner, *, create_all: bool, lock: LockSettings, ddl: DdlSettings
     ) -> None:
         self._app = app
         self._db = db
-        self._gate = gate
+        self._planner = planner
         self._create_all = create_all
         self._lock = lock
         self._ddl = ddl
@@ -144,9 +144,9 @@ class Runner:
         if database.path is not None:
             database.path.parent.mkdir(parents=True, exist_ok=True)
         if database.dialect != "sqlite":
-            found = self._gate.state(database)
+            found = self._planner.state(database)
             if found is not None and found.place is not None:
-                plan = self._gate.ask(database, force=force)
+                plan = self._planner.ask(database, force=force)
                 if plan.behind:
                     plan.refuse_elsewhere()
                 found = plan.state
@@ -155,20 +155,20 @@ class Runner:
             if found is None:
                 with database.connect() as connection:
                     history.create_state(connection)  # the lease is a row of it
-        since, seen = self._gate.since, None
+        since, seen = self._planner.since, None
         if since is not None and not force and database.dialect != "sqlite":
             with database.connect() as connection:
                 seen = history.last_id(connection)
         lock = lock_of(database, self._lock)
         again = force or self._remake
-        with lock.held(lambda state: not again and self._gate.complete(database, state)) as held:
+        with lock.held(lambda state: not again and self._planner.complete(database, state)) as held:
             if held:
                 self._doing = ""
                 with database.connect() as connection:
                     if since is not None and not force:
                         self._leave_failed(database, connection, since, seen)
                     return self._migrate_locked(database, connection, lock, force, outcome)
-        state = self._gate.state(database)
+        state = self._planner.state(database)
         if state is None:
             raise DbSmartError(f"The database {database.name!r} was emptied while this process waited. Start again.")
         return state
@@ -183,7 +183,7 @@ class Runner:
         :raises MigrationFailed: there is one.
         """
         rows = history.failed(connection, since, seen)
-        plan = self._gate.by_connection(database, connection) if rows else None
+        plan = self._planner.by_connection(database, connection) if rows else None
         pending = {(item.migration.name, item.migration.checksum) for item in (plan.pending if plan else ())}
         for row in rows:
             if (row.name, row.checksum) in pending:
@@ -202,16 +202,20 @@ class Runner:
         self, database: Database, connection: sa.Connection, lock: Lock, force: bool, outcome: Outcome
     ) -> State:
         wal_version = _wal_schema_version(connection)
-        plan = self._gate.by_connection(database, connection, force=force)
+        plan = self._planner.by_connection(database, connection, force=force)
         connection.rollback()  # what was only read
         first = plan.state is None or not plan.state.source
         missing = self._missing(database, connection) if self._remake and not first else []
-        if not (plan.behind or missing) and plan.state is not None and plan.state.source == self._gate.sources.digest:
+        if (
+            not (plan.behind or missing)
+            and plan.state is not None
+            and plan.state.source == self._planner.sources.digest
+        ):
             return plan.state
         if plan.behind:
             snapshot.take(self._app, database, connection, plan.pending)
         outcome.changed |= plan.behind
-        guard = LockGuard(database, connection, self._ddl.lock_timeout)
+        lock_timeout = DdlLockTimeout(database, connection, self._ddl.lock_timeout)
         begun, memory = tried_again(database, lambda: self._prepare(database, connection, plan), self._ddl.retries)
         had = memory.had(missing) if plan.pending else missing
         # What is pending may make the tables that were never there; of those that were, all can go on as before.
@@ -219,7 +223,7 @@ class Runner:
         if lost:
             self._make_lost(database, connection, lost, memory, outcome)
         contents = {(item.name, item.checksum) for item in plan.applied}
-        run = _DatabaseRun(database, connection, lock, guard, begun, memory, contents)
+        run = _DatabaseRun(database, connection, lock, lock_timeout, begun, memory, contents)
         for index, item in enumerate(plan.pending, 1):
             outcome.runs.append(self._apply(run, item, index, len(plan.pending)))
         missing = self._missing(database, connection)
@@ -231,14 +235,16 @@ class Runner:
         there = [table for table in self._models(database) if table not in missing]
         changed = wal_version if plan.pending else None
         self._tighten(run)
-        state = tried_again(database, lambda: self._seal(connection, lock, memory, there, changed), self._ddl.retries)
+        state = tried_again(
+            database, lambda: self._update_state(connection, lock, memory, there, changed), self._ddl.retries
+        )
         if wal_version is not None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
         if plan.behind:
             snapshot.prune(self._app, database, state.database_id)
         return state
 
-    def _seal(
+    def _update_state(
         self,
         connection: sa.Connection,
         lock: Lock,
@@ -260,7 +266,9 @@ class Runner:
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         lock.confirm(connection)
         memory.end_run(connection, models)
-        state = history.seal(connection, self._gate.sources.digest, [item.name for item in self._gate.involved])
+        state = history.update_state(
+            connection, self._planner.sources.digest, [item.name for item in self._planner.involved]
+        )
         commit(connection)
         return state
 
@@ -276,8 +284,8 @@ class Runner:
         begin(connection)
         history.create_tables(connection)
         metadata = self._db.metadatas.get(database.key)
-        mine = self._gate.of(database)
-        memory = Memory.of(self._gate.module, mine, plan, metadata, connection)
+        mine = self._planner.of(database)
+        memory = Memory.of(self._planner.module, mine, plan, metadata, connection)
         memory.read(connection)
         first = memory.is_first_run(mine, plan)
         if first and self._create_all and metadata is not None:
@@ -384,34 +392,36 @@ class Runner:
         connection = run.connection
         if migration.options.transactional:
             begin(connection)
-            steps = self._call(run, connection, migration)
+            journal = self._call(run, connection, migration)
         else:
             with run.database.connect(autocommit=True) as own:
-                steps = self._call(run, own, migration)
+                journal = self._call(run, own, migration)
             begin(connection)
         duration = time.perf_counter() - started
         run.lock.confirm(connection)
         history.record(connection, migration, duration)
-        steps.clear(connection)
+        journal.clear(connection)
         commit(connection)
         run.memory.keep()
         return duration
 
-    def _call(self, run: _DatabaseRun, connection: sa.Connection, migration: Migration) -> Steps:
+    def _call(self, run: _DatabaseRun, connection: sa.Connection, migration: Migration) -> Journal:
         """Call the function of a migration.
 
         :returns: its steps.
         """
         transactional = migration.options.transactional
-        guard = run.guard if transactional else LockGuard(run.database, connection, self._ddl.lock_timeout)
+        lock_timeout = (
+            run.lock_timeout if transactional else DdlLockTimeout(run.database, connection, self._ddl.lock_timeout)
+        )
         at_once = not transactional or not run.database.transactional_ddl
-        steps = Steps(connection, migration.name, at_once=at_once, begun=migration.name in run.begun)
-        execution = Execution(
+        journal = Journal(connection, migration.name, at_once=at_once, begun=migration.name in run.begun)
+        transaction = Transaction(
             run.database,
             connection,
             lock=run.lock,
-            steps=steps,
-            guard=guard,
+            journal=journal,
+            lock_timeout=lock_timeout,
             settings=self._ddl,
             transactional=transactional,
             tell=functools.partial(
@@ -419,34 +429,34 @@ class Runner:
             ),
             memory=run.memory,
         )
-        execution.repeated = (migration.name, migration.checksum) in run.contents
-        execution.after_rollback.append(lambda: rollback_session(self._db))
+        transaction.repeated = (migration.name, migration.checksum) in run.contents
+        transaction.after_rollback.append(lambda: rollback_session(self._db))
         run.cut = not transactional or not run.database.transactional_ddl or migration.name in run.begun
 
         def before_cut() -> None:
             commit_session(self._db)
             run.cut = True
 
-        execution.before_cut.append(before_cut)
+        transaction.before_cut.append(before_cut)
         try:
             with (
-                bound(self._app, self._db, run.database, lambda: execution.engine),
-                execution.leniently(functools.partial(self._say_left_out, run, migration), whole=True),
+                rebind(self._app, self._db, run.database, lambda: transaction.engine),
+                transaction.leniently(functools.partial(self._say_left_out, run, migration), whole=True),
             ):
                 if not migration.takes_operations:
                     migration.function()
                     commit_session(self._db)
                 else:
-                    operations = Operations(execution, self._db, migration)
+                    operations = Operations(transaction, self._db, migration)
                     try:
                         migration.function(operations)
                         operations.finish()
                     finally:
                         operations.close()
-            execution.check()
-            return steps
+            transaction.check()
+            return journal
         finally:
-            execution.close()
+            transaction.close()
 
     @staticmethod
     def _say_left_out(run: _DatabaseRun, migration: Migration, error: Exception) -> None:
@@ -511,34 +521,34 @@ class Runner:
 
     def _set_nullable(self, run: _DatabaseRun, model: sa.Table, name: str, nullable: bool) -> None:
         """Change a column of a table that this first run made."""
-        from .dialects.editor import Change, forms_of
+        from .dialects.editor import Change, editor_of
 
         connection = run.connection
         schema = translated(connection, model.schema)
         begin(connection)
-        steps = Steps(connection, "(first run)", at_once=False, begun=False)
-        execution = Execution(
+        journal = Journal(connection, "(first run)", at_once=False, begun=False)
+        transaction = Transaction(
             run.database,
             connection,
             lock=run.lock,
-            steps=steps,
-            guard=run.guard,
+            journal=journal,
+            lock_timeout=run.lock_timeout,
             settings=self._ddl,
             transactional=True,
             memory=run.memory,
         )
         try:
             if nullable:  # before it is so, as MariaDB commits it with this
-                execution.note(run.memory.module, "loosened", "column", schema, model.name, name)
+                transaction.note(run.memory.module, "loosened", "column", schema, model.name, name)
             catalog = Catalog(connection)
-            existing = catalog.columns(model.name, schema)[catalog.fold(name)]
+            existing = catalog.columns(model.name, schema)[catalog.normalize_name(name)]
             if existing["nullable"] != nullable:
                 change = Change(model.name, schema, existing["name"], existing, nullable=nullable)
-                forms_of(execution, catalog).alter_column(change, False)
+                editor_of(transaction, catalog).alter_column(change, False)
             run.lock.confirm(connection)
             commit(connection)
         finally:
-            execution.close()
+            transaction.close()
         run.memory.keep()
 
     def _failed(

@@ -88,7 +88,7 @@ class Plan:
         return "pending" if self.behind else "ahead" if self.unknown else "up-to-date"
 
     @property
-    def said(self) -> str:
+    def clause(self) -> str:
         """The reason as a clause of its own."""
         return f"the database {self.database.name!r} {self.reason}"
 
@@ -152,11 +152,11 @@ def decide(mode: str, force: str | None, verdict: FlagVerdict | None = None, pla
     if plans is None:
         return Step("ask", verdict.reason)
     behind = [plan for plan in plans if plan.behind]
-    reason = "; ".join([verdict.reason, *(plan.said for plan in behind or plans)])
+    reason = "; ".join([verdict.reason, *(plan.clause for plan in behind or plans)])
     return Step("verify" if not behind else "migrate" if mode == "migrate" else "stop", reason)
 
 
-class Gate:
+class Planner:
     """The questions of one boot (or command) about one set of migrations.
 
     :param module: dotted name of the migrations.
@@ -240,7 +240,7 @@ class Gate:
         return FlagVerdict(False, one_line(_sources_changed(flag, sources)), flag)
 
     @contextmanager
-    def turn(self, verdict: FlagVerdict, patience: float) -> Iterator[FlagVerdict]:
+    def one_boot_per_host(self, verdict: FlagVerdict, patience: float) -> Iterator[FlagVerdict]:
         """Let one boot on this host at a time ask the databases; the others wait for the flag that it writes.
 
         It spares the server a herd of workers, and decides nothing: who has waited long enough, or cannot use a file
@@ -273,7 +273,7 @@ class Gate:
                 return
             deadline = time.monotonic() + patience * random.uniform(0.5, 1)
             started, shown = time.monotonic(), False
-            told = float("-inf")
+            last_logged = float("-inf")
             pause, longest = _LOOK_EVERY
             seen, taken = None, False
             while not (verdict.holds or taken) and time.monotonic() < deadline:
@@ -288,8 +288,8 @@ class Gate:
                         break
                     now = time.monotonic()
                     show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
-                    if show or now - told >= _TELL_EVERY:
-                        told, shown = now, shown or show
+                    if show or now - last_logged >= _TELL_EVERY:
+                        last_logged, shown = now, shown or show
                         level = logging.WARNING if show else logging.INFO
                         _logger.log(
                             level,
@@ -514,7 +514,7 @@ class Gate:
         return None
 
 
-def worst(states: Iterable[str]) -> str:
+def overall_state(states: Iterable[str]) -> str:
     """The one state that stands for several databases."""
     found = set(states)
     return next((state for state in ("unreachable", "unreadable", "pending", "ahead") if state in found), "up-to-date")

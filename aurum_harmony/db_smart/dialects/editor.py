@@ -14,7 +14,7 @@ from sqlalchemy.types import TypeEngine
 from ..schema.catalog import Catalog, Constraint
 from ..schema.ddl import AddColumns, RenameColumn, condition_text, default_text
 from ..schema.rules import OLD_ROWS, Refused, counted
-from ..session.transaction import Execution
+from ..session.transaction import Transaction
 
 #: The kind of a constraint that rows break.
 Broken = Literal["unique", "check", "foreign"]
@@ -48,57 +48,57 @@ class Change:
         return same and not self.checks
 
 
-def forms_of(execution: Execution, catalog: Catalog) -> Forms:
+def editor_of(transaction: Transaction, catalog: Catalog) -> SchemaEditor:
     """The forms of the kind of database that is being migrated."""
-    if execution.dialect == "postgresql":
-        from .postgresql.editor import PostgresqlForms as Kind
-    elif execution.dialect == "mysql":
-        from .mariadb.editor import MariadbForms as Kind  # type: ignore[assignment]
-    elif execution.dialect == "sqlite":
-        from .sqlite.editor import SqliteForms as Kind  # type: ignore[assignment]
+    if transaction.dialect == "postgresql":
+        from .postgresql.editor import PostgresqlEditor as Kind
+    elif transaction.dialect == "mysql":
+        from .mariadb.editor import MariadbEditor as Kind  # type: ignore[assignment]
+    elif transaction.dialect == "sqlite":
+        from .sqlite.editor import SqliteEditor as Kind  # type: ignore[assignment]
     else:
-        Kind = Forms  # type: ignore[assignment, misc]
-    return Kind(execution, catalog)
+        Kind = SchemaEditor  # type: ignore[assignment, misc]
+    return Kind(transaction, catalog)
 
 
-class Forms:
+class SchemaEditor:
     """How one kind of database makes schema changes.
 
     Everywhere ``online`` says that the table has rows and is to stay usable; where it is false, the plain form is
     taken. All can be repeated after they were cut short.
 
-    :param execution: sends them.
+    :param transaction: sends them.
     :param catalog: what is there.
     """
 
     #: Whether there are forms that do not block.
     has_online = False
 
-    def __init__(self, execution: Execution, catalog: Catalog) -> None:
-        self.execution = execution
+    def __init__(self, transaction: Transaction, catalog: Catalog) -> None:
+        self.transaction = transaction
         self.catalog = catalog
 
     @property
     def dialect(self) -> sa.Dialect:
         """The dialect of the connection."""
-        return self.execution.connection.dialect
+        return self.transaction.connection.dialect
 
     def create_table(self, table: sa.Table) -> None:
         """Create a table that is missing, without its indexes."""
         self.create_types(table.columns)
-        self.execution.send(sa.schema.CreateTable(table))
+        self.transaction.send(sa.schema.CreateTable(table))
         if self.dialect.supports_comments and not self.dialect.inline_comments:
             if table.comment is not None:
-                self.execution.send(sa.schema.SetTableComment(table))
+                self.transaction.send(sa.schema.SetTableComment(table))
             self._comment(table.columns)
 
     def drop_table(self, table: sa.Table) -> None:
         """Drop a table."""
-        self.execution.send(sa.schema.DropTable(table))
+        self.transaction.send(sa.schema.DropTable(table))
 
     def rename_table(self, table: str, name: str, schema: str | None) -> None:
         """Give a table another name."""
-        self.execution.send(RenameTable(table, name, schema=schema))
+        self.transaction.send(RenameTable(table, name, schema=schema))
 
     def replace_table(self, table: sa.Table, name: str) -> None:
         """Drop an empty table, and give its name to another one.
@@ -116,7 +116,7 @@ class Forms:
     ) -> None:
         """Add columns that are missing, with constraints on them; as one statement where that can be."""
         self.create_types(columns)
-        self.execution.send(AddColumns(table, columns, constraints))
+        self.transaction.send(AddColumns(table, columns, constraints))
         self._comment(columns)
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
@@ -124,7 +124,7 @@ class Forms:
 
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
         """Drop a column."""
-        self.execution.send(DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema))
+        self.transaction.send(DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema))
 
     def shared(self, table: str, column: str, schema: str | None) -> list[str]:
         """What a column has together with others and would take along in silence, such as ``"the index 'ix'"``."""
@@ -132,15 +132,15 @@ class Forms:
 
     def create_index(self, index: sa.Index, online: bool) -> None:
         """Create an index that is missing."""
-        self.execution.send(sa.schema.CreateIndex(index))
+        self.transaction.send(sa.schema.CreateIndex(index))
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index."""
-        self.execution.send(sa.schema.DropIndex(index))
+        self.transaction.send(sa.schema.DropIndex(index))
 
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
         """Add a named constraint that is missing."""
-        self.execution.send(sa.schema.AddConstraint(constraint))
+        self.transaction.send(sa.schema.AddConstraint(constraint))
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Do what an earlier run has left to do for a constraint that is there."""
@@ -149,12 +149,12 @@ class Forms:
         """Whether a check that is there has this condition; in doubt it has."""
         from ..schema.conditions import same_condition
 
-        connection, table = self.execution.connection, constraint.table
+        connection, table = self.transaction.connection, constraint.table
         wanted, shown = condition_text(constraint.sqltext, self.dialect), existing.condition
         if shown is None or self.catalog.stored(table.name, table.schema) != table.name:
             return True
         # PostgreSQL alone gives a transaction up for a failed statement.
-        nested = self.execution.dialect == "postgresql" and self.execution.transactional
+        nested = self.transaction.dialect == "postgresql" and self.transaction.transactional
         try:
             with connection.begin_nested() if nested else nullcontext():
                 return same_condition(connection, table.name, table.schema, shown, wanted)
@@ -163,23 +163,23 @@ class Forms:
 
     def drop_constraint(self, constraint: sa.Constraint) -> None:
         """Drop a named constraint."""
-        self.execution.send(sa.schema.DropConstraint(constraint))
+        self.transaction.send(sa.schema.DropConstraint(constraint))
 
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column."""
         place: dict[str, Any] = {"schema": change.schema}
         if change.type_ is not None:
-            self.execution.send(ColumnType(change.table, change.column, change.type_, **place))
+            self.transaction.send(ColumnType(change.table, change.column, change.type_, **place))
         if change.nullable is not None:
-            self.execution.send(ColumnNullable(change.table, change.column, change.nullable, **place))
+            self.transaction.send(ColumnNullable(change.table, change.column, change.nullable, **place))
         if change.server_default is not False:
-            self.execution.send(ColumnDefault(change.table, change.column, change.server_default, **place))
+            self.transaction.send(ColumnDefault(change.table, change.column, change.server_default, **place))
         self.rename_column(change)
 
     def rename_column(self, change: Change) -> None:
         """Give a column its new name, if it gets one."""
         if change.name is not None:
-            self.execution.send(RenameColumn(change.table, change.column, change.name, change.schema))
+            self.transaction.send(RenameColumn(change.table, change.column, change.name, change.schema))
 
     def create_types(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
         """Make the types of columns that are things of their own: PostgreSQL's native enumerations."""
@@ -204,12 +204,14 @@ class Forms:
     def _shared(self, table: str, column: str, schema: str | None) -> list[str]:
         """As :meth:`shared`, of indexes and constraints by their columns."""
         kinds: dict[str, str] = {}
-        fold = self.catalog.fold
+        normalize_name = self.catalog.normalize_name
         for index in self.catalog.indexes(table, schema).values():
-            if len(index.columns) > 1 and fold(column) in [fold(name) for name in index.columns if name]:
+            if len(index.columns) > 1 and normalize_name(column) in [
+                normalize_name(name) for name in index.columns if name
+            ]:
                 kinds[index.name] = "index"
         for constraint in self.catalog.constraints(table, schema).values():
-            if len(constraint.columns) > 1 and fold(column) in map(fold, constraint.columns):
+            if len(constraint.columns) > 1 and normalize_name(column) in map(normalize_name, constraint.columns):
                 kinds[constraint.name] = "constraint"
         return [f"the {kind} {name!r}" for name, kind in sorted(kinds.items())]
 
@@ -221,7 +223,7 @@ class Forms:
         text = condition_text(condition, self.dialect)
         broken: sa.ColumnElement[bool] = sa.literal_column(f"NOT ({text}\n)")
         query = sa.select(sa.func.count()).select_from(self.rows(table, columns)).where(broken)
-        return self.execution.connection.scalar(query) or 0
+        return self.transaction.connection.scalar(query) or 0
 
     def broken_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Iterable[sa.Constraint]
@@ -246,14 +248,14 @@ class Forms:
         parts: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
         groups = sa.select(sa.func.count().label("alike")).select_from(self.rows(table, columns)).group_by(*parts)
         groups = groups.where(sa.true(), *(part.is_not(None) for part in parts)).having(sa.func.count() > 1)
-        return self.execution.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.alike))) or 0
+        return self.transaction.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.alike))) or 0
 
     def lost(self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()) -> int:
         """How many rows break a foreign key.
 
         :param columns: those that are new to its table, in which rows have the default.
         """
-        return self.execution.connection.scalar(self.count_lost(constraint, columns)) or 0
+        return self.transaction.connection.scalar(self.count_lost(constraint, columns)) or 0
 
     def count_lost(self, constraint: sa.ForeignKeyConstraint, columns: Sequence[sa.Column[Any]] = ()) -> sa.Select[Any]:
         """The query for :meth:`lost`."""
@@ -286,7 +288,7 @@ class Forms:
         :raises Refused: there are such rows.
         """
         try:
-            with self.execution.undoable():
+            with self.transaction.undoable():
                 yield
         except sa.exc.DBAPIError as error:
             kind = self.broken(error)
@@ -297,7 +299,7 @@ class Forms:
     def found(self, *arguments: Any, **more: Any) -> str:
         """As :meth:`in_the_way`; nothing where they cannot be counted, which must not hide that there are some."""
         try:
-            with self.execution.undoable():
+            with self.transaction.undoable():
                 return self.in_the_way(*arguments, **more)
         except sa.exc.DBAPIError:
             return ""
@@ -350,7 +352,7 @@ class Forms:
         if self.dialect.supports_comments and not self.dialect.inline_comments:
             for column in columns:
                 if column.comment is not None:
-                    self.execution.send(sa.schema.SetColumnComment(column))
+                    self.transaction.send(sa.schema.SetColumnComment(column))
 
 
 def _alike(count: int) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy.sql.elements import Grouping
 from ..errors import DbSmartError
 from ..notices import logger_of
 from ..session import json_values as codec
-from ..session.transaction import Execution, back_off
+from ..session.transaction import Transaction, back_off
 from ..store.database import begin, transient
 from ..store.history import Progress
 from .catalog import Catalog
@@ -100,7 +100,7 @@ class _State:
 class Backfill:
     """One backfill of one table; see the module.
 
-    :param execution: of the migration.
+    :param transaction: of the migration.
     :param source: the table, or for :meth:`call` a plain ``SELECT`` from one table.
     :param pace: how fast.
     :raises DbSmartError: the ``SELECT`` is of another kind.
@@ -108,14 +108,14 @@ class Backfill:
 
     def __init__(
         self,
-        execution: Execution,
+        transaction: Transaction,
         source: str | sa.TableClause | sa.GenerativeSelect,
         schema: str | None = None,
         pace: Pace = Pace(),  # noqa: B008 - it cannot be changed
     ) -> None:
-        self._execution = execution
-        self._connection = execution.connection
-        self._dialect = execution.dialect
+        self._transaction = transaction
+        self._connection = transaction.connection
+        self._dialect = transaction.dialect
         self._pace = pace
         self._select = source if isinstance(source, sa.Select) else None
         if isinstance(source, sa.GenerativeSelect):
@@ -134,7 +134,7 @@ class Backfill:
         :raises DbSmartError: there is no such column, or it is of the key; and as for :meth:`call`.
         """
         condition: Any = None if where is None else Grouping(where)
-        if self._execution.dry:
+        if self._transaction.dry:
             self._foretell(values, condition)
             return
         columns = Catalog(self._connection).columns(self._name, self._schema)
@@ -164,8 +164,8 @@ class Backfill:
         :raises DbSmartError: the table has no key that it could be passed by; the migration is not in a transaction; or
             this is called by such a function.
         """
-        if self._execution.dry:
-            self._execution.unforeseeable(f"op.batches() of {self._name!r}, a function of Python")
+        if self._transaction.dry:
+            self._transaction.unforeseeable(f"op.batches() of {self._name!r}, a function of Python")
         select = self._select
         if select is None:
             columns = Catalog(self._connection).columns(self._name, self._schema).values()
@@ -183,10 +183,10 @@ class Backfill:
         self._run(what, work, repeat=False, most=_MOST_HANDED)
 
     def _run(self, what: str, work: _Work, *, repeat: bool, most: int, banned: Mapping[str, Any] | None = None) -> None:
-        execution, steps = self._execution, self._execution.steps
-        if steps.paused:
+        transaction, journal = self._transaction, self._transaction.journal
+        if journal.paused:
             raise DbSmartError("A batch of op.batches() cannot have a backfill or batches of its own.")
-        if not execution.transactional:
+        if not transaction.transactional:
             raise DbSmartError(
                 f"A backfill of {self._name!r} saves how far it is in the transaction of each batch, and so cannot run "
                 "with @migration(transactional=False). Nothing of it was done. Drop the option; a backfill commits "
@@ -203,38 +203,38 @@ class Backfill:
                 raise DbSmartError(
                     f"A backfill of {self._name!r} cannot set {name!r}: the table is passed by that key."
                 )
-        execution.cut()
-        with steps.pause(), self._patience():
+        transaction.checkpoint()
+        with journal.pause(), self._patience():
             if state is not None and self._by_text(state):
                 state = self._anew(state)
                 self._save(state)
             if state is None:
                 state = self._first_of(_State(None, 0, repeat))
                 self._save(state)
-            execution.commit()
+            transaction.commit()
             self._pass(state, work, most)
         begin(self._connection)
 
     def _foretell(self, values: Mapping[str, Any], condition: Any) -> None:
         """Note it as one statement, unless an earlier run has done it; what one has left cannot be said so."""
-        execution = self._execution
-        columns = (execution.catalog or Catalog(self._connection)).columns(self._name, self._schema)
+        transaction = self._transaction
+        columns = (transaction.catalog or Catalog(self._connection)).columns(self._name, self._schema)
         state = self._kept(str(self._updating(values, columns, condition).compile(dialect=self._connection.dialect)))
         if state is not None and state.finished:
-            execution.done_before("")
+            transaction.done_before("")
             return
         if state is not None:
-            execution.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
-        execution.remark(f"a backfill of {self._name!r}, in batches:")
+            transaction.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
+        transaction.remark(f"a backfill of {self._name!r}, in batches:")
         detail = asdict(_State(None, 0, False, finished=True))
         del detail["done"]
-        with execution.recorded(self._step, codec.dumps(detail)):
-            execution.foretell_values(self._updating(values, {}, condition), {})
+        with transaction.recorded(self._step, codec.dumps(detail)):
+            transaction.foretell_values(self._updating(values, {}, condition), {})
 
     def _kept(self, what: str) -> _State | None:
         """How far an earlier run has come with this backfill; ``None`` where none has begun it."""
-        self._step = f"backfill:{self._execution.steps.number(what)}"
-        kept = self._execution.steps.done(self._step)
+        self._step = f"backfill:{self._transaction.journal.number(what)}"
+        kept = self._transaction.journal.done(self._step)
         return None if kept is None else _State(done=kept.rowcount, **codec.loads(kept.detail or ""))
 
     def _pass(self, state: _State, work: _Work, most: int) -> None:
@@ -269,17 +269,17 @@ class Backfill:
                 begin(self._connection)
                 if self._dialect == "postgresql":
                     # A batch that waits keeps others waiting for the rows that it has already.
-                    wait = round(self._execution.settings.lock_timeout * 1000)
+                    wait = round(self._transaction.settings.lock_timeout * 1000)
                     self._connection.exec_driver_sql(f"SET LOCAL lock_timeout = {wait}")
                 new = self._next(state, size, work)
                 self._save(new)
-                self._execution.commit()
+                self._transaction.commit()
                 return new, size
             except sa.exc.DBAPIError as error:
-                if not transient(error) or tries > self._execution.settings.retries:
+                if not transient(error) or tries > self._transaction.settings.retries:
                     raise
-                self._execution.rollback()
-                _logger.info("db-smart: a batch is tried again: %s", self._execution.database.redact(error))
+                self._transaction.rollback()
+                _logger.info("db-smart: a batch is tried again: %s", self._transaction.database.redact(error))
                 size = max(1, size // 2)
             back_off(tries)
         raise AssertionError
@@ -352,7 +352,7 @@ class Backfill:
         detail = asdict(state)
         done = detail.pop("done")
         try:
-            self._execution.steps.save(self._step, done, codec.dumps(detail))
+            self._transaction.journal.save(self._step, done, codec.dumps(detail))
         except TypeError as error:
             raise DbSmartError(
                 f"The table {self._name!r} cannot be backfilled: a value of its primary key cannot be kept, {error}. "
@@ -373,8 +373,8 @@ class Backfill:
         self._last = time.perf_counter()
 
     def _tell(self, state: _State, more: str = "") -> None:
-        progress = Progress(self._execution.steps.migration, state.done, state.total, state.rate)
-        self._execution.tell(done=progress.done, total=progress.total, rate=progress.rate, eta=progress.eta)
+        progress = Progress(self._transaction.journal.migration, state.done, state.total, state.rate)
+        self._transaction.tell(done=progress.done, total=progress.total, rate=progress.rate, eta=progress.eta)
         if state.finished or time.monotonic() - self._told >= _TELL_EVERY:
             self._told = time.monotonic()
             again = f", pass {state.number}" if state.number > 1 else ""
@@ -384,7 +384,7 @@ class Backfill:
     def _patience(self) -> Iterator[None]:
         """Let batches wait for rows no longer than schema changes wait for locks; PostgreSQL is told by each batch."""
         if self._dialect == "mysql":
-            seconds = max(1, round(self._execution.settings.lock_timeout))
+            seconds = max(1, round(self._transaction.settings.lock_timeout))
             self._connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
         yield
         if self._dialect == "mysql":
@@ -396,12 +396,12 @@ class Backfill:
 
         :param columns: those of the table by folded name; empty where they are not known.
         """
-        fold = Catalog(self._connection).fold
+        normalize_name = Catalog(self._connection).normalize_name
         targets = {}
         for name, value in values.items():
-            if columns and fold(name) not in columns:
+            if columns and normalize_name(name) not in columns:
                 raise DbSmartError(f"op.backfill(): the table {self._name!r} has no column {name!r}.")
-            known = columns.get(fold(name), {"name": name, "type": None})
+            known = columns.get(normalize_name(name), {"name": name, "type": None})
             if value is None:
                 value = sa.null()  # not the null of JSON
             elif not columns and not isinstance(value, sa.ClauseElement):
@@ -447,7 +447,7 @@ class Backfill:
         catalog = Catalog(self._connection)
         columns = catalog.columns(self._name, self._schema)
         for number, column in enumerate(self._key):
-            kind = columns[catalog.fold(column.name)]["type"]
+            kind = columns[catalog.normalize_name(column.name)]["type"]
             if isinstance(kind, (sa.Enum, mysql.SET, mysql.BIT)) and self._dialect == "mysql":
                 asked[number] = sa.cast(column, mysql.INTEGER(unsigned=True)).label(f"key_{number}")
             if isinstance(kind, mysql.SET) and len(kind.values) > _EXACT_BITS:

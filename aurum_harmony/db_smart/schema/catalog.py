@@ -121,7 +121,7 @@ class Catalog:
         """A fresh inspector: it sees what the migration has changed so far."""
         return sa.inspect(self._connection)
 
-    def fold(self, name: str) -> str:
+    def normalize_name(self, name: str) -> str:
         """Names as the database compares them: PostgreSQL tells upper from lower case, SQLite does beyond ASCII."""
         if self._dialect == "sqlite":
             return name.encode().lower().decode()
@@ -145,7 +145,7 @@ class Catalog:
         if known is not False:
             return known.columns
         found = [(self._plain(one["name"]), one) for one in self.inspector.get_columns(table, schema=schema)]
-        return {self.fold(name): {**column, "name": name} for name, column in found}
+        return {self.normalize_name(name): {**column, "name": name} for name, column in found}
 
     def primary_key(self, table: str, schema: str | None) -> list[str]:
         """The columns of the primary key in its order; none where there is no such key."""
@@ -157,7 +157,7 @@ class Catalog:
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
-        wanted = {self.fold(column) for column in columns}
+        wanted = {self.normalize_name(column) for column in columns}
         if self._dialect != "sqlite" or self._known(table, schema) is not False:
             return wanted & self.columns(table, schema).keys()
         # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
@@ -178,13 +178,13 @@ class Catalog:
             # SQLAlchemy does not reflect SQLite's indexes on expressions.
             rows = self._connection.execute(_SQLITE_INDEXES, {"table": table, "schema": schema or "main"})
             for name, unique, column in rows:
-                found.setdefault(self.fold(name), Index(name, [], bool(unique))).columns.append(column)
+                found.setdefault(self.normalize_name(name), Index(name, [], bool(unique))).columns.append(column)
             return found
         invalid = self._invalid(table, schema)
         for index in self.inspector.get_indexes(table, schema=schema):
             if index["name"] is not None:
                 name = self._plain(index["name"])
-                found[self.fold(name)] = Index(
+                found[self.normalize_name(name)] = Index(
                     name,
                     [None if column is None else self._plain(column) for column in index["column_names"]],
                     bool(index["unique"]),
@@ -221,7 +221,7 @@ class Catalog:
             if constraint.target is not None:
                 constraint.target = self._plain(constraint.target[0]), (*map(self._plain, constraint.target[1]),)
             constraint.valid = constraint.name not in invalid
-        return {self.fold(constraint.name): constraint for constraint in found if constraint.name}
+        return {self.normalize_name(constraint.name): constraint for constraint in found if constraint.name}
 
     def _sqlite_constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
         """As :meth:`constraints`, by the definition itself: SQLAlchemy finds only some of the ways to write it."""
@@ -248,7 +248,7 @@ class Catalog:
                 known.condition = next(iter(definition.checks(constraint.name)), None)
             elif kind == "foreign":
                 known.options = self._sqlite_options(table, schema, known)
-            found[self.fold(constraint.name)] = known
+            found[self.normalize_name(constraint.name)] = known
         return found
 
     def definition(self, table: str, schema: str | None) -> str | None:
@@ -268,8 +268,8 @@ class Catalog:
             query, (table, schema or "main")
         ):
             options = {"onupdate": on_update, "ondelete": on_delete}
-            found.setdefault(number, ([], self.fold(target), options))[0].append(self.fold(column))
-        mine = [*map(self.fold, key.columns)], self.fold(key.target[0] if key.target else "")
+            found.setdefault(number, ([], self.normalize_name(target), options))[0].append(self.normalize_name(column))
+        mine = [*map(self.normalize_name, key.columns)], self.normalize_name(key.target[0] if key.target else "")
         same = [options for columns, target, options in found.values() if (columns, target) == mine]
         return same[0] if len(same) == 1 else None
 
@@ -322,16 +322,16 @@ class Catalog:
                     self.empty(table, schema),
                     table,
                 )
-            self._planned[schema, self.fold(table)] = known
+            self._planned[schema, self.normalize_name(table)] = known
         return known
 
     def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
         """Note in a dry run that a table is gone, or has another name."""
         if self._dry:
             planned = self.plan(table, schema)
-            self._planned[schema, self.fold(table)] = None
+            self._planned[schema, self.normalize_name(table)] = None
             if renamed is not None:
-                self._planned[schema, self.fold(renamed)] = planned
+                self._planned[schema, self.normalize_name(renamed)] = planned
 
     def stored(self, table: str, schema: str | None) -> str | None:
         """What the database itself calls a table at this point of a dry run; ``None`` where it has no such table."""
@@ -347,15 +347,15 @@ class Catalog:
         """Note in a dry run that a table has these new columns."""
         planned = self.plan(table, schema)
         if planned is not None:
-            planned.columns.update({self.fold(column.name): _reflected(column) for column in columns})
+            planned.columns.update({self.normalize_name(column.name): _reflected(column) for column in columns})
 
     def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
         """Note in a dry run that a column has another name, or with ``None`` that it is gone."""
         planned = self.plan(table, schema)
         if planned is not None:
-            known = planned.columns.pop(self.fold(column), None)
+            known = planned.columns.pop(self.normalize_name(column), None)
             if name is not None and known is not None:
-                planned.columns[self.fold(name)] = {"stored": column, **known, "name": name}
+                planned.columns[self.normalize_name(name)] = {"stored": column, **known, "name": name}
 
     def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
         """Note in a dry run that rows of a table are changed.
@@ -395,7 +395,7 @@ class Catalog:
 
     def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
         """What is planned for a table; ``False`` where the database is to be asked."""
-        return self._planned.get((schema, self.fold(table)), False)
+        return self._planned.get((schema, self.normalize_name(table)), False)
 
     def _invalid(self, table: str, schema: str | None) -> Sequence[str]:
         """Names of what PostgreSQL has not finished: indexes and constraints."""

@@ -34,7 +34,7 @@ class Foresight:
         names = [name for name in columns if isinstance(name, str)]
         there = self._catalog.present(table, names, schema)
         for name in names:
-            if self._catalog.fold(name) not in there:
+            if self._catalog.normalize_name(name) not in there:
                 raise sa.exc.NoSuchColumnError(f"the table {table!r} has no column {name!r}")
 
     def not_null(self, what: str, table: str, schema: str | None, column: str) -> None:

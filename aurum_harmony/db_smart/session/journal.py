@@ -40,7 +40,7 @@ class _Done(NamedTuple):
     detail: str | None
 
 
-class Steps:
+class Journal:
     """The steps of one migration, which is running.
 
     A step is known by its SQL and by the how-manieth run of that SQL it is; parameters do not count, as they may
@@ -158,8 +158,8 @@ class Steps:
 class StepCursor:
     """A driver's cursor that passes by what an earlier run did, and answers as the driver did then."""
 
-    def __init__(self, steps: Steps, cursor: Any) -> None:
-        self._steps = steps
+    def __init__(self, journal: Journal, cursor: Any) -> None:
+        self._journal = journal
         self._cursor = cursor
         self._passed: _Done | None = None
         #: What the statement returned, where it was kept; ``None`` where the driver has it.
@@ -217,8 +217,8 @@ class StepCursor:
         return self._run(self._cursor.executemany, statement, parameters)
 
     def _run(self, run: Any, statement: str, parameters: Any) -> Any:
-        step = self._steps.next(statement)
-        self._passed = None if step is None else self._steps.done(step)
+        step = self._journal.next(statement)
+        self._passed = None if step is None else self._journal.done(step)
         self._rows = self._description = None
         if self._passed is not None:
             if self._passed.detail is not None:
@@ -234,7 +234,7 @@ class StepCursor:
         if step is not None:
             last = getattr(self._cursor, "lastrowid", None)  # psycopg has none
             rows = self._keep_rows()
-            self._steps.record(step, self._cursor.rowcount, last, rows)
+            self._journal.record(step, self._cursor.rowcount, last, rows)
         return result
 
     def _keep_rows(self) -> str | None:

@@ -50,7 +50,7 @@ _MARIADB_BLOCKERS = sa.text("""
 """)
 
 
-class LockGuard:
+class DdlLockTimeout:
     """Watches over the schema changes of one connection.
 
     On PostgreSQL each gets ``lock_timeout`` for its statement; those of one transaction share the time, since the locks
@@ -183,11 +183,11 @@ def guarded(database: Database, seconds: float, fence: Callable[[str], None]) ->
     :param fence: asked before each statement.
     """
 
-    def guard(connection: sa.Connection) -> None:
-        LockGuard(database, connection, seconds).fence = fence
+    def lock_timeout(connection: sa.Connection) -> None:
+        DdlLockTimeout(database, connection, seconds).fence = fence
 
     engine = database.engine.execution_options()
-    sa.event.listen(engine, "engine_connect", guard)
+    sa.event.listen(engine, "engine_connect", lock_timeout)
     return engine
 
 

@@ -22,13 +22,13 @@ from sqlalchemy.pool import NullPool
 
 from ..errors import DbSmartError
 from ..store.database import Database
-from .journal import Steps, reads
+from .journal import Journal, reads
 
 _BEGIN = re.compile(r"\s*BEGIN\b", re.IGNORECASE)
 
 
 @contextmanager
-def bound(app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], Engine]) -> Iterator[None]:
+def rebind(app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], Engine]) -> Iterator[None]:
     """Let ``db.engine``, ``db.engines[bind key]`` and ``db.session`` use one engine, in this thread.
 
     Other threads keep the application's pool. What the migration left uncommitted in ``db.session`` is committed at
@@ -102,12 +102,12 @@ class Savepoints:
     undo what another connection wrote, it raises instead: half a migration must not be recorded as a whole one.
 
     :param connection: the connection with the transaction.
-    :param steps: the steps of the migration.
+    :param journal: the steps of the migration.
     """
 
-    def __init__(self, connection: sa.Connection, steps: Steps) -> None:
+    def __init__(self, connection: sa.Connection, journal: Journal) -> None:
         self._outer = connection
-        self._steps = steps
+        self._journal = journal
         self._driver: Any = connection.connection.dbapi_connection
         self._open: dict[sa.Connection, _Open] = {}
         self._writers: list[sa.Connection] = []
@@ -115,7 +115,7 @@ class Savepoints:
         #: Why the migration cannot be recorded, although its code may go on.
         self._spoilt: DbSmartError | None = None
         dialect = connection.dialect
-        pool = NullPool(lambda: _SharedConnection(self._driver, steps), dialect=dialect)
+        pool = NullPool(lambda: _SharedConnection(self._driver, journal), dialect=dialect)
         outer = connection.engine
         self.engine = Engine(
             pool,
@@ -151,7 +151,7 @@ class Savepoints:
 
     def _before_outer_statement(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
         self.check()
-        if not reads(statement) and not self._steps.paused:
+        if not reads(statement) and not self._journal.paused:
             self._writers.append(connection)
 
     def _before_statement(
@@ -165,7 +165,7 @@ class Savepoints:
                 # next statement opens the savepoint, which is one.
                 return "SELECT 1", parameters
             self._count += 1
-            current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers), self._steps.made)
+            current = self._open[connection] = _Open(f"db_smart_{self._count}", len(self._writers), self._journal.made)
             self._send(f"SAVEPOINT {current.name}")
         if not reads(statement):
             current.wrote = True
@@ -189,8 +189,8 @@ class Savepoints:
             self._send(f"ROLLBACK TO SAVEPOINT {current.name}")
             self._send(f"RELEASE SAVEPOINT {current.name}")
             del self._writers[current.writes_before :]
-            self._steps.take_back(current.steps_before)
-        elif current.wrote or (current.failed and not self._steps.at_once):
+            self._journal.take_back(current.steps_before)
+        elif current.wrote or (current.failed and not self._journal.at_once):
             self._spoilt = DbSmartError(
                 "The migration rolled one connection back while another had already written: in a migration they "
                 "share one transaction. Use one of db.session, db.engine and op at a time, and end each transaction "
@@ -211,7 +211,7 @@ class Savepoints:
         except Exception:
             # Where a schema change commits, the savepoints before it are gone, and all that is left to take
             # back is what came after it.
-            if not self._steps.at_once:
+            if not self._journal.at_once:
                 raise
             if statement.startswith("ROLLBACK"):
                 self._driver.rollback()
@@ -222,13 +222,13 @@ class Savepoints:
 class _SharedConnection:
     """A driver connection that outlives those who use it: ending it or its transaction is not theirs to do."""
 
-    def __init__(self, driver: Any, steps: Steps) -> None:
+    def __init__(self, driver: Any, journal: Journal) -> None:
         self._driver = driver
-        self._steps = steps
+        self._journal = journal
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """A cursor that records its steps."""
-        return self._steps.cursor(self._driver.cursor(*arguments, **options))
+        return self._journal.cursor(self._driver.cursor(*arguments, **options))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)

@@ -23,8 +23,8 @@ from ..settings import DdlSettings
 from ..store.database import Database, begin, commit, transient
 from ..store.lock import Lock
 from ..store.memory import Memory, insert
-from .journal import Steps, reads
-from .lock_timeout import LockGuard, guarded
+from .journal import Journal, reads
+from .lock_timeout import DdlLockTimeout, guarded
 from .rebind import Savepoints
 
 _logger = logger_of(__name__)
@@ -41,14 +41,14 @@ Send = Callable[..., None]
 T = TypeVar("T")
 
 
-class Execution:
+class Transaction:
     """The connection of one run of one migration.
 
     :param database: the database being migrated.
     :param connection: in a transaction; or, for a migration that is not to run in one, in autocommit.
     :param lock: confirmed whenever something is committed.
-    :param steps: the steps of the migration.
-    :param guard: watches over ``connection``.
+    :param journal: the steps of the migration.
+    :param lock_timeout: watches over ``connection``.
     :param settings: for schema changes.
     :param transactional: whether the migration runs in a transaction.
     :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
@@ -71,8 +71,8 @@ class Execution:
         connection: sa.Connection,
         *,
         lock: Lock,
-        steps: Steps,
-        guard: LockGuard,
+        journal: Journal,
+        lock_timeout: DdlLockTimeout,
         settings: DdlSettings,
         transactional: bool,
         tell: Callable[..., object] = lambda **_: None,
@@ -80,15 +80,15 @@ class Execution:
     ) -> None:
         self.database = database
         self.connection = connection
-        self.steps = steps
+        self.journal = journal
         self.settings = settings
         self.transactional = transactional
         self.tell = tell
         self.memory = memory
         self._lock = lock
-        self._guard = guard
+        self._lock_timeout = lock_timeout
         self._savepoints: Savepoints | None = None
-        guard.fence = self._fence
+        lock_timeout.fence = self._fence
         self._commits = 0
         #: Called before a transaction is cut: ends what its users left open.
         self.before_cut: list[Callable[[], None]] = []
@@ -106,8 +106,8 @@ class Execution:
         """What ``db.engine`` is during the migration."""
         if not self.transactional:
             return guarded(self.database, self.settings.lock_timeout, self._fence)
-        self._savepoints = Savepoints(self.connection, self.steps)
-        self._guard.watch(self._savepoints.engine)
+        self._savepoints = Savepoints(self.connection, self.journal)
+        self._lock_timeout.watch(self._savepoints.engine)
         return self._savepoints.engine
 
     def check(self) -> None:
@@ -120,7 +120,7 @@ class Execution:
 
     def close(self) -> None:
         """Leave the connection as it was; its transaction stays open."""
-        self._guard.fence = None
+        self._lock_timeout.fence = None
         if self._savepoints is not None:
             self._savepoints.close()
 
@@ -137,7 +137,7 @@ class Execution:
             return
         self._confirming = True
         try:
-            with self.steps.pause():
+            with self.journal.pause():
                 self.confirm()
         finally:
             self._confirming = False
@@ -153,7 +153,7 @@ class Execution:
         # What runs for the first time may have wanted it.
         expected = self.repeated or self.memory is None or self.memory.fresh
         level = logging.INFO if expected else logging.WARNING
-        _logger.log(level, "db-smart: %r: %s is left out: %s", self.steps.migration, operation, reason)
+        _logger.log(level, "db-smart: %r: %s is left out: %s", self.journal.migration, operation, reason)
 
     def done_before(self, operation: str) -> None:
         """An operation was done by an earlier run, which was cut short."""
@@ -162,7 +162,7 @@ class Execution:
         """SQL of a migration wants a table or a column that is not there any more."""
         _logger.warning(
             "db-smart: %r: a statement is left out, as the table or column that it wants is not there any more: %s",
-            self.steps.migration,
+            self.journal.migration,
             self.database.redact(error),
         )
 
@@ -170,7 +170,7 @@ class Execution:
         """Remember an event, in the transaction that is open; see :mod:`~.store.memory`."""
         new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
         if new is not None:
-            with self.steps.pause():
+            with self.journal.pause():
                 self.connection.execute(insert(new))
 
     @contextmanager
@@ -180,7 +180,7 @@ class Execution:
         :param left_out: called with why.
         :param whole: whether the block is a whole migration and not one operation.
         """
-        memory, migration = self.memory, self.steps.migration
+        memory, migration = self.memory, self.journal.migration
         if memory is None or not memory.lenient(migration):
             yield
             return
@@ -235,7 +235,7 @@ class Execution:
                 if not passes(error):
                     raise
             return
-        before, made = self._commits, self.steps.made
+        before, made = self._commits, self.journal.made
         self._control("SAVEPOINT db_smart_migration")
         try:
             yield
@@ -248,7 +248,7 @@ class Execution:
                 if self._commits != before:
                     raise sa.exc.InvalidRequestError("the savepoint was committed") from None
                 self._control("ROLLBACK TO SAVEPOINT db_smart_migration")
-                self.steps.take_back(made)
+                self.journal.take_back(made)
                 if self.memory is not None:
                     self.memory.take_back()
             except (sa.exc.DBAPIError, sa.exc.InvalidRequestError):
@@ -258,7 +258,7 @@ class Execution:
                 renew()
 
     def _control(self, statement: str) -> None:
-        with self.steps.pause():
+        with self.journal.pause():
             self.connection.exec_driver_sql(statement)
 
     @contextmanager
@@ -309,7 +309,7 @@ class Execution:
         """
         self._send(self.connection, change, more)
 
-    def cut(self) -> None:
+    def checkpoint(self) -> None:
         """Commit what was done so far, with the record of its steps, and begin the next transaction.
 
         :raises LeaseLost: somebody else has taken the lock; nothing was committed.
@@ -326,7 +326,7 @@ class Execution:
         for settle in self.before_cut:
             settle()
         self.check()
-        self.steps.store()
+        self.journal.store()
         self.confirm()
         if self._savepoints is not None:
             self._savepoints.cut()
@@ -342,7 +342,7 @@ class Execution:
             renew()
 
     @contextmanager
-    def outside(self) -> Iterator[Send]:
+    def autocommit_block(self) -> Iterator[Send]:
         """Cut the migration, and let a block send what cannot run in a transaction.
 
         :returns: as :meth:`send`, each statement committing by itself.
@@ -352,7 +352,7 @@ class Execution:
             return
         self.commit()
         with self.database.connect(autocommit=True) as own:
-            LockGuard(self.database, own, self.settings.lock_timeout)
+            DdlLockTimeout(self.database, own, self.settings.lock_timeout)
             yield lambda change, more="": self._send(own, change, more)
         begin(self.connection)
 
@@ -377,11 +377,11 @@ class Execution:
 
     def promise(self, what: str) -> None:
         """Record that something is begun which takes several transactions; see :meth:`promised`."""
-        self.steps.promise(what)
+        self.journal.promise(what)
 
     def promised(self, what: str) -> bool:
         """Whether it was begun, by this run or one that was cut short, so that it is to be finished."""
-        return self.steps.promised(what)
+        return self.journal.promised(what)
 
     def confirm(self) -> None:
         """Make sure, in the open transaction, that this process still holds the lock.
@@ -390,7 +390,7 @@ class Execution:
         """
         self._lock.confirm(self.connection)
 
-    def alone(self, send: Callable[[], T]) -> T:
+    def with_retry(self, send: Callable[[], T]) -> T:
         """Send a statement; where it is a transaction of its own, try it again by itself."""
         return tried_again(self.database, send, 0 if self.transactional else self.settings.retries)
 
@@ -398,7 +398,7 @@ class Execution:
         text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
         # Without parameters, so that no driver takes a percent sign for one.
         options = {"no_parameters": True}
-        self.alone(lambda: connection.exec_driver_sql(text, execution_options=options))
+        self.with_retry(lambda: connection.exec_driver_sql(text, execution_options=options))
 
 
 def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:

@@ -501,7 +501,7 @@ def row(migration: Migration, seconds: float, *, error: str | None = None) -> di
     }
 
 
-def seal(connection: sa.Connection, source: str, databases: Iterable[str]) -> State:
+def update_state(connection: sa.Connection, source: str, databases: Iterable[str]) -> State:
     """Write down what the history now holds, in the transaction of ``connection``.
 
     :param source: digest of the sources whose migrations for this database are all applied.

@@ -63,7 +63,7 @@ class Memory:
     :param order: names of its migrations in the order of their definition.
     :param applied: names of migrations that the history held when the run began.
     :param models: the models; ``None`` where there are none for this database.
-    :param fold: a name as the database compares it.
+    :param normalize_name: a name as the database compares it.
     :param place: the schema in which the database has what a model has in another one.
     """
 
@@ -78,16 +78,17 @@ class Memory:
         order: Iterable[str] = (),
         applied: Iterable[str] = (),
         models: sa.MetaData | None = None,
-        fold: Callable[[str], str] = str,
+        normalize_name: Callable[[str], str] = str,
         place: Callable[[str | None], str | None] = lambda schema: schema,
     ) -> None:
         self.module = module
         self._order = {name: number for number, name in enumerate(order)}
         self._applied = set(applied)
-        self._fold = fold
+        self._normalize_name = normalize_name
         self._place = place
         self._models = {
-            (place(table.schema) or "", fold(table.name)): table for table in (models.tables.values() if models else ())
+            (place(table.schema) or "", normalize_name(table.name)): table
+            for table in (models.tables.values() if models else ())
         }
         self._events: list[Event] = []
         self._found: dict[tuple[str, str, str, str], list[Event]] = {}
@@ -109,10 +110,10 @@ class Memory:
         :param migrations: those of the application for this database.
         :param connection: that of the run.
         """
-        fold = folding(plan.database.dialect)
+        normalize_name = folding(plan.database.dialect)
         names = [migration.name for migration in migrations]
         place = partial(translated, connection)
-        return cls(module, names, {item.name for item in plan.applied}, models, fold, place)
+        return cls(module, names, {item.name for item in plan.applied}, models, normalize_name, place)
 
     def read(self, connection: sa.Connection) -> None:
         """Read what the database remembers. One query."""
@@ -183,23 +184,25 @@ class Memory:
 
     def folded(self, name: str) -> str:
         """A name as the database compares it."""
-        return self._fold(name)
+        return self._normalize_name(name)
 
     def same(self, name: str, other: str) -> bool:
         """Whether two names are the same to the database."""
-        return self._fold(name) == self._fold(other)
+        return self._normalize_name(name) == self._normalize_name(other)
 
     def model(self, schema: str | None, table: str) -> sa.Table | None:
         """The model of a table that this first run made from it; ``None`` for any other table."""
         mine = {event.event for event in self._of(schema, table) if event.migration == self.module}
         if "made" in mine and "there" not in mine:  # both: one that was there got this name
-            return self._models.get((schema or "", self._fold(table)))
+            return self._models.get((schema or "", self._normalize_name(table)))
         return None
 
     def defines(self, schema: str | None, table: str, column: str) -> bool:
         """Whether the model of such a table has this column."""
         model = self.model(schema, table)
-        return model is not None and self._fold(column) in {self._fold(one.name) for one in model.columns}
+        return model is not None and self._normalize_name(column) in {
+            self._normalize_name(one.name) for one in model.columns
+        }
 
     def later(self, migration: str, kind: str, schema: str | None, table: str, name: str = "") -> Event | None:
         """The last event of an object that is of a migration defined later than this one."""
@@ -220,10 +223,10 @@ class Memory:
         event = self.later(migration, "table", schema, table)
         if event is None or event.event != "renamed":
             return None
-        place = schema or "", self._fold(table)
+        place = schema or "", self._normalize_name(table)
         for one in reversed(self._events):
             mine = one.kind == self.new_name and one.migration == event.migration
-            if mine and (one.schema_name, self._fold(one.table_name)) == place:
+            if mine and (one.schema_name, self._normalize_name(one.table_name)) == place:
                 return one.name
         return None
 
@@ -282,12 +285,13 @@ class Memory:
 
     def did(self, migration: str, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
         """What earlier runs of a migration have done to an object, events in their order."""
-        place = kind, schema or "", self._fold(table), self._fold(name)
+        place = kind, schema or "", self._normalize_name(table), self._normalize_name(name)
         return [
             one.event
             for one in self._events[: self._kept]
             if one.migration == migration
-            and (one.kind, one.schema_name, self._fold(one.table_name), self._fold(one.name)) == place
+            and (one.kind, one.schema_name, self._normalize_name(one.table_name), self._normalize_name(one.name))
+            == place
         ]
 
     def gone(self, kind: str, schema: str | None, table: str, name: str = "") -> bool:
@@ -399,11 +403,11 @@ class Memory:
 
     def _add(self, event: Event) -> None:
         self._events.append(event)
-        key = (event.kind, event.schema_name, self._fold(event.table_name), self._fold(event.name))
+        key = (event.kind, event.schema_name, self._normalize_name(event.table_name), self._normalize_name(event.name))
         self._found.setdefault(key, []).append(event)
 
     def _of(self, schema: str | None, table: str, kind: str = "table", name: str = "") -> list[Event]:
-        return self._found.get((kind, schema or "", self._fold(table), self._fold(name)), [])
+        return self._found.get((kind, schema or "", self._normalize_name(table), self._normalize_name(name)), [])
 
 
 def _named(name: str, text: str) -> bool:

@@ -345,10 +345,10 @@ def _before_failures(items: list[Snapshot], sealed: str) -> list[Path]:
     since: list[Path] = []
     before: list[Path] = []
     for item in items:
-        seal: str | None = None
+        update_state: str | None = None
         with suppress(sqlite3.Error), closing(_open(item.path, immutable=True)) as connection:
-            _, seal = _state(connection)
-        (since if seal == sealed else before).append(item.path)
+            _, update_state = _state(connection)
+        (since if update_state == sealed else before).append(item.path)
     return [*since[:1], *before[-1:]]
 
 

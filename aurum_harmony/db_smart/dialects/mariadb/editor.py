@@ -23,7 +23,7 @@ from ...schema.catalog import Constraint
 from ...schema.ddl import AddColumns, ModifyColumn, default_text, definition_text, render, string_text
 from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
 from ...store.database import number
-from ..editor import Broken, Change, Forms
+from ..editor import Broken, Change, SchemaEditor
 from .types import blocks, character_set, type_of
 
 _ONLINE = ", LOCK=NONE"
@@ -61,7 +61,7 @@ _TARGET = sa.text(
 )
 
 
-class MariadbForms(Forms):
+class MariadbEditor(SchemaEditor):
     """See the module."""
 
     has_online = True
@@ -87,7 +87,7 @@ class MariadbForms(Forms):
             with self.rows_in_the_way(table, constraints, what, columns):
                 super().add_columns(table, columns, constraints, online)
             return
-        if self.execution.dry:
+        if self.transaction.dry:
             what = f"op.add_columns({table.name!r}, …)"
             stored = any(column.computed is not None and column.computed.persisted for column in columns)
             if stored or any(isinstance(constraint, sa.CheckConstraint) for constraint in constraints):
@@ -99,7 +99,7 @@ class MariadbForms(Forms):
         for key in added:
             self._check_target(key)
         if keys:
-            self.execution.promise(f"columns {table.schema} {table.name}")
+            self.transaction.promise(f"columns {table.schema} {table.name}")
         indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
         self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
         with self._unchecked(keys), self.rows_in_the_way(table, constraints, what, columns):
@@ -113,7 +113,7 @@ class MariadbForms(Forms):
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Look at the rows that are there; a foreign key that was taken back is added again."""
-        if not self.execution.promised(f"columns {table.schema} {table.name}"):
+        if not self.transaction.promised(f"columns {table.schema} {table.name}"):
             return
         names = {column.name for column in columns}
         for constraint in table.foreign_key_constraints:
@@ -154,7 +154,7 @@ class MariadbForms(Forms):
 
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
-        self.execution.send(sa.schema.DropIndex(index))
+        self.transaction.send(sa.schema.DropIndex(index))
 
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
         """Add a constraint; a foreign key for new rows first, then a look at the old ones."""
@@ -163,7 +163,7 @@ class MariadbForms(Forms):
         place = constraint.table.name, constraint.table.schema
         if isinstance(constraint, sa.ForeignKeyConstraint) and online:
             self._check_target(constraint)
-            self.execution.promise(f"key {constraint.name}")
+            self.transaction.promise(f"key {constraint.name}")
             with self._unchecked(True):
                 self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
@@ -175,13 +175,13 @@ class MariadbForms(Forms):
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
-        if isinstance(constraint, sa.ForeignKeyConstraint) and self.execution.promised(f"key {constraint.name}"):
+        if isinstance(constraint, sa.ForeignKeyConstraint) and self.transaction.promised(f"key {constraint.name}"):
             self._check_rows(constraint)
 
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
-        if change.nullable is False and not self.execution.dry:
+        if change.nullable is False and not self.transaction.dry:
             missing = self._nulls(change)
             if missing:
                 raise Refused(OLD_ROWS, what, f"{counted(missing, 'has', 'have')} NULL. ")
@@ -205,7 +205,7 @@ class MariadbForms(Forms):
         self.rename_column(change)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None and definition is not None:
-            planned.columns[self.catalog.fold(change.column)] = {**change.existing, "definition": definition}
+            planned.columns[self.catalog.normalize_name(change.column)] = {**change.existing, "definition": definition}
 
     def default(self, change: Change) -> str | None:
         """The default that a column has. SQLAlchemy does not find all that are expressions."""
@@ -221,7 +221,7 @@ class MariadbForms(Forms):
         MariaDB from 11.2 on can copy nearly any table beside them, and is asked to; only it knows when it cannot.
         """
         is_mariadb, version = getattr(self.dialect, "is_mariadb", True), self.dialect.server_version_info or ()
-        return self.execution.dry and not (is_mariadb and version >= (11, 2))
+        return self.transaction.dry and not (is_mariadb and version >= (11, 2))
 
     def _foresee(self, change: Change, definition: str, what: str) -> None:
         """Say in a dry run what the server would say to ``LOCK=NONE``.
@@ -231,7 +231,7 @@ class MariadbForms(Forms):
         old = self._shown(change)
         table = {"schema": change.schema, "table": self.catalog.stored(change.table, change.schema)}
         names = {**table, "name": character_set(old)}
-        width = self.execution.connection.scalar(_WIDTH, names) or 1
+        width = self.transaction.connection.scalar(_WIDTH, names) or 1
         if blocks(old, definition, width, mariadb=bool(getattr(self.dialect, "is_mariadb", True))):
             raise Refused(BLOCKS, what, f"It would change the type from {type_of(old)} to {type_of(definition)}. ")
 
@@ -244,7 +244,7 @@ class MariadbForms(Forms):
         if not self._foresees:
             return
         names = {"table": self.catalog.stored(table, schema), "schema": schema}
-        columns = self.execution.connection.execute(_IN_THE_WAY, names).all()
+        columns = self.transaction.connection.execute(_IN_THE_WAY, names).all()
         kinds = {column.INDEX_TYPE for column in columns}
         found = ""
         if "FULLTEXT" in kinds:
@@ -312,7 +312,7 @@ class MariadbForms(Forms):
         table = self.catalog.stored(change.table, change.schema)
         column = existing.get("stored", existing["name"])
         name = self.dialect.identifier_preparer.format_table(sa.table(str(table), schema=change.schema))
-        lines = self.execution.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
+        lines = self.transaction.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
         quote = self.dialect.identifier_preparer.initial_quote  # a double one in the mode ANSI_QUOTES
         start = f"  {quote}{column.replace(quote, quote * 2)}{quote} "
         line: str = next(line for line in lines if line.lower().startswith(start.lower()))
@@ -321,16 +321,16 @@ class MariadbForms(Forms):
     @contextmanager
     def _strict(self) -> Iterator[None]:
         """Have the server fail for a value that does not fit, rather than make another one of it and only warn."""
-        mode = str(self.execution.connection.exec_driver_sql("SELECT @@SESSION.sql_mode").scalar())
+        mode = str(self.transaction.connection.exec_driver_sql("SELECT @@SESSION.sql_mode").scalar())
         if "STRICT" in mode:
             yield
             return
-        self.execution.send("SET @db_smart_mode = @@SESSION.sql_mode")
-        self.execution.send("SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@db_smart_mode, ''), 'STRICT_ALL_TABLES')")
+        self.transaction.send("SET @db_smart_mode = @@SESSION.sql_mode")
+        self.transaction.send("SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@db_smart_mode, ''), 'STRICT_ALL_TABLES')")
         try:
             yield
         finally:
-            self.execution.send("SET SESSION sql_mode = @db_smart_mode")
+            self.transaction.send("SET SESSION sql_mode = @db_smart_mode")
 
     @contextmanager
     def _unchecked(self, keys: bool) -> Iterator[None]:
@@ -338,20 +338,20 @@ class MariadbForms(Forms):
         if not keys:
             yield
             return
-        self.execution.send("SET SESSION foreign_key_checks = 0")
+        self.transaction.send("SET SESSION foreign_key_checks = 0")
         try:
             yield
         finally:
-            self.execution.send("SET SESSION foreign_key_checks = 1")
+            self.transaction.send("SET SESSION foreign_key_checks = 1")
 
     def _name_of(self, constraint: sa.ForeignKeyConstraint) -> str | None:
         """What a foreign key, which may have no name of ours, is called in the database."""
-        columns = [self.catalog.fold(column) for column in constraint.column_keys]
+        columns = [self.catalog.normalize_name(column) for column in constraint.column_keys]
         for existing in self.catalog.constraints(constraint.parent.name, constraint.parent.schema).values():
-            same = constraint.name is None or self.catalog.fold(existing.name) == self.catalog.fold(
+            same = constraint.name is None or self.catalog.normalize_name(existing.name) == self.catalog.normalize_name(
                 str(constraint.name)
             )
-            if existing.kind == "foreign" and same and [*map(self.catalog.fold, existing.columns)] == columns:
+            if existing.kind == "foreign" and same and [*map(self.catalog.normalize_name, existing.columns)] == columns:
                 return existing.name
         return None
 
@@ -367,7 +367,7 @@ class MariadbForms(Forms):
         if not self.catalog.has_table(target.name, target.schema):
             found = "is not there"
         else:
-            row = self.execution.connection.execute(_TARGET, {"schema": target.schema, "table": target.name}).first()
+            row = self.transaction.connection.execute(_TARGET, {"schema": target.schema, "table": target.name}).first()
             if row is None:  # a dry run has planned it
                 return
             kind, engine, options = row
@@ -390,12 +390,12 @@ class MariadbForms(Forms):
 
         :raises Refused: there are.
         """
-        if self.execution.dry:
+        if self.transaction.dry:
             # The script looks too; where it stops, the next boot finds the promise and takes the key back.
             names = constraint.parent.name, constraint.elements[0].column.table.name
             text = "Rows of {} refer to what is not there in {}".format(*names)
             said, query = string_text(text[:128], self.dialect), render(self.count_lost(constraint), self.dialect)
-            self.execution.send(
+            self.transaction.send(
                 f"DELIMITER //\nBEGIN NOT ATOMIC\n  IF ({query}) > 0 THEN\n"
                 f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {said};\n  END IF;\nEND//\nDELIMITER ;"
             )
@@ -407,10 +407,10 @@ class MariadbForms(Forms):
             count = self.lost(constraint)
         except BaseException:
             with suppress(Exception):  # where that fails too, the next run looks at the rows, as was promised
-                self.execution.send(sa.schema.DropConstraint(key))
+                self.transaction.send(sa.schema.DropConstraint(key))
             raise
         if count:
-            self.execution.send(sa.schema.DropConstraint(key))
+            self.transaction.send(sa.schema.DropConstraint(key))
             raise Refused(
                 OLD_ROWS,
                 f"The foreign key {name!r} of {table.name!r} to {target.name!r}",
@@ -423,7 +423,7 @@ class MariadbForms(Forms):
         if online:
             self._online(change, what, place, more)
         else:
-            self.execution.send(change)
+            self.transaction.send(change)
 
     def _online(self, change: DDLElement, what: str, place: tuple[str, str | None] | None, more: str = _ONLINE) -> None:
         """Send a change that is not to block.
@@ -433,15 +433,15 @@ class MariadbForms(Forms):
         """
         if self._foresees and place is not None:
             names = {"table": self.catalog.stored(*place), "schema": place[1]}
-            row = self.execution.connection.execute(_TARGET, names).first()
+            row = self.transaction.connection.execute(_TARGET, names).first()
             if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
                 raise Refused(BLOCKS, what, f"The table is of the engine {row.ENGINE}, not of InnoDB. ")
         text = render(change, self.dialect)
         try:
-            self.execution.send(text, more)
+            self.transaction.send(text, more)
         except sa.exc.DBAPIError as error:
             if number(error) in _CANNOT:
-                raise Refused(BLOCKS, what, f"The server says: {self.execution.database.redact(error)}. ") from error
+                raise Refused(BLOCKS, what, f"The server says: {self.transaction.database.redact(error)}. ") from error
             raise
 
     def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
@@ -455,7 +455,7 @@ class MariadbForms(Forms):
 
         :raises Refused: rows break one.
         """
-        if self.execution.dry:
+        if self.transaction.dry:
             return
         broken = self.broken_checks(table, columns, constraints)
         if broken:

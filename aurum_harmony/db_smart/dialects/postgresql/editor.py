@@ -25,7 +25,7 @@ from ...schema.column_types import free_on_postgresql, native_values, spelled
 from ...schema.ddl import UniqueUsingIndex, ValidateConstraint, as_written, render, string_text, type_text
 from ...schema.rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
 from ...store.database import sqlstate
-from ..editor import Broken, Change, Forms
+from ..editor import Broken, Change, SchemaEditor
 
 _MAX_NAME = 63
 #: What constraints rows break, by SQLSTATE.
@@ -81,7 +81,7 @@ _SHARED = sa.text(
 )
 
 
-class PostgresqlForms(Forms):
+class PostgresqlEditor(SchemaEditor):
     """See the module."""
 
     has_online = True
@@ -101,7 +101,7 @@ class PostgresqlForms(Forms):
             highest: Any = sa.select(sa.func.max(sa.column(column))).select_from(sa.table(table, schema=schema))
             # Of a column without a sequence it is NULL, for which nothing is set.
             setting = sa.select(sa.func.setval(sequence, sa.cast(highest.scalar_subquery(), sa.BigInteger())))
-            self.execution.send(render(setting, self.dialect, literal_binds=True))
+            self.transaction.send(render(setting, self.dialect, literal_binds=True))
 
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
@@ -120,7 +120,7 @@ class PostgresqlForms(Forms):
                 self._refuse_partitioned(constraint)
         volatile = [column for column in columns if self._volatile(column)]
         if own or volatile:
-            self.execution.promise(_columns(table, columns))
+            self.transaction.promise(_columns(table, columns))
         before = [(column, column.server_default, column.nullable, column.constraints) for column in columns]
         for column in columns:
             column.constraints = set()
@@ -136,11 +136,11 @@ class PostgresqlForms(Forms):
         for column, default, nullable, checks in before:
             column.server_default, column.nullable, column.constraints = default, nullable, checks
             if column in volatile:
-                self.execution.send(ColumnDefault(table.name, column.name, default, schema=table.schema))
+                self.transaction.send(ColumnDefault(table.name, column.name, default, schema=table.schema))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Give old rows a volatile default, validate the constraints, and make those that are missing."""
-        if not online or not self.execution.promised(_columns(table, columns)):
+        if not online or not self.transaction.promised(_columns(table, columns)):
             return
         for column in columns:
             if self._volatile(column):
@@ -161,7 +161,7 @@ class PostgresqlForms(Forms):
             names = {"table": planned.stored, "column": known.get("stored", column)}
         else:
             names = {"table": table, "column": column}
-        for kind, name, own in self.execution.connection.execute(_SHARED, {**names, "schema": schema}):
+        for kind, name, own in self.transaction.connection.execute(_SHARED, {**names, "schema": schema}):
             dropped = planned is not None and own and name not in {**planned.indexes, **planned.constraints}
             if not dropped and f"the {kind} {name!r}" not in found:
                 found.append(f"the {kind} {name!r}")
@@ -187,7 +187,7 @@ class PostgresqlForms(Forms):
         """
         index.dialect_options["postgresql"]["concurrently"] = True
         failure = None
-        with self.execution.outside() as send:
+        with self.transaction.autocommit_block() as send:
             try:
                 send(sa.schema.CreateIndex(index))
             except sa.exc.IntegrityError as error:
@@ -208,7 +208,7 @@ class PostgresqlForms(Forms):
             what = f"op.drop_index({str(index.name)!r}, {index.table.name!r})"
             raise Refused(BLOCKS, what, "PostgreSQL drops an index of a partitioned table only so. ")
         index.dialect_options["postgresql"]["concurrently"] = True
-        with self.execution.outside() as send:
+        with self.transaction.autocommit_block() as send:
             send(sa.schema.DropIndex(index))
 
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
@@ -242,14 +242,14 @@ class PostgresqlForms(Forms):
             if online:
                 self._refuse_scan(change)
             self.create_types([sa.Column(change.column, change.type_)])
-            self.execution.send(
+            self.transaction.send(
                 PostgresqlColumnType(
                     change.table, change.column, change.type_, schema=change.schema, using=change.using
                 )
             )
         if change.server_default is not False:
             default = ColumnDefault(change.table, change.column, change.server_default, schema=change.schema)
-            self.execution.send(default)
+            self.transaction.send(default)
         if change.nullable is not None:
             self._set_nullable(change, online)
         self.rename_column(change)
@@ -259,9 +259,9 @@ class PostgresqlForms(Forms):
         for column in columns:
             kind = column.type.dialect_impl(self.dialect)
             if isinstance(kind, NamedType) and isinstance(kind, sa.Enum) and kind.native_enum:
-                connection: Any = self.execution.connection
+                connection: Any = self.transaction.connection
                 if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
-                    self.execution.send(CreateEnumType(kind))
+                    self.transaction.send(CreateEnumType(kind))
 
     def wanted(
         self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
@@ -272,7 +272,7 @@ class PostgresqlForms(Forms):
             stored = self.catalog.stored(change.table, change.schema)
             column = change.existing.get("stored", change.column)
             names = {"table": stored, "schema": change.schema, "column": column}
-            collation = old.collation or self.execution.connection.scalar(_COLLATION, names)
+            collation = old.collation or self.transaction.connection.scalar(_COLLATION, names)
             if collation is not None and not isinstance(type_, sa.Enum) and not isinstance(old, sa.Enum):
                 type_, change.existing = copy.copy(type_), {**change.existing, "type": copy.copy(old)}
                 kinds = [change.existing["type"]]  # SQLAlchemy 2.0 does not reflect it
@@ -312,7 +312,7 @@ class PostgresqlForms(Forms):
         if have is None or wanted is None or super().type_is(old, new) != "wider":
             return False
         name = type_text(old, self.dialect)
-        with self.execution.outside() as send:
+        with self.transaction.autocommit_block() as send:
             for number, value in enumerate(wanted):
                 if value not in have:
                     after = wanted[number - 1] if number else None
@@ -326,16 +326,16 @@ class PostgresqlForms(Forms):
         name = _name(change.table, change.column, "db_smart_not_null")
         existing = self.catalog.constraints(change.table, change.schema).get(name)
         if change.nullable or not (online or existing):
-            if not change.nullable and not self.execution.dry:
+            if not change.nullable and not self.transaction.dry:
                 self._refuse_nulls(change)
-            self.execution.send(plain)
+            self.transaction.send(plain)
             return
         where = sa.column(change.column).is_not(None)
         check = SchemaObjects().check_constraint(
             name, change.table, where, schema=change.schema, postgresql_not_valid=True
         )
         if existing is None:
-            self.execution.send(sa.schema.AddConstraint(check))
+            self.transaction.send(sa.schema.AddConstraint(check))
         if existing is None or not existing.valid:
             try:
                 self._validate(change.table, name, change.schema)
@@ -343,8 +343,8 @@ class PostgresqlForms(Forms):
                 self._refuse_nulls(change, refused)
                 raise
         # The manual: SET NOT NULL passes by the scan where a valid check proves it.
-        self.execution.send(plain)
-        self.execution.send(sa.schema.DropConstraint(check))
+        self.transaction.send(plain)
+        self.transaction.send(sa.schema.DropConstraint(check))
 
     def _refuse_nulls(self, change: Change, cause: Refused | None = None) -> None:
         """Refuse to make a column NOT NULL if rows have NULL there.
@@ -381,7 +381,7 @@ class PostgresqlForms(Forms):
                 f"({'unique' if existing.unique else 'not unique'}{more and ', '}{more}). Nothing was changed. Drop it "
                 "first with op.drop_index(), or give the constraint another name."
             )
-        self.execution.send(UniqueUsingIndex(table.name, name, table.schema, constraint))
+        self.transaction.send(UniqueUsingIndex(table.name, name, table.schema, constraint))
 
     def _validate(
         self, table: str, name: str, schema: str | None, whole: sa.Constraint | sa.ForeignKeyConstraint | None = None
@@ -392,15 +392,15 @@ class PostgresqlForms(Forms):
         :raises Refused: rows break it.
         """
         failure = None
-        with self.execution.outside() as send:
+        with self.transaction.autocommit_block() as send:
             try:
                 send(ValidateConstraint(table, name, schema))
             except sa.exc.IntegrityError as error:
                 failure = error
         if failure is not None:
             constraint = SchemaObjects().generic_constraint(name, table, "check", schema=schema)
-            self.execution.send(sa.schema.DropConstraint(constraint))
-            self.execution.cut()
+            self.transaction.send(sa.schema.DropConstraint(constraint))
+            self.transaction.checkpoint()
             kind = self.broken(failure)
             rows = "" if whole is None or kind is None else self.found(kind, whole.table, [whole])
             what = f"The constraint {name!r} of {table!r}"
@@ -418,13 +418,13 @@ class PostgresqlForms(Forms):
         assert isinstance(default, sa.DefaultClause)
         value = sa.text(default.arg) if isinstance(default.arg, str) else default.arg
         value = as_written(value) if isinstance(value, sa.TextClause) else value
-        Backfill(self.execution, table.name, table.schema).update(
+        Backfill(self.transaction, table.name, table.schema).update(
             {column.name: value}, sa.column(column.name).is_(None)
         )
         if not column.nullable:
             existing = self.catalog.columns(table.name, table.schema)[column.name]
             change = Change(table.name, table.schema, column.name, existing, nullable=False)
-            if existing["nullable"] or self.execution.dry:  # which has it as it is to be in the end
+            if existing["nullable"] or self.transaction.dry:  # which has it as it is to be in the end
                 self._set_nullable(change, True)
 
     def _refuse_rewrite(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
@@ -448,7 +448,7 @@ class PostgresqlForms(Forms):
     def _partitioned(self, table: sa.Table) -> bool:
         """Whether a table has partitions; in a dry run, by what the database calls it."""
         name = {"table": self.catalog.stored(table.name, table.schema), "schema": table.schema}
-        return bool(self.execution.connection.scalar(_PARTITIONED, name))
+        return bool(self.transaction.connection.scalar(_PARTITIONED, name))
 
     def _refuse_partitioned(self, constraint: sa.Constraint) -> None:
         """Refuse a constraint that a partitioned table takes only while its writers wait.
@@ -482,7 +482,7 @@ class PostgresqlForms(Forms):
         column = change.existing.get("stored", change.column)
         place = {"table": table, "schema": change.schema, "column": column}
         remade: dict[str, list[str]] = {"check": [], "index": []}
-        for kind, name in self.execution.connection.execute(_REMADE, place):
+        for kind, name in self.transaction.connection.execute(_REMADE, place):
             remade[kind].append(name)
         planned = self.catalog.plan(change.table, change.schema)
         if planned is not None:  # what a dry run has dropped by now
@@ -504,7 +504,7 @@ class PostgresqlForms(Forms):
         if not isinstance(kind, (DOMAIN, sa.types.UserDefinedType)):
             return False
         name = type_text(kind, self.dialect).partition(" COLLATE ")[0]
-        return bool(self.execution.connection.scalar(_CHECKED_DOMAIN, {"type": name}))
+        return bool(self.transaction.connection.scalar(_CHECKED_DOMAIN, {"type": name}))
 
     def _volatile(self, column: sa.Column[Any]) -> bool:
         """Whether a default is to be computed for each row, for which PostgreSQL would rewrite the table."""
@@ -514,7 +514,7 @@ class PostgresqlForms(Forms):
         value = as_written(default.arg) if isinstance(default.arg, sa.TextClause) else default.arg
         calls = _CALLS.findall(render(value, self.dialect, literal_binds=True))
         names = [call[1:-1].replace('""', '"') if call.startswith('"') else call.lower() for call in calls]
-        return bool(names) and bool(self.execution.connection.scalar(_VOLATILE, {"names": names}))
+        return bool(names) and bool(self.transaction.connection.scalar(_VOLATILE, {"names": names}))
 
 
 def _constraints(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> list[Any]:

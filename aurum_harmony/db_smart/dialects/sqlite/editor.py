@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeEngine
 from ...errors import DbSmartError
 from ...schema.ddl import AddColumns, column_text, constraint_text, default_text
 from ...schema.rules import OLD_ROWS, Refused, counted
-from ..editor import Change, Forms
+from ..editor import Change, SchemaEditor
 from .rebuild import RowsInTheWay, TableSql, needs_foreign_keys_off, rebuild
 
 #: A default that SQLite takes in ADD COLUMN for a table with rows: a literal.
@@ -32,7 +32,7 @@ _HAS_ROWID = sa.text(
 )
 
 
-class SqliteForms(Forms):
+class SqliteEditor(SchemaEditor):
     """See the module."""
 
     def add_columns(
@@ -62,7 +62,7 @@ class SqliteForms(Forms):
                 continue
             unique, column.unique = column.unique, None
             try:
-                self.execution.send(AddColumns(table, [column], checks[column.name]))
+                self.transaction.send(AddColumns(table, [column], checks[column.name]))
             except (sa.exc.IntegrityError, sa.exc.OperationalError) as error:
                 if "constraint failed" not in str(error.orig):
                     raise
@@ -76,7 +76,7 @@ class SqliteForms(Forms):
         for column in columns:
             if column.unique:
                 name = f"uq_{table.name}_{column.name}"
-                if self.catalog.fold(name) not in self.catalog.indexes(table.name, table.schema):
+                if self.catalog.normalize_name(name) not in self.catalog.indexes(table.name, table.schema):
                     index = SchemaObjects().index(name, table.name, [column.name], schema=table.schema, unique=True)
                     self.create_index(index, online)
 
@@ -89,12 +89,12 @@ class SqliteForms(Forms):
 
         :raises DbSmartError: rows of other tables would be deleted or changed with it.
         """
-        if not self.execution.connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
+        if not self.transaction.connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
             super().drop_table(table)
             return
-        fold, schema = self.catalog.fold, table.schema
+        normalize_name, schema = self.catalog.normalize_name, table.schema
         references = self.catalog.references(table.name, schema)
-        own = [reference for reference in references if fold(reference.table) == fold(table.name)]
+        own = [reference for reference in references if normalize_name(reference.table) == normalize_name(table.name)]
         others = [reference for reference in references if reference not in own]
         used = dict.fromkeys(reference.table for reference in others if self.catalog.refers(reference, schema))
         if used:
@@ -104,7 +104,7 @@ class SqliteForms(Forms):
                 "Drop what references it first: that table, that column, or the foreign key with op.drop_constraint()."
             )
         restricts = any(reference.on_delete == "RESTRICT" for reference in own)
-        with self.execution.pragma("foreign_keys", "0") if restricts else nullcontext():
+        with self.transaction.pragma("foreign_keys", "0") if restricts else nullcontext():
             super().drop_table(table)
 
     def create_index(self, index: sa.Index, online: bool) -> None:
@@ -147,8 +147,8 @@ class SqliteForms(Forms):
             if change.nullable is not None:
                 sql.set_nullable(change.column, change.nullable)
             for check in change.checks:
-                if isinstance(check.name, str) and self.catalog.fold(check.name) in map(
-                    self.catalog.fold, sql.constraints
+                if isinstance(check.name, str) and self.catalog.normalize_name(check.name) in map(
+                    self.catalog.normalize_name, sql.constraints
                 ):
                     sql.drop_constraint(check.name)
                 sql.add_constraint(constraint_text(check, self.dialect))
@@ -204,7 +204,7 @@ class SqliteForms(Forms):
 
     def _key(self, table: str, schema: str | None) -> tuple[list[str], bool]:
         """The types of the columns of a table's primary key, and whether it has no rowid."""
-        connection, names = self.execution.connection, {"table": table, "schema": schema or "main"}
+        connection, names = self.transaction.connection, {"table": table, "schema": schema or "main"}
         types = connection.scalars(_KEY_TYPES, names).all()
         return list(types), not connection.scalar(_HAS_ROWID, names)
 
@@ -219,7 +219,7 @@ class SqliteForms(Forms):
         groups = groups if where is None else groups.where(where)
         count = None
         with suppress(sa.exc.SQLAlchemyError):  # an order, which GROUP BY does not take
-            count = self.execution.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.n)))
+            count = self.transaction.connection.scalar(sa.select(sa.func.sum(groups.subquery().c.n)))
         return f"{counted(count, 'repeats', 'repeat') if count else 'Rows repeat'} {columns}. "
 
     def _needs_rebuild(self, column: sa.Column[Any]) -> bool:
@@ -264,9 +264,9 @@ class SqliteForms(Forms):
         what: str,
         values: dict[str, str] | None = None,
     ) -> None:
-        connection = self.execution.connection
+        connection = self.transaction.connection
         off = needs_foreign_keys_off(connection, table, schema, change)
-        with self.execution.pragma("foreign_keys", "0") if off else nullcontext(), self.execution.noted():
+        with self.transaction.pragma("foreign_keys", "0") if off else nullcontext(), self.transaction.noted():
             try:
                 rebuild(connection, table, change, schema=schema, values=values)
             except RowsInTheWay as error:

@@ -100,7 +100,7 @@ def _text(tokens: Iterable[_Token]) -> str:
     return "".join(token.text for token in tokens)
 
 
-def _fold(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """A name as SQLite compares it: in ASCII it does not tell upper from lower case, elsewhere it does."""
     return name.encode().lower().decode()
 
@@ -113,7 +113,7 @@ def _identifiers(sql: str, also: str = "") -> set[str]:
     kinds = ("word", "quoted", also)
     tokens = [*_significant(_tokens(sql)), _Token("other", "")]
     return {
-        _fold(one.name)
+        _normalize_name(one.name)
         for one, after in pairwise(tokens)
         if one.kind in kinds and after.text != "(" and one.key not in _RESERVED
     }
@@ -331,7 +331,8 @@ class TableSql:
     def references(self, table: str) -> bool:
         """Whether a foreign key of it is to a table."""
         return any(
-            piece.kind == "foreign" and _fold((piece.refers(element.column)[1] or ("", ()))[0]) == _fold(table)
+            piece.kind == "foreign"
+            and _normalize_name((piece.refers(element.column)[1] or ("", ()))[0]) == _normalize_name(table)
             for element in self._elements
             for piece in element.pieces
         )
@@ -341,19 +342,21 @@ class TableSql:
         element = self._edit(column)
         element.put("type", sql_type)
         if any(
-            piece.kind == "primary" and self._columns_of(one, piece) == {_fold(column)}
+            piece.kind == "primary" and self._columns_of(one, piece) == {_normalize_name(column)}
             for one in self._elements
             for piece in one.pieces
         ):
-            self.constrained.add(_fold(column))  # an INTEGER key is the rowid itself, any other has an index
+            self.constrained.add(_normalize_name(column))  # an INTEGER key is the rowid itself, any other has an index
         if "COLLATE" in [token.key for token in _tokens(sql_type)]:
             element.put("collate", None)
-            self.constrained.add(_fold(column))
+            self.constrained.add(_normalize_name(column))
 
     def checks(self, name: str) -> list[str]:
         """The conditions of the checks that SQLite calls so when a row breaks them: by name, or by what they say."""
         pieces = [piece for element in self._elements for piece in element.pieces if piece.kind == "check"]
-        named = [piece for piece in pieces if piece.name is not None and _fold(piece.name) == _fold(name)]
+        named = [
+            piece for piece in pieces if piece.name is not None and _normalize_name(piece.name) == _normalize_name(name)
+        ]
         found = named or [
             piece for piece in pieces if piece.name is None and piece.expression[1:-1].strip() == name.strip()
         ]
@@ -381,7 +384,7 @@ class TableSql:
         """Add a column behind the others."""
         element = _Element(_tokens(f" {sql}"))
         self._elements.insert(len(self.columns), element)
-        self.constrained.add(_fold(element.column or ""))
+        self.constrained.add(_normalize_name(element.column or ""))
 
     def drop_column(self, column: str) -> None:
         """Drop a column, and the constraints on it alone.
@@ -389,7 +392,7 @@ class TableSql:
         :raises DbSmartError: it is in the primary key, or in a constraint or an expression with other columns.
         """
         element = self._edit(column)
-        folded = _fold(column)
+        folded = _normalize_name(column)
         if len(self.columns) == 1:
             raise DbSmartError(
                 f"The column {column!r} is the only one of the table {self.table!r}, so that it cannot be dropped. "
@@ -424,7 +427,9 @@ class TableSql:
 
         :raises DbSmartError: there is no constraint of that name.
         """
-        if not self._remove(lambda piece: piece.name is not None and _fold(piece.name) == _fold(name)):
+        if not self._remove(
+            lambda piece: piece.name is not None and _normalize_name(piece.name) == _normalize_name(name)
+        ):
             raise DbSmartError(f"The table {self.table!r} has no constraint {name!r}. Nothing was changed.")
 
     def render(self, name: str) -> str:
@@ -436,24 +441,26 @@ class TableSql:
         # Under another name the old one may not stand before a column, where it is not needed.
         marks = [index for index, token in enumerate(tokens) if token.kind != "space"]
         for one, dot in pairwise(marks):
-            is_name = tokens[one].kind in ("word", "quoted") and _fold(tokens[one].name) == _fold(self.table)
+            is_name = tokens[one].kind in ("word", "quoted") and _normalize_name(tokens[one].name) == _normalize_name(
+                self.table
+            )
             if is_name and tokens[dot].text == ".":
                 tokens[one] = tokens[dot] = _Token("space", "")
         return f"CREATE TABLE {name} ({_text(tokens)}){self._options}"
 
     def _edit(self, column: str) -> _Element:
         for element in self._elements:
-            if element.column is not None and _fold(element.column) == _fold(column):
-                self.edited.add(_fold(column))
+            if element.column is not None and _normalize_name(element.column) == _normalize_name(column):
+                self.edited.add(_normalize_name(column))
                 return element
         raise DbSmartError(f"The table {self.table!r} has no column {column!r}. Nothing was changed.")
 
     def _columns_of(self, element: _Element, piece: _Piece) -> set[str]:
         """Folded names of the columns that a constraint is on, or that an expression of a column names."""
         if element.column is not None and piece.kind not in ("check", "generated"):
-            return {_fold(element.column)}
-        own = {_fold(element.column)} if element.column is not None else set()
-        return own | piece.names & {_fold(column) for column in self.columns}
+            return {_normalize_name(element.column)}
+        own = {_normalize_name(element.column)} if element.column is not None else set()
+        return own | piece.names & {_normalize_name(column) for column in self.columns}
 
     def _remove(self, wanted: Callable[[_Piece], bool]) -> bool:
         """Take constraints out, and the ``DEFERRABLE`` of a column's foreign key with it."""
@@ -523,7 +530,7 @@ def rebuild(
     work = _Rebuild(connection, table, schema)
     try:
         with work.savepoint():
-            work.run(change, {_fold(name): sql for name, sql in (values or {}).items()})
+            work.run(change, {_normalize_name(name): sql for name, sql in (values or {}).items()})
     except sa.exc.IntegrityError as error:
         raise work.unfit(error) from error
     except sa.exc.DBAPIError as error:
@@ -600,8 +607,8 @@ class _Rebuild:
             checks = self._definition.checks(names)
             query = f"SELECT count(*) FROM {self._at(self.table)} WHERE NOT ({checks[0]})" if checks else ""
             verb, text = ("breaks", "break"), names
-        known = {_fold(column) for column, _ in self._columns(self.table)}
-        if query and (what == "CHECK" or {_fold(column) for column in columns} <= known):
+        known = {_normalize_name(column) for column, _ in self._columns(self.table)}
+        if query and (what == "CHECK" or {_normalize_name(column) for column in columns} <= known):
             with suppress(sa.exc.DBAPIError):  # it names a column that is new
                 count = self._rows(query)[0][0] or 0
         if count:
@@ -639,7 +646,9 @@ class _Rebuild:
         facts, violations, broken = self._facts(), self._violations(), self._broken()
         change(definition)
         self._definition = definition
-        dropped = {_fold(column) for column in columns} - {_fold(column) for column in definition.columns}
+        dropped = {_normalize_name(column) for column in columns} - {
+            _normalize_name(column) for column in definition.columns
+        }
         self._rows(definition.render(new))
         if self.would_cascade():
             raise self.failed(
@@ -647,7 +656,7 @@ class _Rebuild:
                 "Switch the pragma off, outside a transaction,",
             )
         with self._pragma("defer_foreign_keys"):  # a row that was in the wrong before must not stop the others
-            self._copy(definition, [_fold(column) for column in columns], values)
+            self._copy(definition, [_normalize_name(column) for column in columns], values)
             self._rename_records(self.table, self.new)
             stored = self._stored("index", "trigger")
             self._rows(f"DROP TABLE {old}")
@@ -676,16 +685,16 @@ class _Rebuild:
     def _copy(self, definition: TableSql, columns: Sequence[str], values: Mapping[str, str]) -> None:
         targets, sources = [], []
         ordinary = [column for column, hidden in self._columns(self.new) if not hidden]
-        names = {*columns, *map(_fold, definition.columns)}
+        names = {*columns, *map(_normalize_name, definition.columns)}
         rowid = next((name for name in ("rowid", "_rowid_", "oid") if name not in names), None)
         if rowid is not None and not definition.without_rowid:
             targets.append(rowid)  # first: a column that is the rowid itself has the last word
             sources.append(rowid)
         for column in ordinary:
-            if _fold(column) in values or _fold(column) in columns:
+            if _normalize_name(column) in values or _normalize_name(column) in columns:
                 targets.append(self._quote(column))
-                sources.append(values.get(_fold(column), targets[-1]))
-        unknown = values.keys() - set(map(_fold, ordinary))
+                sources.append(values.get(_normalize_name(column), targets[-1]))
+        unknown = values.keys() - set(map(_normalize_name, ordinary))
         if unknown:
             raise self.failed(f"it has no column {', '.join(sorted(map(repr, unknown)))} to give values")
         old, new = self._at(self.table), self._at(self.new)
@@ -723,7 +732,10 @@ class _Rebuild:
         for item in stored:
             if item in left:
                 continue
-            used = item.index_columns() & {*dropped, *(_fold(column) for column, _ in self._columns(self.table))}
+            used = item.index_columns() & {
+                *dropped,
+                *(_normalize_name(column) for column, _ in self._columns(self.table)),
+            }
             if used & dropped:
                 if used <= dropped:
                     continue
@@ -739,8 +751,8 @@ class _Rebuild:
         probes, found = {}, {}
         for item in self._stored("view", "trigger"):
             # SQLite takes "x" for a string where there is no column x, and says nothing.
-            quoted = {_fold(token.name) for token in _tokens(item.sql) if token.text.startswith('"')}
-            if quoted & dropped and _fold(self.table) in _identifiers(item.sql):
+            quoted = {_normalize_name(token.name) for token in _tokens(item.sql) if token.text.startswith('"')}
+            if quoted & dropped and _normalize_name(self.table) in _identifiers(item.sql):
                 found[f"the {item.kind} {item.name!r}"] = f"it names {min(quoted & dropped)!r}"
             if item.kind == "view":
                 probes[f"the view {item.name!r}"] = f"SELECT * FROM {self._at(item.name, item.schema)}"
@@ -802,11 +814,11 @@ class _Rebuild:
 
     def _facts(self) -> list[_Fact]:
         columns = [
-            _Fact("column", (_fold(row[1]),), tuple(row[1:]))
+            _Fact("column", (_normalize_name(row[1]),), tuple(row[1:]))
             for row in self._rows("SELECT * FROM pragma_table_xinfo(?, ?) ORDER BY cid", self.table, self._schema)
         ]
         others = [
-            _Fact("foreign key", tuple(map(_fold, own)), (parent, *more))
+            _Fact("foreign key", tuple(map(_normalize_name, own)), (parent, *more))
             for _, own, parent, more in self._foreign_keys(self.table)
         ]
         stored = {item.name: item for item in self._stored("index")}
@@ -816,7 +828,7 @@ class _Rebuild:
             parts = self._rows(
                 'SELECT name, "desc", coll FROM pragma_index_xinfo(?, ?) WHERE key ORDER BY seqno', name, self._schema
             )
-            used = {_fold(part[0]) for part in parts if part[0] is not None}
+            used = {_normalize_name(part[0]) for part in parts if part[0] is not None}
             if name in stored:
                 used |= stored[name].index_columns()
                 more.append(name)
