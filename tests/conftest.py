@@ -20,8 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import BootReport, DbSmart
-
-from . import processes, servers
+from tests.harness import processes, servers
 
 DIALECTS = ("sqlite", "postgresql", "mariadb")
 

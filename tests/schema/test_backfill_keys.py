@@ -1,0 +1,169 @@
+"""Backfills by keys of the kinds that each server has: each row exactly once, by an update and by batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from aurum_harmony.db_smart import DbSmartError, Operations
+from aurum_harmony.db_smart.session import json_values as codec
+from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store.database import Database
+from tests.harness.direct import operations
+from tests.schema.test_backfill import PLUS_ONE, engine_of, numbers, small_batches
+
+#: 6 · 40 rows: the key's columns, and for one of the first six kinds of values and a number their values.
+_WORDS = ["sms", "email", "push", "Aa", "zz", "b"]
+_ENUM = f"ENUM({', '.join(map(repr, _WORDS))})"
+_DATES = ["infinity", "-infinity", "0044-03-15 01:02:03.4 BC", "2026-02-28", "10001-01-01 12:00", "0001-01-01"]
+_BITS = [1, 2, 3, 4, 31, 63]
+_LONG_SET = f"SET({', '.join(repr(f'm{number}') for number in range(64))})"
+KEYS: dict[tuple[str, str], tuple[str, Callable[[int, int], tuple[str, ...]]]] = {
+    ("mariadb", "enum first"): (f"k {_ENUM}, u INT, PRIMARY KEY (k, u)", lambda k, u: (repr(_WORDS[k]), str(u))),
+    ("mariadb", "enum last"): (f"u INT, k {_ENUM}, PRIMARY KEY (u, k)", lambda k, u: (str(u), repr(_WORDS[k]))),
+    ("mariadb", "set last"): ("u INT, k SET('z', 'a', 'M'), PRIMARY KEY (u, k)", lambda k, u: (str(u), str(k + 1))),
+    ("mariadb", "long set"): (
+        f"k {_LONG_SET}, u INT, PRIMARY KEY (k, u)",
+        lambda k, u: (f"{(1 << 63) + _BITS[k]}", str(u)),
+    ),
+    ("mariadb", "bit"): ("k BIT(20), PRIMARY KEY (k)", lambda k, u: (f"{k * 40 + u}",)),
+    ("mariadb", "bit 64"): ("k BIT(64), u INT, PRIMARY KEY (k, u)", lambda k, u: (f"{(1 << 63) + _BITS[k]}", str(u))),
+    ("mariadb", "bigint unsigned"): ("k BIGINT UNSIGNED PRIMARY KEY", lambda k, u: (f"{(1 << 63) + k * 40 + u}",)),
+    ("mariadb", "time"): ("k TIME PRIMARY KEY", lambda k, u: (f"'-{k * 40 + u:03}:10:00'",)),
+    ("mariadb", "year"): ("k YEAR, u INT, PRIMARY KEY (k, u)", lambda k, u: (f"{2000 + k}", str(u))),
+    ("mariadb", "inet6"): ("k INET6 PRIMARY KEY", lambda k, u: (f"'fe80::{k}:{u}'",)),
+    ("mariadb", "text without case"): (
+        "k VARCHAR(20), u INT, PRIMARY KEY (k, u)",
+        lambda k, u: (repr(_WORDS[k] + "é" * (u % 2)), str(u)),
+    ),
+    ("postgresql", "enum"): (
+        "k word, u INT, PRIMARY KEY (k, u)",
+        lambda k, u: (repr(_WORDS[k]), str(u)),
+    ),
+    ("postgresql", "interval"): ("k INTERVAL PRIMARY KEY", lambda k, u: (f"interval '{k} days {u} minutes'",)),
+    ("postgresql", "numeric"): ("k NUMERIC PRIMARY KEY", lambda k, u: (f"{k}.{u:03}",)),
+    ("postgresql", "bytea"): ("k BYTEA PRIMARY KEY", lambda k, u: (f"'\\x{k:02x}{u:02x}'",)),
+    ("postgresql", "timestamptz"): (
+        "k TIMESTAMPTZ PRIMARY KEY",
+        lambda k, u: (f"timestamptz '2026-10-25 00:00:00+00' + interval '{k * 40 + u} minutes'",),
+    ),
+    ("postgresql", "date"): ("k DATE, u INT, PRIMARY KEY (k, u)", lambda k, u: (repr(_DATES[k]), str(u))),
+    ("postgresql", "timestamp"): ("u INT, k TIMESTAMP, PRIMARY KEY (u, k)", lambda k, u: (str(u), repr(_DATES[k]))),
+    ("postgresql", "timestamptz without end"): (
+        "k TIMESTAMPTZ, u INT, PRIMARY KEY (k, u)",
+        lambda k, u: (repr(_DATES[k]), str(u)),
+    ),
+    ("postgresql", "int[]"): ("k INT[] PRIMARY KEY", lambda k, u: (f"'{{{k},NULL,{u}}}'",)),
+    ("postgresql", "text[]"): ("k TEXT[] PRIMARY KEY", lambda k, u: (f"ARRAY['a\"\\{{', '{k}', '{u}%']",)),
+    ("postgresql", "jsonb"): ("k JSONB PRIMARY KEY", lambda k, u: (f"""'{{"a": [{k}, "é%"], "b": {u}.5}}'""",)),
+    ("postgresql", "domain"): ("k day PRIMARY KEY", lambda k, u: (f"date '0044-03-15 BC' + {k * 40 + u}",)),
+    ("sqlite", "text without rowid"): (
+        "k TEXT, u INT, PRIMARY KEY (k, u)) WITHOUT ROWID",
+        lambda k, u: (repr(_WORDS[k]), str(u)),
+    ),
+    ("sqlite", "no primary key"): ("k TEXT", lambda k, u: (repr(_WORDS[k]),)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type 'inet6'")
+@pytest.mark.parametrize("kind", KEYS, ids=" ".join)
+def test_each_row_once_by_every_kind_of_key(
+    new_url: Callable[[str], URL], kind: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, values = KEYS[kind]
+    url = new_url(kind[0])
+    database = Database("default", None, engine_of(url))
+    with database.engine.begin() as connection:
+        if "word" in columns:
+            connection.exec_driver_sql(f"CREATE TYPE word AS {_ENUM}")
+        if "k day" in columns:
+            connection.exec_driver_sql("CREATE DOMAIN day AS DATE")
+        options = {"no_parameters": True}
+        end = "" if columns.endswith("ROWID") else ")"
+        connection.exec_driver_sql(f"CREATE TABLE items (n INT NOT NULL, {columns}{end}", execution_options=options)
+        rows = ", ".join(f"(0, {', '.join(values(k, u))})" for u in range(40) for k in range(6))
+        connection.exec_driver_sql(f"INSERT INTO items VALUES {rows}", execution_options=options)
+    done: list[int] = []
+    with small_batches(monkeypatch, 7), operations(database) as op:
+        op.backfill("items", PLUS_ONE)
+        # Not the key, of which Python cannot hold every value.
+        op.batches(sa.select(sa.column("n")).select_from(sa.table("items")))(lambda found: done.append(len(found)))
+    assert numbers(url) == [(1, 240)]
+    assert sum(done) == 240
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"])
+def test_percent_signs_in_the_names_of_a_table_and_its_key(
+    new_url: Callable[[str], URL], dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database("default", None, engine_of(new_url(dialect)))
+    table = sa.Table("t%c", sa.MetaData(), sa.Column("id%s", sa.Integer, primary_key=True), sa.Column("n%", sa.Integer))
+    with database.engine.begin() as connection:
+        table.create(connection)
+        connection.execute(table.insert(), [{"n%": 0}] * 20)
+    with small_batches(monkeypatch, 7), operations(database) as op:
+        op.backfill("t%c", {"n%": 1})
+    with database.engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.sum(table.c["n%"]))) == 20
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"])
+def test_a_condition_may_end_in_a_comment(new_url: Callable[[str], URL], dialect: str) -> None:
+    url = new_url(dialect)
+    database = Database("default", None, engine_of(url))
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE items (id INT PRIMARY KEY, n INT)")
+        connection.exec_driver_sql("INSERT INTO items VALUES (1, 0), (2, 0), (3, 0)")
+    with operations(database) as op:
+        op.backfill("items", PLUS_ONE, where="id > 1 -- not the first")
+    assert numbers(url) == [(0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("where", [None, "n = 0", "n < 9"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_cursor_of_text_that_an_earlier_release_has_left(
+    new_url: Callable[[str], URL], monkeypatch: pytest.MonkeyPatch, where: str | None, begun: bool
+) -> None:
+    """Of an update that makes its condition false the pass begins anew; any other may not be done twice."""
+    url = new_url("mariadb")
+    database = Database("default", None, engine_of(url))
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE items (n INT NOT NULL, k {_ENUM}, u INT, PRIMARY KEY (k, u))")
+        rows = ", ".join(f"(0, {word!r}, {number})" for number in range(10) for word in _WORDS)
+        connection.exec_driver_sql(f"INSERT INTO items VALUES {rows}")
+
+    def stop() -> bool:
+        calls.append(None)
+        if len(calls) > 1:
+            raise InterruptedError
+        return False
+
+    def leave(op: Operations, pause: Callable[[], bool] | None = None) -> None:
+        op.backfill("items", PLUS_ONE, where=where, pause=pause)
+
+    calls: list[None] = []
+    with small_batches(monkeypatch, 7):
+        with pytest.raises(InterruptedError), operations(database) as op:
+            leave(op, stop)
+        assert numbers(url) == [(0, 53), (1, 7)]
+        with database.engine.begin() as connection:
+            progress = history.progress
+            step = progress.c.step.like("backfill:%")
+            detail = codec.loads(connection.scalar(sa.select(progress.c.detail).where(step)) or "")
+            assert (detail["cursor"], detail["until"]) == ([1, 6], [6, 9])
+            old = codec.dumps({**detail, "cursor": ["sms", 6] if begun else None, "until": ["b", 9]})
+            count = 7 if begun else 0
+            connection.execute(progress.update().where(step).values(detail=old, row_count=count))
+            if not begun:
+                connection.exec_driver_sql("UPDATE items SET n = 0")
+        if begun and where != "n = 0":
+            with pytest.raises(DbSmartError, match="begun by an earlier release"), operations(database) as op:
+                leave(op)
+            assert numbers(url) == [(0, 53), (1, 7)]
+        else:
+            with operations(database) as op:
+                leave(op)
+            assert numbers(url) == [(1, 60)]
