@@ -19,7 +19,7 @@ from .errors import (
 from .extension import BootReport, DbSmart
 
 if TYPE_CHECKING:
-    from .loading.loader import migration
+    from .loading.decorator import migration
     from .operations import Operations
 
 __all__ = [
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
 
         return Operations
     if name == "migration":
-        from .loading.loader import migration
+        from .loading.decorator import migration
 
         return migration
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .store.history import TABLE_NAMES
+from .store.tables import TABLE_NAMES
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext

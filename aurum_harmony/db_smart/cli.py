@@ -16,7 +16,8 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from .boot import flag
-from .boot.planner import decide, overall_state
+from .boot.decision import decide
+from .boot.plan import overall_state
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout
 from .notices import logger_of
 from .settings import boot_mode, create_all, ddl_settings, flag_path, forced, lock_settings
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from .boot.planner import FlagVerdict, Plan, Planner
+    from .boot.flag import FlagVerdict
+    from .boot.plan import Plan
+    from .boot.planner import Planner
     from .extension import DbSmart
     from .preview import Preview
+    from .schema.progress import Progress
     from .store.database import Database
-    from .store.history import Progress
 
 _logger = logger_of(__name__)
 
@@ -352,7 +355,7 @@ def _progress(app: Flask, applied: list[dict[str, Any]], as_json: bool) -> Itera
     On a terminal a progress line says which one runs, and another one how far a backfill is; elsewhere a backfill
     prints a line every few seconds. With JSON, what migrations print goes to stderr.
     """
-    from .store.history import Progress
+    from .schema.progress import Progress
 
     with ExitStack() as stack:
         echo: Any = click.echo
@@ -519,7 +522,8 @@ def _work(
 
     :param place: the schema of the history, where that is another one than the current.
     """
-    from .store.history import read_failure, read_progress
+    from .schema.progress import read_progress
+    from .store.history import read_failure
 
     if not database.exists:
         return None, None
@@ -558,7 +562,7 @@ def _entry(
             for item in (plan.applied if plan else [])
         ],
         "pending": [{"name": item.migration.name, "reason": item.reason} for item in (plan.pending if plan else [])],
-        "unknown": plan.unknown if plan else [],
+        "unknown": plan.ahead if plan else [],
         "missing": missing or [],
         "failed": failed,
         "lock": lock,
@@ -567,7 +571,7 @@ def _entry(
 
 
 def _show_status(report: dict[str, Any]) -> None:
-    from .store.history import Progress
+    from .schema.progress import Progress
 
     for entry in report["databases"]:
         click.echo(f"Database {entry['name']}: {entry['state']}  {entry['url']}")

@@ -17,9 +17,13 @@ import sqlalchemy as sa
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
+from .boot.decision import decide
+from .boot.flag import FlagVerdict
 from .boot.keepalive import kept_alive
-from .boot.planner import FlagVerdict, Plan, Planner, decide, overall_state
+from .boot.plan import Plan, overall_state
+from .boot.planner import Planner
 from .boot.question import Question
+from .boot.turn import one_boot_per_host
 from .cli import group
 from .errors import (
     ConfigError,
@@ -251,14 +255,14 @@ class DbSmart:
         :returns: their names, and what to say of them.
         :raises DbSmartError: the database cannot be reached.
         """
-        from .schema import model_tables as tables
+        from .schema import model_tables
 
         database = plan.database
         metadata = self._state(app).db.metadatas.get(database.key)
         if metadata is None or not metadata.tables or not database.exists:
             return [], ""
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
-            found: Sequence[sa.Table] = tables.missing(connection, metadata)
+            found: Sequence[sa.Table] = model_tables.missing(connection, metadata)
             if found:
                 from .store.memory import Memory
 
@@ -266,7 +270,7 @@ class DbSmart:
                 memory.read(connection)
                 found = (memory.had(found) or []) if plan.behind else found
                 names = [table.key for table in found]
-                return names, tables.lost(database.name, names, memory.taken(found))
+                return names, model_tables.lost(database.name, names, memory.taken(found))
         return [], ""
 
     def migrate(
@@ -422,7 +426,7 @@ class DbSmart:
             if not verdict.holds and mode == "migrate":
                 settings = lock_settings(app)
                 verdict = stack.enter_context(
-                    planner.one_boot_per_host(verdict, min(2 * settings.lease, settings.timeout))
+                    one_boot_per_host(planner, verdict, min(2 * settings.lease, settings.timeout))
                 )
             if not verdict.holds:
                 with app.app_context():
@@ -596,8 +600,8 @@ def _tell(plans: list[Plan]) -> None:
                 plan.database.name,
                 plan.elsewhere,
             )
-        if plan.unknown:
-            names = ", ".join(plan.unknown)
+        if plan.ahead:
+            names = ", ".join(plan.ahead)
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)
         for name in plan.edited_once:
             _logger.warning("db-smart: %r was edited after it was applied; it runs only once and is left alone", name)

@@ -5,6 +5,7 @@ As SQLite does with its journals. Only what was just made is given away: what st
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -60,3 +61,34 @@ def make_file(path: Path, like: Path) -> None:
         finally:
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
+
+
+#: How to open what somebody else may have put there. Windows has none of them, and none of what they are for.
+_SAFELY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+#: Do not follow a symbolic link.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
+    """The bytes of a file that has no more than ``most``; ``None`` for what is no regular file.
+
+    A pipe is not waited for, and a device not read: either may never end.
+
+    :param flags: flags for opening it besides those for reading.
+    :raises OSError: it is missing, a directory, larger (``EFBIG``), or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | flags | _SAFELY)
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        content = b""
+        while len(content) <= most and (more := os.read(descriptor, min(most + 1 - len(content), 1 << 20))):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)

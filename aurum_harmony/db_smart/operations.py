@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import sqlalchemy as sa
 
 from .errors import DbSmartError
-from .loading.loader import Migration
+from .loading.decorator import Migration
 from .notices import without_pipeline_lines
 from .schema.catalog import Catalog, Constraint, Index
 from .schema.loosening import as_default
@@ -251,7 +251,7 @@ class Operations:
 
         :param described: a table with at least these columns, and with what they need.
         """
-        from .schema.ddl import needed, settle_names
+        from .session.sql import needed, settle_names
 
         table, schema = described.name, described.schema
         for constraint in [*described.constraints]:
@@ -769,7 +769,7 @@ class Operations:
         :param pause: asked before each batch; while it returns true, nothing is done. For a replica's lag, say.
         """
         from .schema.backfill import Backfill, Pace
-        from .schema.ddl import as_written
+        from .session.sql import as_written
 
         what, place = f"backfill({table!r})", translated(self._connection, schema)
         columns = [str(getattr(name, "name", name)) for name in set_]
@@ -911,7 +911,7 @@ class Operations:
             if index.name is not None and not self._claimed(table.schema, table.name, index.name)
         ]
         if named:
-            from .schema.ddl import name_text
+            from .session.sql import name_text
 
             present = self._catalog.indexes(table.name, table.schema)
             for index in sorted(named, key=lambda index: str(index.name)):
@@ -920,7 +920,7 @@ class Operations:
                     self._create_index(index, existing, online)
 
     def _create_index(self, index: sa.Index, existing: Index | None, online: bool) -> None:
-        from .schema.ddl import name_text
+        from .session.sql import name_text
 
         assert index.table is not None
         table, name = index.table, name_text(index, self._connection.dialect)
@@ -947,7 +947,7 @@ class Operations:
         online: bool,
         target: tuple[str, tuple[str, ...]] | None = None,
     ) -> None:
-        from .schema.ddl import settle_names
+        from .session.sql import settle_names
 
         table, schema, name = constraint.table.name, constraint.table.schema, str(constraint.name)
         what = f"create {kind} {name!r} on {table!r}"
@@ -1143,7 +1143,7 @@ class Operations:
         return same_default(self._editor.default(change), self._default_text(wanted), self._transaction.dialect)
 
     def _default_text(self, default: Any) -> str | None:
-        from .schema.ddl import default_text
+        from .session.sql import default_text
 
         column = sa.Column("c", sa.types.NullType(), server_default=default)
         return default_text(column, self._connection.dialect)
@@ -1188,7 +1188,7 @@ class Operations:
 
     def _key(self, name: str) -> str:
         """By what the catalog knows an index or a constraint, whose long name may have been shortened."""
-        from .schema.ddl import short_name
+        from .session.sql import short_name
 
         return self._catalog.normalize_name(short_name(name, self._connection.dialect))
 
@@ -1493,7 +1493,7 @@ class Operations:
     def _move(self, rows: sa.Update | sa.Insert) -> None:
         """Bring rows to where the models have them."""
         if self._transaction.dry:
-            from .schema.ddl import render
+            from .session.sql import render
 
             self._transaction.send(render(rows, self._connection.dialect))
         else:

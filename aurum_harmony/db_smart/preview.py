@@ -17,19 +17,19 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.schema import AddConstraint
 
-from .boot.planner import reading
-from .loading.loader import Migration, Options
+from .loading.decorator import Migration, Options
 from .operations import Operations
-from .schema import model_tables as tables
+from .schema import model_tables
 from .schema.catalog import Catalog, Reference, ask, new_value
-from .schema.ddl import render, string_text
 from .session.journal import Journal, reads
 from .session.literals import NoLiteral, literal, statement_text
 from .session.rebind import rebind
+from .session.sql import render, string_text
 from .session.transaction import Send, Transaction
 from .settings import DdlSettings
-from .store import history
+from .store import history, tables
 from .store.database import Database
+from .store.history import reading
 from .store.memory import NUMBERS, STATES, Event, Memory, insert
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy.schema import DDLElement
 
-    from .boot.planner import Plan, Planner
+    from .boot.plan import Plan
+    from .boot.planner import Planner
 
 #: A parameter's mark; what else could hold one is matched whole.
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
@@ -100,13 +101,13 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
             made = Migration("", "", Options(), lambda op: None, True, "")
             transaction.current = Preview("tables of the models", "first run")
             operations = Operations(transaction, db, made, catalog)
-            wanted = tables.missing(connection, models)
+            wanted = model_tables.missing(connection, models)
             for event in memory.begin_first_run(connection, wanted):
                 transaction.remember(event)
             copies = sa.MetaData()
             for table in models.tables.values():
                 table.to_metadata(copies)
-            for copy, keys in tables.in_order([copies.tables[table.key] for table in wanted]):
+            for copy, keys in model_tables.in_order([copies.tables[table.key] for table in wanted]):
                 if copy is not None:
                     for key in copy.foreign_key_constraints.difference(keys):
                         key.use_alter = True  # to a table that is only made after it
@@ -152,9 +153,9 @@ def _remembered(database: Database, memory: Memory) -> dict[str, _DryJournal]:
         return {}
     with database.connect() as connection, reading(database):
         lacks = history.missing_tables(connection)
-        if history.objects.name not in lacks:
+        if tables.objects.name not in lacks:
             memory.read(connection)
-        if history.progress.name in lacks:
+        if tables.progress.name in lacks:
             return {}
         names = history.begun(connection)
         return {name: _DryJournal(connection, name, at_once=False, begun=True) for name in names}
@@ -169,7 +170,7 @@ class _DryJournal(Journal):
     def store(self) -> None:
         """Have the script write down the steps that were noted since."""
         for row in self._made:
-            self.shown.script.append(render(history.progress.insert().values(row), self._dialect, literal_binds=True))
+            self.shown.script.append(render(tables.progress.insert().values(row), self._dialect, literal_binds=True))
             self.shown.journal = True
         self._made.clear()
 
@@ -362,10 +363,10 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
         yield ".bail on"
         yield from _guard_sqlite(_Guard.of(plan))
     transactional = database.transactional_ddl
-    for table in history.metadata.sorted_tables:
+    for table in tables.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
     if plan.state is None:
-        yield f"{render(history.state.insert().values(history.new_state()), dialect, literal_binds=True)};"
+        yield f"{render(tables.state.insert().values(history.new_state()), dialect, literal_binds=True)};"
     known = True
     for shown in previews:
         yield f"\n-- {shown.name} ({shown.reason})"
@@ -379,10 +380,14 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
         lines = [_BEGIN, *shown.script] if whole else list(shown.script)
         lines += [] if whole else [_START]
         if shown.migration is not None:
-            row = history.history.insert().inline().values(history.row(shown.migration, 0.0))
+            row = (
+                tables.history.insert()
+                .inline()
+                .values(history.row(shown.migration.name, shown.migration.checksum, 0.0))
+            )
             lines.append(render(row, dialect, literal_binds=True))
             if shown.steps_done or shown.journal:
-                journal = history.progress.delete().where(history.progress.c.migration == shown.migration.name)
+                journal = tables.progress.delete().where(tables.progress.c.migration == shown.migration.name)
                 lines.append(render(journal, dialect, literal_binds=True))
         lines.append(_COMMIT)
         # A remark is none, and what sets another delimiter has its ends in it.
@@ -430,12 +435,12 @@ class _Guard:
     def of(cls, plan: Plan) -> _Guard:
         if plan.state is None:
             return cls(None)
-        tables = history.history, history.progress
+        counted = tables.history, tables.progress
         with plan.database.connect() as connection:
             lacks = history.missing_tables(connection)
-            if any(table.name in lacks for table in tables):
+            if any(table.name in lacks for table in counted):
                 return cls(plan.state.database_id)
-            counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in tables]
+            counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in counted]
         return cls(plan.state.database_id, (counts[0], counts[1]))
 
     @property
@@ -464,7 +469,7 @@ class _Guard:
         """A condition for its being as it was when the script was made."""
         if self.rows is None:
             return "1 = 1"
-        found = zip((history.history.name, history.progress.name), self.rows, strict=True)
+        found = zip((tables.history.name, tables.progress.name), self.rows, strict=True)
         return " AND ".join(f"(SELECT count(*) FROM {place}{name}) = {count}" for name, count in found)
 
     @staticmethod

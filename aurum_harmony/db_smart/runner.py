@@ -17,13 +17,14 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from .boot.planner import Plan, Planner
+from .boot.plan import Pending, Plan
+from .boot.planner import Planner
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub
-from .loading.loader import Migration, location
+from .loading.decorator import Migration
+from .loading.loader import location
 from .notices import logger_of
 from .operations import Operations
-from .schema import loosening
-from .schema import model_tables as tables
+from .schema import loosening, model_tables
 from .schema.catalog import Catalog
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
@@ -33,7 +34,7 @@ from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
 from .store.database import Database, begin, commit, transient, translated
-from .store.history import Pending, State
+from .store.history import State
 from .store.lock import Lock, lock_of
 from .store.memory import Memory, insert
 
@@ -231,7 +232,7 @@ class Runner:
             missing = self._make_lost(database, connection, missing, memory, outcome)
         if missing:
             names = [table.key for table in missing]
-            _logger.warning("db-smart: %s", tables.lost(database.name, names, memory.taken(missing)))
+            _logger.warning("db-smart: %s", model_tables.lost(database.name, names, memory.taken(missing)))
         there = [table for table in self._models(database) if table not in missing]
         changed = wal_version if plan.pending else None
         self._tighten(run)
@@ -291,10 +292,10 @@ class Runner:
         if first and self._create_all and metadata is not None:
             if not plan.applied and not memory.fresh:
                 _warn_of_lost_history(database, connection, plan, metadata)
-            missing = tables.missing(connection, metadata)
+            missing = model_tables.missing(connection, metadata)
             for event in memory.begin_first_run(connection, missing):
                 connection.execute(insert(event))
-            tables.make(connection, metadata, missing, transactional=database.transactional_ddl)
+            model_tables.make(connection, metadata, missing, transactional=database.transactional_ddl)
         begun = history.begun(connection)
         commit(connection)
         memory.keep()
@@ -309,7 +310,7 @@ class Runner:
         """The tables that the models have and the database has not."""
         if not self._models(database):
             return []
-        found = tables.missing(connection, self._db.metadatas[database.key])
+        found = model_tables.missing(connection, self._db.metadatas[database.key])
         connection.rollback()  # what was only read
         return found
 
@@ -330,7 +331,7 @@ class Runner:
         if wanted:
             begin(connection)
             metadata = self._db.metadatas[database.key]
-            tables.make(connection, metadata, wanted, transactional=database.transactional_ddl)
+            model_tables.make(connection, metadata, wanted, transactional=database.transactional_ddl)
             commit(connection)
             lost = [table.key for table in wanted]
             _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
@@ -399,7 +400,7 @@ class Runner:
             begin(connection)
         duration = time.perf_counter() - started
         run.lock.confirm(connection)
-        history.record(connection, migration, duration)
+        history.record(connection, migration.name, migration.checksum, duration)
         journal.clear(connection)
         commit(connection)
         run.memory.keep()
@@ -571,7 +572,7 @@ class Runner:
                 connection.rollback()
                 begin(connection)
                 run.lock.confirm(connection)
-                history.record(connection, migration, seconds, error=text)
+                history.record(connection, migration.name, migration.checksum, seconds, error=text)
                 commit(connection)
                 break
             except UnicodeError:  # the connection speaks an encoding that lacks some of it
@@ -608,7 +609,7 @@ def _warn_of_lost_history(database: Database, connection: sa.Connection, plan: P
     """Say that a database is not new although it has no history: what runs only once may have run before."""
     inspector = sa.inspect(connection)
     used = []
-    for table, _ in tables.in_order(metadata.tables.values()):
+    for table, _ in model_tables.in_order(metadata.tables.values()):
         if table is not None and inspector.has_table(table.name, schema=table.schema):
             query = sa.select(sa.literal(1)).select_from(sa.table(table.name, schema=table.schema)).limit(1)
             if connection.execute(query).first() is not None:

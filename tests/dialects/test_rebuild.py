@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart.dialects.sqlite.rebuild import TableSql, needs_foreign_keys_off, rebuild
+from aurum_harmony.db_smart.dialects.sqlite.rebuild import needs_foreign_keys_off, rebuild
+from aurum_harmony.db_smart.dialects.sqlite.table_sql import TableSql
 from aurum_harmony.db_smart.errors import DbSmartError
 from aurum_harmony.db_smart.store.database import Database, begin
 from tests.harness.processes import run_harness

@@ -11,17 +11,17 @@ import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import Operations
-from aurum_harmony.db_smart.loading.loader import Migration, Options
+from aurum_harmony.db_smart.loading.decorator import Migration, Options
 from aurum_harmony.db_smart.session.journal import Journal
 from aurum_harmony.db_smart.session.lock_timeout import DdlLockTimeout
 from aurum_harmony.db_smart.session.transaction import Transaction
 from aurum_harmony.db_smart.settings import DdlSettings, LockSettings
-from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store import history, tables
 from aurum_harmony.db_smart.store.database import Database, begin
 from aurum_harmony.db_smart.store.lock import lock_of
 
 _CHANGES = ("ALTER", "CREATE", "DROP", "COMMENT", "RENAME", "SET SESSION FOREIGN_KEY_CHECKS")
-_OWN = re.compile("|".join(history.TABLE_NAMES))
+_OWN = re.compile("|".join(tables.TABLE_NAMES))
 
 
 @contextmanager

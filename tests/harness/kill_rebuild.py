@@ -20,7 +20,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from aurum_harmony.db_smart.dialects.sqlite.rebuild import TableSql, rebuild
+from aurum_harmony.db_smart.dialects.sqlite.rebuild import rebuild
+from aurum_harmony.db_smart.dialects.sqlite.table_sql import TableSql
 from aurum_harmony.db_smart.store.database import Database, begin
 from tests.harness.crash import ended, forked, preload
 

@@ -939,7 +939,7 @@ errors = types.ModuleType("stub.errors")
 errors.MigrationError = type("MigrationError", (Exception,), {})
 errors.text_of = errors.scrub = str
 sys.modules.update({"stub": package, "stub.errors": errors})
-from stub.checksum import ModuleSource, _Function
+from stub.loading.checksum import ModuleSource, _Function
 
 found = {}
 for path in paths:

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurum_harmony.db_smart.errors import MigrationError
-from aurum_harmony.db_smart.loading.loader import Migration, Options, load
+from aurum_harmony.db_smart.loading.decorator import Migration, Options
+from aurum_harmony.db_smart.loading.loader import load
 from aurum_harmony.db_smart.loading.sources import scan
 from tests.conftest import Project
 from tests.harness.processes import BECOME_NOBODY, run_python

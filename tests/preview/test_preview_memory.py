@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
-from aurum_harmony.db_smart.store.history import TABLE_NAMES
+from aurum_harmony.db_smart.store.tables import TABLE_NAMES
 from tests.conftest import Project
 from tests.preview.test_preview import ask_client, run_client
 from tests.store.test_new_database import BACK, CASES, DROP, ID, SEED, fresh, models, schema, second_application, string

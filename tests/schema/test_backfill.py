@@ -32,7 +32,7 @@ from aurum_harmony.db_smart.errors import LeaseLost
 from aurum_harmony.db_smart.schema.backfill import Backfill
 from aurum_harmony.db_smart.session.literals import statement_text
 from aurum_harmony.db_smart.signals import migration_progress, migration_started
-from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
 from tests.conftest import Project
 from tests.harness.crash import ended, forked
@@ -850,7 +850,7 @@ def killed_round(project: Project, kill: Callable[[], int]) -> bool:
         assert ended(forked(boot_small, project.instance, url, project.module, None)) == 0
     assert numbers(url) == [(3, 100)]
     with engine.connect() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(history.progress)) == 0
+        assert connection.scalar(sa.select(sa.func.count()).select_from(tables.progress)) == 0
     return bool(code)
 
 

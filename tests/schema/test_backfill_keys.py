@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.session import json_values as codec
-from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
 from tests.harness.direct import operations
 from tests.schema.test_backfill import PLUS_ONE, engine_of, numbers, small_batches
@@ -150,7 +150,7 @@ def test_a_cursor_of_text_that_an_earlier_release_has_left(
             leave(op, stop)
         assert numbers(url) == [(0, 53), (1, 7)]
         with database.engine.begin() as connection:
-            progress = history.progress
+            progress = tables.progress
             step = progress.c.step.like("backfill:%")
             detail = codec.loads(connection.scalar(sa.select(progress.c.detail).where(step)) or "")
             assert (detail["cursor"], detail["until"]) == ([1, 6], [6, 9])

@@ -32,7 +32,7 @@ from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.schema.column_types import compare
 from aurum_harmony.db_smart.schema.rules import RULES, Refused
 from aurum_harmony.db_smart.store.database import Database
-from aurum_harmony.db_smart.store.history import TABLE_NAMES
+from aurum_harmony.db_smart.store.tables import TABLE_NAMES
 from tests.harness import servers
 from tests.harness.direct import operations, statements
 from tests.harness.facts import differences, drop_tables, facts

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from aurum_harmony.db_smart import DbSmartError, MigrationFailed
 from aurum_harmony.db_smart.errors import LeaseLost
 from aurum_harmony.db_smart.settings import LockSettings
-from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
 from aurum_harmony.db_smart.store.lock import lock_of
 from tests.conftest import Project
@@ -371,4 +371,4 @@ def test_a_schema_translate_map_of_the_engine_counts_for_migrations(
     project.dispose(app)
     assert project.run("migrate", "--force").exit_code == 0
     assert json.loads(project.run("status", "--json").stdout)["state"] == "up-to-date"
-    assert history.state.schema is None
+    assert tables.state.schema is None

@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.session import json_values as codec
-from aurum_harmony.db_smart.store import history
+from aurum_harmony.db_smart.store import history, tables
 from aurum_harmony.db_smart.store.database import Database
 from tests.conftest import Project
 from tests.harness.direct import operations
@@ -173,7 +173,7 @@ def test_what_a_savepoint_took_back_is_not_recorded(database: Database) -> None:
     stopped_and_finished(database, action)
     assert names(database) == ["kept", "not committed"]
     with database.engine.connect() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(history.progress)) == 0
+        assert connection.scalar(sa.select(sa.func.count()).select_from(tables.progress)) == 0
 
 
 def test_a_migration_that_is_never_cut_records_no_steps(database: Database) -> None:
@@ -252,9 +252,9 @@ def test_the_table_of_an_earlier_release_gets_its_new_column(url: URL) -> None:
     with engine.begin() as connection:
         history.create_tables(connection)
         step = {"migration": "m", "step": "s", "row_count": 1, "last_row_id": 0}
-        connection.execute(history.progress.insert(), {**step, "detail": "kept"})
+        connection.execute(tables.progress.insert(), {**step, "detail": "kept"})
         history.create_tables(connection)
-        assert connection.scalars(sa.select(history.progress.c.detail)).all() == ["kept"]
+        assert connection.scalars(sa.select(tables.progress.c.detail)).all() == ["kept"]
 
 
 _VALUES = st.recursive(

@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from aurum_harmony.db_smart.boot.turn import one_boot_per_host
 from aurum_harmony.db_smart.errors import LeaseLost, LockHeld, LockTimeout
 from aurum_harmony.db_smart.settings import LockSettings
 from aurum_harmony.db_smart.store import history
@@ -303,7 +304,7 @@ def turns(sqlite_project: Project) -> Iterator[Callable[[float], threading.Event
         planner, came = smart.planner(app), threading.Event()
 
         def wait() -> None:
-            with planner.one_boot_per_host(planner.by_flag(), patience) as verdict:
+            with one_boot_per_host(planner, planner.by_flag(), patience) as verdict:
                 assert verdict.holds is sqlite_project.flag.exists()
                 came.set()
 

@@ -11,7 +11,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
-from aurum_harmony.db_smart.store.history import TABLE_NAMES
+from aurum_harmony.db_smart.store.tables import TABLE_NAMES
 from tests.conftest import Project
 
 Columns = Sequence[sa.Column[Any] | Callable[[], sa.schema.SchemaItem]]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
-from aurum_harmony.db_smart.store.history import TABLE_NAMES
+from aurum_harmony.db_smart.store.tables import TABLE_NAMES
 from tests.conftest import Project
 from tests.harness.crash import counted, ended, forked, preload
 from tests.harness.facts import Facts, differences, drop_tables, facts

@@ -13,7 +13,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DatabaseBehind, DatabaseUnreachable, DbSmartError
-from aurum_harmony.db_smart.store.history import TABLE_NAMES
+from aurum_harmony.db_smart.store.tables import TABLE_NAMES
 from tests.conftest import Project
 from tests.harness.servers import role
 

@@ -10,25 +10,23 @@ import errno
 import json
 import os
 import secrets
-import stat
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..files import give, make_folder
+from ..errors import one_line
+from ..files import give, make_folder, read_regular
+
+if TYPE_CHECKING:
+    from ..loading.sources import Sources
+    from ..store.database import Database
 
 FORMAT = 1
 PROGRAM = "db-smart"
-
 #: A larger file is not ours: 10,000 migration files need less. To read one takes up to 25 times as much memory.
 MAX_BYTES = 2 * 1024 * 1024
-
-
-#: How to open what somebody else may have put there. Windows has none of them, and none of what they are for.
-_SAFELY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-#: Do not follow a symbolic link.
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 class FlagInvalid(Exception):
@@ -100,31 +98,6 @@ def read(path: Path) -> Flag:
         return _parse(data)
     except (KeyError, TypeError, ValueError):
         raise FlagInvalid("the flag file is damaged") from None
-
-
-def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
-    """The bytes of a file that has no more than ``most``; ``None`` for what is no regular file.
-
-    A pipe is not waited for, and a device not read: either may never end.
-
-    :param flags: flags for opening it besides those for reading.
-    :raises OSError: it is missing, a directory, larger (``EFBIG``), or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | flags | _SAFELY)
-    try:
-        found = os.fstat(descriptor)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(found.st_mode):
-            return None
-        if found.st_size > most:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        content = b""
-        while len(content) <= most and (more := os.read(descriptor, min(most + 1 - len(content), 1 << 20))):
-            content += more
-        return content
-    finally:
-        os.close(descriptor)
 
 
 def write(path: Path, flag: Flag) -> None:
@@ -203,3 +176,88 @@ def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise TypeError(kind.__name__)
     return value
+
+
+_UNCHANGED = "nothing changed"
+
+
+@dataclass(frozen=True)
+class FlagVerdict:
+    """What the flag says.
+
+    :ivar holds: whether boot may go on without asking a database.
+    :ivar reason: why, in words.
+    :ivar flag: the flag, ``None`` where there is none that can be read.
+    :ivar present: whether there is anything at its path.
+    :ivar stale: whether it holds but should be written again, as only time stamps had changed.
+    """
+
+    holds: bool
+    reason: str
+    flag: Flag | None = None
+    present: bool = True
+    stale: bool = False
+
+
+def _sources_changed(flag: Flag, sources: Sources) -> str:
+    """Which source files differ from those that the flag names."""
+    added = [name for name in sources.stats if name not in flag.stats]
+    removed = [name for name in flag.stats if name not in sources.stats]
+    changed = [name for name, stat in sources.stats.items() if name in flag.stats and flag.stats[name] != stat]
+    differences = [(n, "is new") for n in added] + [(n, "is gone") for n in removed] + [(n, "changed") for n in changed]
+    if not differences:
+        return f"the migrations in {sources.roots[0]} changed"
+    name, verb = differences[0]
+    more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    return f"{sources.paths.get(name, name)} {verb}{more}"
+
+
+def check(path: Path, module: str, databases: Mapping[str, Database], scanned: Callable[[], Sources]) -> FlagVerdict:
+    """Levels 0 and 1: does the flag still fit the sources and the databases? No query, no connection.
+
+    :param scanned: gives the scan of the sources; asked last.
+    :raises MigrationError: the sources cannot be scanned.
+    """
+    try:
+        flag = read(path)
+    except FlagInvalid as error:
+        return FlagVerdict(False, str(error), present=error.present)
+    if flag.module != module:
+        return FlagVerdict(False, f"the flag is for the migrations {one_line(flag.module)!r}", flag)
+    for name, record in flag.databases.items():
+        reason = _database_changed(databases, name, record)
+        if reason is not None:
+            return FlagVerdict(False, one_line(reason), flag)
+    if "default" in databases and "default" not in flag.databases:
+        return FlagVerdict(False, "the flag does not name the default database", flag)
+    sources = scanned()
+    same = flag.stats == sources.stats and flag.roots == sources.roots
+    if same and not flag.racy:
+        return FlagVerdict(True, _UNCHANGED, flag)
+    if flag.digest == sources.digest:
+        reason = _UNCHANGED if same else "only time stamps or places of the migrations changed"
+        return FlagVerdict(True, reason, flag, stale=True)
+    return FlagVerdict(False, one_line(_sources_changed(flag, sources)), flag)
+
+
+def _database_changed(databases: Mapping[str, Database], name: str, record: DatabaseRecord) -> str | None:
+    """Why the flag's record no longer fits a database; ``None`` when it does."""
+    database = databases.get(name)
+    if database is None:
+        return f"the application no longer has the database {name!r}"
+    if database.url != record.url:
+        return f"the database {name!r} is now {database.url}, was {record.url}"
+    if database.path is None or record.file is None:
+        return None if database.path is None and record.file is None else "the flag file is damaged"
+    try:
+        now = database.file_state()
+    except OSError as error:
+        return f"the database file {database.path} is gone or cannot be read ({error.strerror})"
+    assert now is not None
+    if now.keys() != record.file.keys() or now["inode"] != record.file["inode"]:
+        return f"the database file {database.path} was replaced"
+    if now["schema"] != record.file["schema"]:
+        return f"the schema of the database file {database.path} was changed or an older copy put back"
+    if now["changes"] < record.file["changes"]:
+        return f"an older copy of the database file {database.path} was put back"
+    return None

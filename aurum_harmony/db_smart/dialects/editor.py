@@ -12,8 +12,9 @@ from alembic.ddl.base import ColumnDefault, ColumnNullable, ColumnType, DropColu
 from sqlalchemy.types import TypeEngine
 
 from ..schema.catalog import Catalog, Constraint
-from ..schema.ddl import AddColumns, RenameColumn, condition_text, default_text
+from ..schema.ddl import AddColumns, RenameColumn
 from ..schema.rules import OLD_ROWS, Refused, counted
+from ..session.sql import condition_text, default_text
 from ..session.transaction import Transaction
 
 #: The kind of a constraint that rows break.

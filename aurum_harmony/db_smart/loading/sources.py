@@ -14,8 +14,8 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..boot.flag import read_regular
 from ..errors import MigrationError, scrub, text_of
+from ..files import read_regular
 
 #: Enters every digest and checksum. Raise it only when the way of computing changes on purpose: every
 #: database then compares its whole history once, and every repeatable migration counts as edited.

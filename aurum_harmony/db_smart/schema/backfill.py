@@ -22,11 +22,11 @@ from sqlalchemy.sql.elements import Grouping
 from ..errors import DbSmartError
 from ..notices import logger_of
 from ..session import json_values as codec
+from ..session.sql import render
 from ..session.transaction import Transaction, back_off
 from ..store.database import begin, transient
-from ..store.history import Progress
 from .catalog import Catalog
-from .ddl import render
+from .progress import Progress
 
 _logger = logger_of(__name__)
 

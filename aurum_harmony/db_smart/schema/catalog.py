@@ -225,7 +225,7 @@ class Catalog:
 
     def _sqlite_constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
         """As :meth:`constraints`, by the definition itself: SQLAlchemy finds only some of the ways to write it."""
-        from ..dialects.sqlite.rebuild import TableSql
+        from ..dialects.sqlite.table_sql import TableSql
 
         sql = self.definition(table, schema)
         if sql is None:
@@ -418,7 +418,7 @@ def ask(connection: sa.Connection, query: sa.Select[Any]) -> Any:
 
 def new_value(column: sa.Column[Any], dialect: sa.Dialect) -> sa.ColumnElement[Any] | None:
     """What a new column has in the rows that are there; ``None`` where that is not known beforehand."""
-    from .ddl import default_text
+    from ..session.sql import default_text
 
     if column.computed is not None or column.identity is not None:
         return None

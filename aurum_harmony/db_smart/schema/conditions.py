@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .ddl import render
+from ..session.sql import render
 from .defaults import without_types
 
 #: MariaDB's ER_YES: how it has understood a query.

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from ..store.database import begin, commit, translated
-from ..store.history import progress
+from ..store.tables import progress
 
 #: Under which name, one that no migration can have, it is written down which tables are being made.
 _MAKING = "(tables of the models)"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ..errors import DbSmartError
-from ..store.history import progress
+from ..store.tables import progress
 from . import json_values as codec
 
 _READS = ("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "VALUES", "DESCRIBE", "DESC")

@@ -18,7 +18,7 @@ from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.functions import FunctionElement
 
 from ..errors import DbSmartError
-from ..schema.ddl import _plain, render, string_text
+from .sql import render, string_text, without_doubled_percents
 
 #: What a client may not read as it stands in a script.
 _CONTROLS = re.compile(r"[\0\r\x1a]")
@@ -42,7 +42,7 @@ def statement_text(statement: Any, values: Mapping[str, Any], connection: sa.Con
     if isinstance(statement, FunctionElement):
         statement = statement.select()
     given = dict(values)
-    dialect: Any = _plain(connection.dialect)
+    dialect: Any = without_doubled_percents(connection.dialect)
     dialect.statement_compiler = _with_literals(dialect.statement_compiler, given, connection)
 
     def compiled() -> Any:

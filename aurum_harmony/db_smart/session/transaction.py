@@ -18,7 +18,6 @@ from sqlalchemy.schema import DDLElement
 
 from ..notices import logger_of
 from ..schema.catalog import Catalog
-from ..schema.ddl import render
 from ..settings import DdlSettings
 from ..store.database import Database, begin, commit, transient
 from ..store.lock import Lock
@@ -26,6 +25,7 @@ from ..store.memory import Memory, insert
 from .journal import Journal, reads
 from .lock_timeout import DdlLockTimeout, guarded
 from .rebind import Savepoints
+from .sql import render
 
 _logger = logger_of(__name__)
 

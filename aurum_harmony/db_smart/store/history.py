@@ -14,82 +14,18 @@ import random
 import socket
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.compiler import compiles
 
-from ..loading.loader import MAX_NAME, Migration
-from ..session import json_values as codec
-from .database import begin, commit, denied, read_only, translated
-
-metadata = sa.MetaData()
-_NAME = sa.String(MAX_NAME)
-_DIGEST = sa.String(64)
-#: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
-_TRANSACTIONAL: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
-
-history = sa.Table(
-    "db_smart_history",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
-    sa.Column("name", _NAME, nullable=False),
-    sa.Column("checksum", _DIGEST, nullable=False),
-    # Text, as the dialects' own types with microseconds cost a boot the import of all their drivers.
-    sa.Column("applied_at", sa.String(26), nullable=False, comment="end of the run, UTC, ISO 8601"),
-    sa.Column("duration_ms", sa.Float, nullable=False),
-    sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
-    sa.Column("outcome", sa.String(10), nullable=False, comment="applied or failed"),
-    sa.Column("error", sa.Text),
-    **_TRANSACTIONAL,
-)
-
-state = sa.Table(
-    "db_smart_state",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False, comment="always 1"),
-    sa.Column("database_id", sa.String(32), nullable=False),
-    sa.Column("applied", _DIGEST, nullable=False, comment="digest of the history"),
-    sa.Column("source", _DIGEST, nullable=False, comment="digest of the sources last applied whole"),
-    sa.Column("databases", sa.Text, nullable=False, comment="JSON: names of all databases of those sources"),
-    sa.Column("token", sa.BigInteger, nullable=False, comment="grows with every holder of the lease"),
-    sa.Column("holder", sa.String(255), nullable=False, comment="host:process id"),
-    sa.Column("lease_since", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
-    sa.Column("lease_expires", sa.BigInteger, nullable=False, comment="as lease_since; 0 when free"),
-    sa.Column("lease_migration", _NAME, nullable=False, comment="what the holder is on"),
-    **_TRANSACTIONAL,
-)
-
-progress = sa.Table(
-    "db_smart_progress",
-    metadata,
-    sa.Column("migration", _NAME, primary_key=True),
-    sa.Column("step", _DIGEST, primary_key=True, comment="see the module steps"),
-    sa.Column("row_count", sa.BigInteger, nullable=False),
-    sa.Column("last_row_id", sa.BigInteger, nullable=False),
-    sa.Column("detail", sa.Text, comment="JSON: what a statement returned, or how far a backfill is"),
-    **_TRANSACTIONAL,
-)
-
-objects = sa.Table(
-    "db_smart_objects",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
-    sa.Column("migration", _NAME, nullable=False),
-    sa.Column("event", sa.String(20), nullable=False, comment="see the module memory"),
-    sa.Column("kind", sa.String(20), nullable=False),
-    sa.Column("schema_name", sa.String(255), nullable=False),
-    sa.Column("table_name", sa.String(255), nullable=False),
-    sa.Column("name", sa.String(255), nullable=False),
-    **_TRANSACTIONAL,
-)
-
-#: The tables of this extension, which comparisons of models with the database leave out.
-TABLE_NAMES = frozenset(metadata.tables)
+from ..errors import DatabaseUnreachable, HistoryUnreadable
+from .database import Database, begin, commit, denied, read_only, translated
+from .tables import epoch_us, history, metadata, objects, progress, state
 
 
 @dataclass(frozen=True)
@@ -106,30 +42,6 @@ class Applied:
     applied_at: datetime
     duration_ms: float
     applied_by: str
-
-
-class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function in SQL
-    """The database's clock, in microseconds since 1970; no time zone and no change of it can touch it."""
-
-    inherit_cache = True
-    type = sa.BigInteger()
-
-
-@compiles(epoch_us, "postgresql")
-def _epoch_postgresql(*_: Any, **__: Any) -> str:
-    # Not now(), which is the start of the transaction.
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
-
-
-@compiles(epoch_us, "mysql")
-@compiles(epoch_us, "mariadb")
-def _epoch_mysql(*_: Any, **__: Any) -> str:
-    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
-
-
-@compiles(epoch_us, "sqlite")
-def _epoch_sqlite(*_: Any, **__: Any) -> str:
-    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 
 
 @dataclass(frozen=True)
@@ -173,47 +85,6 @@ class State:
     place: str | None = None
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a backfill is.
-
-    :ivar done: rows.
-    :ivar total: rows, estimated.
-    :ivar rate: rows per second; 0 where it stands still.
-    """
-
-    migration: str
-    done: int
-    total: int
-    rate: float
-
-    @property
-    def eta(self) -> float | None:
-        """How long it will take, seconds; ``None`` where nothing can be said."""
-        return round(max(0, self.total - self.done) / self.rate, 1) if self.rate else None
-
-    def report(self) -> dict[str, Any]:
-        """As ``status`` has it in JSON."""
-        return {**asdict(self), "eta_s": self.eta}
-
-    @staticmethod
-    def of(report: dict[str, Any]) -> Progress:
-        """What :meth:`report` gave."""
-        return Progress(**{name: value for name, value in report.items() if name != "eta_s"})
-
-    def __str__(self) -> str:
-        text = f"{self.migration}: {self.done:,} of ~{self.total:,} rows"
-        return text if self.eta is None else f"{text}, {self.rate:,.0f} rows/s, about {self.eta:,.0f} s left"
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A migration to run, and why."""
-
-    migration: Migration
-    reason: Literal["new", "edited", "forced"]
-
-
 def _schema_of(table: sa.Table) -> sa.ColumnElement[str]:
     """The schema in which PostgreSQL's search path finds one of our tables."""
     return sa.literal_column(
@@ -228,7 +99,7 @@ def _searches(connection: sa.Connection) -> bool:
     return connection.dialect.name == "postgresql" and translated(connection, None) is None
 
 
-def _within(connection: sa.Connection, table: sa.Table, place: str | None = None) -> sa.ColumnElement[bool]:
+def within(connection: sa.Connection, table: sa.Table, place: str | None = None) -> sa.ColumnElement[bool]:
     """Whether a table is that of this schema, and not one that the search path leads to in want of it.
 
     :param place: see :class:`State`.
@@ -286,7 +157,7 @@ def read_applied(connection: sa.Connection, place: str | None = None) -> list[Ap
     :param place: see :class:`State`.
     """
     columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
-    applied = sa.and_(history.c.outcome == "applied", _within(connection, history, place))
+    applied = sa.and_(history.c.outcome == "applied", within(connection, history, place))
     query = sa.select(*columns).where(applied).order_by(history.c.id)
     rows: Sequence[Any] = _rows(connection, query, history, place) or []  # none while the first run has only begun
     latest: dict[tuple[str, str], Applied] = {}
@@ -302,7 +173,7 @@ def read_applications(connection: sa.Connection, place: str | None = None) -> se
 
     :param place: see :class:`State`.
     """
-    query = sa.select(objects.c.name).where(objects.c.event == "application", _within(connection, objects, place))
+    query = sa.select(objects.c.name).where(objects.c.event == "application", within(connection, objects, place))
     try:
         return {row[0] for row in _rows(connection, query, objects, place) or ()}
     except sa.exc.DBAPIError as error:
@@ -320,7 +191,7 @@ def read_failure(connection: sa.Connection, place: str | None = None) -> dict[st
     columns = (history.c.name, history.c.applied_at, history.c.duration_ms, history.c.applied_by, history.c.error)
     later = history.alias("later")
     mended = sa.exists().where(later.c.name == history.c.name, later.c.id > history.c.id, later.c.outcome == "applied")
-    query = sa.select(*columns).where(history.c.outcome == "failed", ~mended, _within(connection, history, place))
+    query = sa.select(*columns).where(history.c.outcome == "failed", ~mended, within(connection, history, place))
     rows: Sequence[Any] | None = _rows(connection, query.order_by(history.c.id.desc()).limit(1), history, place)
     if not rows:
         return None
@@ -337,7 +208,7 @@ def read_failure(connection: sa.Connection, place: str | None = None) -> dict[st
 
 def last_id(connection: sa.Connection) -> int:
     """The number of the newest row of the history, 0 without one. One query."""
-    rows = _rows(connection, sa.select(sa.func.max(history.c.id)).where(_within(connection, history)), history)
+    rows = _rows(connection, sa.select(sa.func.max(history.c.id)).where(within(connection, history)), history)
     return (rows[0][0] if rows else None) or 0
 
 
@@ -352,7 +223,7 @@ def failed(connection: sa.Connection, since: datetime, seen: int | None) -> Sequ
     moment = since.replace(tzinfo=None).isoformat(timespec="microseconds")
     here = sa.and_(history.c.applied_at >= moment, history.c.applied_by == _applied_by())
     newer = here if seen is None else sa.or_(here, history.c.id > seen)
-    wanted = sa.and_(history.c.outcome == "failed", newer, _within(connection, history))
+    wanted = sa.and_(history.c.outcome == "failed", newer, within(connection, history))
     query = sa.select(history).where(wanted).order_by(history.c.id)
     return _rows(connection, query, history) or []
 
@@ -459,40 +330,20 @@ def missing_tables(connection: sa.Connection) -> set[str]:
     return found
 
 
-def read_progress(connection: sa.Connection, place: str | None = None, *, running: bool) -> Progress | None:
-    """The backfill that is not finished; ``None`` where there is none. One query.
-
-    :param place: see :class:`State`.
-    :param running: whether somebody is at it.
-    """
-    query = sa.select(progress.c.migration, progress.c.row_count, progress.c.detail)
-    query = query.where(_within(connection, progress, place))
-    try:
-        rows = connection.execute(query.where(progress.c.step.like("backfill:%"))).all()
-    except sa.exc.DBAPIError:  # no such table, one of an earlier release, or no right to read it
-        connection.rollback()
-        return None
-    for migration, done, text in rows:
-        detail = codec.loads(text)
-        if not detail["finished"]:
-            return Progress(migration, done, detail["total"], detail["rate"] if running else 0.0)
-    return None
-
-
-def record(connection: sa.Connection, migration: Migration, seconds: float, *, error: str | None = None) -> None:
-    """Append one run to the history, in the transaction of ``connection``.
+def record(connection: sa.Connection, name: str, checksum: str, seconds: float, *, error: str | None = None) -> None:
+    """Append one run of a migration to the history, in the transaction of ``connection``.
 
     :param seconds: how long the migration ran.
     :param error: why it failed, without password; ``None`` when it was applied.
     """
-    connection.execute(history.insert(), row(migration, seconds, error=error))
+    connection.execute(history.insert(), row(name, checksum, seconds, error=error))
 
 
-def row(migration: Migration, seconds: float, *, error: str | None = None) -> dict[str, Any]:
+def row(name: str, checksum: str, seconds: float, *, error: str | None = None) -> dict[str, Any]:
     """One run as the history keeps it; see :func:`record`."""
     return {
-        "name": migration.name,
-        "checksum": migration.checksum,
+        "name": name,
+        "checksum": checksum,
         "applied_at": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds"),
         "duration_ms": round(seconds * 1000, 3),
         "applied_by": _applied_by(),
@@ -513,9 +364,9 @@ def update_state(connection: sa.Connection, source: str, databases: Iterable[str
         applied.update("\0".join(map(str, run)).encode())
     values = {"applied": applied.hexdigest(), "source": source, "databases": json.dumps(list(databases))}
     connection.execute(state.update().where(state.c.id == 1).values(values))
-    sealed = read_state(connection)
-    assert sealed is not None
-    return sealed
+    updated = read_state(connection)
+    assert updated is not None
+    return updated
 
 
 def settle(connection: sa.Connection, found: State, source: str, databases: Iterable[str]) -> bool:
@@ -525,7 +376,7 @@ def settle(connection: sa.Connection, found: State, source: str, databases: Iter
     it, it is left alone.
 
     :param found: the state row as it was read with the history.
-    :param source: see :func:`seal`; so is ``databases``.
+    :param source: see :func:`update_state`; so is ``databases``.
     :returns: whether it was written.
     :raises sqlalchemy.exc.DBAPIError: it cannot be written.
     """
@@ -534,7 +385,7 @@ def settle(connection: sa.Connection, found: State, source: str, databases: Iter
         state.c.database_id == found.database_id,
         state.c.applied == found.applied,
         state.c.source == found.source,
-        _within(connection, state),
+        within(connection, state),
     )
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("PRAGMA busy_timeout = 0")
@@ -549,51 +400,6 @@ def settle(connection: sa.Connection, found: State, source: str, databases: Iter
     return True
 
 
-def pending(migrations: Iterable[Migration], applied: Iterable[Applied], *, force: bool = False) -> list[Pending]:
-    """The migrations of one database that are still to run, in order.
-
-    :param force: run every repeatable migration again.
-    """
-    contents = {(item.name, item.checksum) for item in applied}
-    names = {name for name, _ in contents}
-    found: list[Pending] = []
-    for migration in migrations:
-        if migration.name not in names:
-            found.append(Pending(migration, "new"))
-        elif not migration.options.once:
-            if (migration.name, migration.checksum) not in contents:
-                found.append(Pending(migration, "edited"))
-            elif force:
-                found.append(Pending(migration, "forced"))
-    return found
-
-
-def unknown(migrations: Iterable[Migration], applied: Iterable[Applied]) -> list[str]:
-    """Names whose last applied content is not of this code: the database is ahead of it."""
-    known = {migration.name: migration for migration in migrations}
-    contents = {(item.name, item.checksum) for item in applied}
-    last = {item.name: item.checksum for item in applied}
-    ahead = []
-    for name, checksum in last.items():
-        migration = known.get(name)
-        if migration is None or (
-            not migration.options.once and checksum != migration.checksum and (name, migration.checksum) in contents
-        ):
-            ahead.append(name)
-    return ahead
-
-
-def edited_once(migrations: Iterable[Migration], applied: Iterable[Applied]) -> list[str]:
-    """Names of ``once`` migrations edited after they were applied; they are reported and never run again."""
-    contents = {(item.name, item.checksum) for item in applied}
-    names = {name for name, _ in contents}
-    return [
-        migration.name
-        for migration in migrations
-        if migration.options.once and migration.name in names and (migration.name, migration.checksum) not in contents
-    ]
-
-
 def _moment(microseconds: int) -> datetime:
     return datetime.fromtimestamp(microseconds / 1_000_000, timezone.utc)
 
@@ -605,3 +411,25 @@ def _applied_by() -> str:
     except (OSError, KeyError, ImportError):  # a container's user without an entry in the user database
         user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
     return f"{user}@{socket.gethostname()}"[:255]
+
+
+@contextmanager
+def reading(database: Database) -> Iterator[None]:
+    """Say what went wrong where the tables of the history cannot be read.
+
+    :raises DatabaseUnreachable: the database answered with an error.
+    """
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        failed = (
+            f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}."
+        )
+        if denied(error):
+            raise HistoryUnreadable(
+                f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history, "
+                "for a dry run also db_smart_objects and db_smart_progress"
+                + ("" if database.dialect != "postgresql" else ", or a search path that does not lead to them")
+                + "."
+            ) from None
+        raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None

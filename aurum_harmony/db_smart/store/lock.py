@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ..beat import Beat
-from ..boot.flag import NO_LINK, read_regular
 from ..errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
-from ..files import give, make_file
+from ..files import NO_LINK, give, make_file, read_regular
 from ..notices import WAIT_SHOWN_AFTER, logger_of, unheard
 from ..settings import LockSettings
 from .database import Database, begin, transient
-from .history import Holder, State, epoch_us, read_state, state
+from .history import Holder, State, read_state
+from .tables import epoch_us, state
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

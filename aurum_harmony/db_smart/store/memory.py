@@ -17,11 +17,11 @@ import sqlalchemy as sa
 
 from ..errors import DbSmartError
 from .database import number, sqlstate, translated
-from .history import TABLE_NAMES, objects
+from .tables import TABLE_NAMES, objects
 
 if TYPE_CHECKING:
-    from ..boot.planner import Plan
-    from ..loading.loader import Migration
+    from ..boot.plan import Plan
+    from ..loading.decorator import Migration
 
 _logger = logging.getLogger(__name__)
 

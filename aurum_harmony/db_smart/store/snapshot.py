@@ -26,14 +26,15 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from flask import Flask
 
+from ..boot.plan import Pending
 from ..errors import DbSmartError
 from ..files import give, make_folder
 from ..notices import logger_of
 from ..settings import lock_settings, snapshot_folder, snapshots
 from ..signals import send, snapshot_taken
 from .database import Database
-from .history import TABLE_NAMES, Pending
 from .lock import lock_of
+from .tables import TABLE_NAMES
 
 _logger = logger_of(__name__)
 

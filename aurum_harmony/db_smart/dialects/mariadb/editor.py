@@ -20,8 +20,9 @@ from sqlalchemy.schema import DDLElement
 
 from ...errors import DbSmartError
 from ...schema.catalog import Constraint
-from ...schema.ddl import AddColumns, ModifyColumn, default_text, definition_text, render, string_text
+from ...schema.ddl import AddColumns, ModifyColumn
 from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
+from ...session.sql import default_text, definition_text, render, string_text
 from ...store.database import number
 from ..editor import Broken, Change, SchemaEditor
 from .types import blocks, character_set, type_of

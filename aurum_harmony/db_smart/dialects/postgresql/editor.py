@@ -22,8 +22,9 @@ from sqlalchemy.types import TypeEngine
 from ...errors import DbSmartError
 from ...schema.catalog import TABLE_NAME, Constraint, Kind
 from ...schema.column_types import free_on_postgresql, native_values, spelled
-from ...schema.ddl import UniqueUsingIndex, ValidateConstraint, as_written, render, string_text, type_text
+from ...schema.ddl import UniqueUsingIndex, ValidateConstraint
 from ...schema.rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
+from ...session.sql import as_written, render, string_text, type_text
 from ...store.database import sqlstate
 from ..editor import Broken, Change, SchemaEditor
 

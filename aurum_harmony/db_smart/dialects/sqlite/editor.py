@@ -15,10 +15,12 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.types import TypeEngine
 
 from ...errors import DbSmartError
-from ...schema.ddl import AddColumns, column_text, constraint_text, default_text
+from ...schema.ddl import AddColumns
 from ...schema.rules import OLD_ROWS, Refused, counted
+from ...session.sql import column_text, constraint_text, default_text
 from ..editor import Change, SchemaEditor
-from .rebuild import RowsInTheWay, TableSql, needs_foreign_keys_off, rebuild
+from .rebuild import RowsInTheWay, needs_foreign_keys_off, rebuild
+from .table_sql import TableSql
 
 #: A default that SQLite takes in ADD COLUMN for a table with rows: a literal.
 _CONSTANT = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|'([^']|'')*'|x'[0-9a-f]*'|NULL|TRUE|FALSE", re.IGNORECASE)

@@ -1,0 +1,152 @@
+"""What a database lacks of the migrations of the code, and what it has beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import DbSmartError
+
+if TYPE_CHECKING:
+    from ..loading.decorator import Migration
+    from ..store.database import Database
+    from ..store.history import Applied, State
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A migration to run, and why."""
+
+    migration: Migration
+    reason: Literal["new", "edited", "forced"]
+
+
+def pending(migrations: Iterable[Migration], applied: Iterable[Applied], *, force: bool = False) -> list[Pending]:
+    """The migrations of one database that are still to run, in order.
+
+    :param force: run every repeatable migration again.
+    """
+    contents = {(item.name, item.checksum) for item in applied}
+    names = {name for name, _ in contents}
+    found: list[Pending] = []
+    for migration in migrations:
+        if migration.name not in names:
+            found.append(Pending(migration, "new"))
+        elif not migration.options.once:
+            if (migration.name, migration.checksum) not in contents:
+                found.append(Pending(migration, "edited"))
+            elif force:
+                found.append(Pending(migration, "forced"))
+    return found
+
+
+def ahead(migrations: Iterable[Migration], applied: Iterable[Applied]) -> list[str]:
+    """Names whose last applied content is not of this code: the database is ahead of it."""
+    known = {migration.name: migration for migration in migrations}
+    contents = {(item.name, item.checksum) for item in applied}
+    last = {item.name: item.checksum for item in applied}
+    beyond = []
+    for name, checksum in last.items():
+        migration = known.get(name)
+        if migration is None or (
+            not migration.options.once and checksum != migration.checksum and (name, migration.checksum) in contents
+        ):
+            beyond.append(name)
+    return beyond
+
+
+def edited_once(migrations: Iterable[Migration], applied: Iterable[Applied]) -> list[str]:
+    """Names of ``once`` migrations edited after they were applied; they are reported and never run again."""
+    contents = {(item.name, item.checksum) for item in applied}
+    names = {name for name, _ in contents}
+    return [
+        migration.name
+        for migration in migrations
+        if migration.options.once and migration.name in names and (migration.name, migration.checksum) not in contents
+    ]
+
+
+COMPLETE = "holds every migration of this code"
+
+
+@dataclass
+class Plan:
+    """What one database holds and lacks.
+
+    :ivar state: its state row, ``None`` without history.
+    :ivar reason: why it is behind, or that it is not, in words.
+    :ivar pending: what is to run, in order.
+    :ivar applied: its history; empty where the state row alone was enough.
+    :ivar ahead: names that it is ahead of this code by.
+    :ivar edited_once: ``once`` migrations edited after they were applied.
+    """
+
+    database: Database
+    state: State | None
+    reason: str
+    pending: list[Pending] = field(default_factory=list)
+    applied: list[Applied] = field(default_factory=list)
+    ahead: list[str] = field(default_factory=list)
+    edited_once: list[str] = field(default_factory=list)
+    #: Whether the history is that of other applications alone, so that this one's first run is still to come.
+    foreign: bool = False
+
+    @property
+    def status(self) -> str:
+        """``"pending"``, ``"ahead"`` or ``"up-to-date"``."""
+        return "pending" if self.behind else "ahead" if self.ahead else "up-to-date"
+
+    @property
+    def clause(self) -> str:
+        """The reason as a clause of its own."""
+        return f"the database {self.database.name!r} {self.reason}"
+
+    @property
+    def elsewhere(self) -> str | None:
+        """The schema of its history, where that is not the one in which a run would make it."""
+        return None if self.state is None else self.state.place
+
+    def refuse_elsewhere(self) -> None:
+        """Refuse to run anything by a history in another schema: it may be that of another installation.
+
+        :raises DbSmartError: it is in another one.
+        """
+        if self.elsewhere is not None:
+            raise DbSmartError(
+                f"Cannot migrate the database {self.database.name!r} ({self.database.url}): there is no history of "
+                f"db-smart in the current schema (the first one of the search path), and the one in {self.elsewhere!r} "
+                "(to which the search path leads) holds migrations of this application too. It cannot be told whether "
+                "that is the history of this installation or of another one. Nothing was changed. If it is this one's, "
+                f"put {self.elsewhere!r} first in the search path of who migrates; if the current schema is to get an "
+                "installation of its own, migrate it once with a search path that does not lead elsewhere. More: "
+                'docs/how-it-works.md, "Schemas of PostgreSQL".'
+            )
+
+    @property
+    def behind(self) -> bool:
+        """Whether the database lacks something: a migration, or the end of its first run."""
+        return bool(self.pending) or self.foreign or self.state is None or not self.state.source
+
+
+def overall_state(states: Iterable[str]) -> str:
+    """The one state that stands for several databases."""
+    found = set(states)
+    return next((state for state in ("unreachable", "unreadable", "pending", "ahead") if state in found), "up-to-date")
+
+
+def describe(todo: list[Pending], state: State | None, applied: Sequence[Applied]) -> str:
+    """Why a database is behind, or that it is not, as a clause without subject."""
+    if not todo:
+        if state is None or not (state.source or applied):
+            return "has no history yet"
+        # A script of ours applies migrations, and the run that follows it completes the first one.
+        return COMPLETE if state.source else f"{COMPLETE}, and its first run is not complete yet"
+    kinds: dict[str, list[str]] = {}
+    for item in todo:
+        kinds.setdefault(item.reason, []).append(item.migration.name)
+    parts = []
+    for reason, names in kinds.items():
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        parts.append(f"{len(names)} {reason} migration{'s' if len(names) > 1 else ''} ({shown})")
+    return ("has no history yet: " if state is None else "has ") + " and ".join(parts)

@@ -1,0 +1,110 @@
+"""One boot of a host asks the databases, and the others wait for the flag that it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import one_line
+from ..files import make_file, make_folder
+from ..notices import WAIT_SHOWN_AFTER, logger_of, unheard
+from .flag import FlagVerdict
+from .planner import Planner
+
+_logger = logger_of(__name__)
+#: How often a boot looks whether the one that asks before it is done, seconds.
+_LOOK_EVERY = (0.05, 0.25)
+#: How often it says for whom it waits, seconds.
+_TELL_EVERY = 5.0
+
+
+@contextmanager
+def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -> Iterator[FlagVerdict]:
+    """Let one boot on this host at a time ask the databases; the others wait for the flag that it writes.
+
+    It spares the server a herd of workers, and decides nothing: who has waited long enough, or cannot use a file
+    lock beside the flag, goes on without. The kernel frees the lock when its process ends.
+
+    :param verdict: what the flag said, which does not hold.
+    :param patience: the longest wait, seconds; the shortest is half of it, as all must not leave at once.
+    :returns: what the flag says now.
+    """
+    if verdict.holds or any(database.in_memory for database in planner.databases.values()):
+        yield verdict
+        return
+    question = _question(planner)
+    try:
+        import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
+
+        make_folder(planner.path.parent)
+        make_file(planner.path.with_name(f"{planner.path.name}.lock"), planner.path.parent)
+        # Whoever may write to the folder can put a link or a pipe there: nothing is written through it.
+        careful = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(f"{planner.path}.lock", os.O_RDWR | os.O_CREAT | careful, 0o644)
+    except (ImportError, OSError) as error:
+        _logger.debug("db-smart: boots of this host do not wait for each other: %s", error)
+        yield verdict
+        return
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            _logger.debug("db-smart: boots of this host do not wait for each other: %s.lock is not ours", planner.path)
+            yield verdict
+            return
+        deadline = time.monotonic() + patience * random.uniform(0.5, 1)
+        started, shown = time.monotonic(), False
+        last_logged = float("-inf")
+        pause, longest = _LOOK_EVERY
+        seen, taken = None, False
+        while not (verdict.holds or taken) and time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken = True
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()} {question}".encode(), 0)
+            except BlockingIOError:
+                holder, _, asked = one_line(os.pread(descriptor, 40, 0).decode(errors="replace")).partition(" ")
+                if asked and asked != question:  # another application, which will not answer ours
+                    break
+                now = time.monotonic()
+                show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
+                if show or now - last_logged >= _TELL_EVERY:
+                    last_logged, shown = now, shown or show
+                    level = logging.WARNING if show else logging.INFO
+                    _logger.log(
+                        level,
+                        "db-smart: waiting for process %s of this host, which asks or migrates",
+                        holder or "another one",
+                    )
+                threading.Event().wait(pause * random.uniform(0.5, 1.5))
+                pause = min(pause * 1.5, longest)
+            except OSError:  # a file system without locks
+                break
+            before, seen = seen, _stamp(planner.path)
+            if seen != before:
+                verdict = planner.by_flag()
+        yield verdict
+    finally:
+        os.close(descriptor)
+
+
+def _question(planner: Planner) -> str:
+    """What a boot asks, in short: whether these databases hold these migrations."""
+    texts = [planner.module, *(database.url for database in planner.databases.values())]
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns

@@ -1,0 +1,89 @@
+"""What authors of migrations write: the decorator, and what it makes of a function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, TypeVar, overload
+
+F = TypeVar("F", bound=Callable[..., Any])
+#: Where a module keeps the functions that it decorated, in order.
+REGISTRY = "__db_smart_migrations__"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a migration is to be run; see :func:`migration`."""
+
+    once: bool = False
+    transactional: bool = True
+    database: str | None = None
+    destructive: bool = False
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A migration found in the code.
+
+    :ivar name: the function's name, unique among all migrations.
+    :ivar checksum: hexadecimal hash of the function and of what it reaches in its module.
+    :ivar options: how to run it.
+    :ivar function: what to call.
+    :ivar takes_operations: whether the function wants an :class:`~.operations.Operations`.
+    :ivar path: its source file, for messages.
+    """
+
+    name: str
+    checksum: str
+    options: Options
+    function: Callable[..., object]
+    takes_operations: bool
+    path: str
+
+
+@overload
+def migration(function: F, /) -> F: ...
+
+
+@overload
+def migration(
+    *, once: bool = False, transactional: bool = True, database: str | None = None, destructive: bool = False
+) -> Callable[[F], F]: ...
+
+
+def migration(
+    function: F | None = None,
+    /,
+    *,
+    once: bool = False,
+    transactional: bool = True,
+    database: str | None = None,
+    destructive: bool = False,
+) -> F | Callable[[F], F]:
+    """Mark a function as a migration. The function itself is returned and can be called as before.
+
+    It takes one argument, an :class:`~.operations.Operations`, or none; then it uses ``db.session`` and
+    ``db.engine``, which during the migration are the migration's own connection.
+
+    :param once: run it once for ever, by its name: an edit afterwards is reported, never run, also not by
+        ``--force``. For work that must not repeat.
+    :param transactional: ``False`` for statements that cannot run in a transaction, such as
+        ``VACUUM``; each statement then commits by itself. Operations need it not: they know what to do outside.
+    :param database: bind key of ``SQLALCHEMY_BINDS``; the default database when ``None``.
+    :param destructive: allow operations that destroy data or break the release that still runs.
+    """
+
+    called = function is None
+
+    def mark(function: F) -> F:
+        if not isinstance(function, FunctionType):
+            raise TypeError(f"@migration marks functions defined with 'def', not {function!r}")
+        # The module that marks it, not the one that made it: another decorator may come from elsewhere.
+        marking = sys._getframe(1 if called else 2).f_globals
+        options = Options(once, transactional, database, destructive)
+        marking.setdefault(REGISTRY, []).append((function, options))
+        return function
+
+    return mark if function is None else mark(function)

@@ -1,0 +1,93 @@
+"""The tables of this extension in each database, and the clock of the database that they are written by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+
+#: How long a name the history can hold, characters.
+MAX_NAME = 200
+metadata = sa.MetaData()
+_NAME = sa.String(MAX_NAME)
+_DIGEST = sa.String(64)
+#: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
+_TRANSACTIONAL: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+history = sa.Table(
+    "db_smart_history",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("name", _NAME, nullable=False),
+    sa.Column("checksum", _DIGEST, nullable=False),
+    # Text, as the dialects' own types with microseconds cost a boot the import of all their drivers.
+    sa.Column("applied_at", sa.String(26), nullable=False, comment="end of the run, UTC, ISO 8601"),
+    sa.Column("duration_ms", sa.Float, nullable=False),
+    sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
+    sa.Column("outcome", sa.String(10), nullable=False, comment="applied or failed"),
+    sa.Column("error", sa.Text),
+    **_TRANSACTIONAL,
+)
+state = sa.Table(
+    "db_smart_state",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    sa.Column("database_id", sa.String(32), nullable=False),
+    sa.Column("applied", _DIGEST, nullable=False, comment="digest of the history"),
+    sa.Column("source", _DIGEST, nullable=False, comment="digest of the sources last applied whole"),
+    sa.Column("databases", sa.Text, nullable=False, comment="JSON: names of all databases of those sources"),
+    sa.Column("token", sa.BigInteger, nullable=False, comment="grows with every holder of the lease"),
+    sa.Column("holder", sa.String(255), nullable=False, comment="host:process id"),
+    sa.Column("lease_since", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
+    sa.Column("lease_expires", sa.BigInteger, nullable=False, comment="as lease_since; 0 when free"),
+    sa.Column("lease_migration", _NAME, nullable=False, comment="what the holder is on"),
+    **_TRANSACTIONAL,
+)
+progress = sa.Table(
+    "db_smart_progress",
+    metadata,
+    sa.Column("migration", _NAME, primary_key=True),
+    sa.Column("step", _DIGEST, primary_key=True, comment="see the module steps"),
+    sa.Column("row_count", sa.BigInteger, nullable=False),
+    sa.Column("last_row_id", sa.BigInteger, nullable=False),
+    sa.Column("detail", sa.Text, comment="JSON: what a statement returned, or how far a backfill is"),
+    **_TRANSACTIONAL,
+)
+objects = sa.Table(
+    "db_smart_objects",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("migration", _NAME, nullable=False),
+    sa.Column("event", sa.String(20), nullable=False, comment="see the module memory"),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("schema_name", sa.String(255), nullable=False),
+    sa.Column("table_name", sa.String(255), nullable=False),
+    sa.Column("name", sa.String(255), nullable=False),
+    **_TRANSACTIONAL,
+)
+#: The tables of this extension, which comparisons of models with the database leave out.
+TABLE_NAMES = frozenset(metadata.tables)
+
+
+class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function in SQL
+    """The database's clock, in microseconds since 1970; no time zone and no change of it can touch it."""
+
+    inherit_cache = True
+    type = sa.BigInteger()
+
+
+@compiles(epoch_us, "postgresql")
+def _epoch_postgresql(*_: Any, **__: Any) -> str:
+    # Not now(), which is the start of the transaction.
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(epoch_us, "mysql")
+@compiles(epoch_us, "mariadb")
+def _epoch_mysql(*_: Any, **__: Any) -> str:
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+@compiles(epoch_us, "sqlite")
+def _epoch_sqlite(*_: Any, **__: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
