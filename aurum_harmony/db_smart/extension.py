@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
@@ -17,22 +16,19 @@ import sqlalchemy as sa
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
 
+from .boot.app_state import RETRY_SECONDS, AppState
 from .boot.decision import decide
 from .boot.flag import FlagVerdict
 from .boot.keepalive import kept_alive
 from .boot.plan import Plan, overall_state
 from .boot.planner import Planner
-from .boot.question import Question
 from .boot.turn import one_boot_per_host
 from .cli import group
 from .errors import (
     ConfigError,
     DatabaseBehind,
-    DatabaseUnreachable,
     DbSmartError,
     HistoryUnreadable,
-    Interrupted,
-    MigrationFailed,
     one_line,
 )
 from .notices import logger_of, notice, without_plugin_lines
@@ -47,16 +43,14 @@ from .settings import (
     migration_urls,
     set_defaults,
 )
-from .signals import booted, in_listener, send
+from .signals import booted, send
 from .store.database import Database, databases, engines_of
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
-    from .boot.flag import Flag
     from .preview import Preview
-    from .runner import Outcome
-    from .store.history import State
+    from .runner import Outcome, Runner
 
 Decision = Literal["skipped", "verified", "migrated", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
@@ -64,13 +58,6 @@ V = TypeVar("V", bound=Callable[..., Any])
 _logger = logger_of(__name__)
 _EXTENSION = "db_smart"
 _EXEMPT = "_db_smart_exempt"
-_RETRY_SECONDS = 1
-#: The shortest time that the first request waits for the answer of a server, seconds.
-_LEAST_PATIENCE = 2.0
-#: After how long it asks anew while an earlier question has no answer, seconds.
-_ASK_AGAIN_SECONDS = 60.0
-#: How long a request waits for a listener that is called while another thread migrates, seconds.
-_LISTENER_SECONDS = 1.0
 #: Words on the command line of commands for which it does not matter whether a database is behind.
 _COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
 #: How long after the import of this module the first boot of a process still belongs to its start, seconds.
@@ -95,53 +82,6 @@ class BootReport:
     duration: float
 
 
-@dataclass
-class _AppState:
-    """What the extension knows of one application."""
-
-    db: SQLAlchemy
-    module: str
-    #: Whether boot came to a decision; under a flask command that does not migrate it did not.
-    booted: bool = False
-    #: Whether the database itself, not only the flag, said in this process that it is up to date.
-    verified: bool = False
-    #: What the flag said when boot trusted it.
-    flag: Flag | None = None
-    #: What requests are told that cannot be served (not the error, whose traceback would keep all that it came
-    #: through), and until when (seconds of the monotonic clock) not to try again.
-    refusal: str | None = None
-    refused_until: float = 0.0
-    #: The last question of a first request that had no answer in time, and when it was asked.
-    question: Question[str | None] | None = None
-    asked: float = float("-inf")
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    #: The thread that holds the lock.
-    thread: int | None = None
-
-    @property
-    def mine(self) -> bool:
-        """Whether this very thread is deciding: it runs a migration, or a listener, that calls back."""
-        return self.thread == threading.get_ident()
-
-    @contextmanager
-    def deciding(self, *, patient: bool = True) -> Iterator[bool]:
-        """Let one thread at a time decide.
-
-        :param patient: whether to wait also while that one is in a listener, which may wait for this very thread.
-        :returns: whether it is this thread's turn.
-        """
-        while not self.lock.acquire(timeout=-1 if patient else _LISTENER_SECONDS / 10):
-            if in_listener(self.thread) > _LISTENER_SECONDS:
-                yield False
-                return
-        self.thread = threading.get_ident()
-        try:
-            yield True
-        finally:
-            self.thread = None
-            self.lock.release()
-
-
 class DbSmart:
     """Keeps the databases of a Flask application up to date with its migrations.
 
@@ -154,7 +94,7 @@ class DbSmart:
     def __init__(
         self, app: Flask | None = None, db: SQLAlchemy | None = None, *, migrations: str | None = None
     ) -> None:
-        self._states: WeakKeyDictionary[Flask, _AppState] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[Flask, AppState] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app, db, migrations=migrations)
 
@@ -183,7 +123,7 @@ class DbSmart:
                 "Pass DbSmart(app, db, ...) a flask_sqlalchemy.SQLAlchemy."
             )
         set_defaults(app)
-        self._states[app] = _AppState(db, migrations)
+        self._states[app] = AppState(db, migrations)
         app.extensions[_EXTENSION] = self
         blueprint = Blueprint("db_smart", __name__, cli_group="db-smart")
         blueprint.cli.help = group.help
@@ -214,7 +154,7 @@ class DbSmart:
         if state.mine:
             raise DbSmartError("boot() was called by a migration or a listener while it runs; call it afterwards.")
         with state.deciding():
-            report = self._boot(app, state)
+            report = self._decide(app, state)
         send(booted, app, report=report)
         return report
 
@@ -285,30 +225,21 @@ class DbSmart:
         :param remake: make the tables of the models that got lost.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
+        outcome = self._runner(app, planner).run(selected, force=force, remake=remake)
+        self._state(app).verified |= outcome.complete
+        return outcome
+
+    def _runner(self, app: Flask, planner: Planner) -> Runner:
+        """What applies migrations.
+
+        :raises ConfigError: a setting cannot be used, so that nothing is to be made.
+        """
         with without_plugin_lines():
             from .runner import Runner
 
-        state = self._state(app)
-        check(app)  # a value that cannot be used is refused before anything is made
-        for database in selected:
-            if database.migration_url is not None:
-                self._check_led(planner, database)
-        runner = Runner(
-            app, state.db, planner, create_all=create_all(app), lock=lock_settings(app), ddl=ddl_settings(app)
-        )
-        try:
-            outcome = runner.run(selected, force=force, remake=remake)
-        except (MigrationFailed, Interrupted):
-            # What it changed is not what the flag remembers; the next boot would take it for somebody else's work.
-            _keep_flag(planner, lambda: planner.path.unlink(missing_ok=True))
-            raise
-        for database in selected:
-            if database.migration_url is not None:
-                self._check_same(planner, database, outcome.states[database.name])
-        if outcome.states.keys() == {database.name for database in planner.involved}:
-            _keep_flag(planner, lambda: planner.remember(outcome.states))
-            state.verified = True
-        return outcome
+        check(app)
+        db, make = self._state(app).db, create_all(app)
+        return Runner(app, db, planner, create_all=make, lock=lock_settings(app), ddl=ddl_settings(app))
 
     def preview(self, app: Flask, planner: Planner, plans: list[Plan]) -> dict[str, list[Preview]]:
         """What a run of these plans would do, by the name of the database; writes nothing.
@@ -326,61 +257,11 @@ class DbSmart:
                 plan.refuse_elsewhere()
         return {plan.database.name: preview(app, db, planner, plan, create_all=make) for plan in plans}
 
-    @staticmethod
-    def _check_led(planner: Planner, database: Database) -> None:
-        """Make sure that ``DB_SMART_MIGRATION_URL`` leads to the database that the application has the history of.
-
-        :raises DbSmartError: it does not; nothing was changed.
-        """
-        try:
-            served = planner.state(Database(database.name, database.key, database.app_engine))
-        except DbSmartError:  # it may not be read, or is not reached yet: looked at again when it is migrated
-            return
-        led = None if served is None else planner.state(database)
-        if served is not None and (led is None or led.database_id != served.database_id):
-            raise DbSmartError(
-                f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {database.url}, which is another database than "
-                "the one that the application uses and that has its history. Nothing was changed. Correct one of them."
-            )
-
-    @staticmethod
-    def _check_same(planner: Planner, database: Database, migrated: State) -> None:
-        """Make sure that what was migrated is what the application uses.
-
-        :raises DbSmartError: it is not.
-        """
-        served = Database(database.name, database.key, database.app_engine)
-        try:
-            found = planner.state(served)
-        except HistoryUnreadable as error:
-            _logger.warning("db-smart: the migrations are applied. %s", error.message)
-            return
-        if found is None or found.database_id != migrated.database_id:
-            raise DbSmartError(
-                f"The migrations of {database.name!r} were applied through DB_SMART_MIGRATION_URL, but "
-                f"{database.url}, which the application uses, is another database. Correct one of them."
-            )
-
-    def _state(self, app: Flask) -> _AppState:
+    def _state(self, app: Flask) -> AppState:
         try:
             return self._states[app]
         except KeyError:
             raise ConfigError("This DbSmart is not registered on this application: call init_app() first.") from None
-
-    def _boot(self, app: Flask, state: _AppState) -> BootReport:
-        """The decision of boot; the caller holds the lock of ``state``."""
-        started = time.perf_counter()
-        mode = boot_mode(app)
-        step = decide(mode, None)
-        if step.action == "off":
-            state.booted = state.verified = True
-            return _report("off", step.reason, started, 0)
-        state.verified = False
-        planner = self.planner(app)
-        planner.since = _boot_began()
-        decision, reason, applied = self._decide(app, state, planner, mode, forced(app))
-        state.booted = True
-        return _report(decision, reason, started, planner.queries, applied)
 
     def _warn(self, app: Flask) -> None:
         """Say under a flask command that the database may be behind, by the flag alone."""
@@ -402,81 +283,80 @@ class DbSmart:
                 )
 
     def _decide(
-        self, app: Flask, state: _AppState, planner: Planner, mode: str, force: str | None
-    ) -> tuple[Decision, str, tuple[str, ...]]:
+        self, app: Flask, state: AppState, planner: Planner | None = None, changed: str | None = None
+    ) -> BootReport:
+        """Ask the levels in the order of cost, as far as is needed, and do what :func:`~.boot.decision.decide` says.
+
+        The caller holds the lock of ``state``.
+
+        :param planner: what the first request has asked already; ``None`` at boot.
+        :param changed: why the flag that boot trusted is wrong; ``None`` at boot.
+        """
+        started, mode = time.perf_counter(), boot_mode(app)
+        force = forced(app) if changed is None else None
         if force is not None and mode == "check":
             _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
-        step = decide(mode, force)
-        if step.action == "migrate":
-            with app.app_context(), kept_alive():
-                return self._migrate(app, planner, step.reason, force=True)
-        verdict = planner.by_flag()
-        if verdict.flag is not None and verdict.flag.module != planner.module:
-            _logger.warning(
-                "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
-                "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
-                planner.path,
-                one_line(verdict.flag.module),
-            )
+        verdict = None if changed is None else FlagVerdict(False, changed)
+        step = decide(mode, force, verdict)
+        if step.action == "off":
+            state.verify()
+            return _report("off", step.reason, started, 0)
+        if planner is None:
+            state.verified = False
+            planner = self.planner(app)
+            planner.since = _boot_began()
         with ExitStack() as stack:
-            if not verdict.holds:
-                for said in check(app):
-                    _logger.warning("db-smart: %s", said)
+            if verdict is None and step.action == "ask":
+                verdict = _ask_flag(app, planner, mode, stack)
+                step = decide(mode, force, verdict)
+            else:
                 stack.enter_context(kept_alive())
-            if not verdict.holds and mode == "migrate":
-                settings = lock_settings(app)
-                verdict = stack.enter_context(
-                    one_boot_per_host(planner, verdict, min(2 * settings.lease, settings.timeout))
+            if step.action == "skip" and verdict is not None:
+                state.trust(verdict.flag)
+                if verdict.stale and mode == "migrate":
+                    planner.refresh(verdict)
+                return _report("skipped", step.reason, started, planner.queries)
+            stack.enter_context(app.app_context())
+            known, plans = None, list[Plan]()
+            if step.action == "ask":
+                known = planner.by_row()
+                plans = known or planner.by_history()
+                _tell(plans)
+                step = decide(mode, force, verdict, plans)
+            if step.action == "stop":
+                raise DatabaseBehind(
+                    f"The database is behind this code and DB_SMART_BOOT is 'check': {step.reason}. Nothing was "
+                    "written. Run 'flask db-smart migrate' and start again.",
+                    # The reason may name files, hosts and users.
+                    "The database is behind this code: "
+                    + "; ".join(plan.clause for plan in plans if plan.behind)
+                    + ".",
                 )
-            if not verdict.holds:
-                with app.app_context():
-                    decision = self._ask(app, planner, mode, verdict.reason)
-                state.verified = True
-                return decision
-        state.flag = verdict.flag
-        if verdict.stale and mode == "migrate":
-            _keep_flag(planner, lambda: planner.refresh(verdict))
-        return "skipped", verdict.reason, ()
+            decision: Decision = "verified"
+            reason, applied = step.reason, tuple[str, ...]()
+            if step.action == "migrate":
+                outcome = self._runner(app, planner).run(planner.involved, force=force is not None)
+                if outcome.changed:
+                    decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
+                else:
+                    reason += "; another process migrated meanwhile"
+            else:
+                self._warn_of_lost_tables(app, planner, plans)
+                if mode == "migrate":
+                    if known is None:
+                        planner.settle(plans)
+                    planner.remember({plan.database.name: plan.state for plan in plans if plan.state is not None})
+        state.verify()
+        return _report(decision, reason, started, planner.queries, applied)
 
-    def _ask(self, app: Flask, planner: Planner, mode: str, reason: str) -> tuple[Decision, str, tuple[str, ...]]:
-        """Levels 2 and 3: ask the databases, and migrate or refuse where one is behind.
-
-        :param reason: why the flag was not enough.
-        """
-        known = planner.by_row()
-        plans = known or planner.by_history()
-        _tell(plans)
-        step = decide(mode, None, FlagVerdict(False, reason), plans)
-        if step.action == "stop":
-            raise DatabaseBehind(
-                f"The database is behind this code and DB_SMART_BOOT is 'check': {step.reason}. Nothing was written. "
-                "Run 'flask db-smart migrate' and start again.",
-                # The reason may name files, hosts and users.
-                "The database is behind this code: " + "; ".join(plan.clause for plan in plans if plan.behind) + ".",
-            )
-        if step.action == "migrate":
-            return self._migrate(app, planner, step.reason)
+    def _warn_of_lost_tables(self, app: Flask, planner: Planner, plans: list[Plan]) -> None:
+        """Say which tables of the models are not there although nothing is pending."""
         # That a table of a file got lost shows in its header; servers would be asked one query more at each such boot.
         for plan in plans:
-            if plan.database.path is None or not create_all(app):
-                continue
-            missing, said = self.missing_tables(app, planner, plan)
-            if missing:
-                _logger.warning("db-smart: %s", said)
-        if mode == "migrate":
-            if known is None:
-                planner.settle(plans)
-            states = {plan.database.name: plan.state for plan in plans if plan.state is not None}
-            _keep_flag(planner, lambda: planner.remember(states))
-        return "verified", step.reason, ()
-
-    def _migrate(
-        self, app: Flask, planner: Planner, reason: str, *, force: bool = False
-    ) -> tuple[Decision, str, tuple[str, ...]]:
-        outcome = self.migrate(app, planner, planner.involved, force=force)
-        if not outcome.changed:
-            return "verified", f"{reason}; another process migrated meanwhile", ()
-        return "migrated", reason, tuple(run.migration for run in outcome.runs)
+            if plan.database.path is not None and create_all(app):
+                missing, clause = self.missing_tables(app, planner, plan)
+                if missing:
+                    _logger.warning("db-smart: %s", clause)
 
     def _first_request(self) -> Response | None:
         """Once per process: make sure of boot, and ask the database where boot trusted the flag."""
@@ -493,90 +373,48 @@ class DbSmart:
                     state.refusal = None
                 except DbSmartError as error:
                     _logger.error("db-smart: %s", error.message)
-                    # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
-                    state.refusal = error.public if isinstance(error, DatabaseBehind) else "The database is not ready."
-                    state.refused_until = time.monotonic() + _RETRY_SECONDS
+                    state.refuse(error)
             refusal = state.refusal if mine else "The database is being migrated."
         for report in reports:
             send(booted, app, report=report)
         if refusal is not None:
-            return Response(refusal + "\n", 503, {"Retry-After": str(_RETRY_SECONDS)}, mimetype="text/plain")
+            return Response(refusal + "\n", 503, {"Retry-After": str(RETRY_SECONDS)}, mimetype="text/plain")
         # A new list: other threads are still walking the old one, and would skip the hook after this one.
         hooks = app.before_request_funcs[None]
         app.before_request_funcs[None] = [hook for hook in hooks if hook != self._first_request]
         return None
 
-    def _verify(self, app: Flask, state: _AppState, reports: list[BootReport]) -> None:
+    def _verify(self, app: Flask, state: AppState, reports: list[BootReport]) -> None:
         """See that boot has happened and that the database is what the flag said.
 
         :param reports: takes what was decided.
         :raises DbSmartError: it is behind and may not be migrated, or could not be.
         """
         if not state.booted:
-            reports.append(self._boot(app, state))
+            reports.append(self._decide(app, state))
         if state.verified:
             return
-        started = time.perf_counter()
-        mode = boot_mode(app)
+        started, mode = time.perf_counter(), boot_mode(app)
         with app.app_context():
             planner = self.planner(app)
             planner.since = datetime.now(timezone.utc)
-            assert state.flag is not None
             try:
-                changed = self._changed(app, state, planner, state.flag)
+                changed = state.changed(app, planner)
             except HistoryUnreadable as error:
                 _logger.warning("db-smart: the flag cannot be checked and is trusted. %s", error.message)
                 changed = None
-            if changed is not None:
-                _logger.warning("db-smart: boot trusted the flag, but %s", changed)
-                if mode == "migrate":
-                    _keep_flag(planner, lambda: planner.path.unlink(missing_ok=True))
-                    for database in planner.databases.values():
-                        if database.path is not None:
-                            # In EXCLUSIVE locking mode the connection that was asked keeps every other one out.
-                            database.app_engine.dispose()
-                with kept_alive():
-                    decision, reason, applied = self._ask(app, planner, mode, changed)
-                reports.append(_report(decision, reason, started, planner.queries, applied))
-            else:
+            if changed is None:
                 _logger.debug("db-smart: the flag was right (%.3f ms)", (time.perf_counter() - started) * 1000)
-        state.verified = True
-
-    @staticmethod
-    def _changed(app: Flask, state: _AppState, planner: Planner, flag: Flag) -> str | None:
-        """As :meth:`~.boot.planner.Planner.changed`; a server is not waited for longer than a lease lasts.
-
-        What waits for it still keeps one connection of the pool at most, and is not joined by another one each second.
-
-        :raises DatabaseUnreachable: it cannot be asked, or does not answer.
-        """
-        if all(planner.databases[name].dialect == "sqlite" for name in flag.databases):
-            return planner.changed(flag)
-        seconds = max(lock_settings(app).lease, _LEAST_PATIENCE)
-        before, now = state.question, time.monotonic()
-        if before is None or now - state.asked > _ASK_AGAIN_SECONDS:
-            pooled = before is None or not before.open
-
-            def ask() -> str | None:
-                with app.app_context():
-                    return planner.changed(flag, pooled=pooled)
-
-            state.question, state.asked = Question(ask), now
-        assert state.question is not None
-        try:
-            changed = state.question.answer(max(0.0, state.asked + seconds - now))
-        except TimeoutError:
-            names = " or ".join(planner.databases[name].url for name in flag.databases)
-            raise DatabaseUnreachable(
-                f"The database does not answer ({names}): nothing came for {seconds:g} s (DB_SMART_LEASE_SECONDS, at "
-                f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Look at "
-                "the server, and at what stands between."
-            ) from None
-        except BaseException:
-            state.question = None
-            raise
-        state.question = None
-        return changed
+                state.verified = True
+                return
+            _logger.warning("db-smart: boot trusted the flag, but %s", changed)
+            if mode == "migrate":
+                planner.forget()
+                for database in planner.databases.values():
+                    if database.path is not None:
+                        # In EXCLUSIVE locking mode the connection that was asked keeps every other one out.
+                        database.app_engine.dispose()
+            reports.append(self._decide(app, state, planner, changed))
 
 
 def _report(decision: Decision, reason: str, started: float, queries: int, applied: tuple[str, ...] = ()) -> BootReport:
@@ -588,6 +426,30 @@ def _report(decision: Decision, reason: str, started: float, queries: int, appli
     else:
         _logger.info(message, decision, reason, report.duration * 1000, count)
     return report
+
+
+def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> FlagVerdict:
+    """Levels 0 and 1; where they do not suffice, wait for the turn of this process among those of its host.
+
+    :param stack: takes what lasts until boot is over.
+    """
+    verdict = planner.by_flag()
+    if verdict.flag is not None and verdict.flag.module != planner.module:
+        _logger.warning(
+            "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
+            "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
+            planner.path,
+            one_line(verdict.flag.module),
+        )
+    if verdict.holds:
+        return verdict
+    for clause in check(app):
+        _logger.warning("db-smart: %s", clause)
+    stack.enter_context(kept_alive())
+    if mode != "migrate":
+        return verdict
+    settings = lock_settings(app)
+    return stack.enter_context(one_boot_per_host(planner, verdict, min(2 * settings.lease, settings.timeout)))
 
 
 def _tell(plans: list[Plan]) -> None:
@@ -605,16 +467,6 @@ def _tell(plans: list[Plan]) -> None:
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)
         for name in plan.edited_once:
             _logger.warning("db-smart: %r was edited after it was applied; it runs only once and is left alone", name)
-
-
-def _keep_flag(planner: Planner, action: Callable[[], None]) -> None:
-    """Change the flag; that it cannot be changed costs time at later boots, and never fails one."""
-    try:
-        action()
-    except OSError as error:
-        _logger.warning(
-            "db-smart: cannot write the flag %s (%s); every boot will ask the database", planner.path, error.strerror
-        )
 
 
 def _boot_began() -> datetime:

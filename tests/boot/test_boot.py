@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
@@ -137,3 +138,22 @@ def test_off_does_nothing(project: Project) -> None:
     assert project.boot(DB_SMART_BOOT="off").decision == "off"
     assert not project.flag.exists()
     assert project.tables() == set()
+
+
+def test_seven_calls_lead_from_boot_to_the_function_of_a_migration(sqlite_project: Project) -> None:
+    """As CONTRIBUTING tells it in "One boot, from top to bottom"."""
+    sqlite_project.write(
+        """\
+        import sys, traceback
+
+        calls = []
+
+        @migration
+        def make_items(op):
+            frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
+            calls[:] = [f.f_code.co_name for f in frames if f.f_globals["__name__"].startswith(("aurum", __name__))]
+        """
+    )
+    sqlite_project.boot()
+    calls = sys.modules[sqlite_project.module].calls
+    assert calls == ["make_items", "apply_once", "apply", "run", "run", "_decide", "boot"]

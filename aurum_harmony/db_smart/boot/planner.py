@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -230,9 +230,29 @@ class Planner:
         """Write the flag: these databases hold every migration of these sources.
 
         A database in memory ends with the process, so that there is nothing to remember.
-
-        :raises OSError: the flag cannot be written; the old one stays.
         """
+        self._keep_flag(lambda: self._remember(states))
+
+    def refresh(self, verdict: FlagVerdict) -> None:
+        """Write the flag of a verdict again with the time stamps of now."""
+        if verdict.flag is not None:
+            records = verdict.flag.databases
+            self._keep_flag(lambda: self._write(records))
+
+    def forget(self) -> None:
+        """Remove the flag, so that the next boot asks the databases."""
+        self._keep_flag(lambda: self.path.unlink(missing_ok=True))
+
+    def _keep_flag(self, action: Callable[[], None]) -> None:
+        """Change the flag; that it cannot be changed costs time at later boots, and never fails one."""
+        try:
+            action()
+        except OSError as error:
+            _logger.warning(
+                "db-smart: cannot write the flag %s (%s); every boot will ask the database", self.path, error.strerror
+            )
+
+    def _remember(self, states: Mapping[str, State]) -> None:
         records = {}
         for name, state in states.items():
             database = self.databases[name]
@@ -241,14 +261,6 @@ class Planner:
             file = database.settled_file_state()
             records[name] = DatabaseRecord(database.url, file, state.database_id, state.applied)
         self._write(records)
-
-    def refresh(self, verdict: FlagVerdict) -> None:
-        """Write the flag of a verdict again with the time stamps of now.
-
-        :raises OSError: the flag cannot be written; the old one stays.
-        """
-        if verdict.flag is not None:
-            self._write(verdict.flag.databases)
 
     def _write(self, records: dict[str, DatabaseRecord]) -> None:
         sources = self.sources
