@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.conftest import Project
 from tests.harness import processes
+from tests.harness.project import Project
 
 APP = """
 from flask import Flask

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests.boot.test_boot import V1, V2
-from tests.conftest import Project
+from tests.harness.project import Project
+from tests.samples import APP, V1, V2
 
 
 def snapshot(project: Project) -> dict[str, bytes]:
@@ -191,21 +191,6 @@ def test_reset_flag(sqlite_project: Project) -> None:
     assert result.exit_code == 1
     assert "Cannot remove the flag" in result.output
     assert sqlite_project.flag.is_dir()
-
-
-APP = """
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
-from aurum_harmony.db_smart import DbSmart
-
-def create_app():
-    app = Flask(__name__, instance_path={instance!r})
-    app.config.from_prefixed_env()
-    app.config["SQLALCHEMY_DATABASE_URI"] = {url!r}
-    db = SQLAlchemy(app)
-    DbSmart(app, db, migrations={module!r}).boot(app)
-    return app
-"""
 
 
 @pytest.fixture

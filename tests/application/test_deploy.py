@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL, make_url
 
-from tests.conftest import DIALECTS, Project
 from tests.harness.processes import ROOT, run_harness
+from tests.harness.project import DIALECTS, Project
 from tests.harness.servers import wait_until
 
 WORKERS = 8

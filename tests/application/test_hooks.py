@@ -21,10 +21,10 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmart, DbSmartError, notices, signals
 from aurum_harmony.db_smart.store.database import safe_url
-from tests.boot.test_boot import V1
-from tests.conftest import Project
 from tests.harness.processes import ROOT, environment
+from tests.harness.project import Project
 from tests.harness.servers import by_driver
+from tests.samples import V1
 
 MIGRATIONS = """
 @migration

@@ -10,7 +10,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, MigrationFailed
-from tests.conftest import Project
+from tests.harness.project import Project
 
 #: The example of the original document, pasted as it stands under the imports that it needs.
 SPEC_HEADER = """\

@@ -14,8 +14,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import URL
 
-from tests.conftest import Project
 from tests.harness.processes import ROOT
+from tests.harness.project import Project
 
 
 def examples(document: str) -> list[str]:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DbSmartError, MigrationFailed
 from aurum_harmony.db_smart.errors import MigrationError, plain, without_secrets
-from tests.conftest import Project
+from tests.harness.project import Project
 
 SECRET = "Gehe1m!pw"
 FAILING = """

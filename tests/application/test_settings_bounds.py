@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from aurum_harmony.db_smart.errors import ConfigError
 from aurum_harmony.db_smart.session.lock_timeout import guarded
 from aurum_harmony.db_smart.store.database import Database, begin
-from tests.conftest import Project
+from tests.harness.project import Project
 from tests.harness.servers import by_driver
 
 MAKE_T = """

@@ -13,9 +13,9 @@ from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.errors import DatabaseUnreachable, Interrupted, MigrationFailed
-from tests.boot.test_boot import V1, V2
-from tests.conftest import Project
+from tests.harness.project import Project
 from tests.harness.servers import free_ports
+from tests.samples import V1, V2
 
 FAILS = "@migration\ndef bad(op): op.execute('SELECT 1 FROM nowhere')\n"
 

@@ -23,8 +23,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Mapped, mapped_column
 
 from aurum_harmony.db_smart import MigrationFailed
-from tests.conftest import Project
 from tests.harness.crash import ended, forked
+from tests.harness.project import Project
 from tests.harness.servers import by_driver
 
 HEADER = """\

@@ -8,21 +8,8 @@ import sys
 import pytest
 
 from aurum_harmony.db_smart import DatabaseBehind
-from tests.conftest import Project
-
-V1 = """
-@migration
-def make_items(op):
-    op.create_table("items", Column("id", Integer, primary_key=True), Column("name", String(50)))
-"""
-V2 = (
-    V1
-    + """
-@migration
-def add_price(op):
-    op.add_column("items", Column("price", Float))
-"""
-)
+from tests.harness.project import Project
+from tests.samples import V1, V2
 
 
 def test_first_boot_migrates_and_later_boots_skip(project: Project, caplog: pytest.LogCaptureFixture) -> None:

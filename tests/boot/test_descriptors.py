@@ -15,8 +15,8 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.store import database as database_module
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
 from tests.harness.processes import run_python
+from tests.harness.project import Project
 
 SOURCE = """
 @migration

@@ -20,9 +20,9 @@ from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import ConfigError, DatabaseBehind, DatabaseUnreachable, DbSmartError, MigrationError
 from aurum_harmony.db_smart.store.database import Database, begin
-from tests.boot.test_boot import V1, V2
-from tests.conftest import HEADER, Project
 from tests.harness.processes import run_python
+from tests.harness.project import HEADER, Project
+from tests.samples import V1, V2
 
 DATA = V1 + "\n@migration(once=True)\ndef seed(op):\n    op.execute(\"INSERT INTO items (id, name) VALUES (1, 'a')\")\n"
 

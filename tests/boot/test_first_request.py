@@ -13,8 +13,8 @@ from flask import Flask
 
 from aurum_harmony.db_smart import DbSmart
 from aurum_harmony.db_smart.signals import migration_started
-from tests.boot.test_boot import V1, V2
-from tests.conftest import Project
+from tests.harness.project import Project
+from tests.samples import V1, V2
 
 
 def hooked(app: Flask, smart: DbSmart) -> bool:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from aurum_harmony.db_smart.boot import flag as flags
 from aurum_harmony.db_smart.boot.flag import FORMAT, MAX_BYTES, DatabaseRecord, Flag, FlagInvalid
-from tests.conftest import Project
 from tests.harness.processes import BECOME_NOBODY, run_python
+from tests.harness.project import Project
 
 FLAG = Flag(
     module="app.migrations",

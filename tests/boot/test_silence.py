@@ -12,11 +12,10 @@ from typing import IO
 import pytest
 from sqlalchemy.engine import URL, make_url
 
-from tests.application.test_cli import APP
-from tests.boot.test_boot import V1
-from tests.conftest import Project
 from tests.harness import processes
+from tests.harness.project import Project
 from tests.harness.servers import free_ports
+from tests.samples import APP, V1
 
 GATED = """
 import os

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import MigrationFailed
-from tests.conftest import Project
+from tests.harness.project import Project
 
 #: Fails after the gate was opened, as often as it is tried.
 FAILS = """

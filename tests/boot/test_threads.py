@@ -18,8 +18,8 @@ from flask_sqlalchemy import SQLAlchemy
 from aurum_harmony.db_smart import BootReport, DbSmart, DbSmartError
 from aurum_harmony.db_smart.loading.loader import load
 from aurum_harmony.db_smart.loading.sources import scan
-from tests.conftest import Project
 from tests.harness.processes import environment, find_python
+from tests.harness.project import Project
 
 #: A module that stops in the middle of its import until the test lets it go on.
 SLOW = """

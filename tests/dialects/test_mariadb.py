@@ -15,11 +15,11 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.schema.rules import Refused
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
+from tests.harness.clients import run_client
+from tests.harness.databases import engine_of
 from tests.harness.direct import operations
 from tests.harness.facts import differences, drop_tables, facts
-from tests.preview.test_preview import run_client
-from tests.schema.test_backfill import engine_of
+from tests.harness.project import Project
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.schema.rules import Refused
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
 from tests.harness.direct import operations, statements
+from tests.harness.project import Project
 
 SET_UP = (
     "CREATE TABLE users (id int PRIMARY KEY)",

@@ -17,9 +17,9 @@ from aurum_harmony.db_smart import Operations
 from aurum_harmony.db_smart.errors import DbSmartError
 from aurum_harmony.db_smart.schema.rules import Refused
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
+from tests.harness.clients import run_client
 from tests.harness.direct import operations, statements
-from tests.preview.test_preview import run_client
+from tests.harness.project import Project
 
 Action = Callable[[Operations], object]
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,3 +96,25 @@ def find_python(version: str) -> str | None:
         if found.strip() == version:
             return candidate
     return None
+
+
+#: Starts a process that boots, as the fixture ``start_child`` does.
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def line_with(process: subprocess.Popen[str], words: str) -> None:
+    """Wait until a process logs something."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if words in line:
+            return
+    raise AssertionError("".join(said))
+
+
+def in_the_middle(child: subprocess.Popen[str]) -> None:
+    """Wait until a child is in the middle of its migration."""
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    assert line == "in the middle\n", line + child.stderr.read() if child.stderr else line

@@ -20,9 +20,9 @@ from aurum_harmony.db_smart.errors import MigrationError
 from aurum_harmony.db_smart.loading.decorator import Migration, Options
 from aurum_harmony.db_smart.loading.loader import load
 from aurum_harmony.db_smart.loading.sources import scan
-from tests.conftest import Project
+from tests.harness.files import edit_in_place
 from tests.harness.processes import BECOME_NOBODY, run_python
-from tests.loading.test_sources import edit_in_place
+from tests.harness.project import Project
 
 HEADER = "from aurum_harmony.db_smart import migration\n"
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from aurum_harmony.db_smart.errors import MigrationError
 from aurum_harmony.db_smart.loading.sources import RACY_NS, Sources, scan
-from tests.conftest import Project
+from tests.harness.files import edit_in_place
 from tests.harness.processes import BECOME_NOBODY, run_python
+from tests.harness.project import Project
 
 
 @pytest.fixture
@@ -37,16 +38,6 @@ def module(make_project: Callable[..., Project]) -> Project:
     project = make_project("sqlite://")
     project.write("A = 1\n", header="")
     return project
-
-
-def edit_in_place(path: Path, content: bytes) -> None:
-    """Rewrite a file with another content and its old modification time, and wait until the clock of files moved."""
-    before = path.stat()
-    while path.stat().st_ctime_ns == before.st_ctime_ns:
-        path.write_bytes(content)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert path.stat().st_ino == before.st_ino
 
 
 # What is found

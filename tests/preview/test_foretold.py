@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
-from tests.conftest import DIALECTS, Project
+from tests.harness.clients import run_client
 from tests.harness.facts import facts
-from tests.preview.test_preview import run_client
+from tests.harness.project import DIALECTS, Project
 
 #: What a migration does to its table ``T`` by name; those beginning with ``ask`` without ``destructive``.
 STEPS = {

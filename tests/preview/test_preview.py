@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
-from tests.conftest import Project
-from tests.harness import servers
+from tests.harness.clients import run_client
+from tests.harness.project import Project
 
 OLD = """
 @migration
@@ -66,30 +64,6 @@ def nothing(op):
     op.drop_index("ix_never", "people")
     op.create_table("people", Column("id", Integer, primary_key=True))
 """
-
-
-def run_client(url: URL | str, script: str) -> None:
-    """Run SQL by the database's own client."""
-    result = ask_client(url, script)
-    assert result.returncode == 0, f"{result.stderr}\n{script}"
-
-
-def ask_client(url: URL | str, script: str) -> subprocess.CompletedProcess[str]:
-    """Run SQL by the database's own client, which may refuse it."""
-    target = make_url(url)
-    if target.get_backend_name() == "sqlite":
-        command = ["sqlite3", str(target.database)]
-    elif target.get_backend_name() == "postgresql":
-        host = str(target.query.get("host") or target.host)
-        command = ["psql", "-q", "-h", host, "-U", str(target.username), "-d", str(target.database)]
-        command += ["-p", str(target.port)] if target.port else []
-    else:
-        command = ["mariadb", "-h", str(target.host), "-P", str(target.port or 3306), "-u", str(target.username)]
-        command += [str(target.database)]
-    if servers.program(command[0]) is None:
-        servers.missing(f"there is no {command[0]}")
-    environment = {**os.environ, "PGPASSWORD": target.password or "", "MYSQL_PWD": target.password or ""}
-    return subprocess.run(command, input=script, capture_output=True, text=True, env=environment, timeout=120)
 
 
 def described(project: Project) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from tests.boot.test_boot import V1
-from tests.conftest import Project
+from tests.harness.project import Project
+from tests.samples import V1
 
 
 @pytest.fixture

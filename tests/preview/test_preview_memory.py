@@ -12,9 +12,10 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
 from aurum_harmony.db_smart.store.tables import TABLE_NAMES
-from tests.conftest import Project
-from tests.preview.test_preview import ask_client, run_client
-from tests.store.test_new_database import BACK, CASES, DROP, ID, SEED, fresh, models, schema, second_application, string
+from tests.harness.clients import ask_client, run_client
+from tests.harness.models import ID, fresh, models, schema, second_application, string
+from tests.harness.project import Project
+from tests.samples import BACK, CASES, DROP, SEED
 
 
 def remembered(project: Project) -> list[Any]:

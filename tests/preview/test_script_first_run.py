@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.conftest import Project
-from tests.preview.test_preview import run_client
-from tests.store.test_new_database import CASES, fresh, models, schema
+from tests.harness.clients import run_client
+from tests.harness.models import fresh, models, schema
+from tests.harness.project import Project
+from tests.samples import CASES
 
 ODD = """
 @migration

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.conftest import Project
+from tests.harness.clients import run_client
+from tests.harness.project import Project
 from tests.harness.servers import config_of
-from tests.preview.test_preview import run_client
-from tests.session.test_drivers import DRIVERS
+from tests.samples import DRIVERS
 
 TABLE = """
 import datetime, decimal, enum, uuid

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
-from tests.boot.test_boot import V1, V2
-from tests.conftest import Project
-from tests.preview.test_preview import ask_client, run_client
+from tests.harness.clients import ask_client, run_client
+from tests.harness.project import Project
+from tests.samples import V1, V2
 
 BINDS = V1 + "@migration(database='logs')\ndef log(op): op.create_table('log', Column('id', Integer))\n"
 

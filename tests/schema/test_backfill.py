@@ -34,16 +34,14 @@ from aurum_harmony.db_smart.session.literals import statement_text
 from aurum_harmony.db_smart.signals import migration_progress, migration_started
 from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
+from tests.harness.backfills import PLUS_ONE, numbers, small_batches
 from tests.harness.crash import ended, forked
+from tests.harness.databases import engine_of
 from tests.harness.direct import operations
+from tests.harness.project import Project
 
 ROOT = Path(__file__).parents[2]
 ROWS = 3_000
-
-
-def engine_of(url: URL | str) -> sa.Engine:
-    return sa.create_engine(url, poolclass=sa.pool.NullPool)
 
 
 def make_table(
@@ -77,28 +75,9 @@ def database(url: URL) -> Database:
     return Database("default", None, engine_of(url))
 
 
-def numbers(url: URL | str) -> list[tuple[int, int]]:
-    """How many rows have which number."""
-    with engine_of(url).connect() as connection:
-        query = sa.text("SELECT n, count(*) FROM items GROUP BY n ORDER BY n")
-        return [(n, count) for n, count in connection.execute(query)]
-
-
 def execute(url: URL | str, sql: str, **parameters: Any) -> None:
     with engine_of(url).begin() as connection:
         connection.execute(sa.text(sql), parameters)
-
-
-PLUS_ONE: dict[str, Any] = {"n": sa.column("n") + 1}
-
-
-@contextmanager
-def small_batches(monkeypatch: pytest.MonkeyPatch, size: int = 250) -> Iterator[None]:
-    """Batches of at most this size, whatever time they take."""
-    with monkeypatch.context() as patch:
-        for name in ("_FIRST", "_MOST", "_MOST_HANDED"):
-            patch.setattr(f"aurum_harmony.db_smart.schema.backfill.{name}", size)
-        yield
 
 
 KEYS: dict[str, tuple[Callable[[str], list[Column[Any]]], Callable[[int], tuple[Any, ...]]]] = {

@@ -12,8 +12,9 @@ from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.session import json_values as codec
 from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
+from tests.harness.backfills import PLUS_ONE, numbers, small_batches
+from tests.harness.databases import engine_of
 from tests.harness.direct import operations
-from tests.schema.test_backfill import PLUS_ONE, engine_of, numbers, small_batches
 
 #: 6 · 40 rows: the key's columns, and for one of the first six kinds of values and a number their values.
 _WORDS = ["sms", "email", "push", "Aa", "zz", "b"]

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from aurum_harmony.db_smart import Operations
-from tests.conftest import Project
+from tests.harness.project import Project
 
 _users = sa.table("users", sa.column("id", sa.Integer), sa.column("name", sa.String))
 _SOURCES = {

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.conftest import Project
+from tests.harness.databases import connected
+from tests.harness.processes import Start, line_with
+from tests.harness.project import Project
 from tests.harness.servers import wait_until
-from tests.store.test_outage import Start, connected, line_with
 
 INDEX = """
 @migration

@@ -12,10 +12,10 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart import Operations
 from aurum_harmony.db_smart.schema.rules import Refused
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
+from tests.harness.databases import engine_of
 from tests.harness.direct import operations
 from tests.harness.facts import Facts, facts
-from tests.schema.test_backfill import engine_of
+from tests.harness.project import Project
 
 DIALECTS = ("sqlite", "postgresql", "mariadb")
 DROPS: dict[str, Callable[[Operations], Any]] = {

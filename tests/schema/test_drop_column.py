@@ -11,9 +11,9 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
 from tests.harness.direct import operations
 from tests.harness.facts import facts
+from tests.harness.project import Project
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, a int, b int, c int)"
 #: What the column ``a`` has together with others, and on which databases.

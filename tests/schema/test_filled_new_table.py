@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
-from tests.conftest import Project
+from tests.harness.project import Project
 
 FILLED = """
 @migration

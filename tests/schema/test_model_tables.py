@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from tests.conftest import Project
 from tests.harness.processes import environment
+from tests.harness.project import Project
 
 MODELS = """
 def models(db):

@@ -16,11 +16,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from tests.conftest import HEADER, Project
+from tests.harness.clients import run_client
 from tests.harness.crash import counted, ended, forked, preload
 from tests.harness.facts import Facts, differences, drop_tables, facts
+from tests.harness.project import HEADER, Project
 from tests.harness.random_operations import IMPORTS, Generator, PlainAlembic
-from tests.preview.test_preview import run_client
 
 SEED = int(os.environ.get("RANDOM_SEED", "8"))
 COUNT = os.environ.get("RANDOM_COUNT")

@@ -13,8 +13,8 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.schema.rules import RULES, Refused
-from tests.conftest import HEADER, Project
 from tests.harness.processes import ROOT
+from tests.harness.project import HEADER, Project
 
 TEXT = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
 BEFORE, *PARTS = re.split(r"^## (.+)\n", TEXT, flags=re.MULTILINE)

@@ -13,8 +13,8 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
 from tests.harness.direct import operations, statements
+from tests.harness.project import Project
 
 TABLE = (
     "CREATE TABLE t (id INTEGER PRIMARY KEY, a VARCHAR(20), b INTEGER, c NUMERIC(10, 2), d DATE, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aurum_harmony.db_smart import DbSmartError
-from tests.conftest import Project
+from tests.harness.project import Project
 
 TABLE = """
 @migration

@@ -12,17 +12,11 @@ import pytest
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import MigrationFailed
-from tests.conftest import Project
+from tests.harness.databases import holding
+from tests.harness.project import Project
 from tests.harness.servers import config_of
-from tests.session.test_lock_timeout import TABLE, holding
+from tests.samples import DRIVERS, TABLE
 
-DRIVERS = [
-    ("postgresql", "postgresql+psycopg"),
-    ("postgresql", "postgresql+psycopg2"),
-    ("postgresql", "postgresql+pg8000"),
-    ("mariadb", "mysql+pymysql"),
-    ("mariadb", "mariadb+pymysql"),
-]
 MORE = """
 @migration
 def fill(op):

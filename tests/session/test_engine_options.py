@@ -20,7 +20,7 @@ from aurum_harmony.db_smart.settings import LockSettings
 from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
 from aurum_harmony.db_smart.store.lock import lock_of
-from tests.conftest import Project
+from tests.harness.project import Project
 
 SERVERS = ("postgresql", "mariadb")
 

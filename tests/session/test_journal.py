@@ -21,8 +21,8 @@ from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.session import json_values as codec
 from aurum_harmony.db_smart.store import history, tables
 from aurum_harmony.db_smart.store.database import Database
-from tests.conftest import Project
 from tests.harness.direct import operations
+from tests.harness.project import Project
 
 T = sa.Table(
     "t",

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 import sqlalchemy as sa
@@ -18,16 +18,11 @@ from sqlalchemy.engine import URL, make_url
 from aurum_harmony.db_smart import BootReport
 from aurum_harmony.db_smart.errors import ConfigError, MigrationFailed
 from aurum_harmony.db_smart.settings import DdlSettings, ddl_settings
-from tests.conftest import Project
+from tests.harness.databases import READ, holding
+from tests.harness.project import Project
 from tests.harness.servers import wait_until
+from tests.samples import TABLE
 
-TABLE = """
-@migration
-def make_items(op):
-    op.create_table("items", Column("id", Integer, primary_key=True), Column("n", Integer))
-    op.execute("INSERT INTO items (id, n) VALUES (1, 0), (2, 0)")
-"""
-READ = "SELECT count(*) FROM items"
 WRITE = "UPDATE items SET n = n + 1 WHERE id = 2"
 Start = Callable[..., Future[BootReport]]
 
@@ -71,19 +66,6 @@ class Client:
         before = self._count
         wait_until(lambda: self._count > before + 1 or self._work.done())
         assert not self._work.done(), self._work.exception()
-
-
-@contextmanager
-def holding(url: URL | str, statement: str = READ) -> Iterator[sa.Connection]:
-    """A session in whose open transaction a statement ran."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "postgresql":
-        parsed = parsed.update_query_dict({"application_name": "long_report"})
-    with sa.create_engine(parsed, poolclass=sa.pool.NullPool).connect() as connection:
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN")
-        connection.exec_driver_sql(statement)
-        yield connection
 
 
 @pytest.fixture

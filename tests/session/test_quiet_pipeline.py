@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.conftest import Project
-from tests.store.test_new_database import ID, models, string
+from tests.harness.models import ID, models, string
+from tests.harness.project import Project
 
 SEED = """
 @migration

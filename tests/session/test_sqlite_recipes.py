@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy.engine import URL, Engine
 
 from aurum_harmony.db_smart import DbSmart, MigrationFailed
-from tests.conftest import Project
+from tests.harness.project import Project
 
 #: Options of the engine, and what the application listens to: nothing, its own engine, or all engines.
 RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError
-from tests.conftest import Project
 from tests.harness import servers
+from tests.harness.processes import in_the_middle
+from tests.harness.project import Project
 from tests.harness.servers import GaleraCluster, MariadbServer, wait_until
-from tests.store.test_lock import in_the_middle
 
 MIGRATIONS = """
 @migration

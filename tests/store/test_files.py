@@ -20,8 +20,8 @@ from sqlalchemy.engine import make_url
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.store import database
-from tests.conftest import Project
 from tests.harness.crash import ended, forked
+from tests.harness.project import Project
 
 MAKE_T = """
 @migration

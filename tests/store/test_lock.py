@@ -25,10 +25,10 @@ from aurum_harmony.db_smart.store import history
 from aurum_harmony.db_smart.store.database import Database, begin
 from aurum_harmony.db_smart.store.history import State
 from aurum_harmony.db_smart.store.lock import Lock, lock_of
-from tests.boot.test_boot import V1
-from tests.conftest import Project
-from tests.harness.processes import run_harness
+from tests.harness.processes import in_the_middle, run_harness
+from tests.harness.project import Project
 from tests.harness.servers import wait_until
+from tests.samples import V1
 
 
 def pending(_: State) -> bool:
@@ -203,13 +203,6 @@ def slow(op):
         with open(os.environ["GATE"]) as gate:
             gate.read()
 """
-
-
-def in_the_middle(child: subprocess.Popen[str]) -> None:
-    """Wait until a child is in the middle of its migration."""
-    assert child.stdout is not None
-    line = child.stdout.readline()
-    assert line == "in the middle\n", line + child.stderr.read() if child.stderr else line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,19 +6,17 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from tests.conftest import Project
 from tests.harness import servers
+from tests.harness.databases import connected
 from tests.harness.own_servers import OwnMariaDB, OwnPostgres, OwnServer
+from tests.harness.processes import Start, in_the_middle, line_with
+from tests.harness.project import Project
 from tests.harness.servers import wait_until
-from tests.store.test_lock import in_the_middle
-
-Start = Callable[..., "subprocess.Popen[str]"]
 
 EFFECTS = """
 @migration
@@ -51,24 +49,6 @@ def url(own_server: OwnServer) -> Iterator[URL]:
     """An empty database on a server of our own."""
     with servers.new_database(own_server.url) as url:
         yield url
-
-
-@contextmanager
-def connected(url: URL | str, **options: Any) -> Iterator[sa.Connection]:
-    """A connection of a bystander."""
-    with sa.create_engine(url, poolclass=sa.pool.NullPool, **options).connect() as connection:
-        yield connection
-
-
-def line_with(process: subprocess.Popen[str], words: str) -> None:
-    """Wait until a process logs something."""
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if words in line:
-            return
-    raise AssertionError("".join(said))
 
 
 def sessions(connection: sa.Connection, words: str = "") -> set[int]:

@@ -23,11 +23,12 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
 from aurum_harmony.db_smart.store.tables import TABLE_NAMES
-from tests.conftest import Project
 from tests.harness.crash import counted, ended, forked, preload
 from tests.harness.facts import Facts, differences, drop_tables, facts
+from tests.harness.models import ID, fresh, models, schema, string
+from tests.harness.project import Project
 from tests.harness.random_releases import History, Release, histories
-from tests.store.test_new_database import ID, SEED, fresh, models, schema, string
+from tests.samples import SEED
 
 CHOSEN = os.environ.get("RANDOM_SEED")
 COUNT = os.environ.get("RANDOM_COUNT")

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DbSmartError, HistoryUnreadable
-from tests.conftest import Project
 from tests.harness import processes
+from tests.harness.project import Project
 from tests.harness.servers import role
 
 V1 = """

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DatabaseBehind, DatabaseUnreachable, DbSmartError
 from aurum_harmony.db_smart.store.tables import TABLE_NAMES
-from tests.conftest import Project
+from tests.harness.project import Project
 from tests.harness.servers import role
 
 A = """

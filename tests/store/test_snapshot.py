@@ -17,41 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import ConfigError, DbSmartError
 from aurum_harmony.db_smart.errors import Interrupted
 from aurum_harmony.db_smart.settings import set_defaults, snapshots
-from aurum_harmony.db_smart.store.snapshot import Snapshot, find, listed, restore
-from tests.boot.test_boot import V1, V2
-from tests.conftest import Project
+from aurum_harmony.db_smart.store.snapshot import Snapshot, find, restore
 from tests.harness import counter, servers
+from tests.harness.project import Project
+from tests.harness.snapshots import file_of, rows, taken
+from tests.samples import V1, V2
 
 ROOT = Path(__file__).parents[2]
 NAME = r"default-db\d+\.sqlite-\d{8}T\d{6}\.\d{6}Z-before-"
 
 
-def file_of(project: Project) -> Path:
-    return Path(str(make_url(project.url).database))
-
-
-def taken(project: Project, name: str = "default") -> list[Snapshot]:
-    """The snapshots of a project."""
-    app, smart = project.app()
-    return listed(app, smart.planner(app).databases[name])
-
-
 def put_back(project: Project, chosen: Snapshot, **config: Any) -> Path | None:
     app, smart = project.app(**config)
     return restore(app, smart.planner(app).databases["default"], chosen)
-
-
-def rows(path: Path, sql: str) -> list[Any]:
-    """Rows of a query past the application; of a snapshot without making a file beside it."""
-    options = "?immutable=1" if path.parent.name == "snapshots" else ""
-    with closing(sqlite3.connect(f"{path.as_uri()}{options}", uri=True)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return connection.execute(sql).fetchall()
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -16,9 +16,9 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import MigrationFailed
 from aurum_harmony.db_smart.store.snapshot import _same
-from tests.boot.test_boot import V1, V2
-from tests.conftest import Project
-from tests.store.test_snapshot import file_of, rows, taken
+from tests.harness.project import Project
+from tests.harness.snapshots import file_of, rows, taken
+from tests.samples import V1, V2
 
 NAMES = "SELECT name FROM items"
 
