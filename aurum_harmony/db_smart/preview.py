@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.schema import AddConstraint
 
-from .loading.decorator import Migration, Options
+from .loading.decorator import Migration
 from .operations import Operations
 from .schema import model_tables
 from .schema.catalog import Catalog, Reference, ask, new_value
@@ -98,9 +98,8 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
         first = memory.is_first_run(mine, plan)
         transaction = DryTransaction(database, connection, catalog, memory)
         if first and create_all and models is not None:
-            made = Migration("", "", Options(), lambda op: None, True, "")
             transaction.current = Preview("tables of the models", "first run")
-            operations = Operations(transaction, db, made, catalog)
+            operations = Operations(transaction, destructive=False, catalog=catalog)
             wanted = model_tables.missing(connection, models)
             for event in memory.begin_first_run(connection, wanted):
                 transaction.remember(event)
@@ -131,7 +130,8 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
                 ):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
-                    item.migration.function(Operations(transaction, db, item.migration, catalog))
+                    destructive = item.migration.options.destructive
+                    item.migration.function(Operations(transaction, destructive=destructive, catalog=catalog))
                 memory.keep()
             except _Unforeseeable as error:
                 shown.unknown = str(error)
@@ -544,7 +544,6 @@ class DryTransaction(Transaction):
         self.connection = connection
         self.transactional = True
         self.journal = _DryJournal(connection, "", at_once=False, begun=False)
-        self.before_cut, self.after_rollback = [], []
         self.catalog: Catalog = catalog
         self.memory: Memory = memory
         self.current: Preview

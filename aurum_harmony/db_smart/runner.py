@@ -28,7 +28,7 @@ from .schema import loosening, model_tables
 from .schema.catalog import Catalog
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
-from .session.rebind import commit_session, rebind, rollback_session
+from .session.rebind import commit_session, rebind
 from .session.transaction import Transaction, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
@@ -429,16 +429,10 @@ class Runner:
                 send, migration_progress, self._app, migration=migration.name, database=run.database.name
             ),
             memory=run.memory,
+            session=self._db.session,
         )
         transaction.repeated = (migration.name, migration.checksum) in run.contents
-        transaction.after_rollback.append(lambda: rollback_session(self._db))
         run.cut = not transactional or not run.database.transactional_ddl or migration.name in run.begun
-
-        def before_cut() -> None:
-            commit_session(self._db)
-            run.cut = True
-
-        transaction.before_cut.append(before_cut)
         try:
             with (
                 rebind(self._app, self._db, run.database, lambda: transaction.engine),
@@ -446,17 +440,15 @@ class Runner:
             ):
                 if not migration.takes_operations:
                     migration.function()
-                    commit_session(self._db)
+                    commit_session(self._db.session)
                 else:
-                    operations = Operations(transaction, self._db, migration)
-                    try:
-                        migration.function(operations)
-                        operations.finish()
-                    finally:
-                        operations.close()
+                    operations = Operations(transaction, destructive=migration.options.destructive)
+                    migration.function(operations)
+                    operations.finish()
             transaction.check()
             return journal
         finally:
+            run.cut = run.cut or transaction.commits > 0
             transaction.close()
 
     @staticmethod
