@@ -307,7 +307,7 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
 
 
 def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview]]) -> None:
-    from .preview import script
+    from .script import script
 
     wanted = [plan for plan in plans if previews[plan.database.name]]
     lines = [line for plan in wanted for line in script(plan, previews[plan.database.name], ddl_settings(app))]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import sqlalchemy as sa
 
 from .errors import DbSmartError
-from .loading.decorator import Migration
 from .notices import without_pipeline_lines
 from .schema.catalog import Catalog, Constraint, Index
 from .schema.loosening import as_default
@@ -25,7 +24,6 @@ from .session.controls import controls_transaction
 from .store.database import broken_by_rows, translated
 
 if TYPE_CHECKING:
-    from flask_sqlalchemy import SQLAlchemy
     from flask_sqlalchemy.session import Session
     from sqlalchemy.orm import scoped_session
     from sqlalchemy.sql.base import Executable
@@ -106,37 +104,31 @@ class Operations:
     for the plain form, which blocks the table while it works, in the migration's own transaction.
 
     :param transaction: the connection of the run.
-    :param db: the application's Flask-SQLAlchemy.
-    :param migration: the migration.
+    :param destructive: whether the migration may destroy or break something.
     :param catalog: answers what the database has; one of its own when ``None``.
     """
 
-    def __init__(
-        self, transaction: Transaction, db: SQLAlchemy, migration: Migration, catalog: Catalog | None = None
-    ) -> None:
+    def __init__(self, transaction: Transaction, *, destructive: bool, catalog: Catalog | None = None) -> None:
         self._transaction = transaction
         self._connection = transaction.connection
-        self._db = db
-        self._migration = migration
+        self._name = transaction.journal.migration
+        self._destructive = destructive
         self._catalog = catalog or Catalog(transaction.connection)
-        self._own_connection: sa.Connection | None = None
         #: What this run has dropped or renamed so far, and what it left out as it would do so: kind, place and names.
         self._taken_now: set[tuple[str, ...]] = set()
         self._left_out: dict[tuple[str, ...], str] = {}
-        transaction.before_cut.append(self._settle)
-        transaction.after_rollback.append(self._renew)
 
     @property
     def session(self) -> scoped_session[Session]:
         """``db.session``, in this migration's transaction; it is committed with the migration."""
         self._transaction.unforeseeable("op.session")
-        return self._db.session
+        return self._transaction.session
 
     @property
     def connection(self) -> sa.Connection:
         """A connection in this migration's transaction. Committing it is allowed, and not needed."""
         self._transaction.unforeseeable("op.connection")
-        return self._own()
+        return self._transaction.own_connection
 
     @property
     def inspector(self) -> sa.Inspector:
@@ -172,7 +164,7 @@ class Operations:
             try:
                 return self._transaction.pretend(query, parameters)
             except sa.exc.DBAPIError as error:
-                if memory is None or not memory.excuses(self._migration.name, error):
+                if memory is None or not memory.excuses(self._name, error):
                     raise
                 if self._transaction.dialect == "postgresql":  # which gives the transaction up
                     self._connection.rollback()
@@ -184,8 +176,8 @@ class Operations:
     def _sent(self, query: Executable, parameters: Any) -> sa.CursorResult[Any]:
         """The result of a statement; of one that wants what is not there any more, one without rows."""
         memory = self._transaction.memory
-        connection = self._own() if self._transaction.transactional else self._connection
-        if memory is None or not memory.lenient(self._migration.name):
+        connection = self._transaction.own_connection if self._transaction.transactional else self._connection
+        if memory is None or not memory.lenient(self._name):
             return self._transaction.with_retry(lambda: connection.execute(query, parameters))
         try:
             if self._transaction.dialect != "postgresql" or not self._transaction.transactional:
@@ -193,7 +185,7 @@ class Operations:
             with connection.begin_nested():  # PostgreSQL alone gives a transaction up for a failed statement
                 return connection.execute(query, parameters)
         except sa.exc.DBAPIError as error:
-            if not memory.excuses(self._migration.name, error):
+            if not memory.excuses(self._name, error):
                 raise
             self._transaction.passed_by_statement(error)
             return connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
@@ -828,7 +820,7 @@ class Operations:
         return run
 
     def finish(self) -> None:
-        """Commit and close :attr:`connection` if it was used. The runner calls it when the migration has returned.
+        """Commit what :attr:`connection` has left open. The runner calls it when the migration has returned.
 
         :raises DbSmartError: something is not made, as the migration took it away before its edit.
         """
@@ -838,14 +830,7 @@ class Operations:
                     f"op.{what}: an earlier run of this migration, before its edit, took away what this makes, so that "
                     "it was left out. Put it into a migration of its own, after this one."
                 )
-        self._settle()
-        self.close()
-
-    def close(self) -> None:
-        """Close :attr:`connection` if it was used, rolling back what it left open."""
-        if self._own_connection is not None:
-            self._own_connection.close()
-            self._own_connection = None
+        self._transaction.settle_connection()
 
     @cached_property
     def _editor(self) -> SchemaEditor:
@@ -865,19 +850,6 @@ class Operations:
 
     def _referred_schema(self, table: sa.Table, schema: str | None, key: sa.ForeignKeyConstraint, _: Any) -> str | None:
         return translated(self._connection, key.referred_table.schema)
-
-    def _own(self) -> sa.Connection:
-        if self._own_connection is None:
-            self._own_connection = self._transaction.engine.connect()
-        return self._own_connection
-
-    def _settle(self) -> None:
-        if self._own_connection is not None:
-            self._own_connection.commit()
-
-    def _renew(self) -> None:
-        if self._own_connection is not None:
-            self._own_connection.rollback()
 
     def _described(self, table: str, items: Sequence[Any], schema: str | None, **options: Any) -> sa.Table:
         described: sa.Table = self._objects.table(table, *items, schema=schema, **options)
@@ -1237,10 +1209,10 @@ class Operations:
         if memory is None or memory.fresh or self._transaction.repeated:
             return table, columns
         seen = {table}
-        while (name := memory.name_now(self._migration.name, schema, table)) not in (None, *seen):
+        while (name := memory.name_now(self._name, schema, table)) not in (None, *seen):
             assert name is not None
             seen.add(name)
-            decided = [memory.later(self._migration.name, "column", schema, table, one.name) for one in columns]
+            decided = [memory.later(self._name, "column", schema, table, one.name) for one in columns]
             columns = tuple(one for one, event in zip(columns, decided, strict=True) if event is None)
             table = name
         return table, columns
@@ -1250,9 +1222,9 @@ class Operations:
         memory = self._transaction.memory
         if memory is None:
             return False
-        event = memory.later(self._migration.name, "table", schema, table)
+        event = memory.later(self._name, "table", schema, table)
         if event is None and kind != "table":
-            event = memory.later(self._migration.name, kind, schema, table, name)
+            event = memory.later(self._name, kind, schema, table, name)
         if event is None:
             return False
         done = "made anew" if event.event == "back" else event.event
@@ -1262,7 +1234,7 @@ class Operations:
     def _did(self, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
         """What earlier runs of this very migration have done to an object."""
         memory = self._transaction.memory
-        return [] if memory is None else memory.did(self._migration.name, kind, schema, table, name)
+        return [] if memory is None else memory.did(self._name, kind, schema, table, name)
 
     def _took(self, schema: str | None, table: str, column: str) -> bool:
         return bool({"dropped", "renamed"} & {*self._did("column", schema, table, column)})
@@ -1314,7 +1286,7 @@ class Operations:
         """
         memory = self._transaction.memory
         done = {"dropped", "renamed"} & {*self._did("column" if column else "table", schema, table, column)}
-        if memory is None or not done or not memory.finished(self._migration.name):
+        if memory is None or not done or not memory.finished(self._name):
             return False
         if self._no_values(schema, table, column) if column else self._catalog.empty(table, schema):
             return False
@@ -1327,7 +1299,7 @@ class Operations:
         return self._connection.execute(query).first() is None
 
     def _note(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
-        self._transaction.note(self._migration.name, event, kind, schema, table, name)
+        self._transaction.note(self._name, event, kind, schema, table, name)
 
     def _note_first_run(self, event: str, schema: str | None, table: str) -> None:
         if self._transaction.memory is not None:
@@ -1413,7 +1385,7 @@ class Operations:
         if not (more or extra) and empty:
             return False
         with self._transaction.operation(what):
-            if not empty and not self._transaction.dry and self._migration.options.destructive:
+            if not empty and not self._transaction.dry and self._destructive:
                 self._connection.execute(sa.table(table, schema=schema).delete())
             for name in extra:
                 self._editor.drop_index(self._objects.index(name, table, [], schema=schema), False)
@@ -1504,7 +1476,7 @@ class Operations:
 
         :raises Refused: it does not.
         """
-        if not self._migration.options.destructive:
+        if not self._destructive:
             self._refuse(rule, what)
 
     def _ask_for_rules(self, table: str, schema: str | None, what: str) -> None:

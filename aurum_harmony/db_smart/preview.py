@@ -10,27 +10,26 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.schema import AddConstraint
 
-from .loading.decorator import Migration, Options
+from .loading.decorator import Migration
 from .operations import Operations
 from .schema import model_tables
 from .schema.catalog import Catalog, Reference, ask, new_value
+from .script import BEGIN, COMMIT, START, leniently_mariadb, leniently_postgresql
 from .session.journal import Journal, reads
 from .session.literals import NoLiteral, literal, statement_text
 from .session.rebind import rebind
-from .session.sql import render, string_text
+from .session.sql import render
 from .session.transaction import Send, Transaction
-from .settings import DdlSettings
 from .store import history, tables
 from .store.database import Database
 from .store.history import reading
-from .store.memory import NUMBERS, STATES, Event, Memory, insert
+from .store.memory import Event, Memory, insert
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -50,7 +49,6 @@ _CHANGE = re.compile(
     r"(?=\s*$|\s*\(|\s+(?:SET|WHERE|VALUES|SELECT|DEFAULT|AS)\b)",
     re.IGNORECASE,
 )
-_BEGIN, _COMMIT, _START = "BEGIN", "COMMIT", "START TRANSACTION"
 #: How much of a statement is shown as what a migration does, characters.
 _SHOWN = 200
 
@@ -98,9 +96,8 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
         first = memory.is_first_run(mine, plan)
         transaction = DryTransaction(database, connection, catalog, memory)
         if first and create_all and models is not None:
-            made = Migration("", "", Options(), lambda op: None, True, "")
             transaction.current = Preview("tables of the models", "first run")
-            operations = Operations(transaction, db, made, catalog)
+            operations = Operations(transaction, destructive=False, catalog=catalog)
             wanted = model_tables.missing(connection, models)
             for event in memory.begin_first_run(connection, wanted):
                 transaction.remember(event)
@@ -131,7 +128,8 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
                 ):
                     if not item.migration.takes_operations:
                         _unforeseeable("no operations, only db.session and db.engine")
-                    item.migration.function(Operations(transaction, db, item.migration, catalog))
+                    destructive = item.migration.options.destructive
+                    item.migration.function(Operations(transaction, destructive=destructive, catalog=catalog))
                 memory.keep()
             except _Unforeseeable as error:
                 shown.unknown = str(error)
@@ -339,201 +337,6 @@ def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
     copy.rollback()
 
 
-def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
-    """The previews as SQL for the database's own client, line by line, with transaction boundaries.
-
-    The history is written too, so that the next boot finds the migrations applied. From the first one on that cannot be
-    known whole, they are remarks.
-    """
-    database = plan.database
-    dialect = database.app_engine.dialect
-    kind = "mysql" if dialect.name == "mariadb" else dialect.name
-    client = {"postgresql": "psql", "mysql": "mariadb", "sqlite": "sqlite3"}.get(kind, "its client")
-    yield f"-- For the database {database.name!r} ({database.url}), by {client}. Made {_now()} UTC from its state then."
-    if kind == "postgresql":
-        yield "\\set ON_ERROR_STOP on"
-        yield "SET client_encoding = 'UTF8';"  # which the script is in, whatever the surroundings of the client say
-        yield from _guard_postgresql(_Guard.of(plan))
-        yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
-    elif kind == "mysql":
-        yield "SET NAMES utf8mb4;"
-        yield from _guard_mariadb(_Guard.of(plan))
-        yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
-    elif kind == "sqlite":
-        yield ".bail on"
-        yield from _guard_sqlite(_Guard.of(plan))
-    transactional = database.transactional_ddl
-    for table in tables.metadata.sorted_tables:
-        yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
-    if plan.state is None:
-        yield f"{render(tables.state.insert().values(history.new_state()), dialect, literal_binds=True)};"
-    known = True
-    for shown in previews:
-        yield f"\n-- {shown.name} ({shown.reason})"
-        known = known and shown.unknown is None and shown.error is None
-        if not known:
-            # Half of a migration would be done twice, and what comes after it may build on the other half.
-            yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
-            yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
-            continue
-        whole = transactional and (shown.migration is None or shown.migration.options.transactional)
-        lines = [_BEGIN, *shown.script] if whole else list(shown.script)
-        lines += [] if whole else [_START]
-        if shown.migration is not None:
-            row = (
-                tables.history.insert()
-                .inline()
-                .values(history.row(shown.migration.name, shown.migration.checksum, 0.0))
-            )
-            lines.append(render(row, dialect, literal_binds=True))
-            if shown.steps_done or shown.journal:
-                journal = tables.progress.delete().where(tables.progress.c.migration == shown.migration.name)
-                lines.append(render(journal, dialect, literal_binds=True))
-        lines.append(_COMMIT)
-        # A remark is none, and what sets another delimiter has its ends in it.
-        as_they_are = ("--", "DELIMITER")
-        yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
-
-
-def _leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
-    """A statement that is passed by where it wants a table or column that is not there any more."""
-    yield "DO $db_smart$ BEGIN"
-    yield f"  EXECUTE {string_text(statement, dialect)};"
-    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in STATES)} THEN"
-    if pattern is not None:
-        yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
-    yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
-    yield "END $db_smart$"
-
-
-def _leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
-    """As :func:`_leniently_postgresql`."""
-    yield "DELIMITER //"
-    yield "BEGIN NOT ATOMIC"
-    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, NUMBERS))} BEGIN"
-    if pattern is not None:
-        yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
-        yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
-    yield "  END;"
-    yield f"  EXECUTE IMMEDIATE {string_text(statement, dialect)};"
-    yield "END//"
-    yield "DELIMITER ;"
-
-
-@dataclass
-class _Guard:
-    """What a script asks before anything else: whether it has got hold of the database that it was made for, as it was.
-
-    :ivar wanted: the id of that database; ``None`` where it has no history yet.
-    :ivar rows: how many rows its history and its journal have; ``None`` where there are none yet.
-    """
-
-    wanted: str | None
-    rows: tuple[int, int] | None = None
-
-    @classmethod
-    def of(cls, plan: Plan) -> _Guard:
-        if plan.state is None:
-            return cls(None)
-        counted = tables.history, tables.progress
-        with plan.database.connect() as connection:
-            lacks = history.missing_tables(connection)
-            if any(table.name in lacks for table in counted):
-                return cls(plan.state.database_id)
-            counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in counted]
-        return cls(plan.state.database_id, (counts[0], counts[1]))
-
-    @property
-    def without(self) -> str:
-        """What to say where there is no history."""
-        return self._said(f"is for the database with the id {self.wanted}, and this one has no history of db-smart")
-
-    @property
-    def other(self) -> str:
-        """What to say where there is another one, or any."""
-        if self.wanted is None:
-            return self._said("is for a database without a history of db-smart, and this one has one")
-        return self._said(f"is for the database with the id {self.wanted}, and this one has another id")
-
-    @property
-    def later(self) -> str:
-        """What to say where migrations have run since."""
-        return self._said("was made before migrations ran that the database has now, or has run itself; make a new one")
-
-    def mine(self, place: str = "") -> str:
-        """A condition for the database, where it has our tables."""
-        wanted = (self.wanted or "").replace("'", "''").replace("\\", "")
-        return f"EXISTS (SELECT 1 FROM {place}db_smart_state WHERE database_id = '{wanted}')"
-
-    def fresh(self, place: str = "") -> str:
-        """A condition for its being as it was when the script was made."""
-        if self.rows is None:
-            return "1 = 1"
-        found = zip((tables.history.name, tables.progress.name), self.rows, strict=True)
-        return " AND ".join(f"(SELECT count(*) FROM {place}{name}) = {count}" for name, count in found)
-
-    @staticmethod
-    def _said(text: str) -> str:
-        return f"'This script {text}: nothing was changed'"
-
-
-def _guard_postgresql(guard: _Guard) -> Iterator[str]:
-    # In the schema where the script makes its tables: the search path may lead to those of another application.
-    there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
-    yield "DO $db_smart$ BEGIN"
-    # Nested, as a condition that names a table is an error where there is none.
-    if guard.wanted is None:
-        yield f"  IF {there} IS NOT NULL THEN"
-        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
-        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
-    else:
-        yield f"  IF {there} IS NULL THEN"
-        yield f"    RAISE EXCEPTION USING MESSAGE = {guard.without};"
-        yield "  ELSE"
-        yield f"    IF NOT {guard.mine()} THEN"
-        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
-        yield f"    ELSIF NOT ({guard.fresh()}) THEN"
-        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.later};"
-    yield "    END IF;"
-    yield "  END IF;"
-    yield "END $db_smart$;"
-
-
-def _guard_mariadb(guard: _Guard) -> Iterator[str]:
-    there = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'db_smart_state'"
-    yield "DELIMITER //"
-    yield "BEGIN NOT ATOMIC"
-    if guard.wanted is None:
-        yield f"  IF EXISTS ({there}) THEN"
-        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
-        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
-    else:
-        yield f"  IF NOT EXISTS ({there}) THEN"
-        yield f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.without};"
-        yield "  ELSE"
-        yield f"    IF NOT {guard.mine()} THEN"
-        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
-        yield f"    ELSEIF NOT ({guard.fresh()}) THEN"
-        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.later};"
-    yield "    END IF;"
-    yield "  END IF;"
-    yield "END//"
-    yield "DELIMITER ;"
-
-
-def _guard_sqlite(guard: _Guard) -> Iterator[str]:
-    """SQLite has neither conditions nor blocks: a constraint whose name is what is to be said stops the script."""
-    there = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_state')"
-    questions = [(guard.other, f"NOT {there}")]
-    if guard.wanted is not None:
-        mine, fresh = guard.mine("main."), guard.fresh("main.")
-        questions = [(guard.without, there), (guard.other, mine), (guard.later, fresh)]
-    for text, question in questions:
-        yield f'CREATE TEMP TABLE db_smart_guard (fine INTEGER CONSTRAINT "{text[1:-1]}" CHECK (fine));'
-        yield f"INSERT INTO temp.db_smart_guard SELECT {question};"
-        yield "DROP TABLE temp.db_smart_guard;"
-
-
 class DryTransaction(Transaction):
     """An execution that notes instead of sending."""
 
@@ -544,7 +347,6 @@ class DryTransaction(Transaction):
         self.connection = connection
         self.transactional = True
         self.journal = _DryJournal(connection, "", at_once=False, begun=False)
-        self.before_cut, self.after_rollback = [], []
         self.catalog: Catalog = catalog
         self.memory: Memory = memory
         self.current: Preview
@@ -652,7 +454,7 @@ class DryTransaction(Transaction):
                 self.passed_by_statement(error)
         else:
             dialect = self.connection.dialect
-            lenient = _leniently_postgresql if self.dialect == "postgresql" else _leniently_mariadb
+            lenient = leniently_postgresql if self.dialect == "postgresql" else leniently_mariadb
             self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
             self._note_rows(statement)
 
@@ -698,30 +500,30 @@ class DryTransaction(Transaction):
         """Note the end of a transaction."""
         if self.database.transactional_ddl and self.transactional:
             self.journal.store()
-            self.current.script += [_COMMIT, _BEGIN]
+            self.current.script += [COMMIT, BEGIN]
 
     @contextmanager
     def autocommit_block(self) -> Iterator[Send]:
         """Note what cannot run in a transaction."""
         if self.transactional:
             self.journal.store()
-            self.current.script.append(_COMMIT)
+            self.current.script.append(COMMIT)
         yield self.send
         if self.transactional:
-            self.current.script.append(_BEGIN)
+            self.current.script.append(BEGIN)
 
     @contextmanager
     def pragma(self, name: str, value: str) -> Iterator[None]:
         """Note a pragma for one transaction."""
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
         self.journal.store()
-        self.current.script += [_COMMIT] if self.transactional else []
-        self.current.script += [f"PRAGMA {name} = {value}", _BEGIN]
+        self.current.script += [COMMIT] if self.transactional else []
+        self.current.script += [f"PRAGMA {name} = {value}", BEGIN]
         self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
         yield
         self.connection.exec_driver_sql(f"PRAGMA {name} = {before}")
-        self.current.script += [_COMMIT, f"PRAGMA {name} = {before}"]
-        self.current.script += [_BEGIN] if self.transactional else []
+        self.current.script += [COMMIT, f"PRAGMA {name} = {before}"]
+        self.current.script += [BEGIN] if self.transactional else []
 
     def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
         """Run a statement that only reads; note any other, which then returns nothing."""
@@ -744,10 +546,10 @@ class DryTransaction(Transaction):
     def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
         """Have the script write a step down together with what a block notes, in one transaction."""
         apart = self.transactional and not self.database.transactional_ddl
-        self.current.script += [_START] if apart else []
+        self.current.script += [START] if apart else []
         yield
         self.journal.record(step, 0, None, detail)
-        self.current.script += [_COMMIT] if apart else []
+        self.current.script += [COMMIT] if apart else []
 
     def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
         """Note a statement of a migration with its values, which a script may not be able to have."""
@@ -797,17 +599,3 @@ def _as_sent(statement: Any, parameters: Any, dialect: sa.Dialect) -> str:
     if compiled.post_compile_params or compiled.literal_execute_params:
         return str(compiled.construct_expanded_state(first).statement)
     return str(compiled)
-
-
-def _without_empty_transactions(lines: list[str]) -> list[str]:
-    kept: list[str] = []
-    for line in lines:
-        if line == _COMMIT and kept and kept[-1] == _BEGIN:
-            kept.pop()
-        else:
-            kept.append(line)
-    return kept
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

@@ -31,7 +31,7 @@ from .operations import Operations
 from .schema import model_tables
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
-from .session.rebind import commit_session, rebind, rollback_session
+from .session.rebind import commit_session, rebind
 from .session.transaction import Transaction, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
@@ -492,17 +492,15 @@ class DatabaseRun:
                     transaction.leniently(functools.partial(self._say_left_out, migration), whole=True),
                 ):
                     if migration.takes_operations:
-                        operations = Operations(transaction, runner.db, migration)
-                        try:
-                            migration.function(operations)
-                            operations.finish()
-                        finally:
-                            operations.close()
+                        operations = Operations(transaction, destructive=migration.options.destructive)
+                        migration.function(operations)
+                        operations.finish()
                     else:
                         migration.function()
-                        commit_session(runner.db)
+                        commit_session(runner.db.session)
                 transaction.check()
             finally:
+                self._cut |= transaction.commits > 0
                 transaction.close()
         if own is not connection:
             begin(connection)
@@ -522,7 +520,7 @@ class DatabaseRun:
         runner, database, lock_timeout = self._runner, self.database, self._lock_timeout
         if not transactional:
             lock_timeout = DdlLockTimeout(database, connection, runner.ddl.lock_timeout)
-        transaction = Transaction(
+        return Transaction(
             database,
             connection,
             lock=self.lock,
@@ -534,15 +532,8 @@ class DatabaseRun:
                 send, migration_progress, runner.app, migration=journal.migration, database=database.name
             ),
             memory=self.memory,
+            session=runner.db.session,
         )
-        transaction.after_rollback.append(lambda: rollback_session(runner.db))
-
-        def before_cut() -> None:
-            commit_session(runner.db)
-            self._cut = True
-
-        transaction.before_cut.append(before_cut)
-        return transaction
 
     def _say_left_out(self, migration: Migration, error: Exception) -> None:
         _logger.warning(

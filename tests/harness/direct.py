@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import Operations
-from aurum_harmony.db_smart.loading.decorator import Migration, Options
 from aurum_harmony.db_smart.session.journal import Journal
 from aurum_harmony.db_smart.session.lock_timeout import DdlLockTimeout
 from aurum_harmony.db_smart.session.transaction import Transaction
@@ -41,7 +39,6 @@ def operations(
     history.create_tables(connection)
     connection.commit()
     ddl = DdlSettings()
-    migration = Migration(name, "0" * 64, Options(destructive=destructive), lambda op: None, True, __file__)
     lock = lock_of(database, LockSettings())
     with lock.held(lambda _: False):
         lock_timeout = DdlLockTimeout(database, connection, ddl.lock_timeout)
@@ -56,14 +53,13 @@ def operations(
             settings=ddl,
             transactional=True,
         )
-        op = Operations(transaction, SQLAlchemy(), migration)
+        op = Operations(transaction, destructive=destructive)
         try:
             yield op
             op.finish()
             journal.clear(connection)
             connection.commit()
         finally:
-            op.close()
             transaction.close()
             connection.rollback()
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from flask import Flask
@@ -23,6 +23,10 @@ from sqlalchemy.pool import NullPool
 from ..errors import DbSmartError
 from ..store.database import Database
 from .journal import Journal, reads
+
+if TYPE_CHECKING:
+    from flask_sqlalchemy.session import Session
+    from sqlalchemy.orm import scoped_session
 
 _BEGIN = re.compile(r"\s*BEGIN\b", re.IGNORECASE)
 
@@ -43,22 +47,16 @@ def rebind(app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], 
         all_engines[app] = _ThreadEngines(before, {None, database.key}, engine)
         try:
             yield
-            commit_session(db)
+            commit_session(db.session)
         finally:
             db.session.remove()
             all_engines[app] = before
 
 
-def commit_session(db: SQLAlchemy) -> None:
-    """Commit what ``db.session`` holds, if it was used."""
-    if db.session.registry.has():
-        db.session.commit()
-
-
-def rollback_session(db: SQLAlchemy) -> None:
-    """Let ``db.session``, if it was used, forget a transaction that was taken back."""
-    if db.session.registry.has():
-        db.session.rollback()
+def commit_session(session: scoped_session[Session]) -> None:
+    """Commit what a session holds, if it was used."""
+    if session.registry.has():
+        session.commit()
 
 
 class _ThreadEngines(Mapping[str | None, Engine]):

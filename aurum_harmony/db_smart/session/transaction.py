@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -24,8 +24,12 @@ from ..store.lock import Lock
 from ..store.memory import Memory, insert
 from .journal import Journal, reads
 from .lock_timeout import DdlLockTimeout, guarded
-from .rebind import Savepoints
+from .rebind import Savepoints, commit_session
 from .sql import render
+
+if TYPE_CHECKING:
+    from flask_sqlalchemy.session import Session
+    from sqlalchemy.orm import scoped_session
 
 _logger = logger_of(__name__)
 
@@ -53,6 +57,7 @@ class Transaction:
     :param transactional: whether the migration runs in a transaction.
     :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
     :param memory: what the history remembers of objects; ``None`` where nothing is to be remembered.
+    :param session: ``db.session``, whose transactions are parts of this one; ``None`` where no migration's code runs.
     """
 
     #: Whether nothing is really sent.
@@ -77,6 +82,7 @@ class Transaction:
         transactional: bool,
         tell: Callable[..., object] = lambda **_: None,
         memory: Memory | None = None,
+        session: scoped_session[Session] | None = None,
     ) -> None:
         self.database = database
         self.connection = connection
@@ -87,13 +93,12 @@ class Transaction:
         self.memory = memory
         self._lock = lock
         self._lock_timeout = lock_timeout
+        self._session = session
+        self._own_connection: sa.Connection | None = None
         self._savepoints: Savepoints | None = None
         lock_timeout.fence = self._fence
-        self._commits = 0
-        #: Called before a transaction is cut: ends what its users left open.
-        self.before_cut: list[Callable[[], None]] = []
-        #: Called after a rollback that the migration's code did not ask for: brings its users to a new start.
-        self.after_rollback: list[Callable[[], None]] = []
+        #: How many transactions were committed, or may have been, as their commit failed.
+        self.commits = 0
 
     @property
     def dialect(self) -> str:
@@ -110,6 +115,24 @@ class Transaction:
         self._lock_timeout.watch(self._savepoints.engine)
         return self._savepoints.engine
 
+    @property
+    def session(self) -> scoped_session[Session]:
+        """``db.session``, in this transaction."""
+        assert self._session is not None
+        return self._session
+
+    @property
+    def own_connection(self) -> sa.Connection:
+        """A connection for the migration's code, each of whose transactions is a savepoint of this one."""
+        if self._own_connection is None:
+            self._own_connection = self.engine.connect()
+        return self._own_connection
+
+    def settle_connection(self) -> None:
+        """Commit what :attr:`own_connection` has left open."""
+        if self._own_connection is not None:
+            self._own_connection.commit()
+
     def check(self) -> None:
         """Make sure that the migration's transaction holds what its code believes.
 
@@ -120,9 +143,13 @@ class Transaction:
 
     def close(self) -> None:
         """Leave the connection as it was; its transaction stays open."""
-        self._lock_timeout.fence = None
-        if self._savepoints is not None:
-            self._savepoints.close()
+        try:
+            if self._own_connection is not None:
+                self._own_connection.close()
+        finally:
+            self._lock_timeout.fence = None
+            if self._savepoints is not None:
+                self._savepoints.close()
 
     def _fence(self, statement: str) -> None:
         """Let nothing be committed behind our back by a process that was stopped and has lost the lock since.
@@ -211,15 +238,15 @@ class Transaction:
         if not self.transactional or self.dialect != "postgresql":
             yield
             return
-        before = self._commits
+        before = self.commits
         self._control("SAVEPOINT db_smart_operation")
         try:
             yield
         except sa.exc.DBAPIError:
-            if self._commits == before:
+            if self.commits == before:
                 self._control("ROLLBACK TO SAVEPOINT db_smart_operation")
             raise
-        if self._commits == before:
+        if self.commits == before:
             self._control("RELEASE SAVEPOINT db_smart_operation")
 
     @contextmanager
@@ -235,7 +262,7 @@ class Transaction:
                 if not passes(error):
                     raise
             return
-        before, made = self._commits, self.journal.made
+        before, made = self.commits, self.journal.made
         self._control("SAVEPOINT db_smart_migration")
         try:
             yield
@@ -245,7 +272,7 @@ class Transaction:
             if self._savepoints is not None:
                 self._savepoints.cut()
             try:
-                if self._commits != before:
+                if self.commits != before:
                     raise sa.exc.InvalidRequestError("the savepoint was committed") from None
                 self._control("ROLLBACK TO SAVEPOINT db_smart_migration")
                 self.journal.take_back(made)
@@ -254,8 +281,7 @@ class Transaction:
             except (sa.exc.DBAPIError, sa.exc.InvalidRequestError):
                 self.connection.rollback()
                 begin(self.connection)
-            for renew in self.after_rollback:
-                renew()
+            self._renew()
 
     def _control(self, statement: str) -> None:
         with self.journal.pause():
@@ -319,27 +345,34 @@ class Transaction:
             begin(self.connection)
 
     def commit(self) -> None:
-        """Commit as :meth:`cut` does, without beginning anew: what follows does so when it has work.
+        """Commit as :meth:`checkpoint` does, without a new transaction: what follows begins one when it has work.
 
         :raises LeaseLost: somebody else has taken the lock; nothing was committed.
         """
-        for settle in self.before_cut:
-            settle()
+        if self._session is not None:
+            commit_session(self._session)
+        self.settle_connection()
         self.check()
         self.journal.store()
         self.confirm()
         if self._savepoints is not None:
             self._savepoints.cut()
+        self.commits += 1
         commit(self.connection)
-        self._commits += 1
 
     def rollback(self) -> None:
         """Take back the open transaction, so that it can be tried again."""
         if self._savepoints is not None:
             self._savepoints.cut()
         self.connection.rollback()
-        for renew in self.after_rollback:
-            renew()
+        self._renew()
+
+    def _renew(self) -> None:
+        """Let the session and the connection of the migration's code forget a transaction that was taken back."""
+        if self._session is not None and self._session.registry.has():
+            self._session.rollback()
+        if self._own_connection is not None:
+            self._own_connection.rollback()
 
     @contextmanager
     def autocommit_block(self) -> Iterator[Send]:

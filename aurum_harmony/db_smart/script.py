@@ -1,0 +1,230 @@
+"""The SQL of a dry run: previews as a script for the client of the database, which does what a run would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from .session.sql import render, string_text
+from .store import history, tables
+from .store.memory import NUMBERS, STATES
+
+if TYPE_CHECKING:
+    from .boot.plan import Plan
+    from .preview import Preview
+    from .settings import DdlSettings
+
+BEGIN, COMMIT, START = "BEGIN", "COMMIT", "START TRANSACTION"
+
+
+def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
+    """The previews as SQL for the database's own client, line by line, with transaction boundaries.
+
+    The history is written too, so that the next boot finds the migrations applied. From the first one on that cannot be
+    known whole, they are remarks.
+    """
+    database = plan.database
+    dialect = database.app_engine.dialect
+    kind = "mysql" if dialect.name == "mariadb" else dialect.name
+    client = {"postgresql": "psql", "mysql": "mariadb", "sqlite": "sqlite3"}.get(kind, "its client")
+    yield f"-- For the database {database.name!r} ({database.url}), by {client}. Made {_now()} UTC from its state then."
+    if kind == "postgresql":
+        yield "\\set ON_ERROR_STOP on"
+        yield "SET client_encoding = 'UTF8';"  # which the script is in, whatever the surroundings of the client say
+        yield from _guard_postgresql(_Guard.of(plan))
+        yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
+    elif kind == "mysql":
+        yield "SET NAMES utf8mb4;"
+        yield from _guard_mariadb(_Guard.of(plan))
+        yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
+    elif kind == "sqlite":
+        yield ".bail on"
+        yield from _guard_sqlite(_Guard.of(plan))
+    transactional = database.transactional_ddl
+    for table in tables.metadata.sorted_tables:
+        yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
+    if plan.state is None:
+        yield f"{render(tables.state.insert().values(history.new_state()), dialect, literal_binds=True)};"
+    known = True
+    for shown in previews:
+        yield f"\n-- {shown.name} ({shown.reason})"
+        known = known and shown.unknown is None and shown.error is None
+        if not known:
+            # Half of a migration would be done twice, and what comes after it may build on the other half.
+            yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
+            yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
+            continue
+        whole = transactional and (shown.migration is None or shown.migration.options.transactional)
+        lines = [BEGIN, *shown.script] if whole else list(shown.script)
+        lines += [] if whole else [START]
+        if shown.migration is not None:
+            row = (
+                tables.history.insert()
+                .inline()
+                .values(history.row(shown.migration.name, shown.migration.checksum, 0.0))
+            )
+            lines.append(render(row, dialect, literal_binds=True))
+            if shown.steps_done or shown.journal:
+                journal = tables.progress.delete().where(tables.progress.c.migration == shown.migration.name)
+                lines.append(render(journal, dialect, literal_binds=True))
+        lines.append(COMMIT)
+        # A remark is none, and what sets another delimiter has its ends in it.
+        as_they_are = ("--", "DELIMITER")
+        yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
+
+
+def leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """A statement that is passed by where it wants a table or column that is not there any more."""
+    yield "DO $db_smart$ BEGIN"
+    yield f"  EXECUTE {string_text(statement, dialect)};"
+    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in STATES)} THEN"
+    if pattern is not None:
+        yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
+    yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
+    yield "END $db_smart$"
+
+
+def leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """As :func:`leniently_postgresql`."""
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, NUMBERS))} BEGIN"
+    if pattern is not None:
+        yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
+        yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
+    yield "  END;"
+    yield f"  EXECUTE IMMEDIATE {string_text(statement, dialect)};"
+    yield "END//"
+    yield "DELIMITER ;"
+
+
+@dataclass
+class _Guard:
+    """What a script asks before anything else: whether it has got hold of the database that it was made for, as it was.
+
+    :ivar wanted: the id of that database; ``None`` where it has no history yet.
+    :ivar rows: how many rows its history and its journal have; ``None`` where there are none yet.
+    """
+
+    wanted: str | None
+    rows: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Guard:
+        if plan.state is None:
+            return cls(None)
+        counted = tables.history, tables.progress
+        with plan.database.connect() as connection:
+            lacks = history.missing_tables(connection)
+            if any(table.name in lacks for table in counted):
+                return cls(plan.state.database_id)
+            counts = [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in counted]
+        return cls(plan.state.database_id, (counts[0], counts[1]))
+
+    @property
+    def without(self) -> str:
+        """What to say where there is no history."""
+        return self._said(f"is for the database with the id {self.wanted}, and this one has no history of db-smart")
+
+    @property
+    def other(self) -> str:
+        """What to say where there is another one, or any."""
+        if self.wanted is None:
+            return self._said("is for a database without a history of db-smart, and this one has one")
+        return self._said(f"is for the database with the id {self.wanted}, and this one has another id")
+
+    @property
+    def later(self) -> str:
+        """What to say where migrations have run since."""
+        return self._said("was made before migrations ran that the database has now, or has run itself; make a new one")
+
+    def mine(self, place: str = "") -> str:
+        """A condition for the database, where it has our tables."""
+        wanted = (self.wanted or "").replace("'", "''").replace("\\", "")
+        return f"EXISTS (SELECT 1 FROM {place}db_smart_state WHERE database_id = '{wanted}')"
+
+    def fresh(self, place: str = "") -> str:
+        """A condition for its being as it was when the script was made."""
+        if self.rows is None:
+            return "1 = 1"
+        found = zip((tables.history.name, tables.progress.name), self.rows, strict=True)
+        return " AND ".join(f"(SELECT count(*) FROM {place}{name}) = {count}" for name, count in found)
+
+    @staticmethod
+    def _said(text: str) -> str:
+        return f"'This script {text}: nothing was changed'"
+
+
+def _guard_postgresql(guard: _Guard) -> Iterator[str]:
+    # In the schema where the script makes its tables: the search path may lead to those of another application.
+    there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
+    yield "DO $db_smart$ BEGIN"
+    # Nested, as a condition that names a table is an error where there is none.
+    if guard.wanted is None:
+        yield f"  IF {there} IS NOT NULL THEN"
+        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
+    else:
+        yield f"  IF {there} IS NULL THEN"
+        yield f"    RAISE EXCEPTION USING MESSAGE = {guard.without};"
+        yield "  ELSE"
+        yield f"    IF NOT {guard.mine()} THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.other};"
+        yield f"    ELSIF NOT ({guard.fresh()}) THEN"
+        yield f"      RAISE EXCEPTION USING MESSAGE = {guard.later};"
+    yield "    END IF;"
+    yield "  END IF;"
+    yield "END $db_smart$;"
+
+
+def _guard_mariadb(guard: _Guard) -> Iterator[str]:
+    there = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'db_smart_state'"
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    if guard.wanted is None:
+        yield f"  IF EXISTS ({there}) THEN"
+        yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
+    else:
+        yield f"  IF NOT EXISTS ({there}) THEN"
+        yield f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.without};"
+        yield "  ELSE"
+        yield f"    IF NOT {guard.mine()} THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.other};"
+        yield f"    ELSEIF NOT ({guard.fresh()}) THEN"
+        yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.later};"
+    yield "    END IF;"
+    yield "  END IF;"
+    yield "END//"
+    yield "DELIMITER ;"
+
+
+def _guard_sqlite(guard: _Guard) -> Iterator[str]:
+    """SQLite has neither conditions nor blocks: a constraint whose name is what is to be said stops the script."""
+    there = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_state')"
+    questions = [(guard.other, f"NOT {there}")]
+    if guard.wanted is not None:
+        mine, fresh = guard.mine("main."), guard.fresh("main.")
+        questions = [(guard.without, there), (guard.other, mine), (guard.later, fresh)]
+    for text, question in questions:
+        yield f'CREATE TEMP TABLE db_smart_guard (fine INTEGER CONSTRAINT "{text[1:-1]}" CHECK (fine));'
+        yield f"INSERT INTO temp.db_smart_guard SELECT {question};"
+        yield "DROP TABLE temp.db_smart_guard;"
+
+
+def _without_empty_transactions(lines: list[str]) -> list[str]:
+    kept: list[str] = []
+    for line in lines:
+        if line == COMMIT and kept and kept[-1] == BEGIN:
+            kept.pop()
+        else:
+            kept.append(line)
+    return kept
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
