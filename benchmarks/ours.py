@@ -17,7 +17,7 @@ from .projects import MODULE, Project, create_items, make_app
 from .sample import Result, scratch, timed
 
 #: What a boot with nothing to do has no use for.
-HEAVY = ("alembic", "rich")
+HEAVY = ("alembic", "rich", "aurum_harmony.db_smart.runner", "aurum_harmony.db_smart.store.history")
 
 
 class Traffic:
@@ -64,8 +64,8 @@ def without_flag(project: Project) -> Result:
     app, smart = _make(project)
     Path(project.instance, app.config["DB_SMART_FLAG"]).unlink()
     started = time.perf_counter()
-    for module in ("store.history", "schema.model_tables"):
-        import_module(f"aurum_harmony.db_smart.{module}")
+    for module in ("aurum_harmony.db_smart.store.history", "aurum_harmony.db_smart.schema.model_tables"):
+        import_module(module)
     imports = (time.perf_counter() - started) * 1000
     known = set(sys.modules)
     traffic = Traffic()
@@ -95,8 +95,8 @@ def run_all(project: Project) -> Result:
         with app.app_context():
             planner = smart.planner(app)
             assert planner.migrations
-            for name in ("runner", "schema.ddl"):
-                import_module(f"aurum_harmony.db_smart.{name}")
+            for name in ("aurum_harmony.db_smart.runner", "aurum_harmony.db_smart.schema.ddl"):
+                import_module(name)
             with timed() as result:
                 smart.migrate(app, planner, planner.involved)
         return result

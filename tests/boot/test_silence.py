@@ -127,13 +127,6 @@ def test_each_server_shows_it(sqlite_project: Project, start: Start, server: str
     assert ours(process.stderr) == []
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("waiter", "dialect"),
     [("boot", "sqlite"), ("other host", "sqlite"), ("other host", "postgresql"), ("command", "mariadb")],

@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart import Operations
 from aurum_harmony.db_smart.schema.rules import Refused
 from aurum_harmony.db_smart.store.database import Database
+from tests.harness.databases import execute
 from tests.harness.direct import operations
 
 
@@ -92,12 +93,6 @@ def test_a_volatile_function_with_capitals_is_no_rewrite(database: Database) -> 
     assert files(database) == before
     with database.engine.connect() as connection:
         assert connection.exec_driver_sql('SELECT count(DISTINCT n) FROM "T"').scalar_one() == 2
-
-
-def execute(database: Database, *texts: str) -> None:
-    with database.engine.begin() as connection:
-        for text in texts:
-            connection.exec_driver_sql(text)
 
 
 def widen(op: Operations) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.store.database import Database
+from tests.harness.databases import execute
 from tests.harness.direct import operations
 from tests.harness.facts import facts
 from tests.harness.project import Project
@@ -40,12 +41,6 @@ def connected(url: URL, *texts: str) -> Database:
     database = Database("default", None, sa.create_engine(url, poolclass=sa.pool.NullPool))
     execute(database, TABLE, "INSERT INTO t VALUES (2, 2, 2, 2)", *texts)
     return database
-
-
-def execute(database: Database, *texts: str) -> None:
-    with database.engine.begin() as connection:
-        for text in texts:
-            connection.exec_driver_sql(text)
 
 
 @pytest.mark.parametrize("dialect", ["mariadb", "postgresql"])

@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.store.database import Database
+from tests.harness.databases import execute
 from tests.harness.direct import operations, statements
 from tests.harness.project import Project
 
@@ -38,12 +39,6 @@ def connected(url: URL, *texts: str) -> Database:
     database = Database("default", None, sa.create_engine(url, poolclass=sa.pool.NullPool))
     execute(database, *texts)
     return database
-
-
-def execute(database: Database, *texts: str) -> None:
-    with database.engine.begin() as connection:
-        for text in texts:
-            connection.exec_driver_sql(text, execution_options={"no_parameters": True})
 
 
 @pytest.mark.parametrize("rows", [0, 2])

@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.store.database import Database
+from tests.harness.databases import execute
 from tests.harness.direct import operations, statements
 
 OPTIONS: list[dict[str, Any]] = [
@@ -29,13 +30,6 @@ def database(new_url: Callable[[str], URL]) -> Database:
     database = Database("default", None, sa.create_engine(new_url("postgresql"), poolclass=sa.pool.NullPool))
     execute(database, "CREATE TABLE t (id int, a int, n int)")
     return database
-
-
-def execute(database: Database, *texts: str) -> Any:
-    with database.engine.begin() as connection:
-        for text in texts:
-            result = connection.exec_driver_sql(text)
-        return result.scalar() if result.returns_rows else None
 
 
 @pytest.mark.parametrize("options", OPTIONS)
