@@ -550,7 +550,7 @@ class DbSmart:
 
         :raises DatabaseUnreachable: it cannot be asked, or does not answer.
         """
-        if all(planner.databases[name].dialect == "sqlite" for name in flag.databases):
+        if not any(planner.databases[name].facts.server for name in flag.databases):
             return planner.changed(flag)
         seconds = max(lock_settings(app).lease, _LEAST_PATIENCE)
         before, now = state.question, time.monotonic()

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.schema import AddConstraint
 
+from .dialects.base import facts_of
 from .loading.decorator import Migration, Options
 from .operations import Operations
 from .schema import model_tables
@@ -30,7 +31,7 @@ from .settings import DdlSettings
 from .store import history, tables
 from .store.database import Database
 from .store.history import reading
-from .store.memory import NUMBERS, STATES, Event, Memory, insert
+from .store.memory import Event, Memory, insert
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -112,7 +113,7 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
                     for key in copy.foreign_key_constraints.difference(keys):
                         key.use_alter = True  # to a table that is only made after it
                     operations.sync(copy)
-                elif database.dialect != "sqlite":  # which looks for the table when rows come
+                elif database.facts.key_needs_target:
                     for key in keys:
                         transaction.send(AddConstraint(key))
             if transaction.current.does:
@@ -182,7 +183,7 @@ class _DryJournal(Journal):
 @contextmanager
 def _opened(database: Database) -> Iterator[tuple[sa.Connection, Catalog]]:
     """A connection to play a run through, and what is there."""
-    if database.dialect != "sqlite":
+    if database.facts.server:
         with database.connect() as connection:
             yield connection, Catalog(connection, dry=True)
         return
@@ -347,21 +348,14 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     """
     database = plan.database
     dialect = database.app_engine.dialect
-    kind = "mysql" if dialect.name == "mariadb" else dialect.name
-    client = {"postgresql": "psql", "mysql": "mariadb", "sqlite": "sqlite3"}.get(kind, "its client")
-    yield f"-- For the database {database.name!r} ({database.url}), by {client}. Made {_now()} UTC from its state then."
-    if kind == "postgresql":
-        yield "\\set ON_ERROR_STOP on"
-        yield "SET client_encoding = 'UTF8';"  # which the script is in, whatever the surroundings of the client say
-        yield from _guard_postgresql(_Guard.of(plan))
-        yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
-    elif kind == "mysql":
-        yield "SET NAMES utf8mb4;"
-        yield from _guard_mariadb(_Guard.of(plan))
-        yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
-    elif kind == "sqlite":
-        yield ".bail on"
-        yield from _guard_sqlite(_Guard.of(plan))
+    facts = database.facts
+    place = f"{database.name!r} ({database.url})"
+    yield f"-- For the database {place}, by {facts.client}. Made {_now()} UTC from its state then."
+    yield from facts.script_header
+    if facts.name in _GUARDS:
+        yield from _GUARDS[facts.name](_Guard.of(plan))
+    if (bound := facts.set_lock_timeout(settings.lock_timeout)) is not None:
+        yield f"{bound};"
     transactional = database.transactional_ddl
     for table in tables.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
@@ -399,7 +393,8 @@ def _leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Diale
     """A statement that is passed by where it wants a table or column that is not there any more."""
     yield "DO $db_smart$ BEGIN"
     yield f"  EXECUTE {string_text(statement, dialect)};"
-    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in STATES)} THEN"
+    states = facts_of(dialect.name).errors["missing"]
+    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in states)} THEN"
     if pattern is not None:
         yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
     yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
@@ -410,7 +405,8 @@ def _leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect)
     """As :func:`_leniently_postgresql`."""
     yield "DELIMITER //"
     yield "BEGIN NOT ATOMIC"
-    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, NUMBERS))} BEGIN"
+    numbers = facts_of(dialect.name).errors["missing"]
+    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, numbers))} BEGIN"
     if pattern is not None:
         yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
         yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
@@ -534,6 +530,13 @@ def _guard_sqlite(guard: _Guard) -> Iterator[str]:
         yield "DROP TABLE temp.db_smart_guard;"
 
 
+_GUARDS: dict[str, Callable[[_Guard], Iterator[str]]] = {
+    "postgresql": _guard_postgresql,
+    "mysql": _guard_mariadb,
+    "sqlite": _guard_sqlite,
+}
+
+
 class DryTransaction(Transaction):
     """An execution that notes instead of sending."""
 
@@ -626,7 +629,7 @@ class DryTransaction(Transaction):
         self._note_rows(text)
         if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
             self.catalog.change_rows(text)
-        elif self.dialect == "sqlite":
+        elif not self.facts.server:
             self.connection.exec_driver_sql(text)
 
     def done_before(self, operation: str) -> None:
@@ -642,7 +645,7 @@ class DryTransaction(Transaction):
         pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
         if pattern == "":
             self.send(statement)
-        elif self.dialect == "sqlite":
+        elif not self.facts.server:
             try:
                 self.send(statement)
             except sa.exc.DBAPIError as error:

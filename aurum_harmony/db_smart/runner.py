@@ -19,6 +19,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from .boot.plan import Pending, Plan
 from .boot.planner import Planner
+from .dialects.base import facts_of
 from .errors import DbSmartError, Interrupted, LeaseLost, MigrationFailed, plain, scrub
 from .loading.decorator import Migration
 from .loading.loader import location
@@ -33,7 +34,7 @@ from .session.transaction import Transaction, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
-from .store.database import Database, begin, commit, transient, translated
+from .store.database import Database, begin, commit, translated
 from .store.history import State
 from .store.lock import Lock, lock_of
 from .store.memory import Memory, insert
@@ -144,7 +145,7 @@ class Runner:
     def _migrate(self, database: Database, force: bool, outcome: Outcome) -> State:
         if database.path is not None:
             database.path.parent.mkdir(parents=True, exist_ok=True)
-        if database.dialect != "sqlite":
+        if database.facts.server:
             found = self._planner.state(database)
             if found is not None and found.place is not None:
                 plan = self._planner.ask(database, force=force)
@@ -157,7 +158,7 @@ class Runner:
                 with database.connect() as connection:
                     history.create_state(connection)  # the lease is a row of it
         since, seen = self._planner.since, None
-        if since is not None and not force and database.dialect != "sqlite":
+        if since is not None and not force and database.facts.server:
             with database.connect() as connection:
                 seen = history.last_id(connection)
         lock = lock_of(database, self._lock)
@@ -364,7 +365,7 @@ class Runner:
                 if ending is not None:
                     connection.invalidate()
                     raise ending from None
-                if tries <= self._ddl.retries and migration.options.transactional and _transient(error):
+                if tries <= self._ddl.retries and migration.options.transactional and _transient(run.database, error):
                     connection.rollback()
                     run.memory.read(connection)  # a part may be committed
                     connection.rollback()
@@ -587,7 +588,7 @@ class Runner:
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
         advice = "Mend the cause"
-        if _transient(error):
+        if _transient(database, error):
             advice = (
                 "Other sessions were in its way each time it was tried; where the database can tell, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
@@ -683,10 +684,10 @@ def _ending(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _transient(error: BaseException | None) -> bool:
+def _transient(database: Database, error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that the transaction may succeed when tried again."""
     while error is not None:
-        if isinstance(error, sa.exc.DBAPIError) and transient(error):
+        if isinstance(error, sa.exc.DBAPIError) and database.facts.says(error, "transient"):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -704,6 +705,6 @@ def _statement(error: BaseException | None, database: Database) -> str | None:
 
 def _wal_schema_version(connection: sa.Connection) -> int | None:
     """The schema cookie of a SQLite database in WAL mode; ``None`` in every other."""
-    if connection.dialect.name != "sqlite" or connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+    if facts_of(connection.dialect.name).server or connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
         return None
     return int(connection.exec_driver_sql("PRAGMA schema_version").scalar_one())
