@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from aurum_harmony.db_smart import DbSmart
-from aurum_harmony.db_smart.store import database as connections
+from aurum_harmony.db_smart.dialects.base import facts_of
 from aurum_harmony.db_smart.store.database import Database
 
 from .boot import SETTLED
@@ -86,7 +86,7 @@ class Watch:
         """Count in this process from now on."""
         from aurum_harmony.db_smart.store.lock import Lock
 
-        connect, held, full = Database.connect, Lock.held, connections._full
+        connect, held = Database.connect, Lock.held
 
         @contextmanager
         def counted_connect(database: Database, **options: Any) -> Iterator[sa.Connection]:
@@ -113,17 +113,21 @@ class Watch:
             finally:
                 self._kind = 0
 
-        def counted_full(error: BaseException) -> bool:
-            refused = full(error)
-            if refused:
-                with self._refused.get_lock():
-                    self._refused.value += 1
-            return refused
+        def counted_full(full: Callable[[BaseException], bool]) -> Callable[[BaseException], bool]:
+            def counted(error: BaseException) -> bool:
+                refused = full(error)
+                if refused:
+                    with self._refused.get_lock():
+                        self._refused.value += 1
+                return refused
 
+            return counted
+
+        servers = facts_of("postgresql"), facts_of("mysql")
         for owner, name, value in (
             (Database, "connect", counted_connect),
             (Lock, "held", counted_held),
-            (connections, "_full", counted_full),
+            *((facts, "full", counted_full(facts.full)) for facts in servers),
         ):
             setattr(owner, name, value)
 

@@ -21,7 +21,7 @@ from .notices import without_pipeline_lines
 from .schema.catalog import Catalog, Constraint, Index
 from .schema.loosening import as_default
 from .session.controls import controls_transaction
-from .store.database import broken_by_rows, translated
+from .store.database import translated
 
 if TYPE_CHECKING:
     from flask_sqlalchemy.session import Session
@@ -166,7 +166,7 @@ class Operations:
             except sa.exc.DBAPIError as error:
                 if memory is None or not memory.excuses(self._name, error):
                     raise
-                if self._transaction.dialect == "postgresql":  # which gives the transaction up
+                if self._transaction.facts.failure_ends_transaction:
                     self._connection.rollback()
                 self._transaction.passed_by_statement(error)
                 return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
@@ -180,9 +180,9 @@ class Operations:
         if memory is None or not memory.lenient(self._name):
             return self._transaction.with_retry(lambda: connection.execute(query, parameters))
         try:
-            if self._transaction.dialect != "postgresql" or not self._transaction.transactional:
+            if not (self._transaction.facts.failure_ends_transaction and self._transaction.transactional):
                 return self._transaction.with_retry(lambda: connection.execute(query, parameters))
-            with connection.begin_nested():  # PostgreSQL alone gives a transaction up for a failed statement
+            with connection.begin_nested():
                 return connection.execute(query, parameters)
         except sa.exc.DBAPIError as error:
             if not memory.excuses(self._name, error):
@@ -408,7 +408,7 @@ class Operations:
         if empty:
             self._note_first_run("there", schema, new_table_name)
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            keys = self._keys_to(new_table_name, schema) if self._transaction.dialect == "postgresql" else []
+            keys = self._keys_to(new_table_name, schema) if self._transaction.facts.key_holds_table else []
             with self._transaction.operation(what):
                 for key in keys:
                     self._drop_key(*key, schema)
@@ -1002,16 +1002,16 @@ class Operations:
             return f"to a table of the schema {existing.schema!r}"
         if existing.options is None:
             return None
-        dialect = self._transaction.dialect
+        facts = self._transaction.facts
         for name, usual in _KEY_OPTIONS.items():
-            if dialect != "postgresql" and not name.startswith("on"):
+            if not facts.shows_key_options and not name.startswith("on"):
                 continue  # the others do not show it
             wanted, have = (
                 str(value or usual).upper() for value in (getattr(constraint, name), existing.options.get(name))
             )
             if name == "deferrable" and str(constraint.initially).upper() == "DEFERRED":
                 wanted = "TRUE"
-            if wanted != have and not (dialect == "mysql" and {wanted, have} == {"NO ACTION", "RESTRICT"}):
+            if wanted != have and not (facts.restrict_is_no_action and {wanted, have} == {"NO ACTION", "RESTRICT"}):
                 return f"with {name} {have}"
         return None
 
@@ -1031,7 +1031,7 @@ class Operations:
                 where = (f"op.{what}", change.table, change.schema, str(change.existing["name"]))
                 if change.nullable is False:
                     self._foresight.not_null(*where)
-                if change.type_ is not None and self._transaction.dialect != "sqlite":  # which cuts nothing off
+                if change.type_ is not None and self._transaction.facts.enforces_lengths:
                     self._foresight.fits(*where, change.type_)
         self._catalog.plan_rename(change.table, change.schema, change.column, change.name or change.column)
         planned = self._catalog.plan(change.table, change.schema)
@@ -1052,7 +1052,7 @@ class Operations:
         try:
             yield
         except sa.exc.DBAPIError as error:
-            if not broken_by_rows(error):
+            if not self._transaction.facts.says(error, "old rows"):
                 raise
             from .schema.rules import OLD_ROWS, Refused
 
@@ -1400,7 +1400,7 @@ class Operations:
 
         :raises sqlalchemy.exc.NoSuchTableError: one is not there; what wants it is left out.
         """
-        if not self._fresh or self._transaction.dialect == "sqlite":
+        if not self._fresh or not self._transaction.facts.key_needs_target:
             return
         for constraint in constraints:
             if constraint.use_alter:  # added later, when its target is there

@@ -109,7 +109,7 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
                     for key in copy.foreign_key_constraints.difference(keys):
                         key.use_alter = True  # to a table that is only made after it
                     operations.sync(copy)
-                elif database.dialect != "sqlite":  # which looks for the table when rows come
+                elif database.facts.key_needs_target:
                     for key in keys:
                         transaction.send(AddConstraint(key))
             if transaction.current.does:
@@ -180,7 +180,7 @@ class _DryJournal(Journal):
 @contextmanager
 def _opened(database: Database) -> Iterator[tuple[sa.Connection, Catalog]]:
     """A connection to play a run through, and what is there."""
-    if database.dialect != "sqlite":
+    if database.facts.server:
         with database.connect() as connection:
             yield connection, Catalog(connection, dry=True)
         return
@@ -428,7 +428,7 @@ class DryTransaction(Transaction):
         self._note_rows(text)
         if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
             self.catalog.change_rows(text)
-        elif self.dialect == "sqlite":
+        elif not self.facts.server:
             self.connection.exec_driver_sql(text)
 
     def done_before(self, operation: str) -> None:
@@ -444,7 +444,7 @@ class DryTransaction(Transaction):
         pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
         if pattern == "":
             self.send(statement)
-        elif self.dialect == "sqlite":
+        elif not self.facts.server:
             try:
                 self.send(statement)
             except sa.exc.DBAPIError as error:

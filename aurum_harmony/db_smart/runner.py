@@ -21,6 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from .boot.plan import Pending, Plan
 from .boot.planner import Planner
+from .dialects.base import facts_of
 from .errors import DbSmartError, HistoryUnreadable, Interrupted, LeaseLost, MigrationFailed, plain, scrub
 from .first_run import loosen, tighten, warn_of_lost_history
 from .interrupt import ending, interruptible
@@ -36,7 +37,7 @@ from .session.transaction import Transaction, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
-from .store.database import Database, begin, commit, transient
+from .store.database import Database, begin, commit
 from .store.history import State
 from .store.lock import lock_of
 from .store.memory import Memory, insert
@@ -239,7 +240,7 @@ class DatabaseRun:
         database, planner = self.database, self._runner.planner
         if database.path is not None:
             database.path.parent.mkdir(parents=True, exist_ok=True)
-        if database.dialect == "sqlite":
+        if not database.facts.server:
             return None
         found = planner.state(database)
         if found is not None and found.place is not None:
@@ -448,7 +449,7 @@ class DatabaseRun:
                     connection.invalidate()
                     raise end from None
                 again = migration.options.transactional
-                if again and tries <= self._runner.ddl.retries and _transient(error):
+                if again and tries <= self._runner.ddl.retries and _transient(self.database, error):
                     connection.rollback()
                     self.memory.read(connection)  # a part may be committed
                     connection.rollback()
@@ -571,7 +572,7 @@ class DatabaseRun:
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
         advice = "Mend the cause"
-        if _transient(error):
+        if _transient(database, error):
             advice = (
                 "Other sessions were in its way each time it was tried; where the database can tell, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
@@ -589,10 +590,10 @@ class DatabaseRun:
         )
 
 
-def _transient(error: BaseException | None) -> bool:
+def _transient(database: Database, error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that the transaction may succeed when tried again."""
     while error is not None:
-        if isinstance(error, sa.exc.DBAPIError) and transient(error):
+        if isinstance(error, sa.exc.DBAPIError) and database.facts.says(error, "transient"):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -610,6 +611,6 @@ def _statement(error: BaseException | None, database: Database) -> str | None:
 
 def _wal_schema_version(connection: sa.Connection) -> int | None:
     """The schema cookie of a SQLite database in WAL mode; ``None`` in every other."""
-    if connection.dialect.name != "sqlite" or connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+    if facts_of(connection.dialect.name).server or connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
         return None
     return int(connection.exec_driver_sql("PRAGMA schema_version").scalar_one())

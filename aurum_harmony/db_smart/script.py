@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from .dialects.base import facts_of
 from .session.sql import render, string_text
 from .store import history, tables
-from .store.memory import NUMBERS, STATES
 
 if TYPE_CHECKING:
     from .boot.plan import Plan
@@ -29,21 +29,14 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     """
     database = plan.database
     dialect = database.app_engine.dialect
-    kind = "mysql" if dialect.name == "mariadb" else dialect.name
-    client = {"postgresql": "psql", "mysql": "mariadb", "sqlite": "sqlite3"}.get(kind, "its client")
-    yield f"-- For the database {database.name!r} ({database.url}), by {client}. Made {_now()} UTC from its state then."
-    if kind == "postgresql":
-        yield "\\set ON_ERROR_STOP on"
-        yield "SET client_encoding = 'UTF8';"  # which the script is in, whatever the surroundings of the client say
-        yield from _guard_postgresql(_Guard.of(plan))
-        yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)};"
-    elif kind == "mysql":
-        yield "SET NAMES utf8mb4;"
-        yield from _guard_mariadb(_Guard.of(plan))
-        yield f"SET SESSION lock_wait_timeout = {max(1, round(settings.lock_timeout))};"
-    elif kind == "sqlite":
-        yield ".bail on"
-        yield from _guard_sqlite(_Guard.of(plan))
+    facts = database.facts
+    place = f"{database.name!r} ({database.url})"
+    yield f"-- For the database {place}, by {facts.client}. Made {_now()} UTC from its state then."
+    yield from facts.script_header
+    if facts.name in _GUARDS:
+        yield from _GUARDS[facts.name](_Guard.of(plan))
+    if (bound := facts.set_lock_timeout(settings.lock_timeout)) is not None:
+        yield f"{bound};"
     transactional = database.transactional_ddl
     for table in tables.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
@@ -81,7 +74,8 @@ def leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialec
     """A statement that is passed by where it wants a table or column that is not there any more."""
     yield "DO $db_smart$ BEGIN"
     yield f"  EXECUTE {string_text(statement, dialect)};"
-    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in STATES)} THEN"
+    states = facts_of(dialect.name).errors["missing"]
+    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in states)} THEN"
     if pattern is not None:
         yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
     yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
@@ -92,7 +86,8 @@ def leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) 
     """As :func:`leniently_postgresql`."""
     yield "DELIMITER //"
     yield "BEGIN NOT ATOMIC"
-    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, NUMBERS))} BEGIN"
+    numbers = facts_of(dialect.name).errors["missing"]
+    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, numbers))} BEGIN"
     if pattern is not None:
         yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
         yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
@@ -228,3 +223,10 @@ def _without_empty_transactions(lines: list[str]) -> list[str]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+
+_GUARDS: dict[str, Callable[[_Guard], Iterator[str]]] = {
+    "postgresql": _guard_postgresql,
+    "mysql": _guard_mariadb,
+    "sqlite": _guard_sqlite,
+}

@@ -102,7 +102,7 @@ class AppState:
         """
         flag = self.flag
         assert flag is not None
-        if all(planner.databases[name].dialect == "sqlite" for name in flag.databases):
+        if not any(planner.databases[name].facts.server for name in flag.databases):
             return planner.changed(flag)
         seconds = max(lock_settings(app).lease, _LEAST_PATIENCE)
         before, now = self.question, time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -50,16 +51,10 @@ class Change:
 
 
 def editor_of(transaction: Transaction, catalog: Catalog) -> SchemaEditor:
-    """The forms of the kind of database that is being migrated."""
-    if transaction.dialect == "postgresql":
-        from .postgresql.editor import PostgresqlEditor as Kind
-    elif transaction.dialect == "mysql":
-        from .mariadb.editor import MariadbEditor as Kind  # type: ignore[assignment]
-    elif transaction.dialect == "sqlite":
-        from .sqlite.editor import SqliteEditor as Kind  # type: ignore[assignment]
-    else:
-        Kind = SchemaEditor  # type: ignore[assignment, misc]
-    return Kind(transaction, catalog)
+    """The forms of the kind of database that is being migrated, which stand beside its facts."""
+    folder = type(transaction.facts).__module__.rpartition(".")[0]
+    kind: type[SchemaEditor] = getattr(import_module(f"{folder}.editor"), transaction.facts.editor)
+    return kind(transaction, catalog)
 
 
 class SchemaEditor:
@@ -154,8 +149,7 @@ class SchemaEditor:
         wanted, shown = condition_text(constraint.sqltext, self.dialect), existing.condition
         if shown is None or self.catalog.stored(table.name, table.schema) != table.name:
             return True
-        # PostgreSQL alone gives a transaction up for a failed statement.
-        nested = self.transaction.dialect == "postgresql" and self.transaction.transactional
+        nested = self.transaction.facts.failure_ends_transaction and self.transaction.transactional
         try:
             with connection.begin_nested() if nested else nullcontext():
                 return same_condition(connection, table.name, table.schema, shown, wanted)
@@ -344,7 +338,7 @@ class SchemaEditor:
             if column.computed is not None:
                 given = condition_text(column.computed.sqltext, self.dialect)
             value: sa.ColumnElement[Any] = sa.literal_column(f"({given or 'NULL'})")
-            if self.dialect.name == "postgresql":  # to which it would be a text here
+            if self.transaction.facts.casts_literals:
                 value = sa.cast(value, column.type)
             values.append(value.label(column.name))
         return sa.select(sa.literal_column("*"), *values).select_from(source).subquery("old")

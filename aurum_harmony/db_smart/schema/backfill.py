@@ -24,7 +24,7 @@ from ..notices import logger_of
 from ..session import json_values as codec
 from ..session.sql import render
 from ..session.transaction import Transaction, back_off
-from ..store.database import begin, transient
+from ..store.database import begin
 from .catalog import Catalog
 from .progress import Progress
 
@@ -40,8 +40,6 @@ _PASSES = 10
 _TELL_EVERY = 5.0
 #: The shortest and the longest time between two questions whether to pause, seconds.
 _PAUSES = (0.05, 1.0)
-#: The least rest on SQLite, as a fraction of the batch: who waits for its lock comes and looks, and must find it free.
-_SQLITE_REST = 0.04
 #: MariaDB compares a ``SET`` with a number as floats, which are exact up to so many bits.
 _EXACT_BITS = 53
 
@@ -239,7 +237,7 @@ class Backfill:
 
     def _pass(self, state: _State, work: _Work, most: int) -> None:
         """Do batch after batch, and pass after pass."""
-        size, least = min(_FIRST, most), _SQLITE_REST if self._dialect == "sqlite" else 0.0
+        size, least = min(_FIRST, most), self._transaction.facts.batch_rest
         self._last = time.perf_counter()
         self._tell(state)
         while not state.finished:
@@ -267,16 +265,16 @@ class Backfill:
         for tries in itertools.count(1):
             try:
                 begin(self._connection)
-                if self._dialect == "postgresql":
-                    # A batch that waits keeps others waiting for the rows that it has already.
-                    wait = round(self._transaction.settings.lock_timeout * 1000)
-                    self._connection.exec_driver_sql(f"SET LOCAL lock_timeout = {wait}")
+                # A batch that waits keeps others waiting for the rows that it has already.
+                bound = self._transaction.facts.set_batch_timeout(self._transaction.settings.lock_timeout)
+                if bound is not None:
+                    self._connection.exec_driver_sql(bound)
                 new = self._next(state, size, work)
                 self._save(new)
                 self._transaction.commit()
                 return new, size
             except sa.exc.DBAPIError as error:
-                if not transient(error) or tries > self._transaction.settings.retries:
+                if not self._transaction.facts.says(error, "transient") or tries > self._transaction.settings.retries:
                     raise
                 self._transaction.rollback()
                 _logger.info("db-smart: a batch is tried again: %s", self._transaction.database.redact(error))
@@ -383,12 +381,12 @@ class Backfill:
     @contextmanager
     def _patience(self) -> Iterator[None]:
         """Let batches wait for rows no longer than schema changes wait for locks; PostgreSQL is told by each batch."""
-        if self._dialect == "mysql":
-            seconds = max(1, round(self._transaction.settings.lock_timeout))
-            self._connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
+        facts = self._transaction.facts
+        if (bound := facts.set_rows_timeout(self._transaction.settings.lock_timeout)) is not None:
+            self._connection.exec_driver_sql(bound)
         yield
-        if self._dialect == "mysql":
-            self._connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = DEFAULT")
+        if (usual := facts.set_rows_timeout(None)) is not None:
+            self._connection.exec_driver_sql(usual)
             self._connection.rollback()
 
     def _updating(self, values: Mapping[str, Any], columns: Mapping[str, Any], condition: Any) -> sa.Update:

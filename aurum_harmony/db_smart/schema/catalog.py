@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import sqlalchemy as sa
 
+from ..dialects.base import facts_of
 from ..errors import DbSmartError
 
 Kind = Literal["unique", "check", "foreign", "primary", "exclude"]
@@ -113,6 +114,7 @@ class Catalog:
     def __init__(self, connection: sa.Connection, *, dry: bool = False) -> None:
         self._connection = connection
         self._dialect = connection.dialect.name
+        self._facts = facts_of(self._dialect)
         self._dry = dry
         self._planned: dict[tuple[str | None, str], Planned | None] = {}
 
@@ -122,10 +124,8 @@ class Catalog:
         return sa.inspect(self._connection)
 
     def normalize_name(self, name: str) -> str:
-        """Names as the database compares them: PostgreSQL tells upper from lower case, SQLite does beyond ASCII."""
-        if self._dialect == "sqlite":
-            return name.encode().lower().decode()
-        return name if self._dialect == "postgresql" else name.lower()
+        """A name as the database compares it."""
+        return self._facts.normalize_name(name)
 
     def has_table(self, table: str, schema: str | None) -> bool:
         """Whether there is such a table or view."""
@@ -427,7 +427,7 @@ def new_value(column: sa.Column[Any], dialect: sa.Dialect) -> sa.ColumnElement[A
         return None
     text = None if default is None else default_text(column, dialect)
     value: sa.ColumnElement[Any] = sa.literal_column(text or "NULL", column.type)
-    if dialect.name not in ("mysql", "mariadb"):  # which compares whatever it is, and has no such type for some
+    if facts_of(dialect.name).casts_to_any_type:
         value = sa.cast(value, column.type)
     return value.label(column.name)
 

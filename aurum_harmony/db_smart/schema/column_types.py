@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeEngine
 
-#: Of the texts of MariaDB.
-_BITS_OF_LENGTH = {"TINYTEXT": 8, "TEXT": 16, "MEDIUMTEXT": 24, "LONGTEXT": 32}
+from ..dialects.base import facts_of
+
 #: What ends the name of a type.
 _MORE = re.compile(r"\s*\(| CHARACTER SET | COLLATE ")
 
@@ -60,7 +60,7 @@ def spelled(kind: TypeEngine[Any], dialect: Dialect) -> str:
     if isinstance(kind, sa.types.NullType):
         return str(kind)
     values = native_values(kind, dialect)
-    if values is not None and dialect.name == "postgresql":
+    if values is not None and facts_of(dialect.name).named_enumerations:
         return f"{_text_of(kind, dialect)} ({', '.join(map(repr, values))})"
     return _text_of(kind, dialect)
 
@@ -87,8 +87,8 @@ def _within(few: list[str], many: list[str]) -> bool:
 
 
 def _same_name(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> bool:
-    """Whether two enumerations are one type, which on PostgreSQL has a name and perhaps a schema."""
-    if dialect.name != "postgresql":
+    """Whether two enumerations are one type, which may have a name and perhaps a schema."""
+    if not facts_of(dialect.name).named_enumerations:
         return True
     names = [[str(getattr(kind, "name", None)), getattr(kind, "schema", None)] for kind in (old, new)]
     return names[0][0] == names[1][0] and (None in (names[0][1], names[1][1]) or names[0][1] == names[1][1])
@@ -113,11 +113,11 @@ def _affinity(kind: TypeEngine[Any], dialect: Dialect) -> str:
 
 def _length(kind: TypeEngine[Any], dialect: Dialect) -> float:
     """Characters, or for a text of MariaDB bytes."""
-    bits = _BITS_OF_LENGTH.get(_text(kind, dialect).partition(" ")[0], 0)
     length: int | None = kind.length  # type: ignore[attr-defined]
-    if length is None:
-        return 2**bits - 1 if bits and dialect.name in ("mysql", "mariadb") else float("inf")
-    return length
+    if length is not None:
+        return length
+    bits = facts_of(dialect.name).text_bits.get(_text(kind, dialect).partition(" ")[0])
+    return float("inf") if bits is None else 2**bits - 1
 
 
 def _range(kind: sa.Integer) -> tuple[int, int]:
@@ -130,5 +130,5 @@ def _range(kind: sa.Integer) -> tuple[int, int]:
 def _digits(kind: sa.Numeric[Any], dialect: Dialect) -> tuple[float, float]:
     """Digits before the point, and behind it."""
     if kind.precision is None:
-        return (10, 0) if dialect.name in ("mysql", "mariadb") else (float("inf"), float("inf"))
+        return facts_of(dialect.name).plain_numeric
     return kind.precision - (kind.scale or 0), kind.scale or 0

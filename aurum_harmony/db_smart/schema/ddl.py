@@ -34,17 +34,20 @@ class AddColumns(DDLElement):
 
 @compiles(AddColumns)
 def _add_columns(element: AddColumns, compiler: DDLCompiler, **options: Any) -> str:
-    # A foreign key is a constraint of its own, except on SQLite, which knows only the inline form.
-    if compiler.dialect.name == "sqlite":
-        (column,) = element.columns
-        text = inline_column(compiler, column, element.constraints)
-        return f"{alter_table(compiler, element.table.name, element.table.schema)} ADD COLUMN {text}"
     parts = [add_column(compiler, column, **options) for column in element.columns]
     for constraint in element.constraints:
         text = compiler.process(constraint)
         if text:
             parts.append(f"ADD {text}")
     return f"{alter_table(compiler, element.table.name, element.table.schema)} {', '.join(parts)}"
+
+
+@compiles(AddColumns, "sqlite")
+def _add_column(element: AddColumns, compiler: DDLCompiler, **_: Any) -> str:
+    # A foreign key stands within the column, and not as a constraint of its own.
+    (column,) = element.columns
+    text = inline_column(compiler, column, element.constraints)
+    return f"{alter_table(compiler, element.table.name, element.table.schema)} ADD COLUMN {text}"
 
 
 class _ConstraintChange(DDLElement):

@@ -7,19 +7,12 @@ all migrations are through; only where a row needs it, so that a first run witho
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
 
-from ..store.database import sqlstate
 from ..store.memory import Memory
-
-_SQLITE = re.compile(r"NOT NULL constraint failed: (.+)\.([^.]+)$")
-_QUOTED = re.compile(r"'([^']+)'")
-#: MariaDB's numbers: a column cannot be NULL, or has no default.
-_NUMBERS = (1048, 1364)
 
 
 def required(error: BaseException | None, memory: Memory) -> list[tuple[sa.Table, str]]:
@@ -37,7 +30,7 @@ def required(error: BaseException | None, memory: Memory) -> list[tuple[sa.Table
 
 
 def _required(error: sa.exc.DBAPIError, memory: Memory) -> Iterator[tuple[sa.Table, str]]:
-    table, column = _place(error)
+    table, column = memory.facts.column_without_value(error)
     if column is None:
         return
     for model in memory.made():
@@ -48,24 +41,6 @@ def _required(error: sa.exc.DBAPIError, memory: Memory) -> Iterator[tuple[sa.Tab
                 for one in model.columns
                 if memory.same(one.name, column) and not one.nullable and not one.primary_key
             )
-
-
-def _place(error: sa.exc.DBAPIError) -> tuple[str | None, str | None]:
-    """The table, where it is named, and the column that has no value; two times ``None`` for other errors."""
-    cause = error.orig
-    if cause is None:
-        return None, None
-    first = cause.args[0] if cause.args else None
-    if sqlstate(error) == "23502":
-        if isinstance(first, dict):  # pg8000
-            return first.get("t"), first.get("c")
-        diagnosis = getattr(cause, "diag", None)
-        return getattr(diagnosis, "table_name", None), getattr(diagnosis, "column_name", None)
-    if first in _NUMBERS:
-        quoted = _QUOTED.search(str(cause))
-        return None, quoted.group(1) if quoted else None
-    found = _SQLITE.search(str(cause))
-    return (found.group(1), found.group(2)) if found else (None, None)
 
 
 def as_default(table: str, schema: str | None, column: str, default: Any) -> sa.Update:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ..dialects.base import facts_of
+
 _BEFORE = r"(?:\s|(?:--|#)[^\n]*(?:\n|$)|/\*(?:(?!\*/).)*\*/)*"
 #: Not those of savepoints, prepared transactions and MariaDB's ``BEGIN NOT ATOMIC … END``.
 _CONTROLS = re.compile(
@@ -19,33 +21,26 @@ _BODY = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ATOMIC = re.compile(r"\bBEGIN\s+ATOMIC\b", re.IGNORECASE)
-#: What a semicolon within does not end a statement: strings, names, comments.
-_WHOLE = {
-    "postgresql": r"""\b[eE]'(?:[^'\\]|''|\\.)*'|'[^']*'|"[^"]*"|(?<![\w$])\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|--[^\n]*"""
-    r"""|/\*.*?\*/""",
-    "mysql": r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`[^`]*`|\#[^\n]*|--(?=\s)[^\n]*|/\*.*?\*/""",
-    "sqlite": r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/""",
-}
-_TOKENS = {dialect: re.compile(rf"(?:{whole})|(?P<end>;)", re.DOTALL) for dialect, whole in _WHOLE.items()}
 
 
 def controls_transaction(sql: str, dialect: str) -> bool:
     """Whether SQL begins or ends a transaction.
 
     :param sql: one or more statements.
-    :param dialect: name of the dialect; ``mysql`` for MariaDB too.
+    :param dialect: name of the dialect.
     """
-    for statement in _statements(sql, dialect):
+    facts = facts_of(dialect)
+    for statement in _statements(sql, facts.quoted):
         if _CONTROLS.match(statement):
             return True
-        if _BODY.match(statement) and (dialect != "postgresql" or _ATOMIC.search(statement)):
+        if _BODY.match(statement) and (not facts.bodies_are_strings or _ATOMIC.search(statement)):
             return False  # what follows is its own
     return False
 
 
-def _statements(sql: str, dialect: str) -> Iterator[str]:
+def _statements(sql: str, quoted: str) -> Iterator[str]:
     start = 0
-    for token in _TOKENS.get(dialect, _TOKENS["sqlite"]).finditer(sql):
+    for token in re.finditer(rf"(?:{quoted})|(?P<end>;)", sql, re.DOTALL):
         if token["end"] is not None:
             yield sql[start : token.start()]
             start = token.end()

@@ -15,8 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from ..dialects.base import facts_of
 from ..notices import logger_of
-from ..store.database import Database, sqlstate
+from ..store.database import Database
 
 _logger = logger_of(__name__)
 
@@ -33,21 +34,6 @@ _ALONE = re.compile(
 )
 #: The shortest time-out, seconds: what is left to a transaction whose schema changes have waited long already.
 _LEAST = 0.05
-
-_POSTGRESQL_BLOCKERS = sa.text("""
-    SELECT a.pid, a.usename, a.application_name, a.state,
-        CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS INTEGER)
-    FROM unnest(pg_blocking_pids(:session)) AS b (pid) JOIN pg_stat_activity AS a ON a.pid = b.pid
-    ORDER BY a.xact_start
-""")
-_MARIADB_BLOCKERS = sa.text("""
-    SELECT p.id, p.user, p.host, p.command, TIMESTAMPDIFF(SECOND, t.trx_started, now())
-    FROM information_schema.innodb_trx AS t JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
-    WHERE p.id <> :session AND EXISTS (
-        SELECT 1 FROM information_schema.processlist AS me WHERE me.id = :session AND me.state LIKE 'Waiting for%lock%'
-    )
-    ORDER BY t.trx_started LIMIT 5
-""")
 
 
 class DdlLockTimeout:
@@ -77,19 +63,18 @@ class DdlLockTimeout:
         self._before_ours: str | None = None
         self._watch: threading.Timer | None = None
         # Not the application's: the migrating URL may lead elsewhere, which is found out later.
-        self._dialect = connection.dialect.name
-        if self._dialect == "sqlite" and not database.in_memory:
+        self._facts = facts_of(connection.dialect.name)
+        if not self._facts.server and not database.in_memory:
             self._bound_commits()
-        elif self._dialect in ("mysql", "mariadb"):
-            # Whole seconds; innodb_lock_wait_timeout is for rows, which a migration's own data statements wait for.
-            connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {max(1, round(seconds))}")
-            self._session = connection.exec_driver_sql("SELECT connection_id()").scalar_one()
+        elif not self._facts.bounds_each_change and (bound := self._facts.set_lock_timeout(seconds)) is not None:
+            connection.exec_driver_sql(bound)
+            self._session = connection.exec_driver_sql(self._facts.session_number).scalar_one()
             connection.rollback()
         self.watch(connection)
 
     def watch(self, target: sa.Connection | Engine) -> None:
         """Watch over what this connection, or those of this engine, send; they must share one driver connection."""
-        if self._dialect in ("postgresql", "mysql", "mariadb"):
+        if self._facts.blockers is not None:
             sa.event.listen(target, "before_cursor_execute", self._before)
             sa.event.listen(target, "after_cursor_execute", self._after)
             if target is self._connection:
@@ -113,13 +98,13 @@ class DdlLockTimeout:
                 self._send("ROLLBACK")
         if not _CHANGE.match(statement):
             return
-        if self._dialect == "postgresql":
+        if self._facts.bounds_each_change:
             try:
                 self._arm(statement)
             except Exception as error:
                 # Of a transaction that has failed, or a connection that is lost, the statement itself will say so.
-                code = sqlstate(error)
-                if code is not None and code != "25P02" and code[:2] not in ("08", "57"):
+                code = self._facts.code(error)
+                if isinstance(code, str) and code != "25P02" and code[:2] not in ("08", "57"):
                     raise
         self._started = time.monotonic()
         self._watch = threading.Timer(self._seconds / 2, self._tell)
@@ -197,7 +182,8 @@ def blockers(database: Database, session: int) -> Iterator[str]:
     :param session: the server's number of the waiting session.
     """
     with database.connect() as connection:
-        query = _POSTGRESQL_BLOCKERS if connection.dialect.name == "postgresql" else _MARIADB_BLOCKERS
-        for number, user, client, state, seconds in connection.execute(query, {"session": session}):
+        query = facts_of(connection.dialect.name).blockers
+        assert query is not None  # else nobody asks
+        for number, user, client, state, seconds in connection.execute(sa.text(query), {"session": session}):
             where = f" {client}" if client else ""
             yield f"session {number} ({user}{where}, {state}, its transaction began {seconds or 0} s ago)"

@@ -20,6 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
+from ..dialects.base import facts_of
 from ..errors import DbSmartError
 from ..store.database import Database
 from .journal import Journal, reads
@@ -158,7 +159,7 @@ class Savepoints:
         self.check()
         current = self._open.get(connection)
         if current is None:
-            if connection.dialect.name == "sqlite" and _BEGIN.match(statement):
+            if not facts_of(connection.dialect.name).server and _BEGIN.match(statement):
                 # A listener of all engines begins a transaction, as SQLAlchemy's documentation advises for SQLite; the
                 # next statement opens the savepoint, which is one.
                 return "SELECT 1", parameters

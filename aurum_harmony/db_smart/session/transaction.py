@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.schema import DDLElement
 
+from ..dialects.base import Facts
 from ..notices import logger_of
 from ..schema.catalog import Catalog
 from ..settings import DdlSettings
-from ..store.database import Database, begin, commit, transient
+from ..store.database import Database, begin, commit
 from ..store.lock import Lock
 from ..store.memory import Memory, insert
 from .journal import Journal, reads
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 
 _logger = logger_of(__name__)
 
-#: What MariaDB commits the open transaction for: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
-_COMMITS = re.compile(
-    r"(\s|--[^\n]*\n|#[^\n]*\n|/\*([^*]|\*(?!/))*\*/)*"
-    r"(ALTER|ANALYZE|BACKUP|BEGIN|CACHE|CHANGE|CHECK|COMMIT|CREATE|DROP|FLUSH|GRANT|INSTALL|LOAD\s+INDEX|LOCK|OPTIMIZE"
-    r"|RENAME|REPAIR|RESET|REVOKE|SET\s+PASSWORD|START|STOP|TRUNCATE|UNINSTALL|UNLOCK)\b",
-    re.IGNORECASE,
-)
 #: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
 Send = Callable[..., None]
 T = TypeVar("T")
@@ -101,10 +94,14 @@ class Transaction:
         self.commits = 0
 
     @property
+    def facts(self) -> Facts:
+        """What is true of the kind of database."""
+        return self.database.facts
+
+    @property
     def dialect(self) -> str:
         """Name of the dialect; ``mysql`` for MariaDB too."""
-        name = self.database.dialect
-        return "mysql" if name == "mariadb" else name
+        return self.facts.name
 
     @cached_property
     def engine(self) -> Engine:
@@ -157,7 +154,7 @@ class Transaction:
         :raises LeaseLost: the statement would commit, and somebody else has taken the lock.
         """
         if self.transactional:
-            commits = self.dialect == "mysql" and _COMMITS.match(statement) is not None
+            commits = self.facts.commits(statement)
         else:
             commits = not reads(statement)
         if self._confirming or not commits:
@@ -231,11 +228,8 @@ class Transaction:
 
     @contextmanager
     def undoable(self) -> Iterator[None]:
-        """Let a block fail and leave the transaction as it was, as far as the block has not committed it.
-
-        PostgreSQL alone gives a transaction up for a failed statement.
-        """
-        if not self.transactional or self.dialect != "postgresql":
+        """Let a block fail and leave the transaction as it was, as far as the block has not committed it."""
+        if not self.transactional or not self.facts.failure_ends_transaction:
             yield
             return
         before = self.commits
@@ -441,7 +435,8 @@ def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:
             return action()
         except sa.exc.DBAPIError as error:
             # An index that could not be built concurrently stays, and is invalid.
-            if tries > retries or not transient(error) or "CONCURRENTLY" in (error.statement or "").upper():
+            again = database.facts.says(error, "transient") and tries <= retries
+            if not again or "CONCURRENTLY" in (error.statement or "").upper():
                 raise
             _logger.info("db-smart: tried again: %s", database.redact(error))
         back_off(tries)

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
+from ..dialects.base import Facts, facts_of
 from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, plain, raw_text_of, text_of, without_secrets
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
 _open_files: dict[tuple[int, int], int] = {}
 #: So many files stay open, which is quickest, as an application has; the many ones of a test suite do not.
 _MOST_KEPT = 8
-#: Whether MariaDB's binary log holds statements, where InnoDB refuses to write at READ COMMITTED.
-_LOGS_STATEMENTS = "SELECT @@log_bin AND @@session.binlog_format = 'STATEMENT'"
-#: Transactions by ``isolation_level``; Python has a name for it from 3.12 on.
-_LEGACY_TRANSACTIONS = -1
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
 
@@ -69,12 +66,17 @@ class Database:
         """Name of the dialect: ``sqlite``, ``postgresql``, ``mysql``, ``mariadb`` or another."""
         return self.app_engine.dialect.name
 
+    @property
+    def facts(self) -> Facts:
+        """What is true of that kind of database."""
+        return facts_of(self.dialect)
+
     @cached_property
     def path(self) -> Path | None:
         """The file of a SQLite database; ``None`` for a server and for a database in memory."""
         url = self.app_engine.url
         name = url.database
-        if self.dialect != "sqlite":
+        if self.dialect != "sqlite":  # not by the facts, which would have to be imported for a warm boot
             return None
         if not name:
             return self._path_by_creator()
@@ -120,7 +122,7 @@ class Database:
     @property
     def transactional_ddl(self) -> bool:
         """Whether a failed transaction takes its schema changes back."""
-        return self.dialect not in ("mysql", "mariadb", "oracle")
+        return self.facts.transactional_ddl
 
     def file_state(self) -> dict[str, int] | None:
         """What a SQLite file looks like without opening it as a database; ``None`` for a server.
@@ -168,8 +170,7 @@ class Database:
         :raises ConfigError: ``migration_url`` cannot be used.
         """
         engine = self._make_engine()
-        if self.dialect == "sqlite":
-            sa.event.listen(engine, "begin", _undo_begin)
+        self.facts.prepare(engine)
         return engine
 
     def _make_engine(self) -> Engine:
@@ -222,13 +223,8 @@ class Database:
             if self.engine is not self.app_engine and hasattr(driver, "prepare_threshold"):
                 # psycopg's prepared statements do not outlast a transaction behind PgBouncer in transaction mode.
                 driver.prepare_threshold = None
-            if self.dialect == "sqlite":
-                with _begun_by_us(connection, driver):
-                    yield connection
-            else:
-                if autocommit:
-                    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-                yield connection
+            with self.facts.opened(connection, autocommit) as opened:
+                yield opened
 
     def _open(self) -> sa.Connection:
         """A new connection; waits while the server has none left or is starting."""
@@ -237,7 +233,7 @@ class Database:
             try:
                 return self.engine.connect()
             except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
-                if not _full(error) or time.monotonic() > deadline:
+                if not self.facts.full(error) or time.monotonic() > deadline:
                     check = "that the server runs, its address, and the user's password and rights"
                     if self.path is not None:
                         check = "that it is a file, and the rights on it and on its folder"
@@ -277,41 +273,6 @@ class Database:
 
     def _count(self, *_: Any) -> None:
         self.queries += 1
-
-
-@contextmanager
-def _begun_by_us(connection: sa.Connection, driver: Any) -> Iterator[None]:
-    """Keep a SQLite driver from beginning and ending transactions by itself: :func:`begin` begins for real.
-
-    It would commit behind our back before a schema change, or, with its ``autocommit`` (from Python 3.12 on), hold a
-    transaction always open or commit each statement.
-    """
-    level = driver.isolation_level
-    autocommit = getattr(driver, "autocommit", None)
-    if autocommit is not None:
-        driver.autocommit = _LEGACY_TRANSACTIONS
-        driver.rollback()
-    driver.isolation_level = None
-
-    try:
-        yield
-    finally:
-        connection.rollback()
-        driver.isolation_level = level
-        if autocommit is not None:
-            driver.autocommit = autocommit
-
-
-def _undo_begin(connection: sa.Connection) -> None:
-    """End the transaction that another listener has begun, before anything is in it.
-
-    Many applications send ``BEGIN`` at this event, as SQLAlchemy's documentation advises for SQLite. It would come
-    before our own, and before what cannot run in a transaction, as ``VACUUM``. Listeners of all engines and of the
-    application's engine are called before this one, which an engine of ours has.
-    """
-    driver: Any = connection.connection.dbapi_connection
-    if driver.in_transaction:
-        driver.rollback()
 
 
 def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
@@ -377,101 +338,23 @@ def begin(connection: sa.Connection) -> None:
     """Begin a transaction that will write.
 
     Explicitly, so that SQLAlchemy ends it even where every statement went past this connection. On SQLite the write
-    lock is taken at once: a transaction that reads first and writes later fails when another writes in between,
-    without waiting. On a server it is READ COMMITTED, whatever the application, the role or the server prefers: in
-    autocommit nothing could be taken back, and at a stricter level the heartbeat's write to the row of the lease would
-    make every longer migration fail as it confirms the lease.
+    lock is taken at once. On a server it is READ COMMITTED, whatever the application, the role or the server prefers:
+    in autocommit nothing could be taken back, and at a stricter level the heartbeat's write to the row of the lease
+    would make every longer migration fail as it confirms the lease.
     """
-    if connection.dialect.name == "sqlite":
-        connection.begin()
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        return
-    if "isolation_level" not in connection.get_execution_options():
-        level = "READ COMMITTED"
-        if connection.dialect.name in ("mysql", "mariadb") and connection.exec_driver_sql(_LOGS_STATEMENTS).scalar():
-            level = "REPEATABLE READ"
-        connection.rollback()  # the query, which has begun a transaction
-        connection.execution_options(isolation_level=level)
-    connection.begin()
+    facts_of(connection.dialect.name).begin(connection)
 
 
 def commit(connection: sa.Connection) -> None:
-    """Commit; what SQLite cannot commit is rolled back.
-
-    It would stay open otherwise, keep new readers out, and SQLAlchemy has forgotten it.
+    """Commit; what cannot be committed is rolled back.
 
     :raises sqlalchemy.exc.DBAPIError: it could not be committed.
     """
     try:
         connection.commit()
     except sa.exc.DBAPIError:
-        if connection.dialect.name == "sqlite":
-            driver: Any = connection.connection.dbapi_connection
-            driver.rollback()
+        facts_of(connection.dialect.name).commit_failed(connection)
         raise
-
-
-def transient(error: BaseException) -> bool:
-    """Whether a database error says that the same transaction may succeed when tried again.
-
-    Deadlocks, serialization failures, lock time-outs, and what a cluster answers when another node was quicker.
-    """
-    if sqlstate(error) in ("40001", "40P01", "55P03"):
-        return True
-    return number(error) in (1205, 1213, 1020) or "database is locked" in str(getattr(error, "orig", None) or error)
-
-
-def number(error: BaseException) -> int | None:
-    """The number by which MariaDB names an error, from any of its drivers; ``None`` where there is none."""
-    cause = getattr(error, "orig", None) or error
-    candidates = (getattr(cause, "errno", None), *cause.args[:1])
-    return next((found for found in candidates if isinstance(found, int)), None)
-
-
-def sqlstate(error: BaseException) -> str | None:
-    """The five letters by which PostgreSQL names an error, from any of its drivers; ``None`` where there are none."""
-    cause = getattr(error, "orig", None) or error
-    first = cause.args[0] if cause.args else None
-    found = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    return found or (first.get("C") if isinstance(first, dict) else None)  # a dict: pg8000
-
-
-#: What databases answer to a user who may not: PostgreSQL, and MariaDB of a database, a table, a column.
-_DENIED = ("42501", 1044, 1142, 1143)
-#: What they answer to who writes where only reading is allowed: the server, the role or the transaction.
-_READ_ONLY = ("25006", 1290, 1792, 1836, "attempt to write a readonly database")
-
-
-def denied(error: BaseException) -> bool:
-    """Whether a database error says that this user has not the right."""
-    return _is_one_of(error, _DENIED)
-
-
-def read_only(error: BaseException) -> bool:
-    """Whether a database error says that nothing can be written here."""
-    return _is_one_of(error, _READ_ONLY)
-
-
-def _is_one_of(error: BaseException, known: tuple[object, ...]) -> bool:
-    return sqlstate(error) in known or number(error) in known
-
-
-#: What databases answer where old rows break something new: PostgreSQL (NOT NULL, a key, unique, a check, too long, out
-#: of range), and MariaDB (unique, NULL twice, a key, a check, cut off, too long, out of range).
-_OLD_ROWS = ("23502", "23503", "23505", "23514", "22001", "22003", 1062, 1048, 1138, 1452, 4025, 1265, 1406, 1264)
-
-
-def broken_by_rows(error: BaseException) -> bool:
-    """Whether a server's error at a schema change says that rows which are there are in its way."""
-    return _is_one_of(error, _OLD_ROWS)
-
-
-def _full(error: BaseException) -> bool:
-    """Whether a server refused a connection for the moment: all are taken, or it is starting or stopping."""
-    text = str(getattr(error, "orig", None) or error)
-    return number(error) in (1040, 1203) or any(
-        words in text for words in ("too many clients", "connection slots are reserved", "the database system is ")
-    )
 
 
 def safe_url(url: URL) -> str:

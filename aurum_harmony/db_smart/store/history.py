@@ -23,8 +23,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ..dialects.base import facts_of
 from ..errors import DatabaseUnreachable, HistoryUnreadable
-from .database import Database, begin, commit, denied, read_only, translated
+from .database import Database, begin, commit, translated
 from .tables import epoch_us, history, metadata, objects, progress, state
 
 
@@ -96,7 +97,7 @@ def _schema_of(table: sa.Table) -> sa.ColumnElement[str]:
 
 def _searches(connection: sa.Connection) -> bool:
     """Whether a search path decides in which schema our tables are found."""
-    return connection.dialect.name == "postgresql" and translated(connection, None) is None
+    return facts_of(connection.dialect.name).has_search_path and translated(connection, None) is None
 
 
 def within(connection: sa.Connection, table: sa.Table, place: str | None = None) -> sa.ColumnElement[bool]:
@@ -177,7 +178,8 @@ def read_applications(connection: sa.Connection, place: str | None = None) -> se
     try:
         return {row[0] for row in _rows(connection, query, objects, place) or ()}
     except sa.exc.DBAPIError as error:
-        if not denied(error):  # who may only read the history was given the right before there was this table
+        # Who may only read the history was given the right before there was this table.
+        if not facts_of(connection.dialect.name).says(error, "denied"):
             raise
         connection.rollback()
         return set()
@@ -283,7 +285,8 @@ def create_state(connection: sa.Connection) -> None:
             # Another one made it between our look and our act; databases report that in many ways. Look again.
             connection.rollback()
             failure = error
-            if denied(error) or read_only(error):  # then only another one can have made it
+            facts = facts_of(connection.dialect.name)
+            if facts.says(error, "denied") or facts.says(error, "read only"):  # then only another one can have made it
                 if read_state(connection) is None:
                     raise
                 connection.rollback()
@@ -387,9 +390,7 @@ def settle(connection: sa.Connection, found: State, source: str, databases: Iter
         state.c.source == found.source,
         within(connection, state),
     )
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-        connection.rollback()
+    facts_of(connection.dialect.name).wait_for_nobody(connection)
     begin(connection)
     if connection.execute(sa.select(state.c.id).where(same).with_for_update(nowait=True)).first() is None:
         connection.rollback()
@@ -425,11 +426,11 @@ def reading(database: Database) -> Iterator[None]:
         failed = (
             f"Cannot read the history in the database {database.name!r} ({database.url}): {database.redact(error)}."
         )
-        if denied(error):
+        if database.facts.says(error, "denied"):
             raise HistoryUnreadable(
                 f"{failed} Nothing was changed. The user needs the right to read db_smart_state and db_smart_history, "
                 "for a dry run also db_smart_objects and db_smart_progress"
-                + ("" if database.dialect != "postgresql" else ", or a search path that does not lead to them")
+                + ("" if not database.facts.has_search_path else ", or a search path that does not lead to them")
                 + "."
             ) from None
         raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None

@@ -28,7 +28,7 @@ from ..errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_
 from ..files import NO_LINK, give, make_file, read_regular
 from ..notices import WAIT_SHOWN_AFTER, logger_of, unheard
 from ..settings import LockSettings
-from .database import Database, begin, transient
+from .database import Database, begin
 from .history import Holder, State, read_state
 from .tables import epoch_us, state
 
@@ -165,9 +165,7 @@ class Lock(ABC):
 
 def lock_of(database: Database, settings: LockSettings) -> Lock:
     """The lock that a database has."""
-    if database.dialect == "sqlite":
-        return _FileLock(database, settings)
-    return _Lease(database, settings)
+    return (_Lease if database.facts.server else _FileLock)(database, settings)
 
 
 class _Lease(Lock):
@@ -203,7 +201,8 @@ class _Lease(Lock):
                 self._token = connection.scalar(sa.select(state.c.token).where(state.c.id == 1))
                 connection.commit()
             except sa.exc.DBAPIError as error:
-                if transient(error):  # another one was quicker, maybe on another node of the cluster
+                # Another one was quicker, maybe on another node of the cluster.
+                if self.database.facts.says(error, "transient"):
                     return False
                 raise
         pause = self.settings.lease / 3

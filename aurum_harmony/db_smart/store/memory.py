@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
+from ..dialects.base import Facts
 from ..errors import DbSmartError
-from .database import number, sqlstate, translated
+from .database import translated
 from .tables import TABLE_NAMES, objects
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ _logger = logging.getLogger(__name__)
 _FIRST_RUN = ("made", "added", "loosened", "there")
 #: Which tables of the models were there when a run was complete.
 _MODEL = "model"
-#: SQLSTATE of an undefined table or column, and MariaDB's numbers.
-STATES = ("42P01", "42703")
-NUMBERS = (1051, 1054, 1072, 1091, 1146)
-_WORDS = ("no such table", "no such column", "has no column named")
 
 
 class Event(NamedTuple):
@@ -60,10 +57,10 @@ class Memory:
     """The memory of one run on one database.
 
     :param module: dotted name of the application's migrations.
+    :param facts: of the kind of database.
     :param order: names of its migrations in the order of their definition.
     :param applied: names of migrations that the history held when the run began.
     :param models: the models; ``None`` where there are none for this database.
-    :param normalize_name: a name as the database compares it.
     :param place: the schema in which the database has what a model has in another one.
     """
 
@@ -75,16 +72,17 @@ class Memory:
     def __init__(
         self,
         module: str,
+        facts: Facts,
         order: Iterable[str] = (),
         applied: Iterable[str] = (),
         models: sa.MetaData | None = None,
-        normalize_name: Callable[[str], str] = str,
         place: Callable[[str | None], str | None] = lambda schema: schema,
     ) -> None:
         self.module = module
         self._order = {name: number for number, name in enumerate(order)}
         self._applied = set(applied)
-        self._normalize_name = normalize_name
+        self.facts = facts
+        self._normalize_name = normalize_name = facts.normalize_name
         self._place = place
         self._models = {
             (place(table.schema) or "", normalize_name(table.name)): table
@@ -110,10 +108,9 @@ class Memory:
         :param migrations: those of the application for this database.
         :param connection: that of the run.
         """
-        normalize_name = folding(plan.database.dialect)
         names = [migration.name for migration in migrations]
         place = partial(translated, connection)
-        return cls(module, names, {item.name for item in plan.applied}, models, normalize_name, place)
+        return cls(module, plan.database.facts, names, {item.name for item in plan.applied}, models, place)
 
     def read(self, connection: sa.Connection) -> None:
         """Read what the database remembers. One query."""
@@ -240,7 +237,7 @@ class Memory:
         On the run that made the tables from the models, any that is not there, but in SQL that names a table which was
         there before: the models say nothing of that one. Else what a later migration took away.
         """
-        if not missing(error):
+        if not self._missing(error):
             return False
         statement = getattr(error, "statement", None) or ""
         if self.excused(migration, statement) is None:
@@ -254,6 +251,12 @@ class Memory:
             _named(name, text) or (kind == "table" and _named(name, statement))
             for kind, name in self._taken_since(migration)
         )
+
+    def _missing(self, error: BaseException) -> bool:
+        """Whether an error says that a table or a column does not exist."""
+        if isinstance(error, sa.exc.DBAPIError):
+            return self.facts.says(error, "missing")
+        return isinstance(error, (sa.exc.NoSuchTableError, sa.exc.NoSuchColumnError))
 
     def excused(self, migration: str, statement: str) -> str | None:
         """A pattern for the message of such an error, that of databases too.
@@ -414,21 +417,6 @@ def _named(name: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def folding(dialect: str) -> Callable[[str], str]:
-    """How a kind of database compares names: PostgreSQL alone tells upper from lower case."""
-    return str if dialect == "postgresql" else str.lower
-
-
 def insert(event: Event) -> sa.Insert:
     """The statement that remembers an event."""
     return objects.insert().values(event._asdict())
-
-
-def missing(error: BaseException) -> bool:
-    """Whether an error says that a table or a column does not exist."""
-    if isinstance(error, (sa.exc.NoSuchTableError, sa.exc.NoSuchColumnError)):
-        return True
-    if not isinstance(error, sa.exc.DBAPIError):
-        return False
-    cause = error.orig or error
-    return sqlstate(error) in STATES or number(error) in NUMBERS or any(words in str(cause) for words in _WORDS)

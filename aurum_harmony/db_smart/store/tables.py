@@ -6,6 +6,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from ..dialects.base import facts_of
 
 #: How long a name the history can hold, characters.
 MAX_NAME = 200
@@ -76,18 +79,9 @@ class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function 
     type = sa.BigInteger()
 
 
-@compiles(epoch_us, "postgresql")
-def _epoch_postgresql(*_: Any, **__: Any) -> str:
-    # Not now(), which is the start of the transaction.
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
-
-
-@compiles(epoch_us, "mysql")
-@compiles(epoch_us, "mariadb")
-def _epoch_mysql(*_: Any, **__: Any) -> str:
-    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
-
-
-@compiles(epoch_us, "sqlite")
-def _epoch_sqlite(*_: Any, **__: Any) -> str:
-    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+@compiles(epoch_us)
+def _epoch_us(element: epoch_us, compiler: SQLCompiler, **_: Any) -> str:
+    clock = facts_of(compiler.dialect.name).clock
+    if clock is None:
+        raise sa.exc.UnsupportedCompilationError(compiler, type(element))
+    return clock

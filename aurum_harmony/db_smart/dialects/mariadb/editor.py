@@ -23,8 +23,8 @@ from ...schema.catalog import Constraint
 from ...schema.ddl import AddColumns, ModifyColumn
 from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
 from ...session.sql import default_text, definition_text, render, string_text
-from ...store.database import number
 from ..editor import Broken, Change, SchemaEditor
+from .facts import number
 from .types import blocks, character_set, type_of
 
 _ONLINE = ", LOCK=NONE"

@@ -25,8 +25,8 @@ from ...schema.column_types import free_on_postgresql, native_values, spelled
 from ...schema.ddl import UniqueUsingIndex, ValidateConstraint
 from ...schema.rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
 from ...session.sql import as_written, render, string_text, type_text
-from ...store.database import sqlstate
 from ..editor import Broken, Change, SchemaEditor
+from .facts import sqlstate
 
 _MAX_NAME = 63
 #: What constraints rows break, by SQLSTATE.
