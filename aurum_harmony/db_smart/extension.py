@@ -204,9 +204,7 @@ class DbSmart:
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
             found: Sequence[sa.Table] = model_tables.missing(connection, metadata)
             if found:
-                from .store.memory import Memory
-
-                memory = Memory.of(planner.module, planner.of(database), plan, metadata, connection)
+                memory = planner.memory(plan, metadata, connection)
                 memory.read(connection)
                 found = (memory.had(found) or []) if plan.behind else found
                 names = [table.key for table in found]

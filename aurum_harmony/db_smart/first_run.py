@@ -6,7 +6,7 @@ all migrations are through; see :mod:`~.schema.loosening`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
@@ -16,12 +16,24 @@ from .notices import logger_of
 from .schema import loosening, model_tables
 from .schema.catalog import Catalog
 from .session.journal import Journal
+from .session.transaction import Transaction
 from .store.database import Database, begin, commit, translated
-
-if TYPE_CHECKING:
-    from .runner import DatabaseRun
+from .store.lock import Lock
+from .store.memory import Memory
 
 _logger = logger_of(__name__)
+
+
+class Run(Protocol):
+    """What a first run is told of the run on its database; see :class:`~.runner.DatabaseRun`."""
+
+    database: Database
+    connection: sa.Connection
+    lock: Lock
+    memory: Memory
+
+    def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> Transaction:
+        """What an operation talks to."""
 
 
 def warn_of_lost_history(database: Database, connection: sa.Connection, plan: Plan, metadata: sa.MetaData) -> None:
@@ -48,7 +60,7 @@ def warn_of_lost_history(database: Database, connection: sa.Connection, plan: Pl
     )
 
 
-def loosen(run: DatabaseRun, error: Exception) -> bool:
+def loosen(run: Run, error: Exception) -> bool:
     """Let a column take NULL until the first run is complete, if that is what a row of a migration needs.
 
     :returns: whether something was changed, so that the migration is to be tried again.
@@ -74,7 +86,7 @@ def loosen(run: DatabaseRun, error: Exception) -> bool:
     return bool(wanted)
 
 
-def tighten(run: DatabaseRun) -> None:
+def tighten(run: Run) -> None:
     """Have the columns that were loosened as the models have them.
 
     :raises DbSmartError: rows have no value for one.
@@ -102,7 +114,7 @@ def tighten(run: DatabaseRun) -> None:
         _set_nullable(run, model, name, False)
 
 
-def _set_nullable(run: DatabaseRun, model: sa.Table, name: str, nullable: bool) -> None:
+def _set_nullable(run: Run, model: sa.Table, name: str, nullable: bool) -> None:
     """Change a column of a table that this first run made."""
     from .dialects.editor import Change, editor_of  # imports Alembic
 

@@ -91,9 +91,9 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
     previews = []
     database, mine, models = plan.database, planner.of(plan.database), db.metadatas.get(plan.database.key)
     with _opened(database) as (connection, catalog):
-        memory = Memory.of(planner.module, mine, plan, models, connection)
+        memory = planner.memory(plan, models, connection)
         begun = _remembered(database, memory)
-        first = memory.is_first_run(mine, plan)
+        first = plan.is_first_run(planner.module, mine, memory.applications)
         transaction = DryTransaction(database, connection, catalog, memory)
         if first and create_all and models is not None:
             transaction.current = Preview("tables of the models", "first run")

@@ -278,7 +278,8 @@ class DatabaseRun:
         if not (plan.behind or missing) and plan.state is not None and plan.state.source == planner.sources.digest:
             return plan.state
         if plan.behind:
-            snapshot.take(self._runner.app, database, connection, plan.pending)
+            name = plan.pending[0].migration.name if plan.pending else "first_run"
+            snapshot.take(self._runner.app, database, connection, name)
         self._outcome.changed |= plan.behind
         self._lock_timeout = DdlLockTimeout(database, connection, self._runner.ddl.lock_timeout)
         self._begun, self.memory = tried_again(database, lambda: self._prepare(plan), self._runner.ddl.retries)
@@ -349,9 +350,9 @@ class DatabaseRun:
         history.create_tables(connection)
         metadata = self._runner.db.metadatas.get(database.key)
         mine = self._runner.planner.of(database)
-        memory = Memory.of(self._runner.planner.module, mine, plan, metadata, connection)
+        memory = self._runner.planner.memory(plan, metadata, connection)
         memory.read(connection)
-        first = memory.is_first_run(mine, plan)
+        first = plan.is_first_run(self._runner.planner.module, mine, memory.applications)
         if first and self._runner.create_all and metadata is not None:
             if not plan.applied and not memory.fresh:
                 warn_of_lost_history(database, connection, plan, metadata)

@@ -60,7 +60,7 @@ def main() -> None:
             database = databases(db.engines, {})["default"]
         fill(path, journal, "new")
         with app.app_context(), database.connect() as connection:
-            snapshot.take(app, database, connection, [])
+            snapshot.take(app, database, connection, "first_run")
         (chosen,) = snapshot.listed(app, database)
         fill(old, journal, "old")
         counts = Counter(kills=0, old=0, new=0, broken=0)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import DbSmartError
+from ..notices import logger_of
 
 if TYPE_CHECKING:
     from ..loading.decorator import Migration
     from ..store.database import Database
     from ..store.history import Applied, State
+
+_logger = logger_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,45 @@ class Plan:
     def elsewhere(self) -> str | None:
         """The schema of its history, where that is not the one in which a run would make it."""
         return None if self.state is None else self.state.place
+
+    def is_first_run(self, module: str, migrations: Sequence[Migration], applications: Set[str]) -> bool:
+        """Whether the migrations of this application have never been applied whole to a database.
+
+        :param module: dotted name of the application's migrations.
+        :param migrations: those for this database.
+        :param applications: the migrations of which a first run was complete here.
+        :raises DbSmartError: those of another one have, and share names with them.
+        """
+        if self.state is None or not self.state.source:
+            return True
+        others = applications - {module}
+        if module in applications:
+            return False
+        applied = {(item.name, item.checksum) for item in self.applied}
+        names = {name for name, _ in applied}
+        shared = [item for item in migrations if item.name in names]
+        if not others and (shared or not applied):  # of a release that did not write down whose history it is
+            return False
+        same_code = any((item.name, item.checksum) in applied for item in shared)  # a module that was renamed
+        clash = [item.name for item in shared if item.options.once]
+        owner = " and ".join(map(repr, sorted(others))) or "another application"
+        database = self.database
+        if clash and not same_code:
+            raise DbSmartError(
+                f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
+                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {module!r} has too: it "
+                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
+                "database or a schema of its own."
+            )
+        if shared:
+            _logger.warning(
+                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
+                database.name,
+                owner,
+                module,
+                ", ".join(item.name for item in shared),
+            )
+        return True
 
     def refuse_elsewhere(self) -> None:
         """Refuse to run anything by a history in another schema: it may be that of another installation.

@@ -21,6 +21,7 @@ from .plan import COMPLETE, Plan, ahead, describe, edited_once, pending
 if TYPE_CHECKING:
     from ..loading.decorator import Migration
     from ..store.history import Applied, State
+    from ..store.memory import Memory
 
 
 _logger = logger_of(__name__)
@@ -85,6 +86,17 @@ class Planner:
     def of(self, database: Database) -> list[Migration]:
         """The migrations of one database."""
         return [item for item in self.migrations if (item.options.database or "default") == database.name]
+
+    def memory(self, plan: Plan, models: sa.MetaData | None, connection: sa.Connection) -> Memory:
+        """What a database remembers of objects; nothing is read yet.
+
+        :param models: those of the application for this database.
+        :param connection: that of the run.
+        """
+        from ..store.memory import Memory
+
+        names = [migration.name for migration in self.of(plan.database)]
+        return Memory.of(self.module, names, plan.database, plan.applied, models, connection)
 
     def by_flag(self) -> FlagVerdict:
         """Levels 0 and 1: see :func:`~.boot.flag.check`."""

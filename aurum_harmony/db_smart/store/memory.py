@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from ..dialects.base import Facts
-from ..errors import DbSmartError
-from .database import translated
+from .database import Database, translated
+from .history import Applied
 from .tables import TABLE_NAMES, objects
-
-if TYPE_CHECKING:
-    from ..boot.plan import Plan
-    from ..loading.decorator import Migration
 
 _logger = logging.getLogger(__name__)
 
@@ -98,19 +94,20 @@ class Memory:
     def of(
         cls,
         module: str,
-        migrations: Sequence[Migration],
-        plan: Plan,
+        migrations: Iterable[str],
+        database: Database,
+        applied: Iterable[Applied],
         models: sa.MetaData | None,
         connection: sa.Connection,
     ) -> Memory:
-        """The memory of a run of a plan; nothing is read yet.
+        """The memory of a run; nothing is read yet.
 
-        :param migrations: those of the application for this database.
+        :param migrations: names of those of the application for this database, in order.
+        :param applied: what the history held when the run began.
         :param connection: that of the run.
         """
-        names = [migration.name for migration in migrations]
         place = partial(translated, connection)
-        return cls(module, plan.database.facts, names, {item.name for item in plan.applied}, models, place)
+        return cls(module, database.facts, [*migrations], {item.name for item in applied}, models, place)
 
     def read(self, connection: sa.Connection) -> None:
         """Read what the database remembers. One query."""
@@ -311,43 +308,6 @@ class Memory:
             return None
         self._add(new)
         return new
-
-    def is_first_run(self, migrations: Sequence[Migration], plan: Plan) -> bool:
-        """Whether the migrations of this application have never been applied whole to a database.
-
-        :param migrations: those of the application for this database.
-        :raises DbSmartError: those of another one have, and share names with them.
-        """
-        if plan.state is None or not plan.state.source:
-            return True
-        others = self.applications - {self.module}
-        if self.module in self.applications:
-            return False
-        applied = {(item.name, item.checksum) for item in plan.applied}
-        names = {name for name, _ in applied}
-        shared = [item for item in migrations if item.name in names]
-        if not others and (shared or not applied):  # of a release that did not write down whose history it is
-            return False
-        same_code = any((item.name, item.checksum) in applied for item in shared)  # a module that was renamed
-        clash = [item.name for item in shared if item.options.once]
-        owner = " and ".join(map(repr, sorted(others))) or "another application"
-        database = plan.database
-        if clash and not same_code:
-            raise DbSmartError(
-                f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
-                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {self.module!r} has too: it "
-                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
-                "database or a schema of its own."
-            )
-        if shared:
-            _logger.warning(
-                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
-                database.name,
-                owner,
-                self.module,
-                ", ".join(item.name for item in shared),
-            )
-        return True
 
     def begin_first_run(self, connection: sa.Connection, tables: Iterable[sa.Table]) -> list[Event]:
         """Note which tables are about to be made from the models.

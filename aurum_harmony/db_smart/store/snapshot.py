@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,7 +26,6 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from flask import Flask
 
-from ..boot.plan import Pending
 from ..errors import DbSmartError
 from ..files import give, make_folder
 from ..notices import logger_of
@@ -180,11 +179,11 @@ def prune(app: Flask, database: Database, database_id: str) -> None:
         _logger.warning("db-smart: an old snapshot cannot be removed: %s", error)
 
 
-def take(app: Flask, database: Database, connection: sa.Connection, pending: Sequence[Pending]) -> None:
+def take(app: Flask, database: Database, connection: sa.Connection, first: str) -> None:
     """Make a snapshot before the first change of a run; of a SQLite file that holds a table.
 
     :param connection: the connection of the run, outside a transaction.
-    :param pending: what the run is going to apply.
+    :param first: name of the migration that is the first to run.
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     :raises DbSmartError: there is no snapshot; nothing was changed.
     """
@@ -196,7 +195,7 @@ def take(app: Flask, database: Database, connection: sa.Connection, pending: Seq
     try:
         if not isinstance(source, sqlite3.Connection):
             raise OSError(f"the driver {type(source).__module__} is not Python's sqlite3")
-        path = _take(app, database, source, pending[0].migration.name if pending else "first_run", keep, once_only=True)
+        path = _take(app, database, source, first, keep, once_only=True)
     except (sqlite3.Error, OSError) as error:
         raise DbSmartError(
             f"Cannot make a snapshot of the database {database.name!r} ({database.url}) in {snapshot_folder(app)}: "
