@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import json
 import sys
 import warnings
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurum_harmony.db_smart.errors import MigrationError
-from aurum_harmony.db_smart.loading.checksum import ModuleSource
+from aurum_harmony.db_smart.loading.checksum import ModuleSource, _codes
 from tests.harness.processes import find_python, run_python
 
 #: The version of Python and the definitions of this sample must not matter. Each is reached by ``migrate``.
@@ -409,6 +410,49 @@ EDITS = {
 @pytest.mark.parametrize(("before", "after"), EDITS.values(), ids=EDITS)
 def test_edit_counts(before: str, after: str) -> None:
     assert checksum(before) != checksum(after)
+
+
+LOADED = {
+    "argument": "def migrate(op): A, B(1, x=C)",
+    "assignment": "def migrate(op):\n    x = A\n    op.f(x[B:1], -C + 1, not x, f'{x!r:>{D}}')",
+    "argument of the same name": "def migrate(A): A.f(B)",
+    "default of an argument of the same name": "def migrate(op, A=A, *B, **C): A.f(B, C)",
+    "local of the same name": "def migrate(op):\n    A = 1\n    op.f(A, B)",
+    "loop": "def migrate(op):\n    for A in B:\n        op.f(A)\n    else:\n        C()",
+    "with": "def migrate(op):\n    with A as B, C:\n        B()",
+    "lambda": "def migrate(op):\n    op.f(lambda A, b=B: (A, b, C))",
+    "nested function of the same name": "def migrate(op):\n    def A(): B\n    A()",
+    "annotations": "def migrate(op: A) -> B:\n    c: C = 1\n    def f(a: D): pass",
+    "decorator": "@A\n@B.b\n@C(1)\ndef migrate(op): pass",
+    "dead code": "def migrate(op):\n    if False:\n        A()\n    while 0:\n        B()\n    return C\n    D()",
+    "dead operands": "def migrate(op):\n    op.f(1 if True else A, None and B, [C for _ in op if False])",
+    "assert": "def migrate(op):\n    assert A, B",
+    "local import": "def migrate(op):\n    import A.B as C\n    from B import A\n    op.f(A, B, C)",
+    "global": "def migrate(op):\n    global A\n    A += 1\n    del B",
+    "walrus": "def migrate(op): op.f((A := 1), A, B)",
+    "except": "def migrate(op):\n    try:\n        A\n    except B as C:\n        C",
+    "class": "def migrate(op):\n    class A(B):\n        C = C\n        def f(self): return __class__, D",
+    "match": "def migrate(op):\n    match op:\n        case A.a | B():\n            C\n        case {'x': D, **C}: D",
+    "comprehension": "def migrate(op): return [A for A in B], {C: C for _ in op}",
+}
+
+
+@pytest.mark.parametrize("source", LOADED.values(), ids=LOADED)
+def test_what_a_function_reaches_is_what_the_compiler_has_it_load(source: str) -> None:
+    """Whether or not it was compiled for it."""
+    constants = "A = 1\nB = 2\nC = 3\nD = 4\n"
+    module = ModuleSource("sample", "sample.py", (constants + source).encode())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of an assertion that is always true
+        code = compile(source, "sample.py", "exec", dont_inherit=True, optimize=0)
+    loaded = {
+        instruction.argval
+        for inner in _codes(code)
+        for instruction in dis.get_instructions(inner)
+        if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS")
+    }
+    function = _function((constants + source).encode(), "migrate")
+    assert module.reaches(function, _named_migration) == loaded & set("ABCD")
 
 
 def test_name_of_the_function_counts() -> None:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import MigrationError, text_of
 from .sources import CHECKSUM_VERSION
@@ -26,11 +26,26 @@ from .sources import CHECKSUM_VERSION
 IsDecorator = Callable[[ast.expr], bool]
 
 _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+_DOCUMENTED = (*_Function, ast.ClassDef)
 _Comprehension = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+#: What has a scope of its own, or nothing in it.
+_UNENTERED = (*_DOCUMENTED, ast.Lambda, *_Comprehension, ast.Import, ast.ImportFrom, ast.Name, ast.Constant)
 #: What ``from module import *`` binds: it may be behind any name, so that every migration reaches it.
 _STAR = "*"
 _LOADS = ("LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS")
 _BLANKS = re.compile(r"[ \t\r\f\v]*\n(?:[ \t\r\f\v]*\n)*")
+#: Where code is. What is within an expression is not searched.
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+#: Fields of syntax trees that say nothing of what the code does.
+_UNSAID = ("ctx", "kind", "type_comment", "type_ignores")
+#: Of a statement made only of these, the compiler leaves nothing out, and a name is bound nowhere but in a ``Name``
+#: or an ``arg``: so the names that it takes can be read from its tree, without compiling it, which takes longer.
+_STRAIGHT = {
+    *(*_Function, ast.arguments, ast.arg, ast.Lambda, ast.Expr, ast.Assign, ast.Pass, ast.For, ast.With, ast.withitem),
+    *(ast.Call, ast.keyword, ast.Starred, ast.Name, ast.Attribute, ast.Constant, ast.JoinedStr, ast.FormattedValue),
+    *(ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Subscript, ast.Slice, ast.BinOp, ast.UnaryOp, ast.Compare),
+    *(*ast.operator.__subclasses__(), *ast.unaryop.__subclasses__(), *ast.cmpop.__subclasses__()),
+}
 
 
 class ModuleSource:
@@ -50,8 +65,11 @@ class ModuleSource:
             self.tree = ast.parse(content, path)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise _not_importable(name, path, error) from None
-        self._texts: dict[ast.stmt, str] = {}
+        # A statement is reached by many functions, and each of these is asked about twice.
+        self._dumps: dict[ast.stmt, _Dump] = {}
         self._used: dict[ast.stmt, set[str]] = {}
+        self._closures: dict[ast.stmt, dict[str, list[ast.stmt]]] = {}
+        self._lines: dict[tuple[ast.stmt, str], bytes] = {}
 
     def functions(self) -> dict[str, int]:
         """How many top-level functions have each name."""
@@ -70,10 +88,14 @@ class ModuleSource:
         """
         root = self._node(function)
         digest = hashlib.sha256(b"%d\0" % CHECKSUM_VERSION)
-        digest.update(_encode(_dump(_plain(root, is_decorator))))
+        digest.update(_encode(self._dump(root, is_decorator).text))
         for name, statements in sorted(self._closure(root, is_decorator).items()):
             for statement in statements:
-                digest.update(_encode(f"{name}={self._text(statement, name, is_decorator)}"))
+                line = self._lines.get((statement, name))
+                if line is None:
+                    line = _encode(f"{name}={self._text(statement, name, is_decorator)}")
+                    self._lines[statement, name] = line
+                digest.update(line)
         return digest.hexdigest()
 
     def reaches(self, function: FunctionType, is_decorator: IsDecorator) -> set[str]:
@@ -82,7 +104,10 @@ class ModuleSource:
 
     def _closure(self, root: ast.stmt, is_decorator: IsDecorator) -> dict[str, list[ast.stmt]]:
         """Every name of the module that ``root`` reaches, with the statements that define it, in order."""
-        closure: dict[str, list[ast.stmt]] = {}
+        closure = self._closures.get(root)
+        if closure is not None:
+            return closure
+        closure = self._closures[root] = {}
         waiting = {*self._names(root, is_decorator), _STAR}
         while waiting:
             name = waiting.pop()
@@ -108,10 +133,14 @@ class ModuleSource:
     @cached_property
     def _nodes(self) -> dict[tuple[str, int], ast.stmt]:
         nodes: dict[tuple[str, int], ast.stmt] = {}
-        for node in ast.walk(self.tree):
+        waiting: list[ast.AST] = [self.tree]
+        while waiting:
+            node = waiting.pop()
             if isinstance(node, _Function):
                 # A code object begins at its first decorator.
                 nodes[node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])] = node
+            for block in _BLOCKS:
+                waiting += getattr(node, block, ())
         return nodes
 
     @cached_property
@@ -150,13 +179,17 @@ class ModuleSource:
                 [self._text(child, name, is_decorator) for child in branch if name in _bound(child)]
                 for branch in (statement.body, statement.orelse)
             ]
-            return f"If({_dump(statement.test)},{branches!r})"
+            return f"If({_dump(statement.test).text},{branches!r})"
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             aliases = [(a.name, a.asname) for a in statement.names if _imported(a) == name]
             return ascii((getattr(statement, "module", None), getattr(statement, "level", None), aliases))
-        if statement not in self._texts:
-            self._texts[statement] = _dump(_plain(statement, is_decorator))
-        return self._texts[statement]
+        return self._dump(statement, is_decorator).text
+
+    def _dump(self, statement: ast.stmt, is_decorator: IsDecorator) -> _Dump:
+        dump = self._dumps.get(statement)
+        if dump is None:
+            dump = self._dumps[statement] = _dump(_plain(statement, is_decorator))
+        return dump
 
     def _names(self, statement: ast.stmt, is_decorator: IsDecorator) -> set[str]:
         """The names that a statement takes from the module, also those that its functions take when called.
@@ -164,9 +197,21 @@ class ModuleSource:
         The compiler decides which names are local. Names of a class body count although they may be its own: too many
         names re-run an idempotent migration once more, too few would miss an edit.
         """
-        if statement not in self._used:
-            self._used[statement] = self._loaded(_plain(statement, is_decorator))
-        return self._used[statement]
+        names = self._used.get(statement)
+        if names is None:
+            names = self._used[statement] = self._taken(statement, is_decorator)
+        return names
+
+    def _taken(self, statement: ast.stmt, is_decorator: IsDecorator) -> set[str]:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            return set()
+        if not isinstance(statement, ast.If):  # of which the text is made of its parts
+            dump = self._dump(statement, is_decorator)
+            if dump.kinds <= _STRAIGHT:
+                names = dump.loaded & self._bindings.keys()
+                if names.isdisjoint(dump.bound):
+                    return names
+        return self._loaded(_plain(statement, is_decorator))
 
     def _loaded(self, statement: ast.stmt) -> set[str]:
         try:
@@ -214,7 +259,7 @@ def _bound(statement: ast.stmt) -> set[str]:
     """The module-level names that a top-level statement defines or may change."""
     names: set[str] = set()
     for node in _in_module_scope(statement):
-        if isinstance(node, (*_Function, ast.ClassDef)):
+        if isinstance(node, _DOCUMENTED):
             names.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names |= {_imported(alias) for alias in node.names}
@@ -244,7 +289,7 @@ def _in_module_scope(node: ast.AST) -> Iterator[ast.AST]:
     while waiting:
         node = waiting.pop()
         yield node
-        if not isinstance(node, (*_Function, ast.ClassDef, ast.Lambda, *_Comprehension)):
+        if not isinstance(node, _UNENTERED):
             waiting += ast.iter_child_nodes(node)
 
 
@@ -253,45 +298,82 @@ def _imported(alias: ast.alias) -> str:
     return (alias.asname or alias.name).split(".")[0]
 
 
-def _dump(root: ast.AST) -> str:
-    """Canonical text of a syntax tree.
+class _Dump(NamedTuple):
+    """A statement, read once.
+
+    :ivar text: its canonical text.
+    :ivar kinds: the kinds of nodes that it is made of.
+    :ivar loaded: names that it takes, its own among them.
+    :ivar bound: names that a ``Name``, an argument or a function in it binds.
+    """
+
+    text: str
+    kinds: set[type]
+    loaded: set[str]
+    bound: set[str]
+
+
+def _dump(root: ast.AST) -> _Dump:
+    """Canonical text of a syntax tree, and what is in it.
 
     :func:`ast.dump` will not do: what it prints differs between versions of Python, by new and empty fields. Without
     recursion, as a long sum is a deep tree.
     """
     written: list[str] = []
+    dump = _Dump("", set(), set(), set())
     waiting: list[Any] = [root]
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
             written.append(item)
-        elif isinstance(item, list):
-            waiting.append("]")
-            for child in reversed(item):
-                waiting += [",", child if isinstance(child, (ast.AST, list)) else ascii(child)]
-            waiting.append("[")
-        else:
-            waiting += reversed(_parts(item))
-    return "".join(written)
+            continue
+        kind = type(item)
+        dump.kinds.add(kind)
+        if kind is ast.Name:
+            (dump.loaded if isinstance(item.ctx, ast.Load) else dump.bound).add(item.id)
+        elif kind is ast.arg:
+            dump.bound.add(item.arg)
+        elif isinstance(item, _Function):
+            dump.bound.add(item.name)
+        waiting += reversed(_parts(item))
+    return dump._replace(text="".join(written))
 
 
 def _parts(node: ast.AST) -> list[Any]:
-    """The text of a node, in pieces: strings as they are, and the nodes and lists of nodes that are still to do."""
+    """The text of a node, in pieces: strings as they are, and the nodes that are still to do."""
+    kind = type(node)
+    if isinstance(node, ast.Name):
+        return [f"Name(id={node.id!a},)"]
     if isinstance(node, ast.Constant):
         return [f"{type(node.value).__name__}:{_constant(node.value, node)!a}"]
     if isinstance(node, ast.JoinedStr):
         return ["JoinedStr[", *_joined(node), "]"]
-    parts: list[Any] = [f"{type(node).__name__}("]
-    for field in node._fields:
+    parts: list[Any] = []
+    text = f"{kind.__name__}("
+    for field in kind._fields:
         child: Any = getattr(node, field, None)
-        if field in ("ctx", "kind", "type_comment", "type_ignores"):
+        if child is None or child == [] or field in _UNSAID:
             continue
-        if field == "body" and isinstance(node, (*_Function, ast.ClassDef)):
-            child = child[1:] if ast.get_docstring(node, clean=False) is not None else child
-        if child is None or child == []:
+        if not isinstance(child, (ast.AST, list)):
+            text += f"{field}={child!a},"
             continue
-        parts += [f"{field}=", child if isinstance(child, (ast.AST, list)) else ascii(child), ","]
-    return [*parts, ")"]
+        if not isinstance(child, list):
+            parts += [f"{text}{field}=", child]
+            text = ","
+            continue
+        if field == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            child = child[1:]
+            if not child:
+                continue
+        text += f"{field}=["
+        for one in child:
+            if isinstance(one, ast.AST):
+                parts += [text, one]
+                text = ","
+            else:
+                text += f"{one!a},"
+        text += "],"
+    return [*parts, f"{text})"]
 
 
 def _joined(node: ast.JoinedStr) -> Iterator[Any]:

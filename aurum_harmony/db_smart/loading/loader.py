@@ -121,23 +121,26 @@ class _Finder(MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if isinstance(finder, _Finder) else finder.find_spec(fullname, path, target)
             if spec is not None:
-                spec.loader = _Loader(spec.loader, self._content, self._source)
+                spec.loader = _Loader(spec.loader, self._content, self._source.compiled)
                 return spec
         return None
 
 
 class _Loader(Loader):
-    """Makes a module from bytes; all else, such as its resources, is left to the loader that it would have."""
+    """Makes a module from bytes; all else, such as its resources, is left to the loader that it would have.
 
-    def __init__(self, usual: Any, content: bytes, source: ModuleSource) -> None:
+    The module keeps it for good, so that it must not hold the syntax tree.
+    """
+
+    def __init__(self, usual: Any, content: bytes, code: CodeType) -> None:
         self._usual = usual
         self._content = content
-        self._source = source
+        self._code = code
 
     def exec_module(self, module: ModuleType) -> None:
         """Execute the source."""
         module.__dict__[_LOADED] = self._content
-        exec(self._source.compiled, module.__dict__)
+        exec(self._code, module.__dict__)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._usual, name)
@@ -162,10 +165,14 @@ def _migrations(module: ModuleType, source: ModuleSource) -> list[Migration]:
 
     candidates = [*(function for function, _ in marked), *plain]
     reach = {function: source.reaches(function, is_decorator) for function in candidates}
+    users: dict[str, list[FunctionType]] = {}
+    names = {function.__name__ for function in plain}
+    for function, reached in reach.items():
+        for name in reached & names:
+            users.setdefault(name, []).append(function)
     for function in plain:
-        name = function.__name__
         # A part of another migration; of two that call each other, neither is.
-        if not any(name in reach[other] and other.__name__ not in reach[function] for other in reach):
+        if all(other.__name__ in reach[function] for other in users.get(function.__name__, ())):
             marked.append((function, Options()))
     definitions = source.functions()
     migrations = []

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -322,6 +323,9 @@ class _FileLock(Lock):
         self._info = None if path is None else Path(f"{path}.db-smart.holder")
         self._lock: BaseFileLock | None = None
         self._since = datetime.now(timezone.utc)
+        #: The second file, as long as it is ours, and how long what it says was at most.
+        self._notes: FileIO | None = None
+        self._width = 0
 
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
         if self._path is None:  # a database in memory has no other process
@@ -349,6 +353,7 @@ class _FileLock(Lock):
     def release(self) -> None:
         if self._lock is not None and self._info is not None:
             try:
+                self._close_notes()
                 self._info.unlink(missing_ok=True)
             except OSError as error:  # whoever looks asks the lock first
                 _logger.debug("db-smart: cannot remove %s: %s", self._info, error)
@@ -397,19 +402,35 @@ class _FileLock(Lock):
 
     def note(self, migration: str) -> None:
         if self._info is not None:
-            text = json.dumps([_me(), self._since.isoformat(), migration])
+            text = json.dumps([_me(), self._since.isoformat(), migration]).encode()
+            # In one write, with blanks over what was longer, as others may read it meanwhile.
+            self._width = max(self._width, len(text))
+            if self._notes is not None and os.fstat(self._notes.fileno()).st_nlink:
+                self._notes.seek(0)
+                self._notes.write(text.ljust(self._width))
+                return
             # A new file, as what is there may be a link that leads to another file, or a pipe.
+            self._close_notes()
             temporary = self._info.with_name(f"{self._info.name}.{os.getpid()}")
             temporary.unlink(missing_ok=True)
+            notes = FileIO(temporary, "x")
             try:
-                with open(temporary, "x", encoding="utf-8") as file:
-                    file.write(text)
+                notes.write(text)
+                if os.name == "nt":  # which does not rename what is open
+                    notes.close()
                 with suppress(OSError):  # a file system without owners
                     give(temporary, self._like)
                 os.replace(temporary, self._info)
             except BaseException:
+                notes.close()
                 temporary.unlink(missing_ok=True)
                 raise
+            self._notes = None if notes.closed else notes
+
+    def _close_notes(self) -> None:
+        if self._notes is not None:
+            self._notes.close()
+            self._notes = None
 
     def confirm(self, connection: sa.Connection) -> None:
         """Nothing to ask: the kernel keeps the lock as long as the process lives."""
