@@ -99,7 +99,7 @@ class DbSmart:
             self.init_app(app, db, migrations=migrations)
 
     def init_app(self, app: Flask, db: SQLAlchemy | None = None, *, migrations: str | None = None) -> None:
-        """Register the commands and the first-request hook on an application. Touches no file and no database.
+        """Register the commands and the hook for the first request. It touches no file and no database.
 
         Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
         ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``; and
@@ -112,15 +112,15 @@ class DbSmart:
         if _EXTENSION in app.extensions:
             raise ConfigError("A DbSmart is already registered on this application; use app.extensions['db_smart'].")
         if migrations is None:
-            raise ConfigError("DbSmart needs to know the migrations: DbSmart(app, db, migrations='myapp.migrations').")
+            raise ConfigError("DbSmart needs the migrations: DbSmart(app, db, migrations='myapp.migrations').")
         db = db if db is not None else app.extensions.get("sqlalchemy")
         if db is None:
-            raise ConfigError("DbSmart needs Flask-SQLAlchemy: pass db, or call db.init_app(app) before.")
+            raise ConfigError("DbSmart needs Flask-SQLAlchemy: pass db, or call db.init_app(app) first.")
         if not hasattr(db, "_app_engines"):
             kind = f"{type(db).__module__}.{type(db).__qualname__}"
             raise ConfigError(
-                f"DbSmart needs the SQLAlchemy of Flask-SQLAlchemy; {kind} is another one, which it cannot work with. "
-                "Pass DbSmart(app, db, ...) a flask_sqlalchemy.SQLAlchemy."
+                f"DbSmart needs the SQLAlchemy of Flask-SQLAlchemy; {kind} is a different class. "
+                "Pass a flask_sqlalchemy.SQLAlchemy: DbSmart(app, db, ...)."
             )
         set_defaults(app)
         self._states[app] = AppState(db, migrations)
@@ -222,7 +222,7 @@ class DbSmart:
 
         :param selected: the databases to migrate.
         :param force: run every repeatable migration again.
-        :param remake: make the tables of the models that got lost.
+        :param remake: create the lost tables of the models again.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
         outcome = self._runner(app, planner).run(selected, force=force, remake=remake)
@@ -295,7 +295,7 @@ class DbSmart:
         started, mode = time.perf_counter(), boot_mode(app)
         force = forced(app) if changed is None else None
         if force is not None and mode == "check":
-            _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
+            _logger.warning("db-smart: %s is ignored, because DB_SMART_BOOT is 'check'", force)
         verdict = None if changed is None else FlagVerdict(False, changed)
         step = decide(mode, force, verdict)
         if step.action == "off":
@@ -351,7 +351,7 @@ class DbSmart:
 
     def _warn_of_lost_tables(self, app: Flask, planner: Planner, plans: list[Plan]) -> None:
         """Say which tables of the models are not there although nothing is pending."""
-        # That a table of a file got lost shows in its header; servers would be asked one query more at each such boot.
+        # A lost table of a file shows in its header; servers would need one more query at each such boot.
         for plan in plans:
             if plan.database.path is not None and create_all(app):
                 missing, clause = self.missing_tables(app, planner, plan)

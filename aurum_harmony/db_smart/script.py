@@ -31,7 +31,7 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     dialect = database.app_engine.dialect
     facts = database.facts
     place = f"{database.name!r} ({database.url})"
-    yield f"-- For the database {place}, by {facts.client}. Made {_now()} UTC from its state then."
+    yield f"-- For the database {place}, by {facts.client}. Made at {_now()} UTC."
     yield from facts.script_header
     if facts.name in _GUARDS:
         yield from _GUARDS[facts.name](_Guard.of(plan))
@@ -48,7 +48,7 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
         known = known and shown.unknown is None and shown.error is None
         if not known:
             # Half of a migration would be done twice, and what comes after it may build on the other half.
-            yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
+            yield "-- Left to db-smart, which runs it at the next boot. What is known of it:"
             yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
             continue
         whole = transactional and (shown.migration is None or shown.migration.options.transactional)
@@ -71,14 +71,14 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
 
 
 def leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
-    """A statement that is passed by where it wants a table or column that is not there any more."""
+    """A statement that is skipped if it needs a table or column that no longer exists."""
     yield "DO $db_smart$ BEGIN"
     yield f"  EXECUTE {string_text(statement, dialect)};"
     states = facts_of(dialect.name).errors["missing"]
     yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in states)} THEN"
     if pattern is not None:
         yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
-    yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
+    yield "  RAISE NOTICE 'db-smart: left out, because what it needs no longer exists: %', SQLERRM;"
     yield "END $db_smart$"
 
 
@@ -135,7 +135,7 @@ class _Guard:
     @property
     def later(self) -> str:
         """What to say where migrations have run since."""
-        return self._said("was made before migrations ran that the database has now, or has run itself; make a new one")
+        return self._said("is out of date, because migrations have run here since, or has run already; make a new one")
 
     def mine(self, place: str = "") -> str:
         """A condition for the database, where it has our tables."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 1
 #: The shortest time that the first request waits for the answer of a server, seconds.
 _LEAST_PATIENCE = 2.0
-#: After how long it asks anew while an earlier question has no answer, seconds.
+#: After how long it asks again while an earlier question has no answer, seconds.
 _ASK_AGAIN_SECONDS = 60.0
 #: How long a request waits for a listener that is called while another thread migrates, seconds.
 _LISTENER_SECONDS = 1.0

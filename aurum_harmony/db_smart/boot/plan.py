@@ -116,9 +116,9 @@ class Plan:
             raise DbSmartError(
                 f"Cannot migrate the database {self.database.name!r} ({self.database.url}): there is no history of "
                 f"db-smart in the current schema (the first one of the search path), and the one in {self.elsewhere!r} "
-                "(to which the search path leads) holds migrations of this application too. It cannot be told whether "
+                "(to which the search path leads) holds migrations of this application too. It is not known whether "
                 "that is the history of this installation or of another one. Nothing was changed. If it is this one's, "
-                f"put {self.elsewhere!r} first in the search path of who migrates; if the current schema is to get an "
+                f"put {self.elsewhere!r} first in the search path of who migrates. If the current schema should get an "
                 "installation of its own, migrate it once with a search path that does not lead elsewhere. More: "
                 'docs/how-it-works.md, "Schemas of PostgreSQL".'
             )

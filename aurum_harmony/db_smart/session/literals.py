@@ -86,7 +86,7 @@ def literal(value: Any, connection: sa.Connection) -> str:
     try:
         text = _DRIVERS.get(kind, _as_sqlalchemy)(value, connection)
     except Exception as error:  # of the driver, each has its own
-        raise NoLiteral(f"a value of the type {type(value).__name__} has no form in SQL") from error
+        raise NoLiteral(f"a value of the type {type(value).__name__} cannot be written as SQL") from error
     text = text.strip()
     return f"({text})" if text.startswith("-") else text
 
@@ -98,7 +98,7 @@ def _string(value: str, kind: str, dialect: sa.Dialect) -> str:
         return f"_utf8mb4 X'{value.encode().hex()}'"
     if kind == "postgresql":
         if "\0" in value:
-            raise NoLiteral("a text with the character 0 has no form in PostgreSQL")
+            raise NoLiteral("a text with the character 0 cannot be written for PostgreSQL")
         written = value.replace("\\", "\\\\").replace("'", "''")
         return "E'" + _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", written) + "'"
     parts = re.split(f"({_CONTROLS.pattern})", value)

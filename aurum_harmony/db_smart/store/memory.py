@@ -335,13 +335,13 @@ class Memory:
         if clash and not same_code:
             raise DbSmartError(
                 f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
-                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {self.module!r} has too: it "
-                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
+                f"{owner}. It holds the names {', '.join(map(repr, clash))}, which {self.module!r} uses too, so they "
+                "would count as applied. Nothing was changed. Rename these migrations, or give this application a "
                 "database or a schema of its own."
             )
         if shared:
             _logger.warning(
-                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
+                "db-smart: the history in the database %r belongs to %s; of %r it has as applied: %s",
                 database.name,
                 owner,
                 self.module,
