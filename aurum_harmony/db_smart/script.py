@@ -135,7 +135,7 @@ class _Guard:
     @property
     def later(self) -> str:
         """What to say where migrations have run since."""
-        return self._said("is out of date, because migrations have run here since, or has run already; make a new one")
+        return self._said("was made for an earlier state of the database, or has run already; make a new one")
 
     def mine(self, place: str = "") -> str:
         """A condition for the database, where it has our tables."""
