@@ -102,10 +102,11 @@ class DbSmart:
         """Register the commands and the hook for the first request. It touches no file and no database.
 
         Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
-        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``; and
-        ``FORCE_DB_MIGRATION`` at each boot.
+        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``,
+        ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT`` and
+        ``DB_SMART_DDL_RETRIES``. Each boot reads ``FORCE_DB_MIGRATION``.
 
-        :param db: the application's Flask-SQLAlchemy; the one registered on ``app`` when ``None``.
+        :param db: the application's Flask-SQLAlchemy; if ``None``, the one that is registered on ``app``.
         :param migrations: dotted name of a module or package.
         :raises ConfigError: registered twice, without migrations, or without Flask-SQLAlchemy.
         """
@@ -159,10 +160,10 @@ class DbSmart:
         return report
 
     def exempt(self, view: V) -> V:
-        """Let a view answer although the database is behind or cannot be reached, and while it is migrated.
+        """Let a view answer even if the database is behind or cannot be reached, and while it is migrated.
 
-        For probes that ask only whether the process lives. Requests for it neither make the check of the first
-        request nor wait for it.
+        For probes that only ask whether the process runs. Requests for it neither ask the database, as the first
+        request does, nor wait for that.
         """
         setattr(view, _EXEMPT, True)
         return view
@@ -278,7 +279,7 @@ class DbSmart:
             if not verdict.holds and (verdict.present or mode == "migrate"):
                 _logger.warning(
                     "db-smart: the database may be behind this code: %s. This command does not migrate; 'flask "
-                    "db-smart status' tells, 'flask db-smart migrate' brings it up to date.",
+                    "db-smart status' shows more, 'flask db-smart migrate' brings it up to date.",
                     verdict.reason,
                 )
 

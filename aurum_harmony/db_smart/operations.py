@@ -1,8 +1,8 @@
 """Schema operations for migrations: idempotent, and usable on a table that is in use.
 
-Each looks at the database before it acts, so that a migration that was cut short, or is run again after an edit, does
-only what is missing. Where the table has rows, each takes the form that leaves the table usable, and cuts the migration
-into several transactions where that form needs it.
+Each looks at the database before it acts, so a migration that was interrupted, or runs again after an edit, does only
+what is missing. If the table has rows, each takes the form that keeps the table usable, and splits the migration into
+several transactions if that form needs it.
 """
 
 from __future__ import annotations

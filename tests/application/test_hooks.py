@@ -237,7 +237,7 @@ def test_a_log_handler_that_raises_breaks_nothing(project: Project, capsys: pyte
         logger.removeHandler(handler)
         logger.setLevel(level)
     assert applied(project)
-    said = [line for line in capsys.readouterr().err.splitlines() if "extension gets lost" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "extension are lost" in line]
     assert said == [
         "db-smart: messages to aurum_harmony.db_smart.extension are lost: RuntimeError: this handler always raises"
     ]

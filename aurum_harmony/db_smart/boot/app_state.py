@@ -121,8 +121,8 @@ class AppState:
             names = " or ".join(planner.databases[name].url for name in flag.databases)
             raise DatabaseUnreachable(
                 f"The database does not answer ({names}): nothing came for {seconds:g} s (DB_SMART_LEASE_SECONDS, at "
-                f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Look at "
-                "the server, and at what stands between."
+                f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Check "
+                "the server, and the network in between."
             ) from None
         except BaseException:
             self.question = None
