@@ -41,13 +41,13 @@ _logger = logger_of(__name__)
 
 group = AppGroup("db-smart", help="Keep the database up to date with this code.")
 
-json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON alone on standard output.")
+json_option = click.option("as_json", "--json", is_flag=True, help="Print only JSON on standard output.")
 
 
 @group.command()
 @click.option("--force", is_flag=True, help="Run every repeatable migration again.")
-@click.option("--dry-run", is_flag=True, help="List what would run and what it would do; write nothing anywhere.")
-@click.option("as_sql", "--sql", is_flag=True, help="Print the SQL that would run; write nothing anywhere.")
+@click.option("--dry-run", is_flag=True, help="List what would run and what it would do; write nothing.")
+@click.option("as_sql", "--sql", is_flag=True, help="Print the SQL that would run; write nothing.")
 @click.option("names", "--database", metavar="NAME", multiple=True, help="Only this database; can be repeated.")
 @json_option
 def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as_json: bool) -> None:
@@ -62,9 +62,7 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
         selected = _select(planner, names)
         if as_sql and len(selected) > 1:
             known = ", ".join(database.name for database in selected)
-            raise click.UsageError(
-                f"There is one script for each database, and these are several: {known}. Name one with --database."
-            )
+            raise click.UsageError(f"There is one script for each database. Name one of {known} with --database.")
         for note in check_settings(app):
             click.echo(note, err=True)
         plans = [planner.ask(database, force=force) for database in selected]
@@ -91,12 +89,12 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
             _print_json({"result": result, "applied": applied, "error": None, "lock": None, **made})
             return
         if outcome.made:
-            click.echo(f"Made the tables of the models that were missing: {', '.join(outcome.made)}.")
+            click.echo(f"Created the missing tables of the models: {', '.join(outcome.made)}.")
             if not behind and not applied:
                 return
         if not outcome.changed:
             click.echo("Migration already completed: the database holds every migration of this code.")
-            click.echo("To run the repeatable ones again: --force.")
+            click.echo("To run the repeatable migrations again, use --force.")
             return
         count = len(applied)
         reasons = "; ".join(plan.clause for plan in behind)
@@ -104,7 +102,7 @@ def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as
 
 
 @group.command()
-@click.option("--check", is_flag=True, help="Exit with 1 when anything is pending.")
+@click.option("--check", is_flag=True, help="Exit with 1 if anything is pending.")
 @json_option
 def status(check: bool, as_json: bool) -> None:
     """Show what is applied and pending; write nothing."""
@@ -130,7 +128,7 @@ def status(check: bool, as_json: bool) -> None:
 @click.option("names", "--database", metavar="NAME", multiple=True, help="Only this database; can be repeated.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def unlock(names: tuple[str, ...], yes: bool) -> None:
-    """Free a lock whose holder is gone; one that is alive is left alone."""
+    """Free a lock whose holder has ended; leave it alone if the holder is alive."""
     from .store.lock import lock_of
 
     app, smart = _current()
@@ -138,8 +136,8 @@ def unlock(names: tuple[str, ...], yes: bool) -> None:
         lock = lock_of(database, lock_settings(app))
         holder = lock.left_behind()
         if holder is None:
-            click.echo(f"Database {database.name}: there is no lock; nothing to free.")
-        elif yes or click.confirm(f"Database {database.name}: free the lock of {holder}, which is gone?"):
+            click.echo(f"Database {database.name}: there is no lock to free.")
+        elif yes or click.confirm(f"Database {database.name}: free the lock of {holder}, which has ended?"):
             if not lock.free():
                 raise DbSmartError(f"The lock of the database {database.name!r} has just been taken; left alone.")
             click.echo(f"Database {database.name}: freed the lock of {holder}.")
@@ -178,19 +176,19 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
     foreign = others(app, _files(planner, ()))
     if foreign:
         click.echo(
-            f"Of other databases, or of an earlier release, and put back only by 'restore --from NAME': {len(foreign)} "
-            f"in {foreign[0].parent}.",
+            f"Of other databases, or of an earlier release: {len(foreign)} in {foreign[0].parent}. "
+            "To put one back, use 'restore --from NAME'.",
             err=True,
         )
 
 
 @group.command()
 @click.argument("name", required=False)
-@click.option("names", "--database", metavar="NAME", multiple=True, help="The newest of this database.")
-@click.option("source", "--from", metavar="FILE", help="This file, whichever database it is of.")
+@click.option("names", "--database", metavar="NAME", multiple=True, help="The newest snapshot of this database.")
+@click.option("source", "--from", metavar="FILE", help="This file, whichever database it belongs to.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: bool) -> None:
-    """Put back a snapshot, by default the newest that differs; what it replaces is kept."""
+    """Put a snapshot back, by default the newest that differs; keep what it replaces."""
     from .store import snapshot
 
     if name is not None and source is not None:
@@ -208,7 +206,7 @@ def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: b
     kept = snapshot.restore(app, database, chosen)
     click.echo(f"Database {database.name}: put back {chosen.path.name}.")
     if kept is not None:
-        click.echo(f"What was there before is {kept}.")
+        click.echo(f"The database as it was before is in {kept}.")
     _remove_flag(app)
     click.echo("Start the application again: its boot applies what is now pending.")
 
@@ -219,7 +217,7 @@ def reset_flag() -> None:
     app, _ = _current()
     path = flag_path(app)
     removed = _remove_flag(app)
-    click.echo(f"Removed the flag {path}." if removed else f"There is no flag {path}; nothing to remove.")
+    click.echo(f"Removed the flag {path}." if removed else f"There is no flag {path} to remove.")
 
 
 def _remove_flag(app: Flask) -> bool:
@@ -251,7 +249,7 @@ def _named(planner: Planner, names: tuple[str, ...]) -> list[Database]:
     for name in names:
         if name not in planner.databases:
             known = ", ".join(planner.databases)
-            raise click.BadParameter(f"There is no database {name!r}; there is: {known}.", param_hint="--database")
+            raise click.BadParameter(f"There is no database {name!r}. There is: {known}.", param_hint="--database")
     return [database for name, database in planner.databases.items() if not names or name in names]
 
 
@@ -291,7 +289,7 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
     for database, preview in shown:
         click.echo(f"  {preview.name}  {preview.reason}  ({database})")
         if preview.steps_done:
-            click.echo(f"    goes on    behind {preview.steps_done} steps of a run that was cut short")
+            click.echo(f"    goes on    after {preview.steps_done} steps of an interrupted run")
         for operation in preview.does:
             click.echo(f"    would do   {operation}")
         for operation in preview.satisfied:
@@ -300,7 +298,7 @@ def _show_pending(plans: list[Plan], previews: dict[str, list[Preview]], as_json
             click.echo(f"    unknown    it uses {preview.unknown}")
         if preview.error is not None:
             click.echo(f"    would fail {preview.error}")
-    first = " and tables of the models to make" if any(preview.migration is None for _, preview in shown) else ""
+    first = " and tables of the models to create" if any(preview.migration is None for _, preview in shown) else ""
     text = f"{count} to apply{first}; nothing was written" if shown else "nothing to apply"
     click.echo(f"Dry run: {text}.")
     return fails
@@ -320,7 +318,7 @@ def _show_script(app: Flask, plans: list[Plan], previews: dict[str, list[Preview
     except OSError as error:
         _drop_output()
         raise DbSmartError(
-            f"The script cannot be written ({error.strerror}): what there is of it is not whole, so do not run it. "
+            f"The script cannot be written ({error.strerror}): it is not complete, so do not run it. "
             "Nothing was changed."
         ) from None
 
@@ -336,7 +334,7 @@ def _output_optional() -> Iterator[None]:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             with suppress(OSError):
-                click.echo(f"The output cannot be written ({error.strerror}); the run is not touched by it.", err=True)
+                click.echo(f"The output cannot be written ({error.strerror}); the run itself goes on.", err=True)
         _drop_output()
 
 
@@ -594,7 +592,7 @@ def _show_status(report: dict[str, Any]) -> None:
         for item in entry["pending"]:
             click.echo(f"  pending  {item['name']}  {item['reason']}")
         for name in entry["missing"]:
-            click.echo(f"  missing  {name}  the table of a model is not there")
+            click.echo(f"  missing  {name}  the table of a model does not exist")
     file, boot = report["flag"], report["boot"]
     word = "valid" if file["valid"] else "not valid" if file["present"] else "none"
     click.echo(f"Flag: {word}  {file['path']}  {file['reason']}")

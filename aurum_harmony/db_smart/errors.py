@@ -1,7 +1,7 @@
-"""What can go wrong, each with one message that a person can act on.
+"""What can go wrong. Each error has one message that a person can act on.
 
-Every error is a :class:`click.ClickException`: under ``flask`` and ``migrate_db.py`` it ends in one line on
-stderr and the exit code of its class, never in a traceback.
+Every error is a :class:`click.ClickException`: under ``flask`` and ``migrate_db.py`` it is one line on
+stderr and the exit code of its class, never a traceback.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def raw_text_of(error: object) -> str:
         else:
             text = str(error)
     except Exception as second:
-        text = f"{type(error).__name__}, whose text cannot be had ({type(second).__name__})"
+        text = f"{type(error).__name__}, whose text cannot be read ({type(second).__name__})"
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -121,7 +121,7 @@ class ConfigError(DbSmartError):
 
 
 class MigrationError(DbSmartError):
-    """The migrations of the code cannot be loaded: a clash of names, a module that does not import."""
+    """The migrations of the code cannot be loaded: two have one name, or a module cannot be imported."""
 
 
 class DatabaseUnreachable(DbSmartError):
@@ -133,9 +133,9 @@ class HistoryUnreadable(DatabaseUnreachable):
 
 
 class DatabaseBehind(DbSmartError):
-    """The database lacks migrations of this code and the mode does not allow to apply them.
+    """The database lacks migrations of this code, and the mode does not allow applying them.
 
-    :ivar public: what may be told to everybody: no path, host or user, which the message may name.
+    :ivar public: what everybody may read: it has no path, host or user, which the message may have.
     """
 
     def __init__(self, message: str, public: str = "The database is behind this code.") -> None:
@@ -150,15 +150,15 @@ class LockTimeout(DbSmartError):
 
 
 class LockHeld(DbSmartError):
-    """A lock cannot be freed by hand, as its holder is alive."""
+    """A lock cannot be freed by hand, because its holder is alive."""
 
 
 class LeaseLost(DbSmartError):
-    """This process held the lock, was stopped or cut off for too long, and another one has taken it."""
+    """This process held the lock, was stopped or disconnected for too long, and another one has taken it."""
 
 
 class Interrupted(DbSmartError):
-    """A signal ended a run; the migration that ran was rolled back where the database can."""
+    """A signal ended a run; the running migration was rolled back if the database can do that."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -170,7 +170,7 @@ class MigrationFailed(DbSmartError):
 
     :ivar migration: name of the migration.
     :ivar database: name of the database, ``"default"`` or a bind key.
-    :ivar statement: the SQL that failed, ``None`` when the cause was not SQL.
+    :ivar statement: the SQL that failed; ``None`` if the cause was not SQL.
     :ivar cause: the driver's or Python's own message, without password.
     """
 

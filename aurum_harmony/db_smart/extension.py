@@ -99,28 +99,29 @@ class DbSmart:
             self.init_app(app, db, migrations=migrations)
 
     def init_app(self, app: Flask, db: SQLAlchemy | None = None, *, migrations: str | None = None) -> None:
-        """Register the commands and the first-request hook on an application. Touches no file and no database.
+        """Register the commands and the hook for the first request. It touches no file and no database.
 
         Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
-        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``; and
-        ``FORCE_DB_MIGRATION`` at each boot.
+        ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``,
+        ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT`` and
+        ``DB_SMART_DDL_RETRIES``. Each boot reads ``FORCE_DB_MIGRATION``.
 
-        :param db: the application's Flask-SQLAlchemy; the one registered on ``app`` when ``None``.
+        :param db: the application's Flask-SQLAlchemy; if ``None``, the one that is registered on ``app``.
         :param migrations: dotted name of a module or package.
         :raises ConfigError: registered twice, without migrations, or without Flask-SQLAlchemy.
         """
         if _EXTENSION in app.extensions:
             raise ConfigError("A DbSmart is already registered on this application; use app.extensions['db_smart'].")
         if migrations is None:
-            raise ConfigError("DbSmart needs to know the migrations: DbSmart(app, db, migrations='myapp.migrations').")
+            raise ConfigError("DbSmart needs the migrations: DbSmart(app, db, migrations='myapp.migrations').")
         db = db if db is not None else app.extensions.get("sqlalchemy")
         if db is None:
-            raise ConfigError("DbSmart needs Flask-SQLAlchemy: pass db, or call db.init_app(app) before.")
+            raise ConfigError("DbSmart needs Flask-SQLAlchemy: pass db, or call db.init_app(app) first.")
         if not hasattr(db, "_app_engines"):
             kind = f"{type(db).__module__}.{type(db).__qualname__}"
             raise ConfigError(
-                f"DbSmart needs the SQLAlchemy of Flask-SQLAlchemy; {kind} is another one, which it cannot work with. "
-                "Pass DbSmart(app, db, ...) a flask_sqlalchemy.SQLAlchemy."
+                f"DbSmart needs the SQLAlchemy of Flask-SQLAlchemy; {kind} is a different class. "
+                "Pass a flask_sqlalchemy.SQLAlchemy: DbSmart(app, db, ...)."
             )
         set_defaults(app)
         self._states[app] = AppState(db, migrations)
@@ -159,10 +160,10 @@ class DbSmart:
         return report
 
     def exempt(self, view: V) -> V:
-        """Let a view answer although the database is behind or cannot be reached, and while it is migrated.
+        """Let a view answer even if the database is behind or cannot be reached, and while it is migrated.
 
-        For probes that ask only whether the process lives. Requests for it neither make the check of the first
-        request nor wait for it.
+        For probes that only ask whether the process runs. Requests for it neither ask the database, as the first
+        request does, nor wait for that.
         """
         setattr(view, _EXEMPT, True)
         return view
@@ -220,7 +221,7 @@ class DbSmart:
 
         :param selected: the databases to migrate.
         :param force: run every repeatable migration again.
-        :param remake: make the tables of the models that got lost.
+        :param remake: create the lost tables of the models again.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
         outcome = self._runner(app, planner).run(selected, force=force, remake=remake)
@@ -276,7 +277,7 @@ class DbSmart:
             if not verdict.holds and (verdict.present or mode == "migrate"):
                 _logger.warning(
                     "db-smart: the database may be behind this code: %s. This command does not migrate; 'flask "
-                    "db-smart status' tells, 'flask db-smart migrate' brings it up to date.",
+                    "db-smart status' shows more, 'flask db-smart migrate' brings it up to date.",
                     verdict.reason,
                 )
 
@@ -293,7 +294,7 @@ class DbSmart:
         started, mode = time.perf_counter(), boot_mode(app)
         force = forced(app) if changed is None else None
         if force is not None and mode == "check":
-            _logger.warning("db-smart: %s is ignored, as DB_SMART_BOOT is 'check'", force)
+            _logger.warning("db-smart: %s is ignored, because DB_SMART_BOOT is 'check'", force)
         verdict = None if changed is None else FlagVerdict(False, changed)
         step = decide(mode, force, verdict)
         if step.action == "off":
@@ -349,7 +350,7 @@ class DbSmart:
 
     def _warn_of_lost_tables(self, app: Flask, planner: Planner, plans: list[Plan]) -> None:
         """Say which tables of the models are not there although nothing is pending."""
-        # That a table of a file got lost shows in its header; servers would be asked one query more at each such boot.
+        # A lost table of a file shows in its header; servers would need one more query at each such boot.
         for plan in plans:
             if plan.database.path is not None and create_all(app):
                 missing, clause = self.missing_tables(app, planner, plan)

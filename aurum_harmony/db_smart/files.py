@@ -1,4 +1,4 @@
-"""Whose the files are that this extension makes: where root makes them, they are of those who go on with them.
+"""Who owns the files that this extension makes: if root makes them, they belong to those who will use them.
 
 As SQLite does with its journals. Only what was just made is given away: what stood there before may be a link.
 """

@@ -48,10 +48,10 @@ def warn_of_lost_history(database: Database, connection: sa.Connection, plan: Pl
     if not used:
         return
     once = [item.migration.name for item in plan.pending if item.migration.options.once]
-    dropped = " Alembic uses this database too: see whether one of its revisions dropped the tables db_smart_*."
+    dropped = " Alembic uses this database too: check whether one of its revisions dropped the tables db_smart_*."
     _logger.warning(
-        "db-smart: the database %r has tables with rows (%s) but no history of db-smart, so that all its migrations "
-        "run%s. If they had run before, their history was lost: stop, and put the tables db_smart_* back from a "
+        "db-smart: the database %r has tables with rows (%s) but no history of db-smart, so all its migrations "
+        "run%s. If they had run before, their history was lost: stop, and restore the tables db_smart_* from a "
         "backup.%s",
         database.name,
         ", ".join(used[:5]) + (", …" if len(used) > 5 else ""),

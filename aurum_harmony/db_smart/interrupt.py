@@ -35,8 +35,8 @@ def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[No
             )
         elif migration:
             said = (
-                f"while migrating the database {database!r}: the migration that ran ({migration}) was rolled back as "
-                "far as the database can, those before it stay, and the lock is free."
+                f"while migrating the database {database!r}: the running migration ({migration}) was rolled back as "
+                "far as the database can do that, earlier ones stay applied, and the lock is free."
             )
         else:
             said = f"while migrating the database {database!r}, between two migrations; the lock is free."

@@ -1,4 +1,4 @@
-"""What a person must see although no logging is set up, what nobody wants to see although it is, and who cannot log."""
+"""What a person must see without logging set up, what nobody wants to see with it, and handlers that raise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Logger(_Adapter):
         try:
             self.logger.log(level, msg, *args, **kwargs)
         except Exception as error:
-            said = f"db-smart: what is logged to {self.logger.name} gets lost: {type(error).__name__}: {text_of(error)}"
+            said = f"db-smart: messages to {self.logger.name} are lost: {type(error).__name__}: {text_of(error)}"
             if said not in _said and logging.raiseExceptions:
                 _said.add(said)
                 with suppress(Exception):

@@ -1,8 +1,8 @@
 """Schema operations for migrations: idempotent, and usable on a table that is in use.
 
-Each looks at the database before it acts, so that a migration that was cut short, or is run again after an edit, does
-only what is missing. Where the table has rows, each takes the form that leaves the table usable, and cuts the migration
-into several transactions where that form needs it.
+Each looks at the database before it acts, so a migration that was interrupted, or runs again after an edit, does only
+what is missing. If the table has rows, each takes the form that keeps the table usable, and splits the migration into
+several transactions if that form needs it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _formerly(**names: str) -> Callable[[_F], _F]:
 
 
 def _step(function: _F) -> _F:
-    """Pass an operation by that an earlier run, which was cut short, has done.
+    """Skip an operation that an earlier, interrupted run has done.
 
     It would find nothing to do; or not find its table, which the migration has renamed or dropped since.
     """
@@ -114,7 +114,7 @@ class Operations:
         self._name = transaction.journal.migration
         self._destructive = destructive
         self._catalog = catalog or Catalog(transaction.connection)
-        #: What this run has dropped or renamed so far, and what it left out as it would do so: kind, place and names.
+        #: What this run has dropped or renamed so far, and what it left out for that: kind, place and names.
         self._taken_now: set[tuple[str, ...]] = set()
         self._left_out: dict[tuple[str, ...], str] = {}
 
@@ -156,7 +156,7 @@ class Operations:
             # It would end the transaction unseen: what was done before could no longer be undone, nor be recorded.
             raise DbSmartError(
                 f"op.execute({query.text.strip()!r}): db-smart begins and ends the transaction of a migration. The "
-                "statement was not sent. Leave it out; what must not run in a transaction goes into a migration with "
+                "statement was not sent. Leave it out. Put what cannot run in a transaction into a migration with "
                 "@migration(transactional=False)."
             )
         memory = self._transaction.memory
@@ -174,7 +174,7 @@ class Operations:
             return self._sent(query, parameters)
 
     def _sent(self, query: Executable, parameters: Any) -> sa.CursorResult[Any]:
-        """The result of a statement; of one that wants what is not there any more, one without rows."""
+        """The result of a statement; without rows if it needs something that no longer exists."""
         memory = self._transaction.memory
         connection = self._transaction.own_connection if self._transaction.transactional else self._connection
         if memory is None or not memory.lenient(self._name):
@@ -205,19 +205,19 @@ class Operations:
     def add_column(
         self, table_name: str, column: sa.Column[Any], *, schema: str | None = None, online: bool = True
     ) -> None:
-        """Add one column where it is missing; see :meth:`add_columns`."""
+        """Add one column if it is missing; see :meth:`add_columns`."""
         self.add_columns(table_name, column, schema=schema, online=online)
 
     @_step
     def add_columns(self, table: str, *columns: sa.Column[Any], schema: str | None = None, online: bool = True) -> None:
-        """Add those columns that the table lacks, with their foreign keys, unique constraints and indexes.
+        """Add the columns that the table lacks, with their foreign keys, unique constraints and indexes.
 
         PostgreSQL and MariaDB do it in one ``ALTER TABLE``. SQLite adds columns one by one, and a unique column gets a
-        unique index, as its ``ALTER TABLE`` has no constraints.
+        unique index, because its ``ALTER TABLE`` cannot add constraints.
 
-        :param columns: columns as in a model; they are copied, so that a list of them can be used again.
+        :param columns: columns as in a model; they are copied, so you can use a list of them again.
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
-        :raises Refused: the table has rows, and a column that is NOT NULL has nothing for them.
+        :raises Refused: the table has rows, and a column that is NOT NULL has no value for them.
         """
         table, columns = self._followed(schema, table, columns)
         if not columns or self._passed(f"add_columns({table!r})", schema, table):
@@ -284,7 +284,7 @@ class Operations:
     def create_table(
         self, table_name: str, *items: sa.schema.SchemaItem, schema: str | None = None, **options: Any
     ) -> None:
-        """Create a table where it is missing, and those of its indexes that are missing.
+        """Create a table if it is missing, and those of its indexes that are missing.
 
         A table that exists is left as it is, whatever its columns; :meth:`sync` adds what it lacks.
 
@@ -307,8 +307,8 @@ class Operations:
     def sync(self, model: Any, *, online: bool = True) -> None:
         """Add to a table what the model has and the table lacks: the table itself, columns, indexes.
 
-        It never removes and never changes anything. As the model is that of the day the migration runs, and not
-        part of its checksum, it runs again only when its own text is edited.
+        It never removes or changes anything. The model is the one of the day on which the migration runs, and is not
+        part of its checksum, so it runs again only if the migration itself is edited.
 
         :param model: a model class, or a :class:`sqlalchemy.Table`.
         :raises Refused: the table has rows, and a new column that is NOT NULL has no ``server_default``.
@@ -339,7 +339,7 @@ class Operations:
     @_formerly(table="table_name")
     @_step
     def drop_table(self, table_name: str, *, schema: str | None = None) -> None:
-        """Drop a table where there is one. Destructive.
+        """Drop a table if it exists. Destructive.
 
         :raises Refused: the migration is not marked as destructive.
         """
@@ -362,10 +362,10 @@ class Operations:
 
     @_step
     def rename_table(self, old_table_name: str, new_table_name: str, *, schema: str | None = None) -> None:
-        """Give a table another name, where the old one is there and the new one is not. Destructive.
+        """Give a table another name, if the old name exists and the new one does not. Destructive.
 
         :raises Refused: the migration is not marked as destructive.
-        :raises DbSmartError: both are there, or none.
+        :raises DbSmartError: both exist, or neither.
         """
         what = f"rename_table({old_table_name!r}, {new_table_name!r})"
         if self._passed(what, schema, old_table_name) or self._passed(what, schema, new_table_name):
@@ -374,7 +374,7 @@ class Operations:
         new = self.has_table(new_table_name, schema=schema)
         if self._fresh and (not old or self._model(schema, old_table_name) is not None):
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            self._transaction.passed_by(what, "the models are past it")
+            self._transaction.passed_by(what, "the models already have it differently")
             return
         if new and not old:
             self._note_renamed("table", schema, old_table_name, new_table_name)
@@ -402,8 +402,8 @@ class Operations:
         # The models' table, which this first run has made, gives way to the one that was there before it.
         empty = new and self._model(schema, new_table_name) is not None and self._catalog.empty(new_table_name, schema)
         if not old or (new and not empty):
-            state = "both tables are there" if old else "there is neither table"
-            raise DbSmartError(f"op.{what}: {state}. Nothing was renamed; see which one holds the data.")
+            state = "both tables exist" if old else "neither table exists"
+            raise DbSmartError(f"op.{what}: {state}. Nothing was renamed. Find out which one holds the data.")
         self._ask("RENAME_TABLE", f"op.{what}")
         if empty:
             self._note_first_run("there", schema, new_table_name)
@@ -429,7 +429,7 @@ class Operations:
 
     @_step
     def drop_column(self, table_name: str, column_name: str, *, schema: str | None = None, online: bool = True) -> None:
-        """Drop a column where there is one, with the indexes and constraints on it alone. Destructive.
+        """Drop a column if it exists, with the indexes and constraints on it alone. Destructive.
 
         :raises Refused: the migration is not marked as destructive.
         :raises DbSmartError: an index or a constraint has the column together with others.
@@ -452,8 +452,8 @@ class Operations:
         shared = self._editor.shared(table_name, column_name, schema)
         if shared:
             raise DbSmartError(
-                f"op.{what}: {', '.join(shared)}: each has the column together with others, and would not stay as it "
-                "is. Nothing was changed. Drop that first, by op.drop_index() or op.drop_constraint()."
+                f"op.{what}: {', '.join(shared)}: each has the column together with others, and would change. "
+                "Nothing was changed. Drop that first, with op.drop_index() or op.drop_constraint()."
             )
         self._note("dropped", "column", schema, table_name, column_name)
         with self._transaction.operation(what):
@@ -477,11 +477,11 @@ class Operations:
     ) -> None:
         """Change a column: whether it is nullable, its type, its default in the database, its name.
 
-        What is so already is left alone. Renaming, and a type that may not hold every value, are destructive.
+        What is already so is left alone. Renaming, and a type that may not hold every value, are destructive.
 
         :param server_default: as in :class:`sqlalchemy.Column`; ``None`` drops it, ``False`` leaves it.
         :param postgresql_using: expression for the values of the new type.
-        :param existing: Alembic's ``existing_type`` and so on, which are not needed: the database is asked.
+        :param existing: Alembic's ``existing_type`` and so on; not needed, because the database is asked.
         :raises Refused: it would block the table, rows break it, or the migration is not marked as destructive.
         :raises DbSmartError: there is no such column.
         """
@@ -508,7 +508,7 @@ class Operations:
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
         if normalize_name(column_name) not in columns:
             if self._took(schema, table_name, column_name):
-                self._transaction.passed_by(what, "an earlier run of this migration has taken it away")
+                self._transaction.passed_by(what, "an earlier run of this migration has removed it")
                 return
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and normalize_name(new) in columns and normalize_name(new) != normalize_name(column_name):
@@ -576,7 +576,7 @@ class Operations:
         online: bool = True,
         **options: Any,
     ) -> None:
-        """Add a foreign key where there is none of that name.
+        """Add a foreign key if there is none of that name.
 
         :param options: as in Alembic: ``onupdate``, ``ondelete``, ``deferrable``, ``initially``, ``match`` and so on.
         :raises Refused: rows break it.
@@ -604,7 +604,7 @@ class Operations:
         online: bool = True,
         **options: Any,
     ) -> None:
-        """Add a check where there is none of that name.
+        """Add a check if there is none of that name.
 
         :raises Refused: rows break it, or the database would block the table.
         """
@@ -622,7 +622,7 @@ class Operations:
         online: bool = True,
         **options: Any,
     ) -> None:
-        """Add a unique constraint where there is none of that name.
+        """Add a unique constraint if there is none of that name.
 
         :raises Refused: rows break it.
         """
@@ -637,9 +637,9 @@ class Operations:
     def drop_constraint(
         self, constraint_name: str, table_name: str, type_: str | None = None, *, schema: str | None = None
     ) -> None:
-        """Drop a constraint where there is one; a table that is missing has none. Destructive where the table has rows.
+        """Drop a constraint if it exists; a missing table has none. Destructive if the table has rows.
 
-        :param type_: as in Alembic; not needed, as the database is asked.
+        :param type_: as in Alembic; not needed, because the database is asked.
         :raises Refused: the migration is not marked as destructive.
         """
         what = f"drop_constraint({constraint_name!r}, {table_name!r})"
@@ -652,7 +652,7 @@ class Operations:
             self._note("dropped", "constraint", schema, table_name, constraint_name)
             self._transaction.satisfied(what)
             return
-        self._ask_for_rules(table_name, schema, f"op.{what}, which is of the kind {found.kind!r}")
+        self._ask_for_rules(table_name, schema, f"op.{what}, a constraint of the kind {found.kind!r}")
         self._note("dropped", "constraint", schema, table_name, constraint_name)
         kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
@@ -675,9 +675,9 @@ class Operations:
         online: bool = True,
         **options: Any,
     ) -> None:
-        """Create an index where there is none of that name.
+        """Create an index if there is none of that name.
 
-        On PostgreSQL an invalid leftover of a build that was cut short is dropped and built anew.
+        On PostgreSQL an invalid index that an interrupted build left behind is dropped and built again.
 
         :param columns: names or expressions.
         :param options: as in :class:`sqlalchemy.Index`, such as ``postgresql_where``.
@@ -708,16 +708,16 @@ class Operations:
                 on = ", ".join(map(str, existing.columns)) + (" (unique)" if existing.unique else "")
                 raise DbSmartError(
                     f"The table {table_name!r} already has an index {index_name!r}, on {on}. "
-                    "Drop it first with op.drop_index(), or give the new one another name."
+                    "Nothing was changed. Drop it first with op.drop_index(), or give the new one another name."
                 )
         self._transaction.satisfied(f"create_index({index_name!r}, {table_name!r})")
 
     @_formerly(name="index_name", table="table_name")
     @_step
     def drop_index(self, index_name: str, table_name: str, *, schema: str | None = None, online: bool = True) -> None:
-        """Drop an index where there is one; a table that is missing has none.
+        """Drop an index if it exists; a missing table has none.
 
-        A unique one is a constraint: dropping it is destructive where the table has rows.
+        A unique index is a constraint: dropping it is destructive if the table has rows.
 
         :raises Refused: it is unique, and the migration is not marked as destructive.
         """
@@ -732,7 +732,7 @@ class Operations:
             self._transaction.satisfied(what)
             return
         if found.unique and found.valid:
-            self._ask_for_rules(table_name, schema, f"op.{what}, which is unique")
+            self._ask_for_rules(table_name, schema, f"op.{what}, a unique index")
         self._note("dropped", "index", schema, table_name, index_name)
         index = self._objects.index(found.name, table_name, [], schema=schema)
         with self._transaction.operation(what):
@@ -755,10 +755,10 @@ class Operations:
         """Update the rows of a table in batches, each a short transaction; see :mod:`~.schema.backfill`.
 
         :param set_: new values by column: plain values, or SQLAlchemy expressions.
-        :param where: which rows; SQL, or a SQLAlchemy expression. All when ``None``.
-        :param batch_seconds: how long a batch is to take, seconds.
+        :param where: which rows, as SQL or a SQLAlchemy expression; all if ``None``.
+        :param batch_seconds: how long a batch should take, seconds.
         :param throttle: how long to rest after each batch, as a fraction of the time that it took.
-        :param pause: asked before each batch; while it returns true, nothing is done. For a replica's lag, say.
+        :param pause: called before each batch; the backfill waits while it returns true, for a replica for example.
         """
         from .schema.backfill import Backfill, Pace
         from .session.sql import as_written
@@ -773,7 +773,7 @@ class Operations:
             there = self._catalog.present(table, columns, place)
             for name in columns:
                 if self._catalog.normalize_name(name) not in there and self._took(place, table, name):
-                    self._transaction.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                    self._transaction.passed_by(what, f"an earlier run of this migration has removed {name!r}")
                     return
         if self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
             return
@@ -800,8 +800,8 @@ class Operations:
     ) -> Callable[[Callable[[Sequence[sa.Row[Any]]], object]], None]:
         """Call the decorated function with the rows of a table, batch by batch; see :mod:`~.schema.backfill`.
 
-        What the function does by ``op.execute()``, ``op.session`` or ``op.connection`` is one short transaction with
-        the record of how far the work is.
+        What the function does by ``op.execute()``, ``op.session`` or ``op.connection`` is one short transaction,
+        together with the record of how far the work is.
 
         :param source: a table, or a plain ``SELECT`` from one table.
         """
@@ -822,13 +822,13 @@ class Operations:
     def finish(self) -> None:
         """Commit what :attr:`connection` has left open. The runner calls it when the migration has returned.
 
-        :raises DbSmartError: something is not made, as the migration took it away before its edit.
+        :raises DbSmartError: something is not created, because the migration removed it before its edit.
         """
         for thing, what in self._left_out.items():
             if thing not in self._taken_now:
                 raise DbSmartError(
-                    f"op.{what}: an earlier run of this migration, before its edit, took away what this makes, so that "
-                    "it was left out. Put it into a migration of its own, after this one."
+                    f"op.{what}: an earlier run of this migration, before its edit, removed what this creates, so it "
+                    "was left out. Put it into a migration of its own, after this one."
                 )
         self._transaction.settle_connection()
 
@@ -959,8 +959,8 @@ class Operations:
         ):
             on = f" on {', '.join(existing.columns)}" if existing.columns else ""
             raise DbSmartError(
-                f"The table {table!r} already has a constraint {name!r}, of kind {existing.kind!r}{on}. Drop it first "
-                "with op.drop_constraint(), or give the new one another name."
+                f"The table {table!r} already has a constraint {name!r}, of kind {existing.kind!r}{on}. Nothing was "
+                "changed. Drop it first with op.drop_constraint(), or give the new one another name."
             )
         if target is not None and existing.target is not None:
             wanted, have = (
@@ -976,7 +976,7 @@ class Operations:
                 )
         differs = self._otherwise(constraint, existing)
         if differs is not None:
-            # What was passed by in silence once must fail neither when it runs again nor on a new database.
+            # What was once skipped silently must fail neither when it runs again nor on a new database.
             memory = self._transaction.memory
             new = self._fresh or (memory is not None and memory.unused(schema, table))
             if not (self._transaction.repeated or new):
@@ -984,7 +984,7 @@ class Operations:
                     f"The table {table!r} already has a constraint {name!r}, {differs}. Nothing was changed. Drop it "
                     "first with op.drop_constraint(), or give the new one another name."
                 )
-            self._transaction.passed_by(what, f"it is there {differs}")
+            self._transaction.passed_by(what, f"it exists, {differs}")
         elif existing.valid:
             self._transaction.satisfied(what)
         self._editor.finish_constraint(constraint, existing)
@@ -1045,7 +1045,7 @@ class Operations:
 
     @contextmanager
     def _rows_said(self, what: str) -> Iterator[None]:
-        """Say it by its rule where rows are in the way of a form that has not said so itself.
+        """Name the rule if rows are in the way of a form that has not said so itself.
 
         :raises Refused: they are.
         """
@@ -1188,12 +1188,12 @@ class Operations:
         return False
 
     def _leniently(self, name: str, arguments: tuple[Any, ...], work: Callable[[], object]) -> None:
-        """Do something; pass it by if it wants what the database is past, see :meth:`~.store.memory.Memory.excuses`."""
+        """Do something; skip it if it needs what no longer exists, see :meth:`~.store.memory.Memory.excuses`."""
 
         def left_out(error: Exception) -> None:
             reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
             what = _called(name, arguments)
-            self._transaction.passed_by(what, f"what it wants is not there any more: {reason}")
+            self._transaction.passed_by(what, f"what it needs no longer exists: {reason}")
 
         with self._transaction.leniently(left_out):
             work()
@@ -1227,8 +1227,8 @@ class Operations:
             event = memory.later(self._name, kind, schema, table, name)
         if event is None:
             return False
-        done = "made anew" if event.event == "back" else event.event
-        self._transaction.passed_by(what, f"{event.name or event.table_name!r} was {done} since by {event.migration!r}")
+        done = "created again" if event.event == "back" else event.event
+        self._transaction.passed_by(what, f"{event.name or event.table_name!r} was {done} later by {event.migration!r}")
         return True
 
     def _did(self, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
@@ -1249,7 +1249,7 @@ class Operations:
             there = self._catalog.present(table, taken, schema)
             for name in taken:
                 if self._catalog.normalize_name(name) not in there:
-                    self._transaction.passed_by(what, f"an earlier run of this migration has taken {name!r} away")
+                    self._transaction.passed_by(what, f"an earlier run of this migration has removed {name!r}")
                     return True
         return False
 
@@ -1269,20 +1269,20 @@ class Operations:
         if self._did(kind, schema, table, name)[-1:] not in (["dropped"], ["renamed"]) or thing in self._taken_now:
             return False
         self._left_out[thing] = what
-        self._transaction.passed_by(what, "an earlier run of this migration has taken it away")
+        self._transaction.passed_by(what, "an earlier run of this migration has removed it")
         return True
 
     def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
         if self._did(kind, schema, table, name)[-1:] != ["back"]:
             return False
-        self._transaction.passed_by(what, "an earlier run has done so, and made what is there since")
+        self._transaction.passed_by(what, "an earlier run has done so, and created the present one afterwards")
         return True
 
     def _made_since(self, what: str, schema: str | None, table: str, column: str = "") -> bool:
         """Whether what is to go has gone before, by a run of this migration that is complete, and has rows again.
 
-        Somebody has brought it back past the migrations; what older migrations bring back when they run again is empty.
+        Somebody has brought it back without a migration; what older migrations bring back when they run again is empty.
         """
         memory = self._transaction.memory
         done = {"dropped", "renamed"} & {*self._did("column" if column else "table", schema, table, column)}
@@ -1290,7 +1290,7 @@ class Operations:
             return False
         if self._no_values(schema, table, column) if column else self._catalog.empty(table, schema):
             return False
-        self._transaction.passed_by(what, "an earlier run has done so; what is there was made since, and has rows")
+        self._transaction.passed_by(what, "an earlier run has done so; the present one was created later, and has rows")
         return True
 
     def _no_values(self, schema: str | None, table: str, column: str) -> bool:
@@ -1347,7 +1347,7 @@ class Operations:
                 return False
             if not old or self._defines(schema, table, column):
                 self._note_renamed("column", schema, table, new, column=column)
-                self._transaction.passed_by(f"{what} to {new!r}", "the models are past it")
+                self._transaction.passed_by(f"{what} to {new!r}", "the models already have it differently")
                 return False
         if not old or self._defines(schema, table, column):
             self._transaction.satisfied(what)
@@ -1444,7 +1444,7 @@ class Operations:
         """Drop a table that this first run has created, as the models have it by its new name; its rows go there."""
         if not self._catalog.empty(old, schema):
             if not self._catalog.empty(new, schema):
-                raise DbSmartError(f"op.rename_table({old!r}, {new!r}): both tables have rows. Nothing was renamed")
+                raise DbSmartError(f"op.rename_table({old!r}, {new!r}): both tables have rows. Nothing was renamed.")
             target, source = self._catalog.columns(new, schema), self._catalog.columns(old, schema)
             # What the models do not have is to get another name too, or to be dropped, and may be read before.
             more = [sa.Column(one["name"], one["type"]) for key, one in source.items() if key not in target]

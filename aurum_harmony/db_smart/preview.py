@@ -20,9 +20,17 @@ from .loading.decorator import Migration
 from .operations import Operations
 from .schema import model_tables
 from .schema.catalog import Catalog, Reference, ask, new_value
-from .script import BEGIN, COMMIT, START, leniently_mariadb, leniently_postgresql
 from .session.journal import Journal, reads
-from .session.literals import NoLiteral, literal, statement_text
+from .session.literals import (
+    BEGIN,
+    COMMIT,
+    START,
+    NoLiteral,
+    leniently_mariadb,
+    leniently_postgresql,
+    literal,
+    statement_text,
+)
 from .session.rebind import rebind
 from .session.sql import render
 from .session.transaction import Send, Transaction
@@ -133,7 +141,7 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
                 memory.keep()
             except _Unforeseeable as error:
                 shown.unknown = str(error)
-                transaction.remark(f"from here on it cannot be known beforehand: the migration uses {error}")
+                transaction.remark(f"from here on it cannot be known in advance: the migration uses {error}")
             except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
                 connection.rollback()
                 memory.take_back()
@@ -364,7 +372,7 @@ class DryTransaction(Transaction):
 
     @property
     def engine(self) -> Engine:
-        """There is none: what goes past the operations cannot be foreseen."""
+        """There is none: what does not use the operations cannot be predicted."""
         _unforeseeable("a connection of its own")
 
     def unforeseeable(self, what: str) -> None:
@@ -433,10 +441,10 @@ class DryTransaction(Transaction):
 
     def done_before(self, operation: str) -> None:
         """An operation was done by an earlier run, which was cut short."""
-        self.current.satisfied.append(f"{operation or self.current.does.pop()}: done by the run that was cut short")
+        self.current.satisfied.append(f"{operation or self.current.does.pop()}: done by the interrupted run")
 
     def foretell(self, statement: str) -> None:
-        """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
+        """Note a statement of a migration; where it may need what no longer exists, so that it is skipped then.
 
         SQLite tries it now, as the copy has every table; on a server the client does so.
         """
@@ -476,11 +484,11 @@ class DryTransaction(Transaction):
 
     def left_out(self, error: Exception) -> None:
         """A whole migration wants what is not there any more."""
-        self.passed_by(self.current.name, f"what it wants is not there any more: {self.database.redact(error)}")
+        self.passed_by(self.current.name, f"what it needs no longer exists: {self.database.redact(error)}")
 
     def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration wants a table or a column that is not there any more."""
-        self.passed_by(self.current.does.pop(), f"what it wants is not there any more: {error.orig}")
+        self.passed_by(self.current.does.pop(), f"what it needs no longer exists: {error.orig}")
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -558,8 +566,8 @@ class DryTransaction(Transaction):
         except NoLiteral as error:
             # What follows is foreseen all the same; a script ends before this migration.
             self.rows_changed = self.catalog.rows_unknown = True
-            self.current.unknown = self.current.unknown or f"values that a script cannot have: {error}"
-            self.remark(f"not written, as {error}: {statement}")
+            self.current.unknown = self.current.unknown or f"values that a script cannot hold: {error}"
+            self.remark(f"not written, because {error}: {statement}")
         else:
             self.foretell(text)
 

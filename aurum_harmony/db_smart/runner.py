@@ -98,7 +98,7 @@ class Runner:
 
         :param databases: the databases to migrate.
         :param force: run every repeatable migration again.
-        :param remake: make the tables of the models that got lost.
+        :param remake: create the lost tables of the models again.
         :raises MigrationFailed: a migration raised; those before it stay applied.
         :raises LockTimeout: another process migrated for too long.
         :raises LeaseLost: this process was stopped for so long that another one took over.
@@ -119,8 +119,8 @@ class Runner:
             except (sa.exc.SQLAlchemyError, OSError) as error:
                 raise DbSmartError(
                     f"Cannot migrate the database {database.name!r} ({database.url}): {database.redact(error)}. "
-                    f"Migrations applied to it so far: {len(outcome.runs) - before}; they stay. Mend the cause and "
-                    "start again."
+                    f"Migrations applied before that, which stay applied: {len(outcome.runs) - before or 'none'}. "
+                    "Fix the cause and start again."
                 ) from error
             except (MigrationFailed, Interrupted):
                 # What it changed is not what the flag remembers; the next boot would take it for somebody else's work.
@@ -328,7 +328,7 @@ class DatabaseRun:
                 raise MigrationFailed(
                     f"Migration {row.name!r} failed on the database {database.name!r} ({database.url}) in another "
                     f"process of this start, run by {row.applied_by}: {row.error}. This process did not try it again "
-                    "and changed nothing. Mend the cause and start again: the next start tries it again.",
+                    "and changed nothing. Fix the cause and start again: the next start tries it again.",
                     migration=row.name,
                     database=database.name,
                     statement=None,
@@ -379,7 +379,7 @@ class DatabaseRun:
         return found
 
     def _make_lost(self, missing: list[sa.Table]) -> list[sa.Table]:
-        """Make tables that got lost.
+        """Create lost tables again.
 
         :returns: those that were not made, as a newer release has taken them away.
         """
@@ -392,7 +392,7 @@ class DatabaseRun:
             model_tables.make(connection, metadata, wanted, transactional=database.transactional_ddl)
             commit(connection)
             lost = [table.key for table in wanted]
-            _logger.info("db-smart: made these tables of the models again: %s", ", ".join(lost))
+            _logger.info("db-smart: created these tables of the models again: %s", ", ".join(lost))
             self._outcome.made += lost
             self._outcome.changed = True
         return [table for table in missing if table.key in taken]
@@ -539,8 +539,8 @@ class DatabaseRun:
 
     def _say_left_out(self, migration: Migration, error: Exception) -> None:
         _logger.warning(
-            "db-smart: %r is left out and counts as applied, as the table or column that it wants is not there any "
-            "more: %s",
+            "db-smart: %r is left out and counts as applied, because a table or column that it needs no longer "
+            "exists: %s",
             migration.name,
             self.database.redact(error),
         )
@@ -569,13 +569,13 @@ class DatabaseRun:
                 break
         kept = "What it had committed is kept" if self._cut else "Nothing of it was kept"
         if not database.transactional_ddl:
-            kept += " (there each schema change commits by itself)"
+            kept += " (on this database each schema change commits by itself)"
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
-        advice = "Mend the cause"
+        advice = "Fix the cause"
         if _transient(database, error):
             advice = (
-                "Other sessions were in its way each time it was tried; where the database can tell, the log names "
+                "Other sessions were in its way at each try; if the database knows which, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
             )
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from .dialects.base import facts_of
-from .session.sql import render, string_text
+from .session.literals import BEGIN, COMMIT, START
+from .session.sql import render
 from .store import history, tables
 
 if TYPE_CHECKING:
     from .boot.plan import Plan
     from .preview import Preview
     from .settings import DdlSettings
-
-BEGIN, COMMIT, START = "BEGIN", "COMMIT", "START TRANSACTION"
 
 
 def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
@@ -31,7 +29,7 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     dialect = database.app_engine.dialect
     facts = database.facts
     place = f"{database.name!r} ({database.url})"
-    yield f"-- For the database {place}, by {facts.client}. Made {_now()} UTC from its state then."
+    yield f"-- For the database {place}, by {facts.client}. Made at {_now()} UTC."
     yield from facts.script_header
     if facts.name in _GUARDS:
         yield from _GUARDS[facts.name](_Guard.of(plan))
@@ -48,7 +46,7 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
         known = known and shown.unknown is None and shown.error is None
         if not known:
             # Half of a migration would be done twice, and what comes after it may build on the other half.
-            yield "-- Left to db-smart, which runs it at the next boot; of it is known:"
+            yield "-- Left to db-smart, which runs it at the next boot. What is known of it:"
             yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
             continue
         whole = transactional and (shown.migration is None or shown.migration.options.transactional)
@@ -68,33 +66,6 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
         # A remark is none, and what sets another delimiter has its ends in it.
         as_they_are = ("--", "DELIMITER")
         yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
-
-
-def leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
-    """A statement that is passed by where it wants a table or column that is not there any more."""
-    yield "DO $db_smart$ BEGIN"
-    yield f"  EXECUTE {string_text(statement, dialect)};"
-    states = facts_of(dialect.name).errors["missing"]
-    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in states)} THEN"
-    if pattern is not None:
-        yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
-    yield "  RAISE NOTICE 'db-smart: left out, as what it wants is not there any more: %', SQLERRM;"
-    yield "END $db_smart$"
-
-
-def leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
-    """As :func:`leniently_postgresql`."""
-    yield "DELIMITER //"
-    yield "BEGIN NOT ATOMIC"
-    numbers = facts_of(dialect.name).errors["missing"]
-    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, numbers))} BEGIN"
-    if pattern is not None:
-        yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
-        yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
-    yield "  END;"
-    yield f"  EXECUTE IMMEDIATE {string_text(statement, dialect)};"
-    yield "END//"
-    yield "DELIMITER ;"
 
 
 @dataclass
@@ -135,7 +106,7 @@ class _Guard:
     @property
     def later(self) -> str:
         """What to say where migrations have run since."""
-        return self._said("was made before migrations ran that the database has now, or has run itself; make a new one")
+        return self._said("was made for an earlier state of the database, or has run already; make a new one")
 
     def mine(self, place: str = "") -> str:
         """A condition for the database, where it has our tables."""

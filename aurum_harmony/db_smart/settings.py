@@ -37,7 +37,7 @@ class LockSettings:
 
 @dataclass(frozen=True)
 class DdlSettings:
-    """How long a schema change waits for a lock, seconds; how often a migration is tried again that met one."""
+    """How long a schema change waits for a lock, seconds; how often a migration that met one is tried again."""
 
     lock_timeout: float = 2.0
     retries: int = 30
@@ -63,7 +63,7 @@ def set_defaults(app: Flask) -> None:
 def check(app: Flask) -> list[str]:
     """Look at every setting, also at those that nothing needs now.
 
-    :returns: what to say of keys that are none of ours, as a misspelt one has no effect.
+    :returns: what to say about unknown keys; a misspelt one has no effect.
     :raises ConfigError: one cannot be used.
     """
     for read in (flag_path, boot_mode, forced, lock_settings, ddl_settings, snapshots, create_all, migration_urls):
@@ -75,7 +75,8 @@ def check(app: Flask) -> list[str]:
         import difflib
 
         close = difflib.get_close_matches(key, DEFAULTS, 1)
-        said.append(f"{key} is no setting of db-smart and has no effect{f'; is it {close[0]}?' if close else '.'}")
+        hint = f" Did you mean {close[0]}?" if close else ""
+        said.append(f"{key} is not a setting of db-smart and has no effect.{hint}")
     return said
 
 
@@ -107,7 +108,7 @@ def boot_mode(app: Flask) -> str:
 
 
 def forced(app: Flask) -> str | None:
-    """Why boot is to migrate whatever it finds: ``FORCE_DB_MIGRATION``; ``None`` when it is not.
+    """Why boot must migrate whatever it finds: ``FORCE_DB_MIGRATION``; ``None`` if it need not.
 
     :raises ConfigError: it is neither yes nor no.
     """
@@ -166,7 +167,7 @@ def migration_urls(app: Flask) -> dict[str, str]:
         if isinstance(url, URL):
             url = url.render_as_string(hide_password=False)
         if url and not isinstance(url, str):
-            raise ConfigError("DB_SMART_MIGRATION_URL must be a URL, or URLs by the names of databases.")
+            raise ConfigError("DB_SMART_MIGRATION_URL must be a URL, or a mapping of database names to URLs.")
         if url:
             found[str(name or "default")] = url
     return found
@@ -188,7 +189,7 @@ def _text(value: object) -> str:
     try:
         return str(value)
     except ValueError:
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
 
 
 def _shown(value: object) -> str:

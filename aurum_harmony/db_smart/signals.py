@@ -36,8 +36,8 @@ migration_failed = _signals.signal("migration-failed")
 #: A snapshot was made before a run. Arguments: ``database`` (name), ``path``.
 snapshot_taken = _signals.signal("snapshot-taken")
 
-#: A backfill has come further; sent after each batch. Arguments: ``migration``, ``database`` (names), ``done`` and
-#: ``total`` (rows, the second an estimate), ``rate`` (rows per second), ``eta`` (seconds, ``None`` when not known).
+#: A backfill has finished a batch. Arguments: ``migration``, ``database`` (names), ``done`` and
+#: ``total`` (rows, the second an estimate), ``rate`` (rows per second), ``eta`` (seconds, ``None`` if not known).
 migration_progress = _signals.signal("migration-progress")
 
 #: Boot came to a decision. Argument: ``report``, a :class:`~.extension.BootReport`.
@@ -57,7 +57,7 @@ def send(signal: NamedSignal, app: Flask, **values: Any) -> None:
         _listening[me] = time.monotonic()
         try:
             if inspect.iscoroutinefunction(receiver):
-                raise TypeError("it is a coroutine function, and there is no loop to run it")
+                raise TypeError("it is a coroutine function, and there is no event loop to run it")
             receiver(app, **values)
         except Exception as error:
             name = getattr(receiver, "__qualname__", type(receiver).__qualname__)
@@ -69,7 +69,7 @@ def send(signal: NamedSignal, app: Flask, **values: Any) -> None:
             if told not in _told:
                 _told.add(told)
                 _logger.error(
-                    "db-smart: a listener of %r is passed by, as it raised: %s: %s: %s", *told, one_line(text_of(error))
+                    "db-smart: a listener of %r raised, and is ignored: %s: %s: %s", *told, one_line(text_of(error))
                 )
         finally:
             if outer is None:

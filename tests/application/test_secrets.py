@@ -74,7 +74,7 @@ def test_a_module_that_does_not_import_shows_no_password(sqlite_project: Project
         sqlite_project.write(source)
     with pytest.raises(MigrationError) as failed:
         sqlite_project.boot()
-    assert "does not import" in failed.value.message
+    assert "cannot be imported" in failed.value.message
     assert "Gehe1m" not in failed.value.message
     last = [line for line in traceback.format_exception(failed.value) if not line.startswith("  File")]
     assert "Gehe1m" not in "".join(last)

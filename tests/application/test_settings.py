@@ -415,7 +415,7 @@ def test_server_that_cannot_be_reached_is_named_without_password(url: str) -> No
     shown = url.replace("s3cret", "***")
     assert caught.value.message.startswith(f"Cannot connect to the database 'default' ({shown}): ")
     assert "s3cret" not in caught.value.message
-    assert "Check that the server runs" in caught.value.message
+    assert "Check that the server is running" in caught.value.message
 
 
 # Where a SQLite database is

@@ -116,8 +116,8 @@ def test_a_misspelt_setting_is_named(
     project.write(MAKE_T)
     project.config["DB_SMART_SNAPSHOT"] = 0
     monkeypatch.setenv("FLASK_DB_SMART_BOOTS", "check")
-    said = ["DB_SMART_BOOTS is no setting of db-smart and has no effect; is it DB_SMART_BOOT?"]
-    said += ["DB_SMART_SNAPSHOT is no setting of db-smart and has no effect; is it DB_SMART_SNAPSHOTS?"]
+    said = ["DB_SMART_BOOTS is not a setting of db-smart and has no effect. Did you mean DB_SMART_BOOT?"]
+    said += ["DB_SMART_SNAPSHOT is not a setting of db-smart and has no effect. Did you mean DB_SMART_SNAPSHOTS?"]
     project.boot()
     assert [line for line in said if line in caplog.text] == said
     for command in (["status"], ["migrate"]):
@@ -125,4 +125,4 @@ def test_a_misspelt_setting_is_named(
         assert [line for line in said if line in found.output] == said
     caplog.clear()
     assert project.boot().decision == "skipped"
-    assert "no setting" not in caplog.text
+    assert "not a setting" not in caplog.text

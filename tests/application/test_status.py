@@ -204,7 +204,7 @@ def test_lost_tables_of_the_models_are_named(project: Project, create_all: bool)
     assert "; but tables of the models are missing: " in report["boot"]["reason"]
     result = project.run("status", "--check")
     assert result.exit_code == 1
-    assert "  missing  user  the table of a model is not there" in result.output
+    assert "  missing  user  the table of a model does not exist" in result.output
 
 
 def test_json_though_the_migrations_do_not_load(project: Project) -> None:

@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_an_error_of_the_system(
 ) -> None:
     monkeypatch.setattr(database_module, "_open_files", {})
     monkeypatch.setattr(database_module, "_MOST_KEPT", kept)
-    for path, message in ((tmp_path / "missing.db", "No such file"), (tmp_path, "no regular file")):
+    for path, message in ((tmp_path / "missing.db", "No such file"), (tmp_path, "not a regular file")):
         database = Database("default", None, sa.create_engine(URL.create("sqlite", database=str(path))))
         with pytest.raises(OSError, match=message) as caught:
             database.file_state()

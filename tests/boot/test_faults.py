@@ -231,7 +231,7 @@ BAD_MODULES = {
         "@migration\ndef a(op): pass\n@migration\ndef a(op): len('x')\n",
         "Two migrations are named 'a'",
     ),
-    "syntax": ("def (:\n", "does not import"),
+    "syntax": ("def (:\n", "cannot be imported"),
     "import": ("import nowhere_at_all\n", "No module named 'nowhere_at_all'"),
     "raises": ("1 / 0\n", "ZeroDivisionError"),
 }

@@ -442,7 +442,7 @@ def test_a_key_to_a_table_that_the_run_makes_is_fine_in_a_dry_run(
     project.write(OLD + "\n@migration\ndef new(op):\n" + column + made + key.format("userz"))
     dry = project.run("migrate", "--dry-run")
     assert dry.exit_code == 1
-    assert "'userz', which is not there" in dry.output
+    assert "'userz', which does not exist" in dry.output
     project.write(OLD + "\n@migration\ndef new(op):\n" + column + made + key.format("users"))
     assert project.run("migrate", "--dry-run").exit_code == 0
     assert project.run("migrate").exit_code == 0

@@ -323,8 +323,8 @@ def test_rows_in_the_way_are_counted_and_named_once(base: Base, action: Action, 
     message = str(caught.value)
     assert message.startswith("DS204 ")
     assert "db_smart_new" not in message
-    assert message.count("rows that are there") <= 2
-    assert message.count("Mend those rows first") == 1
+    assert message.count("existing rows") <= 2
+    assert message.count("Fix those rows first") == 1
     assert base.sql("a ADD b") == before
     assert len(base.query('SELECT * FROM "a ADD b"')) == 6
 

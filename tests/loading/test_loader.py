@@ -158,13 +158,13 @@ def traced(function):
 def test_decorator_refuses_what_is_no_function(project: Project, marked: str) -> None:
     path = write(project, f"import functools\nmigration({marked})\n")
     message = refusal(project)
-    assert f"{path}, line 3: TypeError: @migration marks functions defined with 'def', not " in message
+    assert f"{path}, line 3: TypeError: @migration is for functions defined with 'def', not for " in message
 
 
 def test_decorator_refuses_a_lambda(project: Project) -> None:
     path = write(project, "one = migration(lambda op: None)\n")
     assert refusal(project).startswith(
-        f"The source of migration '<lambda>' is not in {path}: define it there with 'def'"
+        f"The source of migration '<lambda>' is not in {path}. Nothing was changed. Define it there with 'def'"
     )
 
 
@@ -408,16 +408,16 @@ def test_loaded_modules_are_importable_and_attributes_of_their_package(project: 
 def test_two_migrations_of_one_name_in_a_module_are_refused(project: Project) -> None:
     path = write(project, "@migration\ndef one(op):\n    pass\n@migration\ndef one(op):\n    return 2\n")
     message = refusal(project)
-    assert message.startswith(f"Two migrations are named 'one' in {path}: names are unique")
-    assert message.endswith("Rename one of them; nothing was changed.")
+    assert message.startswith(f"Two migrations are named 'one' in {path}. Names must be unique")
+    assert message.endswith("Nothing was changed. Rename one of them.")
 
 
 def test_two_migrations_of_one_name_in_two_modules_are_refused(project: Project) -> None:
     one = write(project, "@migration\ndef one(op):\n    pass\n", "a")
     two = write(project, "@migration\ndef one(op):\n    pass\n", "b")
     message = refusal(project)
-    assert message.startswith(f"Two migrations are named 'one', in {one} and in {two}: names are unique")
-    assert message.endswith("Rename one of them; nothing was changed.")
+    assert message.startswith(f"Two migrations are named 'one', in {one} and in {two}. Names must be unique")
+    assert message.endswith("Nothing was changed. Rename one of them.")
 
 
 DUPLICATES = {
@@ -499,8 +499,8 @@ def test_broken_module_is_refused_with_file_and_line(
     path = write(project, source, name)
     message = refusal(project)
     module = project.module if name is None else f"{project.module}.{name}"
-    assert message.startswith(f"The module of migrations {module!r} does not import: {path}")
-    assert message.endswith("Nothing was changed; mend the file and start again.")
+    assert message.startswith(f"The module of migrations {module!r} cannot be imported: {path}")
+    assert message.endswith("Nothing was changed. Fix the file and start again.")
     assert cause in message
     assert line is None or f", line {line}" in message
     assert module not in sys.modules
@@ -531,7 +531,7 @@ def test_error_of_a_module_that_a_migration_imports_names_the_line_of_the_import
 
 
 def test_missing_module_is_refused(project: Project) -> None:
-    assert refusal(project).startswith(f"There is no module of migrations {project.module!r}; check DbSmart(app, db")
+    assert refusal(project).startswith(f"There is no module of migrations {project.module!r}. Check DbSmart(app, db")
 
 
 def test_link_without_target_is_refused(project: Project) -> None:
@@ -542,12 +542,12 @@ def test_link_without_target_is_refused(project: Project) -> None:
 
 def test_unknown_encoding_is_refused(project: Project) -> None:
     project.file.write_bytes(b"# -*- coding: no-such-encoding -*-\n")
-    assert f"does not import: {project.file}" in refusal(project)
+    assert f"cannot be imported: {project.file}" in refusal(project)
 
 
 def test_bytes_that_are_no_text_are_refused(project: Project) -> None:
     project.file.write_bytes(b"x = '\xff'\n")
-    assert f"does not import: {project.file}" in refusal(project)
+    assert f"cannot be imported: {project.file}" in refusal(project)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of files")
@@ -751,7 +751,7 @@ def test_stale_byte_code_that_the_application_imported_is_refused(project: Proje
     stale_cache(path, "return 1", "return 2")
     importlib.import_module(project.module)
     assert refusal(project) == (
-        f"{path} changed after this process loaded it; nothing was applied. Start the process again."
+        f"{path} changed after this process loaded it. Nothing was applied. Restart the process."
     )
 
 

@@ -166,7 +166,7 @@ def test_what_cannot_be_known_is_said(project: Project) -> None:
     """)
     result = project.run("migrate", "--sql")
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("cannot be known beforehand") == 2
+    assert result.stdout.count("cannot be known in advance") == 2
     assert "op.session" in result.stdout
     assert "DS101" in result.stdout
     assert result.stdout.count("Left to db-smart") == 4

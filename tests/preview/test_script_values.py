@@ -157,7 +157,7 @@ def test_what_a_script_cannot_say_it_leaves_to_the_next_boot(operation: str, pro
     """)
     script = project.run("migrate", "--sql")
     assert script.stdout.count("Left to db-smart") == 2
-    assert "type dict has no form in SQL" in script.stdout
+    assert "type dict cannot be written as SQL" in script.stdout
     run_client(project.url, script.stdout)
     assert project.query("SELECT id FROM t") == []
     assert project.history() == [("table", "applied")]

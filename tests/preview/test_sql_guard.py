@@ -102,7 +102,7 @@ def test_one_script_for_each_database(project: Project, new_url: Callable[[str],
     result = project.run("migrate", "--sql")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "these are several: default, logs. Name one with --database." in result.output
+    assert "Name one of default, logs with --database." in result.output
     assert project.run("migrate", "--sql", "--database", "default", "--database", "logs").exit_code == 2
     for name, url in (("default", project.url), ("logs", logs)):
         result = project.run("migrate", "--sql", "--database", name)
@@ -142,7 +142,7 @@ def test_a_dry_run_shows_sql_tables_and_columns_with_keys(project: Project) -> N
     result = project.run("migrate", "--dry-run")
     assert "would do   create_table('author')" in result.output
     assert "would do   create_table('book')" in result.output
-    assert "Dry run: 0 to apply and tables of the models to make; nothing was written." in result.output
+    assert "Dry run: 0 to apply and tables of the models to create; nothing was written." in result.output
     report = json.loads(project.run("migrate", "--dry-run", "--json").stdout)
     assert (report["result"], report["pending"]) == ("pending", [])
     assert report["tables"][0]["does"] == ["create_table('author')", "create_table('book')"]

@@ -47,5 +47,5 @@ def test_a_unique_constraint_is_called_by_its_own_name(
     )
     with pytest.raises(MigrationFailed) as caught:
         project.boot()
-    assert "DS204 The constraint 'uq_n' of 't': rows that are there break it. 2 rows have" in str(caught.value)
+    assert "DS204 The constraint 'uq_n' of 't': existing rows break it. 2 rows have" in str(caught.value)
     assert "create_index" not in str(caught.value)

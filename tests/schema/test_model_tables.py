@@ -144,7 +144,7 @@ def test_lost_tables_are_named_and_made_again(
     assert project.boot().applied == ()
     if project.dialect == "sqlite":
         assert "lacks tables of the models: " in caplog.text
-        assert "'flask db-smart migrate' makes them" in caplog.text
+        assert "'flask db-smart migrate' creates them" in caplog.text
     found = project.run("status")
     assert "lacks tables of the models: " in found.output
     assert set(json.loads(project.run("status", "--json").stdout)["databases"][0]["missing"]) == set(wanted)
@@ -152,7 +152,7 @@ def test_lost_tables_are_named_and_made_again(
         project.write(MAKE + "@migration\ndef more(op): ...\n")
     found = project.run("migrate", "--force") if pending else project.run("migrate")
     assert found.exit_code == 0, found.output
-    assert "Made the tables of the models that were missing: " in found.output
+    assert "Created the missing tables of the models: " in found.output
     assert facts(project) == wanted
     assert ("extra" in project.columns("items")) is pending
     again = json.loads(project.run("migrate", "--json").stdout)

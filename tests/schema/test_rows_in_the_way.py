@@ -22,7 +22,7 @@ CHANGES: dict[str, tuple[Callable[[Operations, bool], None], str]] = {
     ),
     "foreign key": (
         lambda op, online: op.create_foreign_key("Fk", "t", "t", ["a"], ["id"], online=online),
-        "1 row refers to what is not there",
+        "1 row refers to missing rows",
     ),
     "unique": (
         lambda op, online: op.create_unique_constraint("Uq", "t", ["a", "b"], online=online),
@@ -46,7 +46,7 @@ CHANGES: dict[str, tuple[Callable[[Operations, bool], None], str]] = {
         lambda op, online: op.add_column(
             "t", Column("n", Integer, ForeignKey("t.id"), server_default="9"), online=online
         ),
-        "5 rows refer to what is not there",
+        "5 rows refer to missing rows",
     ),
 }
 

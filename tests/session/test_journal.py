@@ -143,7 +143,7 @@ def test_a_result_that_cannot_be_kept_is_an_error_that_says_so(database: Databas
         cut(op)
         return len(row[0])
 
-    with pytest.raises(DbSmartError, match="cannot be given again.*Ask for it by a SELECT"):
+    with pytest.raises(DbSmartError, match="cannot be given again.*Query it by a SELECT"):
         stopped_and_finished(database, too_long)
     with operations(database, name="another") as op:
         assert too_long(op) == 20_000  # while it is not cut short, nothing is wrong
@@ -289,7 +289,7 @@ def test_dictionaries_that_look_like_a_value_come_back(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [object(), 1j, {1, 2}, [date(2026, 1, 1), time(1), range(3)]])
 def test_a_value_without_a_form_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="has no form in JSON"):
+    with pytest.raises(TypeError, match="cannot be written as JSON"):
         codec.dumps(value)
 
 

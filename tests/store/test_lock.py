@@ -167,7 +167,7 @@ def test_unlock_leaves_a_living_file_lock(sqlite_project: Project) -> None:
         status = json.loads(sqlite_project.run("status", "--json").stdout)
         assert status["lock"]["holder"].endswith(f":{os.getpid()}")
         assert status["databases"][0]["lock"] == status["lock"]
-    assert "nothing to free" in sqlite_project.run("unlock").output
+    assert "no lock to free" in sqlite_project.run("unlock").output
     assert json.loads(sqlite_project.run("status", "--json").stdout)["lock"] is None
 
 

@@ -289,7 +289,7 @@ def test_a_migration_that_changes_a_thing_twice_runs_again_with_nothing_lost(pro
     with pytest.raises(MigrationFailed, match="faks"):
         project.boot()
     project.write('@migration\ndef change(op): op.add_column("users", Column("fax", String(9)))\n')
-    with pytest.raises(MigrationFailed, match="took away what this makes.*migration of its own"):
+    with pytest.raises(MigrationFailed, match="removed what this creates.*migration of its own"):
         project.boot()
 
 

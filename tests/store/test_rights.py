@@ -80,7 +80,7 @@ def test_who_may_not_write_is_told_at_the_first_try(
         stack.callback(sa.event.remove, sa.engine.Engine, "before_cursor_execute", count)
         with pytest.raises(DbSmartError, match="(?i)denied|read[- ]only") as caught:
             smart.boot(app)
-        assert "Mend the cause and start again" in str(caught.value)
+        assert "Fix the cause and start again" in str(caught.value)
         assert len(tries) == 1
 
 

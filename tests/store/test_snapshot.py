@@ -379,7 +379,7 @@ def test_too_little_room_is_seen_before_anything_is_removed(counting: Project, s
     counting.flag.unlink()
     assert len(taken(counting)) == 1
     counting.write(V2)
-    fails_and_changes_nothing(counting, r"the disk has [12]\.\d MB for it, and it needs 4\.\d MB")
+    fails_and_changes_nothing(counting, r"the disk has [12]\.\d MB free, and the copy needs 4\.\d MB")
 
 
 def test_the_room_of_what_goes_is_counted(counting: Project, small_disk: Path) -> None:
@@ -549,7 +549,7 @@ def test_a_reader_sees_one_or_the_other(migrated: tuple[Project, Snapshot], jour
         put_back(project, snapshot, DB_SMART_LOCK_TIMEOUT=0)
         assert reader.execute(NAMES).fetchall() == [("new",)]
     else:
-        with pytest.raises(DbSmartError, match=r"kept it locked for 0 s .* It is as it was"):
+        with pytest.raises(DbSmartError, match=r"kept it locked for 0 s .* The database is unchanged"):
             put_back(project, snapshot, DB_SMART_LOCK_TIMEOUT=0)
         reader.execute("COMMIT")
         put_back(project, snapshot, DB_SMART_LOCK_TIMEOUT=0)
@@ -631,7 +631,7 @@ def test_a_damaged_snapshot_is_refused(migrated: tuple[Project, Snapshot], spoil
     result = project.run("restore", "--yes", snapshot.path.name)
     assert result.exit_code == 1
     assert "the snapshot is damaged or empty" in result.output
-    assert "It is as it was" in result.output
+    assert "The database is unchanged" in result.output
     assert project.query(NAMES) == [("new",)]
     assert files(project.instance / "snapshots") == before
     assert project.flag.exists()
@@ -645,7 +645,7 @@ def test_another_page_size(migrated: tuple[Project, Snapshot], journal: str) -> 
         connection.execute("VACUUM")
         connection.execute(f"PRAGMA journal_mode={journal}")
     if journal == "wal":
-        with pytest.raises(DbSmartError, match="end every process that uses it and run PRAGMA journal_mode=DELETE"):
+        with pytest.raises(DbSmartError, match="end every process that uses the database and run PRAGMA"):
             put_back(project, snapshot)
         assert project.query(NAMES) == [("new",)]
         project.query("PRAGMA journal_mode=DELETE")
@@ -659,7 +659,7 @@ def test_another_page_size(migrated: tuple[Project, Snapshot], journal: str) -> 
 def test_no_room_for_what_it_replaces(counting: Project, small_disk: Path) -> None:
     counting.boot()
     (snapshot,) = taken(counting)
-    with pytest.raises(DbSmartError, match=r"the disk has [12]\.\d MB .* It is as it was"):
+    with pytest.raises(DbSmartError, match=r"the disk has [12]\.\d MB .* The database is unchanged"):
         put_back(counting, snapshot)
     assert taken(counting) == [snapshot]
     assert "items" in counting.tables()
@@ -675,7 +675,7 @@ def test_no_room_for_the_database_itself(migrated: tuple[Project, Snapshot]) -> 
         connection.execute("CREATE TABLE items (name TEXT)")
         connection.execute("INSERT INTO items VALUES ('small')")
         connection.commit()
-    message = r"(disk I/O error|database or disk is full)\. It is as it was"
+    message = r"(disk I/O error|database or disk is full)\. The database is unchanged"
     with file_limit(), pytest.raises(DbSmartError, match=message):
         put_back(project, taken(project)[-1])
     assert project.query(NAMES) == [("small",)]

@@ -54,7 +54,7 @@ def test_of_two_files_of_one_name_each_has_its_own(shops: tuple[Project, Project
     result = real.run("snapshots")
     assert result.stdout.split()[0] == first.path.name
     assert second.path.name not in result.output
-    assert "put back only by 'restore --from NAME': 1 in" in result.stderr
+    assert "or of an earlier release: 1 in" in result.stderr
     result = real.run("restore", "--yes", second.path.name)
     assert result.exit_code == 1
     assert "1 there is of other databases" in result.output
@@ -79,7 +79,7 @@ def test_another_ones_is_put_back_when_it_is_named_with_from(shops: tuple[Projec
     for name in (snapshot.path.name, str(snapshot.path)):
         result = app.test_cli_runner().invoke(args=["db-smart", "restore", "--from", name], input="n\n")
         assert f"put back {snapshot.path} into {file_of(real)}?" in result.output
-        assert "it is of another database" in result.output
+        assert "it belongs to another database" in result.output
         assert real.query(NAMES) == [("real",)]
     result = real.run("restore", "--yes", "--from", str(snapshot.path))
     assert result.exit_code == 0, result.output

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 1
 #: The shortest time that the first request waits for the answer of a server, seconds.
 _LEAST_PATIENCE = 2.0
-#: After how long it asks anew while an earlier question has no answer, seconds.
+#: After how long it asks again while an earlier question has no answer, seconds.
 _ASK_AGAIN_SECONDS = 60.0
 #: How long a request waits for a listener that is called while another thread migrates, seconds.
 _LISTENER_SECONDS = 1.0
@@ -121,8 +121,8 @@ class AppState:
             names = " or ".join(planner.databases[name].url for name in flag.databases)
             raise DatabaseUnreachable(
                 f"The database does not answer ({names}): nothing came for {seconds:g} s (DB_SMART_LEASE_SECONDS, at "
-                f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Look at "
-                "the server, and at what stands between."
+                f"least {_LEAST_PATIENCE:g} s). Nothing was changed; requests get status 503 until it answers. Check "
+                "the server, and the network in between."
             ) from None
         except BaseException:
             self.question = None

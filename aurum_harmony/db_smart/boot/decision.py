@@ -1,4 +1,4 @@
-"""What boot does, decided in one place: boot goes by it, and ``status`` foretells by it."""
+"""What boot does, decided in one place: boot follows it, and ``status`` predicts by it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Step:
 
 
 def decide(mode: str, force: str | None, verdict: FlagVerdict | None = None, plans: list[Plan] | None = None) -> Step:
-    """What boot does by what it knows so far. Boot goes by this, and ``status`` foretells by it.
+    """What boot does by what it knows so far. Boot follows this, and ``status`` predicts by it.
 
     :param mode: ``DB_SMART_BOOT``.
     :param force: why everything is to run again; ``None`` where it is not.

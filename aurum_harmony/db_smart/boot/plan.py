@@ -135,13 +135,13 @@ class Plan:
         if clash and not same_code:
             raise DbSmartError(
                 f"The database {database.name!r} ({database.url}) has the history of other migrations, those of "
-                f"{owner}, and in it the names {', '.join(map(repr, clash))}, which {module!r} has too: it "
-                "would take them for applied. Nothing was changed. Rename these migrations, or give this application a "
+                f"{owner}. It holds the names {', '.join(map(repr, clash))}, which {module!r} uses too, so they "
+                "would count as applied. Nothing was changed. Rename these migrations, or give this application a "
                 "database or a schema of its own."
             )
         if shared:
             _logger.warning(
-                "db-smart: the history in the database %r is that of %s; of %r it holds as applied: %s",
+                "db-smart: the history in the database %r belongs to %s; of %r it has as applied: %s",
                 database.name,
                 owner,
                 module,
@@ -158,9 +158,9 @@ class Plan:
             raise DbSmartError(
                 f"Cannot migrate the database {self.database.name!r} ({self.database.url}): there is no history of "
                 f"db-smart in the current schema (the first one of the search path), and the one in {self.elsewhere!r} "
-                "(to which the search path leads) holds migrations of this application too. It cannot be told whether "
+                "(to which the search path leads) holds migrations of this application too. It is not known whether "
                 "that is the history of this installation or of another one. Nothing was changed. If it is this one's, "
-                f"put {self.elsewhere!r} first in the search path of who migrates; if the current schema is to get an "
+                f"put {self.elsewhere!r} first in the search path of who migrates. If the current schema should get an "
                 "installation of its own, migrate it once with a search path that does not lead elsewhere. More: "
                 'docs/how-it-works.md, "Schemas of PostgreSQL".'
             )

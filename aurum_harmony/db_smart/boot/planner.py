@@ -78,7 +78,7 @@ class Planner:
                 known = ", ".join(sorted(self.databases))
                 raise MigrationError(
                     f"Migration {migration.name!r} in {migration.path} is for the database {name!r}, which the "
-                    f"application does not have (it has: {known}). Add it to SQLALCHEMY_BINDS; nothing was changed."
+                    f"application does not have (it has: {known}). Nothing was changed. Add it to SQLALCHEMY_BINDS."
                 )
             names.add(name)
         return [database for name, database in self.databases.items() if name in names]
@@ -236,7 +236,7 @@ class Planner:
                 with database.connect() as connection:
                     settle(connection, state, self.sources.digest, names)
             except (DatabaseUnreachable, sa.exc.DBAPIError) as error:
-                _logger.debug("db-smart: the row of the state stays as it is: %s", database.redact(error))
+                _logger.debug("db-smart: the state row stays as it is: %s", database.redact(error))
 
     def remember(self, states: Mapping[str, State]) -> None:
         """Write the flag: these databases hold every migration of these sources.

@@ -324,7 +324,7 @@ class SchemaEditor:
                 found += f"{counted(count, 'breaks', 'break')} its condition. " if count else ""
             elif kind == "foreign" and isinstance(each, sa.ForeignKeyConstraint):
                 count = self.lost(each, columns)
-                found += f"{counted(count, 'refers', 'refer')} to what is not there. " if count else ""
+                found += f"{counted(count, 'refers', 'refer')} to missing rows. " if count else ""
         return found
 
     def rows(self, table: sa.Table, columns: Sequence[sa.Column[Any]] = ()) -> sa.FromClause:

@@ -120,13 +120,13 @@ class ModuleSource:
     def _node(self, function: FunctionType) -> ast.stmt:
         code = inspect.unwrap(function).__code__
         node = self._nodes.get((code.co_name, code.co_firstlineno)) if code.co_filename == self.path else None
-        if node is None:  # a decorator hides the function; its name is all there is to go by
+        if node is None:  # a decorator hides the function; only its name is left to find it by
             named = [n for n in self.tree.body if isinstance(n, _Function) and n.name == function.__name__]
             node = named[0] if len(named) == 1 and code.co_filename != self.path else None
         if node is None:
             raise MigrationError(
-                f"The source of migration {function.__name__!r} is not in {self.path}: define it there with 'def', "
-                "and start again if the file changed after this process loaded it."
+                f"The source of migration {function.__name__!r} is not in {self.path}. Nothing was changed. Define it "
+                "there with 'def'; if the file changed after this process loaded it, start again."
             )
         return node
 
@@ -233,8 +233,8 @@ def _not_importable(name: str, path: str, error: BaseException) -> MigrationErro
     line = getattr(error, "lineno", None)
     where = f"{path}, line {line}" if line else path
     return MigrationError(
-        f"The module of migrations {name!r} does not import: {where}: {type(error).__name__}: "
-        f"{text_of(getattr(error, 'msg', None) or error)}. Nothing was changed; mend the file and start again."
+        f"The module of migrations {name!r} cannot be imported: {where}: {type(error).__name__}: "
+        f"{text_of(getattr(error, 'msg', None) or error)}. Nothing was changed. Fix the file and start again."
     )
 
 

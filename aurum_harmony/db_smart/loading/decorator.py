@@ -64,22 +64,22 @@ def migration(
 ) -> F | Callable[[F], F]:
     """Mark a function as a migration. The function itself is returned and can be called as before.
 
-    It takes one argument, an :class:`~.operations.Operations`, or none; then it uses ``db.session`` and
-    ``db.engine``, which during the migration are the migration's own connection.
+    It takes one argument, an :class:`~.operations.Operations`, or none. Without one it uses ``db.session`` and
+    ``db.engine``, which are the migration's own connection while it runs.
 
-    :param once: run it once for ever, by its name: an edit afterwards is reported, never run, also not by
-        ``--force``. For work that must not repeat.
+    :param once: run it only once on each database, known by its name: a later edit is reported and never runs, not
+        even with ``--force``. For work that must not repeat.
     :param transactional: ``False`` for statements that cannot run in a transaction, such as
-        ``VACUUM``; each statement then commits by itself. Operations need it not: they know what to do outside.
-    :param database: bind key of ``SQLALCHEMY_BINDS``; the default database when ``None``.
-    :param destructive: allow operations that destroy data or break the release that still runs.
+        ``VACUUM``; each statement then commits by itself. Operations do not need it.
+    :param database: bind key of ``SQLALCHEMY_BINDS``; the default database if ``None``.
+    :param destructive: allow operations that destroy data or break the release that is still running.
     """
 
     called = function is None
 
     def mark(function: F) -> F:
         if not isinstance(function, FunctionType):
-            raise TypeError(f"@migration marks functions defined with 'def', not {function!r}")
+            raise TypeError(f"@migration is for functions defined with 'def', not for {function!r}")
         # The module that marks it, not the one that made it: another decorator may come from elsewhere.
         marking = sys._getframe(1 if called else 2).f_globals
         options = Options(once, transactional, database, destructive)

@@ -49,8 +49,8 @@ def load(sources: Sources) -> list[Migration]:
         other = places.setdefault(item.name, item)
         if other is not item:
             raise MigrationError(
-                f"Two migrations are named {item.name!r}, in {other.path} and in {item.path}: names are unique, "
-                "as the history knows a migration by its name. Rename one of them; nothing was changed."
+                f"Two migrations are named {item.name!r}, in {other.path} and in {item.path}. Names must be "
+                "unique, because the history knows a migration by its name. Nothing was changed. Rename one of them."
             )
     return found
 
@@ -58,7 +58,7 @@ def load(sources: Sources) -> list[Migration]:
 def _import(name: str, path: str, content: bytes, source: ModuleSource) -> ModuleType:
     """The module ``name``, made from ``content``.
 
-    Python's cached byte code is passed by: it is chosen by seconds and size, so that it can be older than an edit,
+    Python's cached byte code is not used: it is chosen by seconds and size, so it can be older than an edit,
     and the old function would then be recorded under the new checksum.
 
     Python's own import does the work, so that of several threads one executes the module and the others wait for it,
@@ -77,9 +77,9 @@ def _import(name: str, path: str, content: bytes, source: ModuleSource) -> Modul
             raise
         scrub(error)
         raise MigrationError(
-            f"The module of migrations {name!r} does not import: {location(error, path)}: "
+            f"The module of migrations {name!r} cannot be imported: {location(error, path)}: "
             f"{type(error).__name__}: {text_of(error)}. "
-            "Nothing was changed; mend the file and start again."
+            "Nothing was changed. Fix the file and start again."
         ) from error
     finally:
         sys.meta_path.remove(finder)
@@ -88,15 +88,13 @@ def _import(name: str, path: str, content: bytes, source: ModuleSource) -> Modul
         missing = [function for function in source.functions() if function not in module.__dict__]
         if missing:
             raise MigrationError(
-                f"The module of migrations {name!r} is still being imported, and {missing[0]!r} is not defined yet: "
-                "boot the application after the last migration of the module. Nothing was changed."
+                f"The module of migrations {name!r} is still being imported, and {missing[0]!r} is not defined yet. "
+                "Nothing was changed. Boot the application after the last migration of the module."
             )
     if _LOADED not in module.__dict__:
         _check_imported(module, source)
     elif module.__dict__[_LOADED] != content:
-        raise MigrationError(
-            f"{path} changed while this process loaded it; nothing was applied. Start the process again."
-        )
+        raise MigrationError(f"{path} changed while this process loaded it. Nothing was applied. Restart the process.")
     return module
 
 
@@ -181,12 +179,12 @@ def _migrations(module: ModuleType, source: ModuleSource) -> list[Migration]:
         if len(name) > MAX_NAME:
             raise MigrationError(
                 f"The name of migration {name!r} in {source.path} is longer than the {MAX_NAME} characters that the "
-                "history holds. Shorten it; nothing was changed."
+                "history can hold. Nothing was changed. Shorten the name."
             )
         if definitions.get(name, 0) > 1:
             raise MigrationError(
-                f"Two migrations are named {name!r} in {source.path}: names are unique, as the history knows a "
-                "migration by its name. Rename one of them; nothing was changed."
+                f"Two migrations are named {name!r} in {source.path}. Names must be unique, because the history knows "
+                "a migration by its name. Nothing was changed. Rename one of them."
             )
         checksum = source.checksum(function, is_decorator)
         takes = _takes_operations(function, source.path)
@@ -209,7 +207,7 @@ def _takes_operations(function: FunctionType, path: str) -> bool:
     if len(parameters) > 1 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters):
         raise MigrationError(
             f"Migration {function.__name__!r} in {path} must take one argument, the operations, or none; "
-            f"it takes {len(parameters)}."
+            f"it takes {len(parameters)}. Nothing was changed."
         )
     return bool(parameters)
 
@@ -236,7 +234,7 @@ def _check_imported(module: ModuleType, source: ModuleSource) -> None:
         source.code.get((code.co_name, code.co_firstlineno)) != code for code in mine
     ):
         raise MigrationError(
-            f"{source.path} changed after this process loaded it; nothing was applied. Start the process again."
+            f"{source.path} changed after this process loaded it. Nothing was applied. Restart the process."
         )
 
 

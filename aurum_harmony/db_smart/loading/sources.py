@@ -60,7 +60,7 @@ class Sources:
             except OSError as error:
                 raise MigrationError(f"Cannot read the migrations in {path}: {error.strerror}.") from None
             if content is None:
-                raise MigrationError(f"Cannot read the migrations in {path}: it is a pipe, a device or the like.")
+                raise MigrationError(f"Cannot read the migrations in {path}: it is a pipe or a device, not a file.")
             contents[relative] = content
         return contents
 
@@ -117,9 +117,8 @@ def scan(module: str) -> Sources:
     if "env.py" in stats and any(name.startswith("versions/") for name in stats):
         raise MigrationError(
             f"{module!r} ({directories[0]}) is a directory of Alembic or Flask-Migrate, whose revisions db-smart "
-            "cannot run. Keep it for the revisions that are there, and give DbSmart a module of its own for what is "
-            "new: "
-            "DbSmart(app, db, migrations='myapp.db_migrations'). Nothing was changed."
+            "cannot run. Nothing was changed. Keep it for the revisions that it has, and give DbSmart a module of its "
+            "own for new migrations: DbSmart(app, db, migrations='myapp.db_migrations')."
         )
     if not stats:
         raise MigrationError(f"The package of migrations {module!r} has no source file in {directories[0]}.")
@@ -149,12 +148,12 @@ def _locate(module: str) -> tuple[str | None, list[str] | None]:
         except Exception as error:
             scrub(error)
             raise MigrationError(
-                f"The package that holds the migrations {module!r} does not import: {type(error).__name__}: "
+                f"The package with the migrations {module!r} cannot be imported: {type(error).__name__}: "
                 f"{text_of(error)}."
             ) from error
         if spec is None:
             raise MigrationError(
-                f"There is no module of migrations {module!r}; check DbSmart(app, db, migrations=...)."
+                f"There is no module of migrations {module!r}. Check DbSmart(app, db, migrations=...)."
             )
         directories = spec.submodule_search_locations
         file = spec.origin

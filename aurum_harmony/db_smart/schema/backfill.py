@@ -65,8 +65,8 @@ class Pace:
     def __post_init__(self) -> None:
         if not (self.seconds > 0 and self.throttle >= 0):
             raise DbSmartError(
-                f"batch_seconds is {self.seconds!r} and throttle is {self.throttle!r}; the one must be above 0, the "
-                "other at least 0."
+                f"batch_seconds is {self.seconds!r} and throttle is {self.throttle!r}; the first must be above 0, the "
+                "second at least 0."
             )
 
 
@@ -159,7 +159,7 @@ class Backfill:
     def call(self, function: Callable[[Sequence[sa.Row[Any]]], object]) -> None:
         """Call a function with the rows of each batch, which are locked for it.
 
-        :raises DbSmartError: the table has no key that it could be passed by; the migration is not in a transaction; or
+        :raises DbSmartError: the table has no key that a backfill can use; the migration is not in a transaction; or
             this is called by such a function.
         """
         if self._transaction.dry:
@@ -186,8 +186,8 @@ class Backfill:
             raise DbSmartError("A batch of op.batches() cannot have a backfill or batches of its own.")
         if not transaction.transactional:
             raise DbSmartError(
-                f"A backfill of {self._name!r} saves how far it is in the transaction of each batch, and so cannot run "
-                "with @migration(transactional=False). Nothing of it was done. Drop the option; a backfill commits "
+                f"A backfill of {self._name!r} saves its progress in the transaction of each batch, so it cannot run "
+                "with @migration(transactional=False). It changed nothing. Drop the option; a backfill commits "
                 "batch by batch anyway."
             )
         state = self._kept(what)
@@ -199,7 +199,7 @@ class Backfill:
         for name in banned or ():
             if name.lower() in [column.name.lower() for column in self._key]:
                 raise DbSmartError(
-                    f"A backfill of {self._name!r} cannot set {name!r}: the table is passed by that key."
+                    f"A backfill of {self._name!r} cannot set {name!r}, a column of the key by which it goes."
                 )
         transaction.checkpoint()
         with journal.pause(), self._patience():
@@ -214,7 +214,7 @@ class Backfill:
         begin(self._connection)
 
     def _foretell(self, values: Mapping[str, Any], condition: Any) -> None:
-        """Note it as one statement, unless an earlier run has done it; what one has left cannot be said so."""
+        """Note it as one statement, unless an earlier run has done it; what one left over cannot be noted so."""
         transaction = self._transaction
         columns = (transaction.catalog or Catalog(self._connection)).columns(self._name, self._schema)
         state = self._kept(str(self._updating(values, columns, condition).compile(dialect=self._connection.dialect)))
@@ -222,7 +222,7 @@ class Backfill:
             transaction.done_before("")
             return
         if state is not None:
-            transaction.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
+            transaction.unforeseeable(f"a backfill of {self._name!r}, which an earlier run has begun")
         transaction.remark(f"a backfill of {self._name!r}, in batches:")
         detail = asdict(_State(None, 0, False, finished=True))
         del detail["done"]
@@ -252,7 +252,7 @@ class Backfill:
         if state.number == _PASSES and state.changed and state.again:
             _logger.warning(
                 "db-smart: rows of %r that a backfill looks for keep arriving; it has passed the table %d times and "
-                "ends. See that whatever writes them is stopped or updated.",
+                "ends. Stop or update whatever writes them.",
                 self._name,
                 _PASSES,
             )
@@ -339,11 +339,11 @@ class Backfill:
         """
         if not state.again and state.done:
             raise DbSmartError(
-                f"A backfill of {self._name!r} was begun by an earlier release of db-smart, which passed a key with an "
-                "ENUM, SET or BIT by its text and could miss rows; which are done cannot be told any more. Nothing was "
-                "done now. See which rows lack it, and put another op.backfill() in its place, with a where for those."
+                f"A backfill of {self._name!r} was begun by an earlier release of db-smart, which sorted a key with an "
+                "ENUM, SET or BIT by its text and could miss rows. It is not known which rows are done. Nothing was "
+                "changed now. Find the rows that lack it, and write another op.backfill() with a where for them."
             )
-        _logger.info("db-smart: a backfill of %r begins its pass anew, as it could have missed rows", self._name)
+        _logger.info("db-smart: a backfill of %r begins its pass again, because it could have missed rows", self._name)
         return replace(self._first_of(_State(None, 0, state.again)), number=state.number)
 
     def _save(self, state: _State) -> None:
@@ -353,8 +353,8 @@ class Backfill:
             self._transaction.journal.save(self._step, done, codec.dumps(detail))
         except TypeError as error:
             raise DbSmartError(
-                f"The table {self._name!r} cannot be backfilled: a value of its primary key cannot be kept, {error}. "
-                "Nothing of it was done. Give the table another key, or update it by op.execute()."
+                f"The table {self._name!r} cannot be backfilled: a value of its primary key cannot be saved, {error}. "
+                "It changed nothing. Give the table another key, or update it by op.execute()."
             ) from None
 
     def _wait(self, state: _State) -> None:
@@ -421,8 +421,8 @@ class Backfill:
         names = Catalog(self._connection).primary_key(self._name, self._schema)
         if not names:
             raise DbSmartError(
-                f"The table {self._name!r} has no primary key, by which a backfill passes it. Nothing of it was done. "
-                "Give it one, or update it by op.execute(), as one transaction."
+                f"The table {self._name!r} has no primary key, which a backfill needs. Nothing of it was done. "
+                "Give it one, or update it by op.execute(), in one transaction."
             )
         return names
 
@@ -499,7 +499,7 @@ class Backfill:
     def _compare(self, name: str, sign: str) -> sa.ColumnElement[bool]:
         """The key compared with another one, ``>`` or ``<=``, as an index can be used for it.
 
-        The values are bound without type, as the driver gave them: a cast to another type would pass by the index. What
+        The values are bound without type, as the driver gave them: a cast to another type would not use the index. What
         was asked for as text is cast to the type of its column.
         """
         binds: list[sa.ColumnElement[Any]] = []
@@ -512,7 +512,7 @@ class Backfill:
             return self._sorted[0].op(sign, is_comparison=True)(binds[0])
         if self._dialect != "mysql":
             return sa.tuple_(*self._sorted).op(sign, is_comparison=True)(sa.tuple_(*binds))
-        # MariaDB passes by the index for row values.
+        # MariaDB does not use the index for row values.
         *pairs, (column, bind) = zip(self._sorted, binds, strict=True)
         found: sa.ColumnElement[bool] = column > bind if sign == ">" else column <= bind
         for column, bind in reversed(pairs):
@@ -535,7 +535,7 @@ def _table_of(select: sa.GenerativeSelect) -> sa.TableClause:
         )
     if len(froms) != 1 or not isinstance(froms[0], sa.TableClause) or folded:
         raise DbSmartError(
-            "op.batches() takes a table, or a SELECT from one table without joins, DISTINCT, GROUP BY and LIMIT. Read "
-            "what else is needed in the function, for the rows of its batch."
+            "op.batches() takes a table, or a SELECT from one table without joins, DISTINCT, GROUP BY and LIMIT. "
+            "Nothing was done. If you need more, query it in the function, for the rows of its batch."
         )
     return froms[0]

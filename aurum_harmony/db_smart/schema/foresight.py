@@ -27,7 +27,7 @@ class Foresight:
     def columns(self, table: str, columns: Iterable[Any], schema: str | None) -> None:
         """See that a table has these columns.
 
-        :param columns: names; what is none is passed by.
+        :param columns: names; anything else is ignored.
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         :raises sqlalchemy.exc.NoSuchColumnError: it has no such column.
         """
@@ -100,7 +100,7 @@ class Foresight:
             return
         same = sa.exists().where(*(rows.c[key] == theirs.c[other] for key, other in pairs))
         broken = sa.and_(*(rows.c[key].is_not(None) for key, _ in pairs), ~same)
-        self._refuse(what, sa.select(sa.func.count()).select_from(rows).where(broken), "refer to what is not there")
+        self._refuse(what, sa.select(sa.func.count()).select_from(rows).where(broken), "refer to missing rows")
 
     def _refuse(self, what: str, query: sa.Select[Any], how: str) -> None:
         count = None

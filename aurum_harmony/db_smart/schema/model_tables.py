@@ -48,12 +48,12 @@ def lost(database: str, names: Iterable[str], taken: Mapping[str, str]) -> str:
     """
     said = f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
     if set(names) - taken.keys():
-        said += "'flask db-smart migrate' makes them; new models need a migration that does (op.create_table). "
+        said += "'flask db-smart migrate' creates them; new models need a migration with op.create_table. "
     for name, migration in taken.items():
         said += (
-            f"{name!r} was dropped or renamed by the migration {migration!r}, which this code does not have: it is of "
-            "an older release than the database, or that migration was taken out of it. The table is not made, as its "
-            "rows may be elsewhere now; start the release that has the migration, or add one that creates the table. "
+            f"{name!r} was dropped or renamed by the migration {migration!r}, which this code does not have: either "
+            "this release is older than the database, or the migration was removed. The table is not created, as its "
+            "rows may be elsewhere now. Start the release that has the migration, or add one that creates the table. "
         )
     return said.rstrip()
 

@@ -49,74 +49,74 @@ _ASK = "If that is what you want, say so: @migration(destructive=True)."
 DROP_COLUMN = Rule(
     "DS101",
     "dropping a column destroys its data",
-    "The release that still runs reads and writes it, and fails without it.",
-    f"Deploy a release that no longer uses the column first, and drop it in a later one. {_ASK}",
+    "The release that is still running reads and writes it, and fails without it.",
+    f"First deploy a release that no longer uses the column, and drop it in a later one. {_ASK}",
 )
 DROP_TABLE = Rule(
     "DS102",
     "dropping a table destroys its data",
-    "The release that still runs fails without it.",
-    f"Deploy a release that no longer uses the table first, and drop it in a later one. {_ASK}",
+    "The release that is still running fails without it.",
+    f"First deploy a release that no longer uses the table, and drop it in a later one. {_ASK}",
 )
 RENAME_COLUMN = Rule(
     "DS103",
-    "renaming a column breaks the release that still runs",
+    "renaming a column breaks the release that is still running",
     "It asks for the old name until its last process has ended.",
-    "Add a column of the new name, write both, op.backfill() it, read the new one, and drop the old one in a later "
-    "release; or keep the name in the database: new_name = mapped_column('old_name') in a model, "
+    "Add a column with the new name, write both, op.backfill() it, read the new one, and drop the old one in a later "
+    "release. Or keep the name in the database: new_name = mapped_column('old_name') in a model, "
     f"Column('old_name', key='new_name') in a table. {_ASK}",
 )
 RENAME_TABLE = Rule(
     "DS104",
-    "renaming a table breaks the release that still runs",
+    "renaming a table breaks the release that is still running",
     "It asks for the old name until its last process has ended.",
     f"Keep the name in the database: __tablename__ = 'old_name'. {_ASK}",
 )
 NARROW_TYPE = Rule(
     "DS105",
     "the new type may not hold every value of the old one",
-    "Rows may not fit, or lose digits, and the release that still runs may write more of them.",
-    f"Add a column of the new type, op.backfill() it, and move over to it. {_ASK}",
+    "Rows may not fit, or lose digits, and the release that is still running may write more of them.",
+    f"Add a column of the new type, op.backfill() it, and change over to it. {_ASK}",
 )
 DROP_CONSTRAINT = Rule(
     "DS106",
     "without it, rows can be written that break it",
-    "The release that still runs relies on it: ON CONFLICT, ON DUPLICATE KEY and ON DELETE fail or do otherwise. "
-    "Such rows stay, and it cannot be made again before they are mended.",
-    "Deploy a release that no longer relies on it first, and drop it in a later one; where another one takes its "
-    f"place, add that first, by another name. {_ASK}",
+    "The release that is still running relies on it: ON CONFLICT, ON DUPLICATE KEY and ON DELETE fail or do something "
+    "else. Such rows stay, and you cannot create it again before you have fixed them.",
+    "First deploy a release that no longer relies on it, and drop it in a later one. If another one takes its place, "
+    f"add that first, with another name. {_ASK}",
 )
 REWRITE = Rule(
     "DS201",
     "the database would rewrite the table and block its readers and writers meanwhile",
     "The table has rows, and this cannot be done in place.",
-    "Add a column of the new type, write both, op.backfill() it, and move over to it; or, where the application may "
-    "stand still for as long, ask for the plain form with online=False.",
+    "Add a column of the new type, write both, op.backfill() it, and change over to it. Or, if the application may "
+    "stand still for that time, ask for the plain form with online=False.",
 )
 BLOCKS = Rule(
     "DS202",
     "the database can do this only while it blocks the table's writers",
     "The table has rows.",
-    "Where the application may stand still for as long, ask for the plain form with online=False.",
+    "If the application may stand still for that time, ask for the plain form with online=False.",
 )
 NOT_NULL = Rule(
     "DS203",
-    "a column that is NOT NULL needs a value for the rows that are there",
+    "a column that is NOT NULL needs a value for existing rows",
     "The table has rows.",
-    "Give it a server_default; or add it as nullable, op.backfill() it, and then op.alter_column(nullable=False).",
+    "Give it a server_default. Or add it as nullable, op.backfill() it, and then op.alter_column(nullable=False).",
 )
 OLD_ROWS = Rule(
     "DS204",
-    "rows that are there break it",
+    "existing rows break it",
     "A constraint must hold for old rows too.",
-    "Mend those rows first, for example with op.backfill(), and run the migration again.",
+    "Fix those rows first, for example with op.backfill(), and run the migration again.",
 )
 PARTITIONED = Rule(
     "DS205",
-    "PostgreSQL cannot build an index of a partitioned table beside its traffic",
-    "The table has rows, and its writers would be blocked.",
-    "Build the index on each partition first (op.create_index(), one by one) and then on the table, where it attaches "
-    "those, with online=False.",
+    "PostgreSQL cannot build an index of a partitioned table without blocking its writers",
+    "The table has rows, and its writers would have to wait.",
+    "First build the index on each partition with op.create_index(). Then create it on the table with online=False, "
+    "which only attaches those.",
 )
 
 #: All rules, by their number.

@@ -3,7 +3,7 @@
 A migration is cut where the database commits at a schema change (MariaDB, MySQL), and where an operation commits
 because its work does not belong into a transaction with other work (an index built beside traffic, a backfill). Schema
 operations look before they act. For all else, each statement that changes something is recorded in the very
-transaction that makes the change, and a run that goes on passes by what is recorded.
+transaction that makes the change, and a run that goes on skips what is recorded.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class _Done(NamedTuple):
 class Journal:
     """The steps of one migration, which is running.
 
-    A step is known by its SQL and by the how-manieth run of that SQL it is; parameters do not count, as they may
-    be a time or a random id. They are kept by the migration's name, so that they outlast the edit that mends it.
+    A step is known by its SQL and by its number among the runs of that SQL; parameters do not count, as they may
+    be a time or a random id. They are kept by the migration's name, so that they outlast the edit that fixes it.
 
     :param connection: the connection of the migration's transaction.
     :param migration: its name.
@@ -125,7 +125,7 @@ class Journal:
         return self.number(statement)
 
     def number(self, text: str) -> str:
-        """A key made of a text and of the how-manieth of that text this is."""
+        """A key made of a text and of its number among equal texts."""
         digest = hashlib.sha256(text.encode()).hexdigest()[:40]
         self._counts[digest] += 1
         return f"{digest}:{self._counts[digest]}"
@@ -156,7 +156,7 @@ class Journal:
 
 
 class StepCursor:
-    """A driver's cursor that passes by what an earlier run did, and answers as the driver did then."""
+    """A driver's cursor that skips what an earlier run did, and answers as the driver did then."""
 
     def __init__(self, journal: Journal, cursor: Any) -> None:
         self._journal = journal
@@ -225,8 +225,8 @@ class StepCursor:
                 self._description, rows = codec.loads(self._passed.detail)
                 if rows is None:
                     raise DbSmartError(
-                        "What a statement returned before this migration was cut short cannot be given again: its "
-                        "types or its size did not allow to keep it. Ask for it by a SELECT instead of RETURNING"
+                        "What a statement returned before this migration was interrupted was not saved, because of its "
+                        "types or its size, and cannot be given again. Query it by a SELECT instead of RETURNING"
                     )
                 self._rows = [tuple(row) for row in rows]
             return self._passed.rowcount

@@ -51,7 +51,7 @@ def _pack(value: Any) -> Any:
     for name, (kind, text, _) in _TYPES.items():
         if type(value) is kind:
             return {name: text(value)}
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _unpack(value: Any) -> Any:

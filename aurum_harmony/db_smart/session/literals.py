@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +17,12 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.functions import FunctionElement
 
+from ..dialects.base import facts_of
 from ..errors import DbSmartError
 from .sql import render, string_text, without_doubled_percents
 
+#: How a script bounds its transactions, and where one begins that commits by itself otherwise.
+BEGIN, COMMIT, START = "BEGIN", "COMMIT", "START TRANSACTION"
 #: What a client may not read as it stands in a script.
 _CONTROLS = re.compile(r"[\0\r\x1a]")
 
@@ -86,7 +89,7 @@ def literal(value: Any, connection: sa.Connection) -> str:
     try:
         text = _DRIVERS.get(kind, _as_sqlalchemy)(value, connection)
     except Exception as error:  # of the driver, each has its own
-        raise NoLiteral(f"a value of the type {type(value).__name__} has no form in SQL") from error
+        raise NoLiteral(f"a value of the type {type(value).__name__} cannot be written as SQL") from error
     text = text.strip()
     return f"({text})" if text.startswith("-") else text
 
@@ -98,7 +101,7 @@ def _string(value: str, kind: str, dialect: sa.Dialect) -> str:
         return f"_utf8mb4 X'{value.encode().hex()}'"
     if kind == "postgresql":
         if "\0" in value:
-            raise NoLiteral("a text with the character 0 has no form in PostgreSQL")
+            raise NoLiteral("a text with the character 0 cannot be written for PostgreSQL")
         written = value.replace("\\", "\\\\").replace("'", "''")
         return "E'" + _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", written) + "'"
     parts = re.split(f"({_CONTROLS.pattern})", value)
@@ -187,3 +190,30 @@ def _with_literals(compiler: Any, given: Mapping[str, Any], connection: sa.Conne
             return text
 
     return Statements
+
+
+def leniently_postgresql(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """A statement that is skipped if it needs a table or column that no longer exists."""
+    yield "DO $db_smart$ BEGIN"
+    yield f"  EXECUTE {string_text(statement, dialect)};"
+    states = facts_of(dialect.name).errors["missing"]
+    yield f"EXCEPTION WHEN {' OR '.join(f'SQLSTATE {state!r}' for state in states)} THEN"
+    if pattern is not None:
+        yield f"  IF SQLERRM !~* {string_text(pattern, dialect)} THEN RAISE; END IF;"
+    yield "  RAISE NOTICE 'db-smart: left out, because what it needs no longer exists: %', SQLERRM;"
+    yield "END $db_smart$"
+
+
+def leniently_mariadb(statement: str, pattern: str | None, dialect: sa.Dialect) -> Iterator[str]:
+    """As :func:`leniently_postgresql`."""
+    yield "DELIMITER //"
+    yield "BEGIN NOT ATOMIC"
+    numbers = facts_of(dialect.name).errors["missing"]
+    yield f"  DECLARE EXIT HANDLER FOR {', '.join(map(str, numbers))} BEGIN"
+    if pattern is not None:
+        yield "    GET DIAGNOSTICS CONDITION 1 @db_smart_message = MESSAGE_TEXT;"
+        yield f"    IF @db_smart_message NOT REGEXP {string_text(pattern, dialect)} THEN RESIGNAL; END IF;"
+    yield "  END;"
+    yield f"  EXECUTE IMMEDIATE {string_text(statement, dialect)};"
+    yield "END//"
+    yield "DELIMITER ;"

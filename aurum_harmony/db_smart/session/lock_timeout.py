@@ -158,7 +158,7 @@ class DdlLockTimeout:
             for line in blockers(self._database, self._session):
                 _logger.warning("db-smart: a schema change waits for %s", line)
         except Exception as error:  # it is only said to help
-            _logger.debug("db-smart: who blocks cannot be told: %s", self._database.redact(error))
+            _logger.debug("db-smart: cannot tell which session blocks: %s", self._database.redact(error))
 
 
 def guarded(database: Database, seconds: float, fence: Callable[[str], None]) -> Engine:

@@ -191,7 +191,7 @@ class Savepoints:
             self._journal.take_back(current.steps_before)
         elif current.wrote or (current.failed and not self._journal.at_once):
             self._spoilt = DbSmartError(
-                "The migration rolled one connection back while another had already written: in a migration they "
+                "The migration rolled one connection back after another had written; in a migration they "
                 "share one transaction. Use one of db.session, db.engine and op at a time, and end each transaction "
                 "before the next."
             )

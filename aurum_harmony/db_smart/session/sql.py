@@ -96,7 +96,7 @@ def constraint_text(constraint: sa.Constraint, dialect: Dialect) -> str:
     text: str | None = _ddl_compiler(dialect).process(constraint)
     if text is None:
         raise DbSmartError(
-            f"The constraint {str(constraint.name)!r} is a foreign key to another schema, which {dialect.name} lacks. "
+            f"The constraint {str(constraint.name)!r} is a foreign key to another schema; {dialect.name} has none. "
             "Nothing was changed. Leave it out."
         )
     return text

@@ -167,7 +167,7 @@ class Transaction:
             self._confirming = False
 
     def unforeseeable(self, what: str) -> None:
-        """A migration uses something that a dry run cannot foresee; this is no dry run."""
+        """A migration uses something that a dry run cannot predict; this is no dry run."""
 
     def satisfied(self, operation: str) -> None:
         """An operation has found that there is nothing to do."""
@@ -185,7 +185,7 @@ class Transaction:
     def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration wants a table or a column that is not there any more."""
         _logger.warning(
-            "db-smart: %r: a statement is left out, as the table or column that it wants is not there any more: %s",
+            "db-smart: %r: a statement is left out, because a table or column that it needs no longer exists: %s",
             self.journal.migration,
             self.database.redact(error),
         )
@@ -245,7 +245,7 @@ class Transaction:
 
     @contextmanager
     def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
-        """Take back what a block did when it fails with an error that is to be passed by.
+        """Take back what a block did when it fails with an error that is to be ignored.
 
         Of what was committed meanwhile (by a schema change, where that commits) nothing can be taken back.
         """

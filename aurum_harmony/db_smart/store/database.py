@@ -183,7 +183,7 @@ class Database:
             except (sa.exc.ArgumentError, ImportError, ValueError) as error:
                 raise ConfigError(
                     f"DB_SMART_MIGRATION_URL for the database {self.name!r} cannot be used "
-                    f"({type(error).__name__}); it must be a SQLAlchemy URL whose driver is installed."
+                    f"({type(error).__name__}). It must be a SQLAlchemy URL whose driver is installed."
                 ) from None
         pool = self.app_engine.pool
         if not self.in_memory:
@@ -234,9 +234,9 @@ class Database:
                 return self.engine.connect()
             except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
                 if not self.facts.full(error) or time.monotonic() > deadline:
-                    check = "that the server runs, its address, and the user's password and rights"
+                    check = "that the server is running, and the address, user, password and rights"
                     if self.path is not None:
-                        check = "that it is a file, and the rights on it and on its folder"
+                        check = "that it is a file, and the permissions of the file and its folder"
                     raise DatabaseUnreachable(
                         f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): "
                         f"{self.redact(error)}. Nothing was changed. Check {check}."
@@ -291,7 +291,7 @@ def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
             return file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_ino
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     if not by_sqlite or len(_open_files) < _MOST_KEPT or (found.st_dev, found.st_ino) in _open_files:
         return _read_kept(path)
     import sqlite3
@@ -379,7 +379,7 @@ def engines_of(app: Flask, db: SQLAlchemy) -> MutableMapping[str | None, Engine]
     except KeyError:
         raise ConfigError(
             "The db that was passed to DbSmart is not registered on this application: call db.init_app(app) before "
-            "boot() and the first request."
+            "boot() and before the first request."
         ) from None
     return engines
 

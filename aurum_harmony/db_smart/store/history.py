@@ -433,4 +433,4 @@ def reading(database: Database) -> Iterator[None]:
                 + ("" if not database.facts.has_search_path else ", or a search path that does not lead to them")
                 + "."
             ) from None
-        raise DatabaseUnreachable(f"{failed} Nothing was changed. Mend the cause and try again.") from None
+        raise DatabaseUnreachable(f"{failed} Nothing was changed. Fix the cause and try again.") from None

@@ -136,8 +136,8 @@ class Lock(ABC):
                 if now >= deadline:
                     raise LockTimeout(
                         f"The database {self.database.name!r} ({self.database.url}) is being migrated by {self._who()};"
-                        f" waited {self.settings.timeout:g} s for it (DB_SMART_LOCK_TIMEOUT). This process changed "
-                        "nothing. Start again when it is done; 'flask db-smart status' shows it."
+                        f" this process waited {self.settings.timeout:g} s for it (DB_SMART_LOCK_TIMEOUT) and changed "
+                        "nothing. Start again when it is done; 'flask db-smart status' shows that."
                     )
                 if now - told >= _TELL_EVERY:
                     told = now
@@ -222,7 +222,7 @@ class _Lease(Lock):
         try:
             self._update({"lease_expires": 0, "holder": "", "lease_migration": ""})
         except Exception as error:  # the expiry frees it
-            _logger.warning("db-smart: the lease will run out, as it cannot be freed: %s", self.database.redact(error))
+            _logger.warning("db-smart: cannot free the lease, which will run out: %s", self.database.redact(error))
 
     def holder(self) -> Holder | None:
         with self.database.connect() as connection:
@@ -254,7 +254,7 @@ class _Lease(Lock):
             if (later.token, later.lease_expires) != (found.token, found.lease_expires):
                 raise LockHeld(
                     f"The database {self.database.name!r} is being migrated by {self._who()}, whose heartbeat is alive."
-                    " Nothing was changed. To stop it, end that process; the lock is then free by itself."
+                    " Nothing was changed. To stop it, end that process; then the lock frees itself."
                 )
         self._found = found
         return str(found.holder)
@@ -288,7 +288,7 @@ class _Lease(Lock):
                 return None
             return self.settings.lease / 3
         except Exception as error:  # try again soon; whether the lease still holds is seen where it counts
-            _logger.warning("db-smart: heartbeat failed: %s", self.database.redact(error))
+            _logger.warning("db-smart: the heartbeat failed and is tried again: %s", self.database.redact(error))
             return self.settings.lease / 15
 
     def _update(self, values: dict[str, object]) -> bool:
@@ -307,8 +307,8 @@ class _Lease(Lock):
 
     def _loss(self) -> LeaseLost:
         return LeaseLost(
-            f"The lease on the database {self.database.name!r} ran out while this process was stopped or cut off, and "
-            "another one has taken it. What was not recorded before is left to that one. Nothing needs to be done."
+            f"The lease on the database {self.database.name!r} ran out while this process was stopped or disconnected, "
+            "and another one has taken it. That one finishes what was not recorded yet. You need not do anything."
         )
 
 
@@ -389,11 +389,11 @@ class _FileLock(Lock):
         if holder is not None:
             raise LockHeld(
                 f"The database {self.database.name!r} is being migrated by {holder}, which is alive. Nothing was "
-                "changed. To stop it, end that process; the lock is then free by itself."
+                "changed. To stop it, end that process; then the lock frees itself."
             )
         if self._info is None or not self._info.exists():
             return None
-        return f"a process that is gone (see {self._info})"
+        return f"a process that has ended (see {self._info})"
 
     def free(self) -> bool:
         if self._info is not None:

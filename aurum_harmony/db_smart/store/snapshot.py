@@ -104,19 +104,19 @@ def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[D
         found = [pair for pair in found if pair[1].path.name == name]
     if not databases:
         raise DbSmartError(
-            "There is no snapshot: only SQLite files have them, and this is none. Nothing was changed. A database on a "
-            "server has backups of its own kind."
+            "There is no snapshot: only SQLite files have them. Nothing was changed. For a database on a server, use "
+            "your own backups."
         )
     if not found:
         where = databases[0].path if len(databases) == 1 else "these databases"
         foreign = len(others(app, databases))
         more = (
-            f"{foreign} there {'is' if foreign == 1 else 'are'} of other databases, or of an earlier release; to put "
+            f"{foreign} there {'is' if foreign == 1 else 'are'} of other databases, or of an earlier release. To put "
             "one of them back, name it with --from."
         )
         raise DbSmartError(
             f"There is no snapshot{'' if name is None else f' {name!r}'} in {snapshot_folder(app)} of {where}. Nothing "
-            f"was changed. 'flask db-smart snapshots' lists what there is." + (f" {more}" if foreign else "")
+            f"was changed. 'flask db-smart snapshots' lists the snapshots." + (f" {more}" if foreign else "")
         )
     names = list(dict.fromkeys(database.name for database, _ in found))
     if len(names) > 1:
@@ -144,7 +144,7 @@ def foreign(app: Flask, databases: Iterable[Database], name: str) -> tuple[Datab
     if len(databases) != 1:
         known = ", ".join(database.name for database in databases) or "none"
         raise DbSmartError(
-            f"It is not clear into which SQLite database (there is: {known}). Nothing was changed. Name it with "
+            f"It is not clear which SQLite database to restore (there is: {known}). Nothing was changed. Name it with "
             "--database."
         )
     path, found = path.resolve(), path.stat()
@@ -161,7 +161,7 @@ def differs(database: Database, chosen: Snapshot) -> str | None:
         found, _ = _state(connection)
     if wanted is None or found is None or wanted == found:
         return None
-    return f"it is of another database: its id is {found}, that of {database.path} is {wanted}"
+    return f"it belongs to another database: its id is {found}, the id of {database.path} is {wanted}"
 
 
 def prune(app: Flask, database: Database, database_id: str) -> None:
@@ -199,7 +199,7 @@ def take(app: Flask, database: Database, connection: sa.Connection, first: str) 
     except (sqlite3.Error, OSError) as error:
         raise DbSmartError(
             f"Cannot make a snapshot of the database {database.name!r} ({database.url}) in {snapshot_folder(app)}: "
-            f"{database.redact(error)}. Nothing was migrated, and no part of the copy was kept. Mend the cause, or set "
+            f"{database.redact(error)}. Nothing was migrated, and no part of the copy was kept. Fix the cause, or set "
             "DB_SMART_SNAPSHOTS=0 to migrate without a snapshot."
         ) from error
     if path is not None:
@@ -228,12 +228,12 @@ def restore(app: Flask, database: Database, chosen: Snapshot) -> Path | None:
             except sqlite3.DatabaseError as error:
                 if type(error) is not sqlite3.DatabaseError:  # a subclass: the file is not what is at fault
                     raise
-                _logger.warning("db-smart: %s cannot be read: %s", path, error)
+                _logger.warning("db-smart: %s cannot be read and is set aside: %s", path, error)
                 return _replace_broken(path, source)
     except (sqlite3.Error, OSError) as error:
         raise DbSmartError(
             f"Cannot restore the database {database.name!r} ({database.url}) from {chosen.path.name}: "
-            f"{database.redact(error)}. It is as it was. Mend the cause and restore again."
+            f"{database.redact(error)}. The database is unchanged. Fix the cause and restore again."
         ) from error
 
 
@@ -250,7 +250,7 @@ def _write_back(
     def step(status: int, *_: int) -> None:
         if status == _OK and not kept:
             # From here on nobody else can write. Outside WAL mode nobody can read either, but what this transaction
-            # changed is still in its own memory, so that the file may be read past the locks.
+            # changed is still in its own memory, so the file may be read without the locks.
             with closing(_open(path, immutable=not wal)) as current:
                 keep = snapshots(app) or sys.maxsize
                 kept.append(_take(app, database, current, "restore", keep, spared=(chosen.path,)))
@@ -262,7 +262,7 @@ def _write_back(
         if wal and _pragma(target, "page_size") != _pragma(source, "page_size"):
             raise OSError(
                 "in WAL mode its page size cannot change to that of the snapshot; to change the mode, end every "
-                "process that uses it and run PRAGMA journal_mode=DELETE on it"
+                "process that uses the database and run PRAGMA journal_mode=DELETE on it"
             )
         target.execute("PRAGMA busy_timeout=1000")  # from here on step() is asked in between
         # One page at a time: the first step must not be the last one, and must fit into the memory of the connection.
@@ -326,7 +326,7 @@ def _take(
         size = pages * _pragma(source, "page_size")
         room = shutil.disk_usage(folder).free + sum(item.size for item in old)
         if size > room:
-            raise OSError(f"the disk has {room / 1e6:.1f} MB for it, and it needs {size / 1e6:.1f} MB")
+            raise OSError(f"the disk has {room / 1e6:.1f} MB free, and the copy needs {size / 1e6:.1f} MB")
         _remove(old)
         owner = f"{_place(database)}.{_short(database_id)}"
         path = folder / f"{prefix}{owner}-{datetime.now(timezone.utc):{_STAMP}}-before-{_safe(before, 80)}.sqlite"
@@ -483,7 +483,7 @@ def _check(snapshot: sqlite3.Connection) -> None:
     except sqlite3.DatabaseError as error:
         found = error
     if found != "ok" or _pragma(snapshot, "page_count") < 2:
-        raise OSError(f"the snapshot is damaged or empty ({found}), choose another one")
+        raise OSError(f"the snapshot is damaged or empty ({found}); choose another one")
 
 
 def _open(path: Path, *, immutable: bool) -> sqlite3.Connection:

@@ -93,7 +93,7 @@ class MariadbEditor(SchemaEditor):
             stored = any(column.computed is not None and column.computed.persisted for column in columns)
             if stored or any(isinstance(constraint, sa.CheckConstraint) for constraint in constraints):
                 raise Refused(
-                    BLOCKS, what, "The server adds a stored computed column, and a check that has a name, only so. "
+                    BLOCKS, what, "The server needs that for a stored computed column, and for a check with a name. "
                 )
         added = [constraint for constraint in constraints if isinstance(constraint, sa.ForeignKeyConstraint)]
         keys = bool(added)
@@ -170,7 +170,7 @@ class MariadbEditor(SchemaEditor):
             self._check_rows(constraint)
         else:
             if self._foresees and online and isinstance(constraint, sa.CheckConstraint):
-                raise Refused(BLOCKS, what, "The server checks old rows only so. ")
+                raise Refused(BLOCKS, what, "The server checks old rows only in this way. ")
             with self.rows_in_the_way(constraint.table, [constraint], what):
                 self._send(sa.schema.AddConstraint(constraint), online, what, place)
 
@@ -366,7 +366,7 @@ class MariadbEditor(SchemaEditor):
         target = constraint.elements[0].column.table
         assert isinstance(target, sa.Table)
         if not self.catalog.has_table(target.name, target.schema):
-            found = "is not there"
+            found = "does not exist"
         else:
             row = self.transaction.connection.execute(_TARGET, {"schema": target.schema, "table": target.name}).first()
             if row is None:  # a dry run has planned it
@@ -375,7 +375,7 @@ class MariadbEditor(SchemaEditor):
             if kind != "BASE TABLE":
                 found = "is a view"
             elif (engine or "").lower() != "innodb":
-                found = f"is a table of the engine {engine}, not of InnoDB"
+                found = f"is a table of the engine {engine}, not InnoDB"
             elif "partitioned" in (options or ""):
                 found = "is partitioned"
             else:
@@ -383,7 +383,7 @@ class MariadbEditor(SchemaEditor):
         own, columns = constraint.parent.name, ", ".join(map(repr, constraint.column_keys))
         raise DbSmartError(
             f"A foreign key of {own!r} on {columns} refers to {target.name!r}, which {found}; writers of {own!r} would "
-            "fail. Nothing was changed. Make such a table in an earlier migration, or leave the key out."
+            "fail. Nothing was changed. Create such a table in an earlier migration, or leave the key out."
         )
 
     def _check_rows(self, constraint: sa.ForeignKeyConstraint) -> None:
@@ -394,7 +394,7 @@ class MariadbEditor(SchemaEditor):
         if self.transaction.dry:
             # The script looks too; where it stops, the next boot finds the promise and takes the key back.
             names = constraint.parent.name, constraint.elements[0].column.table.name
-            text = "Rows of {} refer to what is not there in {}".format(*names)
+            text = "Rows of {} refer to missing rows of {}".format(*names)
             said, query = string_text(text[:128], self.dialect), render(self.count_lost(constraint), self.dialect)
             self.transaction.send(
                 f"DELIMITER //\nBEGIN NOT ATOMIC\n  IF ({query}) > 0 THEN\n"
@@ -415,7 +415,7 @@ class MariadbEditor(SchemaEditor):
             raise Refused(
                 OLD_ROWS,
                 f"The foreign key {name!r} of {table.name!r} to {target.name!r}",
-                f"{counted(count, 'refers', 'refer')} to what is not there. It was taken back. ",
+                f"{counted(count, 'refers', 'refer')} to missing rows. It was removed again. ",
             )
 
     def _send(
@@ -436,7 +436,7 @@ class MariadbEditor(SchemaEditor):
             names = {"table": self.catalog.stored(*place), "schema": place[1]}
             row = self.transaction.connection.execute(_TARGET, names).first()
             if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
-                raise Refused(BLOCKS, what, f"The table is of the engine {row.ENGINE}, not of InnoDB. ")
+                raise Refused(BLOCKS, what, f"The table has the engine {row.ENGINE}, not InnoDB. ")
         text = render(change, self.dialect)
         try:
             self.transaction.send(text, more)

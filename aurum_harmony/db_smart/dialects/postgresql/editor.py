@@ -52,7 +52,7 @@ _COLLATION = sa.text(
     f"ON c.oid = a.attcollation WHERE a.attrelid = to_regclass({TABLE_NAME}) AND a.attname = :column "
     "AND a.attcollation <> t.typcollation"
 )
-#: What PostgreSQL makes anew when the type of a column changes, of a table and those that inherit from it: checks, by a
+#: What PostgreSQL builds again when a column's type changes, of a table and those that inherit from it: checks, by a
 #: look at every row, and indexes with an expression or a condition; all others it keeps where it can.
 _REMADE = sa.text(
     f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid UNION SELECT i.inhrelid FROM pg_inherits AS i "
@@ -207,7 +207,7 @@ class PostgresqlEditor(SchemaEditor):
         assert index.table is not None
         if self._partitioned(index.table):
             what = f"op.drop_index({str(index.name)!r}, {index.table.name!r})"
-            raise Refused(BLOCKS, what, "PostgreSQL drops an index of a partitioned table only so. ")
+            raise Refused(BLOCKS, what, "PostgreSQL can drop an index of a partitioned table only in this way. ")
         index.dialect_options["postgresql"]["concurrently"] = True
         with self.transaction.autocommit_block() as send:
             send(sa.schema.DropIndex(index))
@@ -297,8 +297,8 @@ class PostgresqlEditor(SchemaEditor):
             raise DbSmartError(
                 f"The type {spelled(old, self.dialect)} cannot become {spelled(new, self.dialect)}: PostgreSQL only "
                 "adds values to an enumeration, and neither removes one nor changes their order. Nothing was changed. "
-                "Keep the values that are there in their order; or add a column of a new enumeration with another "
-                "name, op.backfill() it, and move over to it."
+                "Keep the existing values in their order; or add a column of a new enumeration with another "
+                "name, op.backfill() it, and change over to it."
             )
         return relation
 
@@ -343,7 +343,7 @@ class PostgresqlEditor(SchemaEditor):
             except Refused as refused:  # it names the check, which nobody but us knows
                 self._refuse_nulls(change, refused)
                 raise
-        # The manual: SET NOT NULL passes by the scan where a valid check proves it.
+        # The manual: SET NOT NULL needs no scan if a valid check proves it.
         self.transaction.send(plain)
         self.transaction.send(sa.schema.DropConstraint(check))
 
@@ -405,7 +405,7 @@ class PostgresqlEditor(SchemaEditor):
             kind = self.broken(failure)
             rows = "" if whole is None or kind is None else self.found(kind, whole.table, [whole])
             what = f"The constraint {name!r} of {table!r}"
-            raise Refused(OLD_ROWS, what, f"{rows}It was taken back. ") from failure
+            raise Refused(OLD_ROWS, what, f"{rows}It was removed again. ") from failure
 
     def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
         """The kind of the constraint that rows break."""
@@ -437,11 +437,11 @@ class PostgresqlEditor(SchemaEditor):
         for column in columns:
             why = None
             if column.identity is not None:
-                why = "an identity column numbers the rows that are there. "
+                why = "an identity column numbers the existing rows. "
             elif column.computed is not None and compiler.process(column.computed).endswith("STORED"):
-                why = "a computed column that is stored is computed for the rows that are there. "
+                why = "a stored computed column is computed for the existing rows. "
             elif self._checked_domain(column.type):
-                why = "a domain with constraints is checked for the rows that are there. "
+                why = "a domain with constraints is checked for the existing rows. "
             if why is not None:
                 what = f"op.add_columns({table.name!r}, Column({column.name!r}, …))"
                 raise Refused(REWRITE, what, f"{why[0].upper()}{why[1:]}")
@@ -459,16 +459,16 @@ class PostgresqlEditor(SchemaEditor):
         table = constraint.table
         version = self.dialect.server_version_info or ()
         if isinstance(constraint, sa.ForeignKeyConstraint) and version < _KEYS_OF_PARTITIONED:
-            why = "Before version 18 PostgreSQL adds a foreign key of a partitioned table only so. "
+            why = "Before version 18, PostgreSQL adds a foreign key of a partitioned table only in this way. "
         elif isinstance(constraint, sa.UniqueConstraint):
-            why = "PostgreSQL adds a unique constraint of a partitioned table only so. "
+            why = "PostgreSQL adds a unique constraint of a partitioned table only in this way. "
         else:
             return
         if self._partitioned(table):
             raise Refused(BLOCKS, f"The constraint {str(constraint.name)!r} of {table.name!r}", why)
 
     def _refuse_scan(self, change: Change) -> None:
-        """Refuse a change of type for which the rows are written anew, or all of them are looked at.
+        """Refuse a change of type for which the rows are rewritten, or all of them are read.
 
         :raises Refused: it is such a change.
         """
@@ -478,7 +478,7 @@ class PostgresqlEditor(SchemaEditor):
         if change.using is not None or not free_on_postgresql(old, new):
             raise Refused(REWRITE, what)
         if getattr(old, "collation", None) != getattr(new, "collation", None):
-            raise Refused(REWRITE, what, "The indexes on the column are built anew for another collation. ")
+            raise Refused(REWRITE, what, "For another collation the indexes on the column are built again. ")
         table = self.catalog.stored(change.table, change.schema)
         column = change.existing.get("stored", change.column)
         place = {"table": table, "schema": change.schema, "column": column}
@@ -494,7 +494,7 @@ class PostgresqlEditor(SchemaEditor):
             raise Refused(
                 REWRITE,
                 what,
-                f"PostgreSQL makes {', '.join(names)} anew for it, by a look at every row. Drop it before and "
+                f"PostgreSQL makes {', '.join(names)} again for that, and reads every row. Drop it before and "
                 "create it after, which does not block. ",
             )
 

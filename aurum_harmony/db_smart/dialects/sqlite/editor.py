@@ -69,7 +69,7 @@ class SqliteEditor(SchemaEditor):
                 if "constraint failed" not in str(error.orig):
                     raise
                 broken = self.broken_checks(table, [column], checks[column.name])
-                raise Refused(OLD_ROWS, what, broken or f"{error.orig} for the rows that are there. ") from error
+                raise Refused(OLD_ROWS, what, broken or f"{error.orig} for existing rows. ") from error
             finally:
                 column.unique = unique
 
@@ -102,7 +102,7 @@ class SqliteEditor(SchemaEditor):
         if used:
             raise DbSmartError(
                 f"op.drop_table({table.name!r}): rows of {', '.join(map(repr, used))} reference it, and "
-                "PRAGMA foreign_keys is on, so that SQLite would delete or change them with it. Nothing was dropped. "
+                "PRAGMA foreign_keys is on, so SQLite would delete or change them too. Nothing was dropped. "
                 "Drop what references it first: that table, that column, or the foreign key with op.drop_constraint()."
             )
         restricts = any(reference.on_delete == "RESTRICT" for reference in own)

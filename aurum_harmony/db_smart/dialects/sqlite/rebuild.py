@@ -1,4 +1,4 @@
-"""SQLite: change what its ``ALTER TABLE`` cannot, by making the table anew and moving the rows.
+"""SQLite: change what its ``ALTER TABLE`` cannot, by building a new table and moving the rows.
 
 The definition is edited in its own text, as SQLite itself does. So what a reflected table would lose stays: collations,
 ``AUTOINCREMENT``, ``STRICT``, ``WITHOUT ROWID``, generated columns, conflict clauses, comments. The steps are those of
@@ -57,7 +57,7 @@ def rebuild(
     schema: str | None = None,
     values: Mapping[str, str] | None = None,
 ) -> None:
-    """Make a table anew with a changed definition, and move everything that the old one had.
+    """Build a new table with a changed definition, and move everything that the old one had.
 
     Rows keep their rowids, ``AUTOINCREMENT`` its place; indexes, triggers and the planner's statistics are there as
     before, but for an index on nothing than a dropped column. Views, triggers and foreign keys of others go on meaning
@@ -157,10 +157,10 @@ class _Rebuild:
             rows = f"{counted(count, *verb)} {text}"
         return RowsInTheWay(failure.message, f"{rows}. Nothing was changed. ")
 
-    def failed(self, cause: str, advice: str = "Mend the cause") -> DbSmartError:
+    def failed(self, cause: str, advice: str = "Fix the cause") -> DbSmartError:
         """An error that says what was kept."""
         return DbSmartError(
-            f"Cannot rebuild the table {self.table!r}: {cause}. Nothing of it was kept. {advice} and start again."
+            f"Cannot rebuild the table {self.table!r}: {cause}. Nothing was changed. {advice} and start again."
         )
 
     @contextmanager
@@ -184,7 +184,7 @@ class _Rebuild:
         if definition.columns != columns:
             raise self.failed(f"its definition was not understood: {self._sql}", "Report this")
         if self._rows(f"SELECT 1 FROM {self._at('sqlite_master')} WHERE name = ? COLLATE NOCASE", self.new):
-            raise self.failed(f"there is a table {self.new!r} already", "Drop it")
+            raise self.failed(f"a table {self.new!r} already exists", "Drop it")
         facts, violations, broken = self._facts(), self._violations(), self._broken()
         change(definition)
         self._definition = definition
@@ -194,7 +194,7 @@ class _Rebuild:
         self._rows(definition.render(new))
         if self.would_cascade():
             raise self.failed(
-                "a table references it and PRAGMA foreign_keys is on, so that rows would be deleted with it",
+                "a table references it and PRAGMA foreign_keys is on, so dropping it would delete rows",
                 "Switch the pragma off, outside a transaction,",
             )
         with self._pragma("defer_foreign_keys"):  # a row that was in the wrong before must not stop the others
@@ -212,7 +212,7 @@ class _Rebuild:
         wrong = [f"{count} {what}" for what, count in (self._violations() - violations).items()]
         if wrong:
             text = ", ".join(sorted(wrong))
-            failure = self.failed(text, "Mend the rows")
+            failure = self.failed(text, "Fix the rows")
             if any("unusable foreign key" in what for what in wrong):
                 raise failure
             raise RowsInTheWay(failure.message, f"{text}. Nothing was changed. ")
@@ -238,7 +238,7 @@ class _Rebuild:
                 sources.append(values.get(normalize_name(column), targets[-1]))
         unknown = values.keys() - set(map(normalize_name, ordinary))
         if unknown:
-            raise self.failed(f"it has no column {', '.join(sorted(map(repr, unknown)))} to give values")
+            raise self.failed(f"it has no column {', '.join(sorted(map(repr, unknown)))} that could get values")
         old, new = self._at(self.table), self._at(self.new)
         # OR ABORT, as a conflict clause of the table could drop rows; NOT INDEXED, for the order of the rows.
         self._rows(
@@ -246,7 +246,7 @@ class _Rebuild:
         )
         counts = [self._rows(f"SELECT count(*) FROM {table}")[0][0] for table in (old, new)]
         if counts[0] != counts[1]:
-            raise self.failed(f"of {counts[0]} rows {counts[1]} were copied", "Report this")
+            raise self.failed(f"only {counts[1]} of {counts[0]} rows were copied", "Report this")
 
     def _rename_records(self, table: str, name: str) -> None:
         """What SQLite records of a table and deletes with it: the last AUTOINCREMENT, and statistics."""
@@ -281,7 +281,7 @@ class _Rebuild:
             if used & dropped:
                 if used <= dropped:
                     continue
-                raise self.failed(f"the index {item.name!r} is on a dropped column too", "Drop that index first")
+                raise self.failed(f"the index {item.name!r} also covers a dropped column", "Drop that index first")
             # SQLite stores them from the same first words always, and without the schema.
             start = re.match(r"CREATE (UNIQUE INDEX|INDEX|TRIGGER) ", item.sql)
             if start is None:

@@ -288,7 +288,7 @@ class TableSql:
         head = _significant(tokens[: cuts[0]]) if cuts else []
         if depth or len(cuts) < 2 or "TABLE" not in [token.key for token in head[1:3]] or head[1].key == "VIRTUAL":
             raise DbSmartError(
-                f"This is no definition of an ordinary table, so that it cannot be edited: {sql}. Nothing was changed."
+                f"This does not define an ordinary table, so it cannot be edited: {sql}. Nothing was changed."
             )
         self.table = head[-1].name
         self._elements = [_Element(tokens[start + 1 : end]) for start, end in pairwise(cuts)]
@@ -387,7 +387,7 @@ class TableSql:
         folded = normalize_name(column)
         if len(self.columns) == 1:
             raise DbSmartError(
-                f"The column {column!r} is the only one of the table {self.table!r}, so that it cannot be dropped. "
+                f"The column {column!r} is the only one of the table {self.table!r}, so it cannot be dropped. "
                 "Nothing was changed. Drop the table."
             )
         used = [piece for piece in element.pieces if piece.kind == "primary"]
@@ -400,7 +400,7 @@ class TableSql:
         if used:
             named = ", ".join(repr(" ".join(piece.text.split())) for piece in used)
             raise DbSmartError(
-                f"The column {column!r} of the table {self.table!r} cannot be dropped, as it is used in {named}. "
+                f"The column {column!r} of the table {self.table!r} cannot be dropped, because it is used in {named}. "
                 "Nothing was changed. Drop that first."
             )
         self._elements.remove(element)
