@@ -171,10 +171,9 @@ def _failing(failed: Callable[[DbSmartError], Report], as_json: bool) -> Iterato
         yield
     except DbSmartError as error:
         if as_json:
-            from .output import optional, show
+            from .output import say
 
-            with optional():  # the message counts
-                show(failed(error), as_json)
+            say(failed(error).json())
         raise
 
 

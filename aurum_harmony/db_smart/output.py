@@ -51,10 +51,10 @@ def show(report: Report, as_json: bool = False) -> None:
         raise OutputUnwritable(report.unwritten.format(error.strerror)) from None
 
 
-def say(line: str) -> None:
-    """Print what was done, which counts whether it can be told or not."""
+def say(text: str) -> None:
+    """Print what was done or has failed, which counts whether it can be told or not."""
     with optional():
-        click.echo(line)
+        click.echo(_encodable(text))
 
 
 def confirm(question: str) -> bool:
@@ -96,7 +96,8 @@ def progress(app: Flask, applied: list[Ran], *, lines: bool) -> Iterator[None]:
     :param applied: takes them.
     :param lines: whether it is to be lines on a terminal too.
     """
-    with nullcontext(_Lines()) if lines or not sys.stdout.isatty() else _terminal() as display:
+    terminal = not lines and sys.stdout is not None and sys.stdout.isatty()  # one that is closed is None
+    with _terminal() if terminal else nullcontext(_Lines()) as display:
 
         def on_started(_: object, migration: str, database: str, index: int, total: int) -> None:
             display.started(f"{migration} ({index} of {total})", index - 1, total)
@@ -131,7 +132,7 @@ class _Lines:
 
     def line(self, text: str) -> None:
         """Something was done."""
-        click.echo(text)
+        click.echo(_encodable(text))
 
     def started(self, description: str, done: int, total: int) -> None:
         """A migration begins."""
@@ -154,7 +155,8 @@ class _Terminal(_Lines):
         self._rows = progress.add_task("", visible=False)
 
     def line(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        # As it is: neither ":key:" in a path becomes a symbol, nor is a path cut where the terminal ends.
+        self._progress.console.print(_encodable(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def started(self, description: str, done: int, total: int) -> None:
         self._progress.update(self._run, description=description, completed=done, total=total)
@@ -174,8 +176,15 @@ def _terminal() -> Iterator[_Lines]:
 
 
 def _print(report: Report, as_json: bool) -> None:
+    in_utf_8 = report.in_utf_8 and hasattr(sys.stdout, "buffer")
     for line in [report.json()] if as_json else report.lines():
-        click.echo(line)
+        click.echo(line.encode("utf-8", "backslashreplace") if in_utf_8 else _encodable(line))
+
+
+def _encodable(text: str) -> str:
+    """A text with what standard output cannot encode written out."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _drop_output() -> None:

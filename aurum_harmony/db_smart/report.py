@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,10 +44,12 @@ class Report(ABC):
     """What one command says.
 
     :ivar fails: whether the command ends with exit code 1.
+    :ivar in_utf_8: whether it is in UTF-8 whatever the surroundings say.
     :ivar unwritten: what to say of it where it cannot be written whole; ``None`` where only what was done counts.
     """
 
     fails = False
+    in_utf_8 = False
     unwritten: str | None = "The output cannot be written ({}): what there is of it is not whole. Nothing was changed."
 
     @abstractmethod
@@ -130,7 +133,10 @@ class Run(Report):
     @classmethod
     def failed(cls, error: DbSmartError, applied: list[Ran], app: Flask, databases: Iterable[Database]) -> Run:
         """It has failed, after some were applied."""
-        lock = _first(Lock.of(app, database) for database in databases) if isinstance(error, LockTimeout) else None
+        lock = None
+        with suppress(DbSmartError):  # the database may be gone meanwhile: it is the first error that counts
+            if isinstance(error, LockTimeout):
+                lock = _first(Lock.of(app, database) for database in databases)
         return cls("failed", applied, error.message, lock)
 
     def lines(self) -> Iterator[str]:
@@ -237,6 +243,7 @@ class Script(Report):
 
     text: list[str]
 
+    in_utf_8 = True
     unwritten = (
         "The script cannot be written ({}): what there is of it is not whole, so do not run it. Nothing was changed."
     )
