@@ -29,7 +29,7 @@ ORDER = (
     ("editors of the dialects", "dialects.*"),
     ("operations", "operations"),
     ("runs", "runner", "first_run", "preview", "script"),
-    ("report", "report"),
+    ("report", "report", "output"),
     ("commands", "cli"),
     ("extension", "extension"),
     ("what users import", ""),

@@ -372,7 +372,7 @@ class Backfill:
 
     def _tell(self, state: _State, more: str = "") -> None:
         progress = Progress(self._transaction.journal.migration, state.done, state.total, state.rate)
-        self._transaction.tell(done=progress.done, total=progress.total, rate=progress.rate, eta=progress.eta)
+        self._transaction.tell(done=progress.done, total=progress.total, rate=progress.rate, eta=progress.eta_s)
         if state.finished or time.monotonic() - self._told >= _TELL_EVERY:
             self._told = time.monotonic()
             again = f", pass {state.number}" if state.number > 1 else ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
@@ -19,30 +18,22 @@ class Progress:
     :ivar done: rows.
     :ivar total: rows, estimated.
     :ivar rate: rows per second; 0 where it stands still.
+    :ivar eta_s: how long it will take, seconds; ``None`` where nothing can be said.
     """
 
     migration: str
     done: int
     total: int
     rate: float
+    eta_s: float | None = field(init=False)
 
-    @property
-    def eta(self) -> float | None:
-        """How long it will take, seconds; ``None`` where nothing can be said."""
-        return round(max(0, self.total - self.done) / self.rate, 1) if self.rate else None
-
-    def report(self) -> dict[str, Any]:
-        """As ``status`` has it in JSON."""
-        return {**asdict(self), "eta_s": self.eta}
-
-    @staticmethod
-    def of(report: dict[str, Any]) -> Progress:
-        """What :meth:`report` gave."""
-        return Progress(**{name: value for name, value in report.items() if name != "eta_s"})
+    def __post_init__(self) -> None:
+        left = round(max(0, self.total - self.done) / self.rate, 1) if self.rate else None
+        object.__setattr__(self, "eta_s", left)
 
     def __str__(self) -> str:
         text = f"{self.migration}: {self.done:,} of ~{self.total:,} rows"
-        return text if self.eta is None else f"{text}, {self.rate:,.0f} rows/s, about {self.eta:,.0f} s left"
+        return text if self.eta_s is None else f"{text}, {self.rate:,.0f} rows/s, about {self.eta_s:,.0f} s left"
 
 
 def read_progress(connection: sa.Connection, place: str | None = None, *, running: bool) -> Progress | None:

@@ -1,0 +1,195 @@
+"""How the commands write what they say, and what comes of it where it cannot be written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from .errors import DbSmartError
+from .notices import logger_of
+from .report import Ran, Report
+from .schema.progress import Progress
+from .signals import migration_applied, migration_progress, migration_started, snapshot_taken
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import rich.progress
+    from flask import Flask
+
+_logger = logger_of(__name__)
+#: How often at most a line says how far a backfill is, seconds.
+_PROGRESS_EVERY = 5.0
+
+
+class OutputUnwritable(DbSmartError):
+    """What a command was called for cannot be written to standard output."""
+
+
+def show(report: Report, as_json: bool = False) -> None:
+    """Print a report.
+
+    :raises OutputUnwritable: it cannot be written, and there is nothing but it that counts.
+    """
+    if report.unwritten is None:
+        with optional():
+            _print(report, as_json)
+        return
+    try:
+        _print(report, as_json)
+    except BrokenPipeError:  # whoever reads it has enough
+        raise
+    except OSError as error:
+        _drop_output()
+        raise OutputUnwritable(report.unwritten.format(error.strerror)) from None
+
+
+def say(text: str) -> None:
+    """Print what was done or has failed, which counts whether it can be told or not."""
+    with optional():
+        click.echo(_encodable(text))
+
+
+def confirm(question: str) -> bool:
+    """Ask a person.
+
+    :raises OutputUnwritable: the question cannot be written.
+    """
+    try:
+        return click.confirm(question)
+    except OSError as error:
+        _drop_output()
+        raise OutputUnwritable(
+            f"The question cannot be asked ({error.strerror}). Nothing was changed. To go on without it: --yes."
+        ) from None
+
+
+@contextmanager
+def optional() -> Iterator[None]:
+    """Let what is printed go where it cannot be written (a closed pipe, a full disk): the run that it tells of counts.
+
+    Nothing more is written to standard output afterwards.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                click.echo(f"The output cannot be written ({error.strerror}); the run itself goes on.", err=True)
+        _drop_output()
+
+
+@contextmanager
+def progress(app: Flask, applied: list[Ran], *, lines: bool) -> Iterator[None]:
+    """Print each migration with its time as it is applied.
+
+    On a terminal a progress line says which one runs, and another one how far a backfill is; elsewhere a backfill
+    prints a line every few seconds.
+
+    :param applied: takes them.
+    :param lines: whether it is to be lines on a terminal too.
+    """
+    terminal = not lines and sys.stdout is not None and sys.stdout.isatty()  # one that is closed is None
+    with _terminal() if terminal else nullcontext(_Lines()) as display:
+
+        def on_started(_: object, migration: str, database: str, index: int, total: int) -> None:
+            display.started(f"{migration} ({index} of {total})", index - 1, total)
+
+        def on_progress(_: object, migration: str, done: int, total: int, rate: float, **_more: object) -> None:
+            display.backfill(Progress(migration, done, total, rate))
+
+        def on_snapshot(_: object, database: str, path: Path) -> None:
+            with optional():
+                display.line(f"  snapshot of {database}: {path}")
+
+        def on_applied(_: object, migration: str, database: str, duration: float, **_more: object) -> None:
+            applied.append(Ran(migration, round(duration * 1000, 3)))
+            where = "" if database == "default" else f"  ({database})"
+            with optional():
+                display.line(f"  {migration}  {duration * 1000:.1f} ms{where}")
+
+        with (
+            migration_progress.connected_to(on_progress, sender=app),
+            migration_started.connected_to(on_started, sender=app),
+            migration_applied.connected_to(on_applied, sender=app),
+            snapshot_taken.connected_to(on_snapshot, sender=app),
+        ):
+            yield
+
+
+class _Lines:
+    """A run as lines, for what is no terminal."""
+
+    def __init__(self) -> None:
+        self._last = float("-inf")
+
+    def line(self, text: str) -> None:
+        """Something was done."""
+        click.echo(_encodable(text))
+
+    def started(self, description: str, done: int, total: int) -> None:
+        """A migration begins."""
+
+    def backfill(self, progress: Progress) -> None:
+        """A backfill goes on."""
+        # Where the application logs such lines, it has logged this one.
+        if time.monotonic() - self._last >= _PROGRESS_EVERY and not _logger.isEnabledFor(logging.INFO):
+            self._last = time.monotonic()
+            click.echo(f"  {progress}", err=True)
+
+
+class _Terminal(_Lines):
+    """A run on a terminal."""
+
+    def __init__(self, progress: rich.progress.Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._run = progress.add_task("", total=None)
+        self._rows = progress.add_task("", visible=False)
+
+    def line(self, text: str) -> None:
+        # As it is: neither ":key:" in a path becomes a symbol, nor is a path cut where the terminal ends.
+        self._progress.console.print(_encodable(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def started(self, description: str, done: int, total: int) -> None:
+        self._progress.update(self._run, description=description, completed=done, total=total)
+        self._progress.update(self._rows, visible=False)
+
+    def backfill(self, progress: Progress) -> None:
+        done, total = progress.done, progress.total
+        self._progress.update(self._rows, description=str(progress), completed=done, total=total, visible=True)
+
+
+@contextmanager
+def _terminal() -> Iterator[_Lines]:
+    import rich.progress
+
+    with rich.progress.Progress(transient=True) as progress:
+        yield _Terminal(progress)
+
+
+def _print(report: Report, as_json: bool) -> None:
+    in_utf_8 = report.in_utf_8 and hasattr(sys.stdout, "buffer")
+    for line in [report.json()] if as_json else report.lines():
+        click.echo(line.encode("utf-8", "backslashreplace") if in_utf_8 else _encodable(line))
+
+
+def _encodable(text: str) -> str:
+    """A text with what standard output cannot encode written out."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _drop_output() -> None:
+    """Write nothing more to standard output: what it still holds must not fail again when Python ends."""
+    with suppress(OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)

@@ -1,0 +1,155 @@
+"""What the commands do where what they say cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tests.harness.processes import environment
+from tests.harness.project import Project
+from tests.samples import V1, V2
+
+CLI = """
+import os, sys
+from flask import Flask
+from flask.cli import ScriptInfo
+from flask_sqlalchemy import SQLAlchemy
+from aurum_harmony.db_smart import DbSmart
+sys.path.insert(0, sys.argv[1])
+app = Flask("cli", instance_path=sys.argv[3])
+app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[4]
+DbSmart(app, SQLAlchemy(app), migrations=sys.argv[2])
+info = ScriptInfo(create_app=lambda: app)
+app.cli.main(args=["db-smart", *sys.argv[5:]], obj=info)
+"""
+
+
+def run(project: Project, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``flask db-smart ARGUMENTS`` in a process of its own."""
+    where = [str(project.directory), project.module, str(project.instance), str(project.url)]
+    options = {"stdout": subprocess.PIPE, "text": True, "env": environment(), **options}
+    command = [sys.executable, "-c", CLI, *where, *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, timeout=60, **options)
+
+
+def run_full(project: Project, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The same with standard output on a full device."""
+    with open("/dev/full", "w") as file:
+        found = run(project, *arguments, stdout=file, **options)
+    assert "Traceback" not in found.stderr
+    assert "Exception ignored" not in found.stderr
+    return found
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("status", "--json"),
+        ("migrate", "--dry-run"),
+        ("migrate", "--dry-run", "--json"),
+        ("snapshots",),
+        ("snapshots", "--json"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_one_message(sqlite_project: Project, command: tuple[str, ...]) -> None:
+    sqlite_project.write(V1)
+    found = run_full(sqlite_project, *command)
+    assert found.returncode == 1
+    assert found.stderr == (
+        "Error: The output cannot be written (No space left on device): what there is of it is not whole. "
+        "Nothing was changed.\n"
+    )
+    assert not sqlite_project.instance.exists()
+
+
+@pytest.mark.parametrize("command", [("status", "--json"), ("migrate", "--json")])
+def test_what_failed_is_told_though_its_json_cannot_be_written(
+    sqlite_project: Project, command: tuple[str, ...]
+) -> None:
+    sqlite_project.write("def (:\n")
+    found = run_full(sqlite_project, *command)
+    assert found.returncode == 1
+    assert "Error: The module of migrations" in found.stderr
+
+
+def test_what_was_done_is_whole_though_it_cannot_be_told(sqlite_project: Project) -> None:
+    project = sqlite_project
+    project.write(V1)
+    project.boot()
+    project.write(V2)
+    project.boot()
+    assert run_full(project, "restore").stderr.endswith("To go on without it: --yes.\n")
+    assert "price" in project.columns("items")
+    found = run_full(project, "restore", "--yes")
+    assert (found.returncode, found.stderr.count("cannot be written")) == (0, 1)
+    assert "price" not in project.columns("items")
+    assert not project.flag.exists()
+    for command in (["reset-flag"], ["unlock", "--yes"]):
+        assert run_full(project, *command).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("status", "--json"), ("migrate", "--sql"), ("migrate",), ("snapshots",), ("reset-flag",)]
+)
+def test_a_standard_output_that_is_closed(sqlite_project: Project, command: tuple[str, ...]) -> None:
+    sqlite_project.write(V1)
+    found = run(sqlite_project, *command, stdout=None, preexec_fn=lambda: os.close(1))
+    assert (found.returncode, found.stderr) == (0, "")
+    assert (sqlite_project.flag.exists()) is (command == ("migrate",))
+
+
+@pytest.mark.parametrize("command", [("status", "--json"), ("migrate", "--dry-run", "--json"), ("migrate", "--sql")])
+def test_a_reader_who_has_enough_is_no_error(sqlite_project: Project, command: tuple[str, ...]) -> None:
+    sqlite_project.write(V1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        found = run(sqlite_project, *command, stdout=pipe)
+    assert (found.returncode, found.stderr) == (1, "")
+
+
+def test_an_output_of_another_encoding_breaks_no_run(sqlite_project: Project) -> None:
+    names = "".join(f"@migration\ndef m{number}(op): pass\n" for number in range(5))
+    sqlite_project.write(names + "@migration\ndef été(op): pass\n")
+    latin = environment(PYTHONIOENCODING="latin-1")
+    found = run(sqlite_project, "status", env=latin, encoding="latin-1")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "  pending  été  new\n" in found.stdout
+    assert "(m0, m1, m2, \\u2026)" in found.stdout
+    # The script says itself that it is in UTF-8.
+    found = run(sqlite_project, "migrate", "--sql", env=latin, encoding="utf-8")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "('été', " in found.stdout
+    found = run(sqlite_project, "migrate", env=latin, encoding="latin-1")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "Applied 6 migrations" in found.stdout
+    assert json.loads(run(sqlite_project, "status", "--json", env=latin).stdout)["state"] == "up-to-date"
+
+
+def test_a_path_is_whole_on_a_narrow_terminal(sqlite_project: Project) -> None:
+    pty = pytest.importorskip("pty")
+    project = sqlite_project
+    project.write(V1)
+    where = [str(project.directory), project.module, str(project.directory / "an:key:instance"), str(project.url)]
+    run(project, "migrate")
+    project.write(V2)
+    main, side = pty.openpty()
+    surroundings = environment(TERM="xterm", COLUMNS="20", NO_COLOR="1")
+    command = [sys.executable, "-c", CLI, *where, "migrate"]
+    with subprocess.Popen(command, stdout=side, stderr=side, env=surroundings) as process:
+        os.close(side)
+        output = b""
+        with suppress(OSError):  # the other side is closed
+            while chunk := os.read(main, 4096):
+                output += chunk
+    os.close(main)
+    assert process.returncode == 0
+    (snapshot,) = (project.directory / "an:key:instance" / "snapshots").glob("*.sqlite")
+    assert f"  snapshot of default: {snapshot}\r\n".encode() in output
