@@ -53,7 +53,7 @@ from .store.database import Database, databases, engines_of
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
-    from .boot.flag import Flag
+    from .boot.flag import FlagHead
     from .preview import Preview
     from .runner import Outcome
     from .store.history import State
@@ -106,7 +106,7 @@ class _AppState:
     #: Whether the database itself, not only the flag, said in this process that it is up to date.
     verified: bool = False
     #: What the flag said when boot trusted it.
-    flag: Flag | None = None
+    flag: FlagHead | None = None
     #: What requests are told that cannot be served (not the error, whose traceback would keep all that it came
     #: through), and until when (seconds of the monotonic clock) not to try again.
     refusal: str | None = None
@@ -543,7 +543,7 @@ class DbSmart:
         state.verified = True
 
     @staticmethod
-    def _changed(app: Flask, state: _AppState, planner: Planner, flag: Flag) -> str | None:
+    def _changed(app: Flask, state: _AppState, planner: Planner, flag: FlagHead) -> str | None:
         """As :meth:`~.boot.planner.Planner.changed`; a server is not waited for longer than a lease lasts.
 
         What waits for it still keeps one connection of the pool at most, and is not joined by another one each second.
