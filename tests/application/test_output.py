@@ -63,8 +63,7 @@ def test_a_report_that_cannot_be_written_is_one_message(sqlite_project: Project,
     found = run_full(sqlite_project, *command)
     assert found.returncode == 1
     assert found.stderr == (
-        "Error: The output cannot be written (No space left on device): what there is of it is not whole. "
-        "Nothing was changed.\n"
+        "Error: The output cannot be written (No space left on device): it is not complete. Nothing was changed.\n"
     )
     assert not sqlite_project.instance.exists()
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,70 @@ def test_flag_is_json_that_names_its_program_and_says_that_it_may_be_deleted(pat
 def test_flag_with_fields_of_a_later_release_is_read(path: Path) -> None:
     path.write_text(json.dumps(content(more=1)))
     assert flags.read(path) == FLAG
+
+
+# What is asked of it at boot
+
+
+@pytest.fixture
+def booted(sqlite_project: Project) -> Project:
+    """A project whose flag is trusted by time stamps alone."""
+    sqlite_project.write("A = 1\n", "a")
+    sqlite_project.write("@migration\ndef nothing(op: Operations) -> None:\n    pass\n", "b")
+    sqlite_project.boot()
+    flags.write(sqlite_project.flag, replace(flags.read(sqlite_project.flag), racy=False))
+    return sqlite_project
+
+
+def test_unchanged_sources_are_compared_as_text(booted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    loads = json.loads
+
+    def spy(content: bytes) -> Any:
+        parsed.append(content)
+        return loads(content)
+
+    monkeypatch.setattr(json, "loads", spy)
+    assert booted.boot().reason == "nothing changed"
+    assert len(parsed) == 1
+    assert b"stats" not in parsed[0]
+
+
+def test_flag_of_an_earlier_release_holds_and_is_written_again(booted: Project) -> None:
+    new = booted.flag.read_bytes()
+    data = json.loads(new)
+    booted.flag.write_text(json.dumps({**data, "stats": data["stats"], "databases": data["databases"]}))
+    report = booted.boot()
+    assert (report.decision, report.reason) == ("skipped", "nothing changed")
+    written = booted.flag.read_bytes()
+    assert json.loads(written)["digest"] == data["digest"]
+    assert written.count(b"\n") == 1
+
+
+def test_flag_whose_stats_are_cut_short_costs_a_question(booted: Project) -> None:
+    content = booted.flag.read_bytes()
+    for cut in (content[:-1], content[:-20], content[: content.index(b"\n")], content[: content.index(b"\n") + 9]):
+        booted.flag.write_bytes(cut)
+        report = booted.boot()
+        assert report.decision == "verified"
+        assert report.reason.startswith("the flag file is not one of db-smart (or was cut short)")
+
+
+@pytest.mark.parametrize("more", [b" ", b"}", b',\n"stats": {}}', b"\n\0"])
+def test_flag_with_more_behind_it_is_not_taken_as_it_is(booted: Project, more: bytes) -> None:
+    with booted.flag.open("ab") as file:
+        file.write(more)
+    assert booted.boot().decision == ("verified" if more.strip() else "skipped")
+
+
+def test_what_changed_is_named_file_by_file(booted: Project) -> None:
+    path = booted.directory / booted.module / "a.py"
+    path.write_text("A = 2\n")
+    assert booted.boot(DB_SMART_BOOT="check").reason.startswith(f"{path} changed; ")
+    path.unlink()
+    assert booted.boot(DB_SMART_BOOT="check").reason.startswith("a.py is gone; ")
+    path.with_name("c.py").write_text("C = 1\n")
+    assert booted.boot(DB_SMART_BOOT="check").reason.startswith(f"{path.with_name('c.py')} is new (and 1 more); ")
 
 
 # Broken flags

@@ -14,7 +14,7 @@ from flask import Flask
 from ..errors import DatabaseBehind, DatabaseUnreachable, DbSmartError
 from ..settings import lock_settings
 from ..signals import in_listener
-from .flag import Flag
+from .flag import FlagHead
 from .planner import Planner
 from .question import Question
 
@@ -42,7 +42,7 @@ class AppState:
     #: Whether the database itself, not only the flag, said in this process that it is up to date.
     verified: bool = False
     #: What the flag said when boot trusted it.
-    flag: Flag | None = None
+    flag: FlagHead | None = None
     #: What requests are told that cannot be served (not the error, whose traceback would keep all that it came
     #: through), and until when (seconds of the monotonic clock) not to try again.
     refusal: str | None = None
@@ -77,7 +77,7 @@ class AppState:
             self.thread = None
             self.lock.release()
 
-    def trust(self, flag: Flag | None) -> None:
+    def trust(self, flag: FlagHead | None) -> None:
         """Go on by the flag alone, until the first request asks the database."""
         self.flag = flag
         self.booted = True

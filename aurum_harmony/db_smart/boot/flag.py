@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PROGRAM = "db-smart"
+#: What separates the first line of a flag from its stats; a text in JSON has no line break.
+_BEFORE_STATS = b',\n"stats": '
+_quoted = json.encoder.encode_basestring_ascii
 #: A larger file is not ours: 10,000 migration files need less. To read one takes up to 25 times as much memory.
 MAX_BYTES = 2 * 1024 * 1024
 
@@ -54,21 +57,35 @@ class DatabaseRecord:
 
 
 @dataclass(frozen=True)
-class Flag:
-    """The content of a flag file; see :class:`~.loading.sources.Sources` for the first six."""
+class FlagHead:
+    """The first line of a flag file; see :class:`~.loading.sources.Sources` for the first four."""
 
     module: str
     roots: list[str]
-    stats: dict[str, list[int]]
     digest: str
     racy: bool
     databases: dict[str, DatabaseRecord]
+
+
+@dataclass(frozen=True)
+class Flag(FlagHead):
+    """The content of a flag file; ``stats`` as in :class:`~.loading.sources.Sources`."""
+
+    stats: dict[str, list[int]]
 
 
 def read(path: Path) -> Flag:
     """Read and check a flag file.
 
     :raises FlagInvalid: it is missing, unreadable, or not a flag of this format.
+    """
+    return _whole(_content(path))
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a flag file.
+
+    :raises FlagInvalid: there are none that could be a flag's.
     """
     try:
         content = read_regular(path, MAX_BYTES)
@@ -86,6 +103,36 @@ def read(path: Path) -> Flag:
         raise FlagInvalid("the flag file is too large to be ours")
     if not content.strip():
         raise FlagInvalid("the flag file is empty")
+    return content
+
+
+def _whole(content: bytes) -> Flag:
+    """The flag that a file contains.
+
+    :raises FlagInvalid: it is not a flag of this format.
+    """
+    data = _data(content)
+    try:
+        stats = {name: _stat(_typed(stat, list)) for name, stat in _typed(data["stats"], dict).items()}
+        return Flag(**vars(_parse(data)), stats=stats)
+    except (KeyError, TypeError, ValueError):
+        raise FlagInvalid("the flag file is damaged") from None
+
+
+def _head(content: bytes) -> FlagHead | None:
+    """The first line of a flag file, ``None`` where it is not in the lines in which :func:`write` leaves it."""
+    head, stats, _ = content.partition(_BEFORE_STATS)
+    try:
+        return _parse(_data(head + b"}")) if stats else None
+    except (FlagInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def _data(content: bytes) -> dict[str, Any]:
+    """What the JSON of a flag says.
+
+    :raises FlagInvalid: it is none, or not that of this format.
+    """
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):
@@ -94,10 +141,7 @@ def read(path: Path) -> Flag:
         raise FlagInvalid("the flag file belongs to another program")
     if type(data.get("format")) is not int or data["format"] != FORMAT:
         raise FlagInvalid(f"the flag file has format {data.get('format')!r:.40}, this release writes {FORMAT}")
-    try:
-        return _parse(data)
-    except (KeyError, TypeError, ValueError):
-        raise FlagInvalid("the flag file is damaged") from None
+    return data
 
 
 def write(path: Path, flag: Flag) -> None:
@@ -107,7 +151,10 @@ def write(path: Path, flag: Flag) -> None:
 
     :raises OSError: the file cannot be written, or would be too large to be read again; nothing is left behind.
     """
-    content = json.dumps({"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **asdict(flag)})
+    fields = {name: value for name, value in vars(flag).items() if name not in ("databases", "stats")}
+    databases = {name: asdict(record) for name, record in flag.databases.items()}
+    head = {"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **fields, "databases": databases}
+    content = json.dumps(head).removesuffix("}") + _ending(flag.stats)
     if len(content) > MAX_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     make_folder(path.parent)
@@ -136,8 +183,18 @@ def remove(path: Path) -> bool:
     return True
 
 
-def _parse(data: dict[str, Any]) -> Flag:
-    """Build the flag from JSON; what has another type than ours raises."""
+def _ending(stats: dict[str, list[int]]) -> str:
+    """The JSON of a flag from its stats on, in a line of its own.
+
+    So a boot can compare them as text, and need not parse thousands; that they are written as ``json`` would do it is
+    only for those who read the flag.
+    """
+    entries = [f"{_quoted(name)}: [{mtime}, {ctime}, {size}]" for name, (mtime, ctime, size) in stats.items()]
+    return f"{_BEFORE_STATS.decode()}{{{', '.join(entries)}}}}}"
+
+
+def _parse(data: dict[str, Any]) -> FlagHead:
+    """Build the flag from JSON, all but its stats; what has another type than ours raises."""
     databases = {
         name: DatabaseRecord(
             url=_typed(record["url"], str),
@@ -150,10 +207,9 @@ def _parse(data: dict[str, Any]) -> Flag:
     }
     if not databases:
         raise ValueError("no database")
-    return Flag(
+    return FlagHead(
         module=_typed(data["module"], str),
         roots=[_typed(root, str) for root in _typed(data["roots"], list)],
-        stats={name: _stat(_typed(stat, list)) for name, stat in _typed(data["stats"], dict).items()},
         digest=_typed(data["digest"], str),
         racy=_typed(data["racy"], bool),
         databases=databases,
@@ -189,12 +245,12 @@ class FlagVerdict:
     :ivar reason: why, in words.
     :ivar flag: the flag, ``None`` where there is none that can be read.
     :ivar present: whether there is anything at its path.
-    :ivar stale: whether it holds but should be written again, as only time stamps had changed.
+    :ivar stale: whether it holds but should be written again: only stamps had changed, or it is of an older release.
     """
 
     holds: bool
     reason: str
-    flag: Flag | None = None
+    flag: FlagHead | None = None
     present: bool = True
     stale: bool = False
 
@@ -219,7 +275,8 @@ def check(path: Path, module: str, databases: Mapping[str, Database], scanned: C
     :raises MigrationError: the sources cannot be scanned.
     """
     try:
-        flag = read(path)
+        content = _content(path)
+        flag = _head(content) or _whole(content)
     except FlagInvalid as error:
         return FlagVerdict(False, str(error), present=error.present)
     if flag.module != module:
@@ -231,9 +288,17 @@ def check(path: Path, module: str, databases: Mapping[str, Database], scanned: C
     if "default" in databases and "default" not in flag.databases:
         return FlagVerdict(False, "the flag does not name the default database", flag)
     sources = scanned()
-    same = flag.stats == sources.stats and flag.roots == sources.roots
-    if same and not flag.racy:
+    compact = content[content.find(_BEFORE_STATS) :] == _ending(sources.stats).encode()
+    if compact and flag.roots == sources.roots and not flag.racy:
         return FlagVerdict(True, _UNCHANGED, flag)
+    try:
+        flag = flag if isinstance(flag, Flag) else _whole(content)
+    except FlagInvalid as error:
+        return FlagVerdict(False, str(error))
+    same = flag.stats == sources.stats and flag.roots == sources.roots
+    # A flag of an earlier release, which is slower to read, is written again where it holds.
+    if same and not flag.racy:
+        return FlagVerdict(True, _UNCHANGED, flag, stale=True)
     if flag.digest == sources.digest:
         reason = _UNCHANGED if same else "only time stamps or places of the migrations changed"
         return FlagVerdict(True, reason, flag, stale=True)

@@ -15,7 +15,7 @@ from ..loading.sources import Sources, scan
 from ..notices import logger_of
 from ..store.database import Database
 from . import flag as flags
-from .flag import DatabaseRecord, Flag, FlagVerdict
+from .flag import DatabaseRecord, Flag, FlagHead, FlagVerdict
 from .plan import COMPLETE, Plan, ahead, describe, edited_once, pending
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Planner:
         with database.connect() as connection, reading(database):
             return find_state(connection)
 
-    def changed(self, flag: Flag, *, pooled: bool = True) -> str | None:
+    def changed(self, flag: FlagHead, *, pooled: bool = True) -> str | None:
         """Why the databases are not those that a flag names, with one query each; ``None`` when they are.
 
         Asked of the application's own connections: what it will use is what counts.
@@ -276,5 +276,5 @@ class Planner:
 
     def _write(self, records: dict[str, DatabaseRecord]) -> None:
         sources = self.sources
-        flag = Flag(self.module, sources.roots, sources.stats, sources.digest, sources.racy, records)
+        flag = Flag(self.module, sources.roots, sources.digest, sources.racy, records, sources.stats)
         flags.write(self.path, flag)

@@ -25,6 +25,9 @@ CHECKSUM_VERSION = 1
 #: time stamp (FAT counts in steps of 2 s), so its stamp alone is not trusted: what Git calls "racily clean".
 RACY_NS = 2_000_000_000
 
+#: Whether the system lists a folder that is open.
+_BY_DESCRIPTOR = os.scandir in os.supports_fd
+
 #: What is larger is no source.
 MAX_BYTES = 64 * 1024 * 1024
 
@@ -36,7 +39,7 @@ class Sources:
     :ivar module: dotted name of the module or package.
     :ivar roots: the directories that hold the files.
     :ivar stats: path relative to its root -> ``[mtime in ns, ctime in ns, size in bytes]``, sorted by path.
-    :ivar paths: path relative to its root -> absolute path.
+    :ivar elsewhere: path relative to its root -> that root, of files that are not below the first one.
     :ivar scanned_ns: when the scan began, nanoseconds since the epoch.
     """
 
@@ -44,8 +47,13 @@ class Sources:
     package: bool
     roots: list[str]
     stats: dict[str, list[int]]
-    paths: dict[str, str]
+    elsewhere: dict[str, str]
     scanned_ns: int
+
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """Path relative to its root -> absolute path, sorted as :attr:`stats`."""
+        return {name: os.path.join(self.elsewhere.get(name, self.roots[0]), name) for name in self.stats}
 
     @cached_property
     def contents(self) -> dict[str, bytes]:
@@ -99,21 +107,19 @@ def scan(module: str) -> Sources:
     """
     scanned_ns = time.time_ns()
     stats: dict[str, list[int]] = {}
-    paths: dict[str, str] = {}
+    elsewhere: dict[str, str] = {}
     file, directories = _locate(module)
     if directories is None:
         assert file is not None
-        name = os.path.basename(file)
-        stats[name] = _stat(file)
-        paths[name] = file
-        return Sources(module, False, [os.path.dirname(file)], stats, paths, scanned_ns)
-    found: list[tuple[str, os.DirEntry[str]]] = []
+        stats[os.path.basename(file)] = _stat(file)
+        return Sources(module, False, [os.path.dirname(file)], stats, elsewhere, scanned_ns)
     for directory in directories:
+        found: dict[str, list[int]] = {}
         _walk(directory, "", found)
-    for relative, entry in sorted(found, key=lambda item: item[0]):
-        if relative not in stats:
-            stats[relative] = _stat(entry)
-            paths[relative] = entry.path
+        # Of a name that two roots have, Python finds that of the first one only.
+        elsewhere |= dict.fromkeys(found.keys() - stats.keys(), directory) if directory != directories[0] else {}
+        stats = found | stats
+    stats = {name: stats[name] for name in sorted(stats)}
     if "env.py" in stats and any(name.startswith("versions/") for name in stats):
         raise MigrationError(
             f"{module!r} ({directories[0]}) is a directory of Alembic or Flask-Migrate, whose revisions db-smart "
@@ -122,15 +128,14 @@ def scan(module: str) -> Sources:
         )
     if not stats:
         raise MigrationError(f"The package of migrations {module!r} has no source file in {directories[0]}.")
-    return Sources(module, True, directories, stats, paths, scanned_ns)
+    return Sources(module, True, directories, stats, elsewhere, scanned_ns)
 
 
-def _stat(file: str | os.DirEntry[str]) -> list[int]:
+def _stat(file: str) -> list[int]:
     try:
-        info = os.stat(file) if isinstance(file, str) else file.stat()
+        info = os.stat(file)
     except OSError as error:
-        path = os.fspath(file)
-        raise MigrationError(f"Cannot read the migrations in {path}: {error.strerror}.") from None
+        raise MigrationError(f"Cannot read the migrations in {file}: {error.strerror}.") from None
     return [info.st_mtime_ns, info.st_ctime_ns, info.st_size]
 
 
@@ -164,24 +169,33 @@ def _locate(module: str) -> tuple[str | None, list[str] | None]:
     return os.path.abspath(file), None
 
 
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        raise MigrationError(f"Cannot list the migrations in {entry.path}: {error.strerror}.") from None
+def _walk(directory: str, prefix: str, stats: dict[str, list[int]]) -> None:
+    """Stat the Python files below ``directory``; hidden ones and caches are nobody's migrations.
 
-
-def _walk(directory: str, prefix: str, found: list[tuple[str, os.DirEntry[str]]]) -> None:
-    """Collect the Python files below ``directory``; hidden ones and caches are nobody's migrations."""
+    :param prefix: the path of ``directory`` relative to its root, with a slash at its end; empty for the root.
+    :param stats: takes what is found; see :class:`Sources`.
+    :raises MigrationError: something cannot be listed or read.
+    """
+    name, descriptor = "", None
     try:
-        entries = os.scandir(directory)
+        if _BY_DESCRIPTOR:
+            # By a name in an open folder the system finds a file quicker than by a path from the root.
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with os.scandir(directory if descriptor is None else descriptor) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.endswith(".py"):
+                    stem = name[:-3]
+                    if stem and "." not in stem:
+                        info = entry.stat()
+                        stats[prefix + name] = [info.st_mtime_ns, info.st_ctime_ns, info.st_size]
+                elif "." not in name and name != "__pycache__" and entry.is_dir():
+                    _walk(os.path.join(directory, name), f"{prefix}{name}/", stats)
+                name = ""
     except OSError as error:
-        raise MigrationError(f"Cannot list the migrations in {directory}: {error.strerror}.") from None
-    with entries:
-        for entry in entries:
-            name = entry.name
-            if name.endswith(".py"):
-                if name[0] != "." and "." not in name[:-3]:
-                    found.append((prefix + name, entry))
-            elif "." not in name and name != "__pycache__" and _is_directory(entry):
-                _walk(entry.path, f"{prefix}{name}/", found)
+        doing = "read" if name.endswith(".py") else "list"
+        place = os.path.join(directory, name) if name else directory
+        raise MigrationError(f"Cannot {doing} the migrations in {place}: {error.strerror}.") from None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

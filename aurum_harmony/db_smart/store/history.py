@@ -157,16 +157,15 @@ def read_applied(connection: sa.Connection, place: str | None = None) -> list[Ap
 
     :param place: see :class:`State`.
     """
-    columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
     applied = sa.and_(history.c.outcome == "applied", within(connection, history, place))
-    query = sa.select(*columns).where(applied).order_by(history.c.id)
+    newest = sa.select(sa.func.max(history.c.id)).where(applied).group_by(history.c.name, history.c.checksum)
+    columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
+    query = sa.select(*columns).where(history.c.id.in_(newest)).order_by(history.c.id)
     rows: Sequence[Any] = _rows(connection, query, history, place) or []  # none while the first run has only begun
-    latest: dict[tuple[str, str], Applied] = {}
-    for name, checksum, applied_at, duration_ms, applied_by in rows:
-        latest.pop((name, checksum), None)
-        moment = datetime.fromisoformat(applied_at).replace(tzinfo=timezone.utc)
-        latest[name, checksum] = Applied(name, checksum, moment, duration_ms, applied_by)
-    return list(latest.values())
+    return [
+        Applied(name, checksum, datetime.fromisoformat(at).replace(tzinfo=timezone.utc), duration_ms, applied_by)
+        for name, checksum, at, duration_ms, applied_by in rows
+    ]
 
 
 def read_applications(connection: sa.Connection, place: str | None = None) -> set[str]:
