@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
 from sqlalchemy.schema import AddConstraint
 
 from .loading.decorator import Migration
@@ -25,7 +24,8 @@ from .session.journal import Journal, reads
 from .session.literals import NoLiteral, literal, statement_text
 from .session.rebind import rebind
 from .session.sql import render
-from .session.transaction import Send, Transaction
+from .session.transaction import NO_ROWS, Outcome, Send, Transaction
+from .settings import DdlSettings
 from .store import history, tables
 from .store.database import Database
 from .store.history import reading
@@ -34,7 +34,6 @@ from .store.memory import Event, Memory, insert
 if TYPE_CHECKING:
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
-    from sqlalchemy.schema import DDLElement
 
     from .boot.plan import Plan
     from .boot.planner import Planner
@@ -123,11 +122,11 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
             previews.append(shown)
             try:
                 with (
-                    rebind(app, db, database, lambda: _unforeseeable("db.session or db.engine")),
+                    rebind(app, db, database, lambda: transaction.unforeseeable("db.session or db.engine")),
                     transaction.leniently(transaction.left_out, whole=True),
                 ):
                     if not item.migration.takes_operations:
-                        _unforeseeable("no operations, only db.session and db.engine")
+                        transaction.unforeseeable("no operations, only db.session and db.engine")
                     destructive = item.migration.options.destructive
                     item.migration.function(Operations(transaction, destructive=destructive, catalog=catalog))
                 memory.keep()
@@ -338,19 +337,25 @@ def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
 
 
 class DryTransaction(Transaction):
-    """An execution that notes instead of sending."""
+    """A transaction that notes instead of sending."""
 
-    dry = True
+    journal: _DryJournal
+    memory: Memory
+    #: What the migration does of which it is asked now.
+    current: Preview
 
     def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog, memory: Memory) -> None:
-        self.database = database
-        self.connection = connection
-        self.transactional = True
-        self.journal = _DryJournal(connection, "", at_once=False, begun=False)
-        self.catalog: Catalog = catalog
-        self.memory: Memory = memory
-        self.current: Preview
+        journal = _DryJournal(connection, "", at_once=False, begun=False)
+        # Nothing is sent that could wait for a lock.
+        super().__init__(database, connection, journal, settings=DdlSettings(), transactional=True, memory=memory)
+        self.catalog = catalog
+        self.rows_changed = False
         self._types: set[str] = set()
+
+    @property
+    def dry(self) -> DryTransaction:
+        """This one."""
+        return self
 
     def begin(self, migration: Migration, journal: _DryJournal | None) -> None:
         """Go on to the next migration.
@@ -363,21 +368,33 @@ class DryTransaction(Transaction):
         self.journal.at_once = not (self.transactional and self.database.transactional_ddl)
 
     @property
-    def engine(self) -> Engine:
+    def session(self) -> NoReturn:
         """There is none: what goes past the operations cannot be foreseen."""
-        _unforeseeable("a connection of its own")
+        self.unforeseeable("op.session")
 
-    def unforeseeable(self, what: str) -> None:
+    @property
+    def own_connection(self) -> NoReturn:
+        """There is none, as for :attr:`session`."""
+        self.unforeseeable("op.connection")
+
+    def settle_connection(self) -> None:
+        """There is none."""
+
+    def unforeseeable(self, what: str) -> NoReturn:
         """A migration uses something that cannot be foreseen."""
-        _unforeseeable(what)
+        raise _Unforeseeable(what)
 
-    def satisfied(self, operation: str) -> None:
-        """An operation has found that there is nothing to do."""
-        self.current.satisfied.append(operation)
+    def report(self, outcome: Outcome, operation: str, reason: str = "") -> None:
+        """Note what becomes of an operation."""
+        if outcome == "does":
+            self.current.does.append(operation)
+            return
+        reason = "done by the run that was cut short" if outcome == "done before" else reason
+        self.current.satisfied.append(f"{operation}: {reason}" if reason else operation)
 
-    def passed_by(self, operation: str, reason: str) -> None:
-        """An operation is not to be done, as the database is beyond it."""
-        self.current.satisfied.append(f"{operation}: {reason}")
+    def found_done(self) -> None:
+        """What was just said to do something was done by an earlier run."""
+        self.report("done before", self.current.does.pop())
 
     def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         """Note what the run would remember; the script does so too."""
@@ -395,7 +412,7 @@ class DryTransaction(Transaction):
         try:
             yield
         except Exception as error:
-            self.connection.rollback()
+            self.rollback()
             if not passes(error):
                 raise
             self.current.script.clear()
@@ -407,17 +424,11 @@ class DryTransaction(Transaction):
         """Nothing is done, so that there is nothing to undo."""
         yield
 
-    @contextmanager
-    def operation(self, operation: str) -> Iterator[None]:
-        """An operation would do something."""
-        self.current.does.append(operation)
-        yield
-
     def remark(self, text: str) -> None:
         """Say something that is no SQL."""
         self.current.script.append(f"-- {' '.join(text.split())}")
 
-    def send(self, change: DDLElement | str, more: str = "") -> None:
+    def send(self, change: sa.ClauseElement | str, more: str = "") -> None:
         """Note one schema change."""
         text = (change if isinstance(change, str) else render(change, self.connection.dialect)) + more
         if text.startswith("CREATE TYPE "):
@@ -430,33 +441,6 @@ class DryTransaction(Transaction):
             self.catalog.change_rows(text)
         elif self.dialect == "sqlite":
             self.connection.exec_driver_sql(text)
-
-    def done_before(self, operation: str) -> None:
-        """An operation was done by an earlier run, which was cut short."""
-        self.current.satisfied.append(f"{operation or self.current.does.pop()}: done by the run that was cut short")
-
-    def foretell(self, statement: str) -> None:
-        """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
-
-        SQLite tries it now, as the copy has every table; on a server the client does so.
-        """
-        migration = self.journal.migration
-        pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
-        if pattern == "":
-            self.send(statement)
-        elif self.dialect == "sqlite":
-            try:
-                self.send(statement)
-            except sa.exc.DBAPIError as error:
-                if not self.memory.excuses(migration, error):
-                    raise
-                self.current.script.pop()
-                self.passed_by_statement(error)
-        else:
-            dialect = self.connection.dialect
-            lenient = leniently_postgresql if self.dialect == "postgresql" else leniently_mariadb
-            self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
-            self._note_rows(statement)
 
     def _note_rows(self, statement: str) -> None:
         """Know afterwards that a statement has changed rows, and of which table."""
@@ -476,14 +460,11 @@ class DryTransaction(Transaction):
 
     def left_out(self, error: Exception) -> None:
         """A whole migration wants what is not there any more."""
-        self.passed_by(self.current.name, f"what it wants is not there any more: {self.database.redact(error)}")
-
-    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
-        """SQL of a migration wants a table or a column that is not there any more."""
-        self.passed_by(self.current.does.pop(), f"what it wants is not there any more: {error.orig}")
+        why = f"what it wants is not there any more: {self.database.redact(error)}"
+        self.report("left out", self.current.name, why)
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
+    def by_hand(self) -> Iterator[sa.Connection]:
         """Note what is sent past :meth:`send`, as the rebuild of a SQLite table is."""
 
         def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
@@ -492,7 +473,7 @@ class DryTransaction(Transaction):
 
         sa.event.listen(self.connection, "before_cursor_execute", note)
         try:
-            yield
+            yield self.connection
         finally:
             sa.event.remove(self.connection, "before_cursor_execute", note)
 
@@ -502,12 +483,20 @@ class DryTransaction(Transaction):
             self.journal.store()
             self.current.script += [COMMIT, BEGIN]
 
+    def commit(self) -> None:
+        """Note the end of a transaction that none follows yet."""
+        self.journal.store()
+        self.current.script += [COMMIT] if self.transactional else []
+
+    def rollback(self) -> None:
+        """Let the connection be used as before."""
+        self.connection.rollback()
+
     @contextmanager
     def autocommit_block(self) -> Iterator[Send]:
         """Note what cannot run in a transaction."""
         if self.transactional:
-            self.journal.store()
-            self.current.script.append(COMMIT)
+            self.commit()
         yield self.send
         if self.transactional:
             self.current.script.append(BEGIN)
@@ -516,8 +505,7 @@ class DryTransaction(Transaction):
     def pragma(self, name: str, value: str) -> Iterator[None]:
         """Note a pragma for one transaction."""
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-        self.journal.store()
-        self.current.script += [COMMIT] if self.transactional else []
+        self.commit()
         self.current.script += [f"PRAGMA {name} = {value}", BEGIN]
         self.connection.exec_driver_sql(f"PRAGMA {name} = {value}")
         yield
@@ -525,8 +513,19 @@ class DryTransaction(Transaction):
         self.current.script += [COMMIT, f"PRAGMA {name} = {before}"]
         self.current.script += [BEGIN] if self.transactional else []
 
-    def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
+    def execute(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
         """Run a statement that only reads; note any other, which then returns nothing."""
+        try:
+            return self._execute(statement, parameters)
+        except sa.exc.DBAPIError as error:
+            if not self.memory.excuses(self.journal.migration, error):
+                raise
+            if self.dialect == "postgresql":  # which gives the transaction up
+                self.rollback()
+            self._left_out(error)
+            return self.connection.exec_driver_sql(NO_ROWS)
+
+    def _execute(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
         dialect = self.connection.dialect
         if reads(str(statement.compile(dialect=dialect))):
             return self.connection.execute(statement, parameters)
@@ -534,13 +533,13 @@ class DryTransaction(Transaction):
         text = " ".join(str(statement).split())
         self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
         if step is not None and self.journal.done(step) is not None:
-            self.done_before("")
+            self.found_done()
         else:
             many = parameters is not None and not isinstance(parameters, Mapping)
             with nullcontext() if step is None else self.recorded(step):
                 for values in (parameters or [None]) if many else [parameters]:
-                    self.foretell_values(statement, values or {})
-        return self.connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+                    self.foretell(statement, values or {})
+        return self.connection.exec_driver_sql(NO_ROWS)
 
     @contextmanager
     def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
@@ -551,7 +550,7 @@ class DryTransaction(Transaction):
         self.journal.record(step, 0, None, detail)
         self.current.script += [COMMIT] if apart else []
 
-    def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
+    def foretell(self, statement: Any, values: Mapping[str, Any]) -> None:
         """Note a statement of a migration with its values, which a script may not be able to have."""
         try:
             text = statement_text(statement, values, self.connection)
@@ -561,18 +560,38 @@ class DryTransaction(Transaction):
             self.current.unknown = self.current.unknown or f"values that a script cannot have: {error}"
             self.remark(f"not written, as {error}: {statement}")
         else:
-            self.foretell(text)
+            self._foretell(text)
 
-    def confirm(self) -> None:
-        """No lock is held."""
+    def _foretell(self, statement: str) -> None:
+        """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
+
+        SQLite tries it now, as the copy has every table; on a server the client does so.
+        """
+        migration = self.journal.migration
+        pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""
+        if pattern == "":
+            self.send(statement)
+        elif self.dialect == "sqlite":
+            try:
+                self.send(statement)
+            except sa.exc.DBAPIError as error:
+                if not self.memory.excuses(migration, error):
+                    raise
+                self.current.script.pop()
+                self._left_out(error)
+        else:
+            dialect = self.connection.dialect
+            lenient = leniently_postgresql if self.dialect == "postgresql" else leniently_mariadb
+            self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
+            self._note_rows(statement)
+
+    def _left_out(self, error: sa.exc.DBAPIError) -> None:
+        """SQL of a migration wants a table or a column that is not there any more."""
+        self.report("left out", self.current.does.pop(), f"what it wants is not there any more: {error.orig}")
 
 
 class _Unforeseeable(Exception):
     """A dry run cannot go on with this migration."""
-
-
-def _unforeseeable(what: str) -> NoReturn:
-    raise _Unforeseeable(what)
 
 
 def _unquoted(name: str) -> str:

@@ -29,7 +29,7 @@ from .schema.catalog import Catalog
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
 from .session.rebind import commit_session, rebind
-from .session.transaction import Transaction, back_off, tried_again
+from .session.transaction import RunTransaction, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
@@ -417,11 +417,11 @@ class Runner:
         )
         at_once = not transactional or not run.database.transactional_ddl
         journal = Journal(connection, migration.name, at_once=at_once, begun=migration.name in run.begun)
-        transaction = Transaction(
+        transaction = RunTransaction(
             run.database,
             connection,
+            journal,
             lock=run.lock,
-            journal=journal,
             lock_timeout=lock_timeout,
             settings=self._ddl,
             transactional=transactional,
@@ -520,11 +520,11 @@ class Runner:
         schema = translated(connection, model.schema)
         begin(connection)
         journal = Journal(connection, "(first run)", at_once=False, begun=False)
-        transaction = Transaction(
+        transaction = RunTransaction(
             run.database,
             connection,
+            journal,
             lock=run.lock,
-            journal=journal,
             lock_timeout=run.lock_timeout,
             settings=self._ddl,
             transactional=True,

@@ -100,7 +100,7 @@ class MariadbEditor(SchemaEditor):
         for key in added:
             self._check_target(key)
         if keys:
-            self.transaction.promise(f"columns {table.schema} {table.name}")
+            self.transaction.journal.promise(f"columns {table.schema} {table.name}")
         indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
         self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
         with self._unchecked(keys), self.rows_in_the_way(table, constraints, what, columns):
@@ -114,7 +114,7 @@ class MariadbEditor(SchemaEditor):
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Look at the rows that are there; a foreign key that was taken back is added again."""
-        if not self.transaction.promised(f"columns {table.schema} {table.name}"):
+        if not self.transaction.journal.promised(f"columns {table.schema} {table.name}"):
             return
         names = {column.name for column in columns}
         for constraint in table.foreign_key_constraints:
@@ -164,7 +164,7 @@ class MariadbEditor(SchemaEditor):
         place = constraint.table.name, constraint.table.schema
         if isinstance(constraint, sa.ForeignKeyConstraint) and online:
             self._check_target(constraint)
-            self.transaction.promise(f"key {constraint.name}")
+            self.transaction.journal.promise(f"key {constraint.name}")
             with self._unchecked(True):
                 self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
@@ -176,7 +176,8 @@ class MariadbEditor(SchemaEditor):
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
-        if isinstance(constraint, sa.ForeignKeyConstraint) and self.transaction.promised(f"key {constraint.name}"):
+        promised = self.transaction.journal.promised(f"key {constraint.name}")
+        if isinstance(constraint, sa.ForeignKeyConstraint) and promised:
             self._check_rows(constraint)
 
     def alter_column(self, change: Change, online: bool) -> None:
@@ -222,7 +223,7 @@ class MariadbEditor(SchemaEditor):
         MariaDB from 11.2 on can copy nearly any table beside them, and is asked to; only it knows when it cannot.
         """
         is_mariadb, version = getattr(self.dialect, "is_mariadb", True), self.dialect.server_version_info or ()
-        return self.transaction.dry and not (is_mariadb and version >= (11, 2))
+        return self.transaction.dry is not None and not (is_mariadb and version >= (11, 2))
 
     def _foresee(self, change: Change, definition: str, what: str) -> None:
         """Say in a dry run what the server would say to ``LOCK=NONE``.

@@ -121,7 +121,7 @@ class PostgresqlEditor(SchemaEditor):
                 self._refuse_partitioned(constraint)
         volatile = [column for column in columns if self._volatile(column)]
         if own or volatile:
-            self.transaction.promise(_columns(table, columns))
+            self.transaction.journal.promise(_columns(table, columns))
         before = [(column, column.server_default, column.nullable, column.constraints) for column in columns]
         for column in columns:
             column.constraints = set()
@@ -141,7 +141,7 @@ class PostgresqlEditor(SchemaEditor):
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Give old rows a volatile default, validate the constraints, and make those that are missing."""
-        if not online or not self.transaction.promised(_columns(table, columns)):
+        if not online or not self.transaction.journal.promised(_columns(table, columns)):
             return
         for column in columns:
             if self._volatile(column):

@@ -268,9 +268,9 @@ class SqliteEditor(SchemaEditor):
     ) -> None:
         connection = self.transaction.connection
         off = needs_foreign_keys_off(connection, table, schema, change)
-        with self.transaction.pragma("foreign_keys", "0") if off else nullcontext(), self.transaction.noted():
+        with self.transaction.pragma("foreign_keys", "0") if off else nullcontext(), self.transaction.by_hand() as own:
             try:
-                rebuild(connection, table, change, schema=schema, values=values)
+                rebuild(own, table, change, schema=schema, values=values)
             except RowsInTheWay as error:
                 raise Refused(OLD_ROWS, what, error.rows) from error
 
