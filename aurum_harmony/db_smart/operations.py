@@ -244,7 +244,6 @@ class Operations:
             self._report("does", what)
             with self._rows_said(f"op.{what}"):
                 self._editor.add_columns(described, missing, constraints, online)
-        self._catalog.plan_columns(table, schema, missing)
         self._editor.finish_columns(described, columns if online else missing, online)
         self._foresee_columns(described, missing)
         self._create_indexes(described, online)
@@ -328,7 +327,6 @@ class Operations:
         self._note("dropped", "table", schema, table_name)
         self._report("does", what)
         self._editor.drop_table(self._described(table_name, [], schema))
-        self._catalog.plan_drop(table_name, schema)
 
     @_step
     def rename_table(self, old_table_name: str, new_table_name: str, *, schema: str | None = None) -> None:
@@ -363,7 +361,6 @@ class Operations:
                 self._note_renamed("table", schema, old_table_name, new_table_name)
                 self._report("does", what)
                 self._editor.drop_table(self._described(old_table_name, [], schema))
-                self._catalog.plan_drop(old_table_name, schema)
                 return
         if old and not new and "renamed" in self._did("table", schema, old_table_name):
             again = self._made_again(what, schema, old_table_name)
@@ -385,8 +382,6 @@ class Operations:
             self._editor.replace_table(self._described(new_table_name, [], schema), old_table_name)
             for key in keys:
                 self._add_key(*key, new_table_name, schema)
-            self._catalog.plan_drop(new_table_name, schema)
-            self._catalog.plan_drop(old_table_name, schema, new_table_name)
             return
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
@@ -395,7 +390,6 @@ class Operations:
         self._note_renamed("table", schema, old_table_name, new_table_name)
         self._report("does", what)
         self._editor.rename_table(old_table_name, new_table_name, schema)
-        self._catalog.plan_drop(old_table_name, schema, new_table_name)
 
     @_step
     def drop_column(self, table_name: str, column_name: str, *, schema: str | None = None, online: bool = True) -> None:
@@ -428,7 +422,6 @@ class Operations:
         self._note("dropped", "column", schema, table_name, column_name)
         self._report("does", what)
         self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
-        self._catalog.plan_rename(table_name, schema, column_name, None)
 
     @_step
     def alter_column(
@@ -626,9 +619,6 @@ class Operations:
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
         self._report("does", what)
         self._editor.drop_constraint(constraint)
-        planned = self._catalog.plan(table_name, schema)
-        if planned is not None:
-            planned.constraints.pop(self._key(constraint_name), None)
 
     @_formerly(name="index_name", table="table_name")
     @_step
@@ -705,9 +695,6 @@ class Operations:
         index = self._objects.index(found.name, table_name, [], schema=schema)
         self._report("does", what)
         self._editor.drop_index(index, self._busy(table_name, schema, online))
-        planned = self._catalog.plan(table_name, schema)
-        if planned is not None:
-            planned.indexes.pop(self._key(index_name), None)
 
     def backfill(
         self,
@@ -841,7 +828,6 @@ class Operations:
             self._note_unused(schema, name)
             self._report("does", f"create_table({name!r})")
             self._editor.create_table(described)
-            self._catalog.plan_columns(name, schema, described.columns)
         self._create_indexes(described, self._busy(name, schema, True))
 
     def _create_indexes(self, table: sa.Table, online: bool) -> None:
@@ -875,10 +861,6 @@ class Operations:
             self._editor.create_index(index, online)
             if self._foresight is not None and index.unique:
                 self._foresee_unique(index)
-        planned = self._catalog.plan(table.name, table.schema)
-        if planned is not None:
-            columns = [getattr(expression, "name", None) for expression in index.expressions]
-            planned.indexes[self._catalog.normalize_name(name)] = Index(name, columns, bool(index.unique))
 
     def _add_constraint(
         self,
@@ -919,9 +901,6 @@ class Operations:
                 if self._foresight is not None and target is not None:
                     self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)
-            planned = self._catalog.plan(table, schema)
-            if planned is not None:
-                planned.constraints[self._catalog.normalize_name(name)] = Constraint(name, kind, columns, target=target)
             return
         normalize_name = self._catalog.normalize_name
         if existing.kind != kind or (
@@ -999,20 +978,11 @@ class Operations:
         with self._rows_said(f"op.{what}"):
             self._editor.alter_column(change, self._busy(change.table, change.schema, online))
             if self._foresight is not None:
-                where = (f"op.{what}", change.table, change.schema, str(change.existing["name"]))
+                where = (f"op.{what}", change.table, change.schema, change.name or str(change.existing["name"]))
                 if change.nullable is False:
                     self._foresight.not_null(*where)
                 if change.type_ is not None and self._transaction.dialect != "sqlite":  # which cuts nothing off
                     self._foresight.fits(*where, change.type_)
-        self._catalog.plan_rename(change.table, change.schema, change.column, change.name or change.column)
-        planned = self._catalog.plan(change.table, change.schema)
-        if planned is not None:
-            known = planned.columns[self._catalog.normalize_name(change.name or change.column)]
-            known["type"] = change.type_ or known["type"]
-            if change.nullable is not None:
-                known["nullable"] = change.nullable
-            if change.server_default is not False:
-                known["default"] = self._default_text(change.server_default)
 
     @contextmanager
     def _rows_said(self, what: str) -> Iterator[None]:
@@ -1033,11 +1003,11 @@ class Operations:
     @cached_property
     def _foresight(self) -> Foresight | None:
         """In a dry run, who asks rows whether they would be in the way; ``None`` when the run is real."""
-        if not self._transaction.dry:
+        if self._transaction.dry is None:
             return None
         from .schema.foresight import Foresight
 
-        return Foresight(self._catalog)
+        return Foresight(self._transaction.dry.catalog)
 
     def _foresee(self, constraint: Any, what: str | None = None) -> None:
         """In a dry run, see whether rows would break a constraint.
@@ -1336,7 +1306,6 @@ class Operations:
             target = sa.table(table, sa.column(old), sa.column(new), schema=schema)
             self._transaction.send(target.update().values({new: target.c[old]}).where(target.c[old].is_not(None)))
         self._editor.drop_column(table, old, schema, False)
-        self._catalog.plan_rename(table, schema, old, None)
 
     def _reset(self, model: sa.Table, schema: str | None, what: str) -> bool:
         """Take back what older migrations did to a table that the models have again after it was dropped.
@@ -1436,7 +1405,6 @@ class Operations:
             self._drop_key(name, key, schema)
             self._add_key(name, key, new, schema)
         self._editor.drop_table(self._described(old, [], schema))
-        self._catalog.plan_drop(old, schema)
 
     def _ask(self, rule: str, what: str) -> None:
         """Refuse what destroys or breaks something, unless the migration says that it may.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
@@ -18,7 +18,7 @@ from sqlalchemy.schema import AddConstraint
 from .loading.decorator import Migration
 from .operations import Operations
 from .schema import model_tables
-from .schema.catalog import Catalog, Reference, ask, new_value
+from .schema.planned import ROWS, CopyCatalog, DryCatalog, PlannedCatalog, apply
 from .script import BEGIN, COMMIT, START, leniently_mariadb, leniently_postgresql
 from .session.journal import Journal, reads
 from .session.literals import NoLiteral, literal, statement_text
@@ -34,13 +34,13 @@ from .store.memory import Event, Memory, insert
 if TYPE_CHECKING:
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
+    from sqlalchemy.schema import DDLElement
 
     from .boot.plan import Plan
     from .boot.planner import Planner
 
 #: A parameter's mark; what else could hold one is matched whole.
 _MARK = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\?""")
-_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
 _NAME = r"""("(?:[^"]|"")+"|`(?:[^`]|``)+`|\w+)"""
 #: A change of one table's rows: what it does, the table's schema, its name.
 _CHANGE = re.compile(
@@ -177,143 +177,24 @@ class _DryJournal(Journal):
 
 
 @contextmanager
-def _opened(database: Database) -> Iterator[tuple[sa.Connection, Catalog]]:
+def _opened(database: Database) -> Iterator[tuple[sa.Connection, DryCatalog]]:
     """A connection to play a run through, and what is there."""
     if database.dialect != "sqlite":
         with database.connect() as connection:
-            yield connection, Catalog(connection, dry=True)
+            yield connection, PlannedCatalog(connection)
         return
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
     copy = Database(database.name, database.key, engine)
     try:
         with copy.connect() as connection:
             if not database.exists:
-                yield connection, _NewCatalog(connection)
+                yield connection, DryCatalog(connection)
                 return
             with database.connect() as source:
                 _copy_schema(source, connection)
-                yield connection, _CopyCatalog(connection, source)
+                yield connection, CopyCatalog(connection, source)
     finally:
         engine.dispose()  # the pool keeps the one connection, and with it the copy
-
-
-class _NewCatalog(Catalog):
-    """What a database that is not there yet would have."""
-
-    def stored(self, table: str, schema: str | None) -> None:
-        """Nothing is stored."""
-
-
-class _CopyCatalog(Catalog):
-    """What a copy of a schema has; whether a table has rows, the source knows."""
-
-    def __init__(self, copy: sa.Connection, source: sa.Connection) -> None:
-        super().__init__(copy)
-        self._source = Catalog(source)
-        #: What the source calls a table that has another name by now, or is new and so is none of the source's.
-        self._names: dict[tuple[str | None, str], str | None] = {}
-        #: Tables that the run has put rows into; and those whose rows it has changed.
-        self._filled: set[tuple[str | None, str]] = set()
-        self._changed: set[tuple[str | None, str]] = set()
-        #: By table and folded name, columns that the run has added, and what the source calls those it has renamed.
-        self._columns: dict[tuple[str | None, str], dict[str, sa.Column[Any] | str]] = {}
-
-    def change_rows(self, sql: str) -> None:
-        """Try a statement that changes rows, and note which tables get some.
-
-        None are kept: those of the source, which they may refer to, are missing to the copy.
-        """
-        run = self._connection.exec_driver_sql
-        run("PRAGMA defer_foreign_keys = 1")
-        run("SAVEPOINT db_smart_rows")
-        try:
-            run(sql)
-            names = run("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_%' ESCAPE '^'")
-            for name in names.scalars().all():
-                if not super().empty(name, None):
-                    self._filled.add((None, self.normalize_name(name)))
-        finally:
-            run("ROLLBACK TO db_smart_rows")
-            run("RELEASE db_smart_rows")
-            run("PRAGMA defer_foreign_keys = 0")
-
-    def empty(self, table: str, schema: str | None) -> bool:
-        """Whether a table has no rows: neither those of the source, nor any that the run has made."""
-        former = self._former(table, schema)
-        if (schema, self.normalize_name(table)) in self._filled:
-            return False
-        return super().empty(table, schema) and (former is None or self._source.empty(former, schema))
-
-    def refers(self, reference: Reference, schema: str | None) -> bool:
-        """Whether any row has such a foreign key that is not NULL."""
-        former = self._former(reference.table, schema)
-        if former is not None and not self._source.empty(former, schema):
-            present = self._source.present(former, reference.columns, schema)
-            # A column that is new to the source's rows has no values in them, unless it has its name from this run.
-            if len(present) == len(reference.columns):
-                return self._source.refers(replace(reference, table=former), schema)
-        return super().refers(reference, schema)
-
-    def stored(self, table: str, schema: str | None) -> str | None:
-        """What the source calls a table; ``None`` where it has no such table."""
-        return self._former(table, schema)
-
-    def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
-        """Note that a table is gone, or has another name."""
-        former, key = self._former(table, schema), (schema, self.normalize_name(table))
-        new = None if renamed is None else (schema, self.normalize_name(renamed))
-        self._names[key] = None
-        columns = self._columns.pop(key, {})
-        if new is not None:
-            self._names[new] = former
-            self._columns[new] = columns
-        for tables_ in (self._filled, self._changed):
-            if key in tables_:
-                tables_.discard(key)
-                tables_ |= set() if new is None else {new}
-
-    def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
-        """Note that a table has these new columns."""
-        own = self._columns.setdefault((schema, self.normalize_name(table)), {})
-        own.update({self.normalize_name(column.name): column for column in columns})
-
-    def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
-        """Note that a column has another name, or is gone."""
-        own = self._columns.setdefault((schema, self.normalize_name(table)), {})
-        known = own.pop(self.normalize_name(column), column)
-        if name is not None:
-            own[self.normalize_name(name)] = known
-
-    def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
-        """Note that rows of a table are changed; those that are added, the copy knows."""
-        self._changed.add((schema, self.normalize_name(table)))
-
-    def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
-        """The rows of the source's table, by the names of now."""
-        former, key = self._former(table, schema), (schema, self.normalize_name(table))
-        if former is None or self.rows_unknown or key in self._changed | self._filled:
-            return None
-        own, source = self._columns.get(key, {}), self._source.columns(former, schema)
-        listed = []
-        for column in self.columns(table, schema).values():
-            known = own.get(self.normalize_name(column["name"]), column["name"])
-            if isinstance(known, sa.Column):
-                value = new_value(known, self._connection.dialect)
-            else:  # one that SQL of the migration has made or renamed is none of the source's
-                there = self.normalize_name(known) in source
-                value = sa.column(known).label(column["name"]) if there else None
-            listed += [] if value is None else [value]
-        return sa.select(*listed).select_from(sa.table(former, schema=schema)).subquery(name or table)
-
-    def ask(self, query: sa.Select[Any]) -> Any:
-        """The one value of a query of such rows."""
-        return ask(self._source._connection, query)
-
-    def _former(self, table: str, schema: str | None) -> str | None:
-        """The source's name of a table; ``None`` for one that only the copy has."""
-        key = schema, self.normalize_name(table)
-        former = self._names.get(key, table)
-        return former if former is not None and self._source.has_table(former, schema) else None
 
 
 def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
@@ -344,7 +225,7 @@ class DryTransaction(Transaction):
     #: What the migration does of which it is asked now.
     current: Preview
 
-    def __init__(self, database: Database, connection: sa.Connection, catalog: Catalog, memory: Memory) -> None:
+    def __init__(self, database: Database, connection: sa.Connection, catalog: DryCatalog, memory: Memory) -> None:
         journal = _DryJournal(connection, "", at_once=False, begun=False)
         # Nothing is sent that could wait for a lock.
         super().__init__(database, connection, journal, settings=DdlSettings(), transactional=True, memory=memory)
@@ -437,14 +318,12 @@ class DryTransaction(Transaction):
             self._types.add(text)
         self.current.script.append(text)
         self._note_rows(text)
-        if isinstance(self.catalog, _CopyCatalog) and _ROWS.match(text):
-            self.catalog.change_rows(text)
-        elif self.dialect == "sqlite":
-            self.connection.exec_driver_sql(text)
+        self.catalog.play(text)
+        apply(change, self.catalog)
 
     def _note_rows(self, statement: str) -> None:
         """Know afterwards that a statement has changed rows, and of which table."""
-        if _ROWS.match(statement) is None:
+        if ROWS.match(statement) is None:
             return
         self.rows_changed = True
         change = _CHANGE.match(statement)
@@ -464,7 +343,7 @@ class DryTransaction(Transaction):
         self.report("left out", self.current.name, why)
 
     @contextmanager
-    def by_hand(self) -> Iterator[sa.Connection]:
+    def by_hand(self, change: DDLElement | None) -> Iterator[sa.Connection]:
         """Note what is sent past :meth:`send`, as the rebuild of a SQLite table is."""
 
         def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
@@ -476,6 +355,7 @@ class DryTransaction(Transaction):
             yield self.connection
         finally:
             sa.event.remove(self.connection, "before_cursor_execute", note)
+        apply(change, self.catalog)
 
     def checkpoint(self) -> None:
         """Note the end of a transaction."""

@@ -29,9 +29,10 @@ from .sql import render
 if TYPE_CHECKING:
     from flask_sqlalchemy.session import Session
     from sqlalchemy.orm import scoped_session
+    from sqlalchemy.schema import DDLElement
     from sqlalchemy.sql.base import Executable
 
-    from ..schema.catalog import Catalog
+    from ..schema.planned import DryCatalog
 
 _logger = logger_of(__name__)
 
@@ -56,7 +57,7 @@ class DryRun(Protocol):
     """What is asked of a run that only finds out what it would do."""
 
     @property
-    def catalog(self) -> Catalog:
+    def catalog(self) -> DryCatalog:
         """What there would be by now."""
         ...
 
@@ -161,8 +162,11 @@ class Transaction(ABC):
         """
 
     @abstractmethod
-    def by_hand(self) -> AbstractContextManager[sa.Connection]:
-        """The connection, for a schema change that takes questions and statements of its own."""
+    def by_hand(self, change: DDLElement | None) -> AbstractContextManager[sa.Connection]:
+        """The connection, for a schema change that takes questions and statements of its own.
+
+        :param change: the one that it stands for; ``None`` where no name of a table or column is another afterwards.
+        """
 
     @abstractmethod
     def report(self, outcome: Outcome, operation: str, reason: str = "") -> None:
@@ -445,7 +449,7 @@ class RunTransaction(Transaction):
         tried_again(self.database, lambda: connection.exec_driver_sql(text, execution_options=options), retries)
 
     @contextmanager
-    def by_hand(self) -> Iterator[sa.Connection]:
+    def by_hand(self, change: DDLElement | None) -> Iterator[sa.Connection]:
         """The connection."""
         yield self.connection
 

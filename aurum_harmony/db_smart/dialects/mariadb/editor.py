@@ -14,13 +14,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.ddl.base import DropColumn
-from alembic.ddl.mysql import MySQLAlterDefault
 from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from ...errors import DbSmartError
 from ...schema.catalog import Constraint
-from ...schema.ddl import AddColumns, ModifyColumn
+from ...schema.ddl import AddColumns, AlterDefault, ModifyColumn
 from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
 from ...session.sql import default_text, definition_text, render, string_text
 from ...store.database import number
@@ -105,12 +104,6 @@ class MariadbEditor(SchemaEditor):
         self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
         with self._unchecked(keys), self.rows_in_the_way(table, constraints, what, columns):
             self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
-        planned = self.catalog.plan(table.name, table.schema)
-        if planned is not None:
-            for number, each in enumerate(constraints):
-                if isinstance(each, sa.ForeignKeyConstraint):
-                    name = str(each.name or f"{table.name}_ibfk_{number}")
-                    planned.constraints[name] = Constraint(name, "foreign", list(each.column_keys))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Look at the rows that are there; a foreign key that was taken back is added again."""
@@ -190,24 +183,21 @@ class MariadbEditor(SchemaEditor):
         if (change.type_ is not None or change.nullable is not None) and change.existing.get("computed"):
             raise DbSmartError(f"{what}: the column is computed; change it by op.execute(), with its whole definition.")
         modify = change.type_ is not None or change.nullable is not None
-        definition = None
         if modify or change.server_default is not False:
             definition, on_update = self._definition(change)
+            becomes = self._becoming(change, definition)
             if change.server_default is not False and not on_update:
-                default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+                default = AlterDefault(change.table, change.column, change.server_default, change.schema, becomes)
                 self._send(default, online, what, None)  # first, as the old one may not fit the new type
             if self._foresees and online and change.type_ is not None:
                 self._foresee(change, definition, what)
             if online and change.nullable is not None:
                 self._foresee_rebuild(change.table, change.schema, "null" if change.nullable else "not null", what)
             if modify or on_update:
-                modified = ModifyColumn(change.table, change.column, definition, change.schema)
+                modified = ModifyColumn(change.table, change.column, definition, change.schema, becomes)
                 with self._strict():
                     self._send(modified, online, what, (change.table, change.schema))
         self.rename_column(change)
-        planned = self.catalog.plan(change.table, change.schema)
-        if planned is not None and definition is not None:
-            planned.columns[self.catalog.normalize_name(change.column)] = {**change.existing, "definition": definition}
 
     def default(self, change: Change) -> str | None:
         """The default that a column has. SQLAlchemy does not find all that are expressions."""
@@ -303,6 +293,18 @@ class MariadbEditor(SchemaEditor):
             null = " NULL" if change.nullable else " NOT NULL"
             more = _DEFAULT_NULL.sub(r"\1", more)
         return kind + characters + null + more, on_update
+
+    def _becoming(self, change: Change, definition: str) -> dict[str, Any]:
+        """What an inspector has of a column after a change, where that is another than before; and its definition."""
+        becomes: dict[str, Any] = {"definition": definition}
+        if change.type_ is not None:
+            becomes["type"] = change.type_
+        if change.nullable is not None:
+            becomes["nullable"] = change.nullable
+        if change.server_default is not False:
+            column = sa.Column("c", sa.types.NullType(), server_default=change.server_default)
+            becomes["default"] = default_text(column, self.dialect)
+        return becomes
 
     def _shown(self, change: Change) -> str:
         """The definition of a column as the server shows it; in a dry run, as it would."""
@@ -438,9 +440,8 @@ class MariadbEditor(SchemaEditor):
             row = self.transaction.connection.execute(_TARGET, names).first()
             if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
                 raise Refused(BLOCKS, what, f"The table is of the engine {row.ENGINE}, not of InnoDB. ")
-        text = render(change, self.dialect)
         try:
-            self.transaction.send(text, more)
+            self.transaction.send(change, more)
         except sa.exc.DBAPIError as error:
             if number(error) in _CANNOT:
                 raise Refused(BLOCKS, what, f"The server says: {self.transaction.database.redact(error)}. ") from error
