@@ -81,17 +81,18 @@ def _step(function: _F) -> _F:
     @wraps(function)
     def call(self: Operations, *args: Any, **given: Any) -> None:
         journal = self._transaction.journal
+        # A batch is done whole or not at all.
+        key = None if journal.paused else journal.number(f"{function.__name__} {_spelled((args, given))}")
+        given = self._placed(given, schemas)
         if takes:
-            self._taking(function.__name__, described.bind(self, *args, **self._placed(given, schemas)).arguments)
-        if journal.paused:  # a batch is done whole or not at all
-            self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
-            return
-        key = journal.number(f"{function.__name__} {_spelled((args, given))}")
-        if journal.done(key) is None:
-            self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
-            journal.record(key, 0, None, None)
-        else:
+            self._taking(function.__name__, described.bind(self, *args, **given).arguments)
+        if key is not None and journal.done(key) is not None:
             self._report("done before", _called(function.__name__, args))
+            return
+        with self._leniently(function.__name__, args):
+            function(self, *args, **given)
+        if key is not None:
+            journal.record(key, 0, None, None)
 
     return cast(_F, call)
 
@@ -733,7 +734,7 @@ class Operations:
         if self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
             return
 
-        def work() -> None:
+        with self._leniently("backfill", (table,)):
             self._report("does", what)
             if self._foresight is not None:
                 self._foresight.columns(table, columns, place)
@@ -741,8 +742,6 @@ class Operations:
             if isinstance(where, str):  # a comment at its end is to end before our bracket
                 condition = as_written(sa.text(f"{where}\n" if "--" in where or "#" in where else where))
             Backfill(self._transaction, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
-
-        self._leniently("backfill", (table,), work)
 
     def batches(
         self,
@@ -766,11 +765,9 @@ class Operations:
             name = getattr(function, "__name__", "function")
             place = translated(self._connection, schema)
 
-            def work() -> None:
+            with self._leniently("batches", (name,)):
                 self._report("does", f"batches({name})")
                 Backfill(self._transaction, source, place, Pace(batch_seconds, throttle, pause)).call(function)
-
-            self._leniently("batches", (name,), work)
 
         return run
 
@@ -1133,16 +1130,16 @@ class Operations:
                 return True
         return False
 
-    def _leniently(self, name: str, arguments: tuple[Any, ...], work: Callable[[], object]) -> None:
-        """Do something; pass it by if it wants what the database is past, see :meth:`~.store.memory.Memory.excuses`."""
+    @contextmanager
+    def _leniently(self, name: str, arguments: tuple[Any, ...]) -> Iterator[None]:
+        """Let a block be passed by if it wants what the database is past; see :meth:`~.store.memory.Memory.excuses`."""
 
         def left_out(error: Exception) -> None:
             reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
-            what = _called(name, arguments)
-            self._report("left out", what, f"what it wants is not there any more: {reason}")
+            self._report("left out", _called(name, arguments), f"what it wants is not there any more: {reason}")
 
         with self._transaction.leniently(left_out):
-            work()
+            yield
 
     def _followed(
         self, schema: str | None, table: str, columns: tuple[sa.Column[Any], ...]

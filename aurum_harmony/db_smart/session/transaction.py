@@ -444,9 +444,11 @@ class RunTransaction(Transaction):
         connection = connection or self.connection
         text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
         # Without parameters, so that no driver takes a percent sign for one.
-        options = {"no_parameters": True}
-        retries = 0 if self.transactional else self.settings.retries
-        tried_again(self.database, lambda: connection.exec_driver_sql(text, execution_options=options), retries)
+        sending = partial(connection.exec_driver_sql, text, execution_options={"no_parameters": True})
+        if self.transactional:
+            sending()
+        else:
+            tried_again(self.database, sending, self.settings.retries)
 
     @contextmanager
     def by_hand(self, change: DDLElement | None) -> Iterator[sa.Connection]:
