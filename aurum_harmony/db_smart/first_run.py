@@ -16,7 +16,7 @@ from .notices import logger_of
 from .schema import loosening, model_tables
 from .schema.catalog import Catalog
 from .session.journal import Journal
-from .session.transaction import Transaction
+from .session.transaction import RunTransaction
 from .store.database import Database, begin, commit, translated
 from .store.lock import Lock
 from .store.memory import Memory
@@ -32,7 +32,7 @@ class Run(Protocol):
     lock: Lock
     memory: Memory
 
-    def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> Transaction:
+    def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> RunTransaction:
         """What an operation talks to."""
 
 

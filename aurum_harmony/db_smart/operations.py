@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import sqlalchemy as sa
 
 from .errors import DbSmartError
-from .notices import without_pipeline_lines
 from .schema.catalog import Catalog, Constraint, Index
 from .schema.loosening import as_default
 from .session.controls import controls_transaction
@@ -82,17 +81,18 @@ def _step(function: _F) -> _F:
     @wraps(function)
     def call(self: Operations, *args: Any, **given: Any) -> None:
         journal = self._transaction.journal
+        # A batch is done whole or not at all.
+        key = None if journal.paused else journal.number(f"{function.__name__} {_spelled((args, given))}")
+        given = self._placed(given, schemas)
         if takes:
-            self._taking(function.__name__, described.bind(self, *args, **self._placed(given, schemas)).arguments)
-        if journal.paused:  # a batch is done whole or not at all
-            self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
+            self._taking(function.__name__, described.bind(self, *args, **given).arguments)
+        if key is not None and journal.done(key) is not None:
+            self._report("done before", _called(function.__name__, args))
             return
-        key = journal.number(f"{function.__name__} {_spelled((args, given))}")
-        if journal.done(key) is None:
-            self._leniently(function.__name__, args, lambda: function(self, *args, **self._placed(given, schemas)))
+        with self._leniently(function.__name__, args):
+            function(self, *args, **given)
+        if key is not None:
             journal.record(key, 0, None, None)
-        else:
-            self._transaction.done_before(_called(function.__name__, args))
 
     return cast(_F, call)
 
@@ -110,6 +110,7 @@ class Operations:
 
     def __init__(self, transaction: Transaction, *, destructive: bool, catalog: Catalog | None = None) -> None:
         self._transaction = transaction
+        self._report = transaction.report
         self._connection = transaction.connection
         self._name = transaction.journal.migration
         self._destructive = destructive
@@ -121,13 +122,11 @@ class Operations:
     @property
     def session(self) -> scoped_session[Session]:
         """``db.session``, in this migration's transaction; it is committed with the migration."""
-        self._transaction.unforeseeable("op.session")
         return self._transaction.session
 
     @property
     def connection(self) -> sa.Connection:
         """A connection in this migration's transaction. Committing it is allowed, and not needed."""
-        self._transaction.unforeseeable("op.connection")
         return self._transaction.own_connection
 
     @property
@@ -159,36 +158,7 @@ class Operations:
                 "statement was not sent. Leave it out. Put what cannot run in a transaction into a migration with "
                 "@migration(transactional=False)."
             )
-        memory = self._transaction.memory
-        if self._transaction.dry:
-            try:
-                return self._transaction.pretend(query, parameters)
-            except sa.exc.DBAPIError as error:
-                if memory is None or not memory.excuses(self._name, error):
-                    raise
-                if self._transaction.facts.failure_ends_transaction:
-                    self._connection.rollback()
-                self._transaction.passed_by_statement(error)
-                return self._connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
-        with without_pipeline_lines():
-            return self._sent(query, parameters)
-
-    def _sent(self, query: Executable, parameters: Any) -> sa.CursorResult[Any]:
-        """The result of a statement; without rows if it needs something that no longer exists."""
-        memory = self._transaction.memory
-        connection = self._transaction.own_connection if self._transaction.transactional else self._connection
-        if memory is None or not memory.lenient(self._name):
-            return self._transaction.with_retry(lambda: connection.execute(query, parameters))
-        try:
-            if not (self._transaction.facts.failure_ends_transaction and self._transaction.transactional):
-                return self._transaction.with_retry(lambda: connection.execute(query, parameters))
-            with connection.begin_nested():
-                return connection.execute(query, parameters)
-        except sa.exc.DBAPIError as error:
-            if not memory.excuses(self._name, error):
-                raise
-            self._transaction.passed_by_statement(error)
-            return connection.exec_driver_sql("SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0")
+        return self._transaction.execute(query, parameters)
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
         """Whether there is such a table or view."""
@@ -254,7 +224,7 @@ class Operations:
         present = self._catalog.present(table, [column.name for column in columns], schema)
         missing = [column for column in columns if self._catalog.normalize_name(column.name) not in present]
         if not missing:
-            self._transaction.satisfied(f"add_columns({table!r}, {', '.join(repr(column.name) for column in columns)})")
+            self._report("satisfied", f"add_columns({table!r}, {', '.join(repr(column.name) for column in columns)})")
             if not any(item.index or item.unique or item.foreign_keys or item.constraints for item in columns):
                 return
         online = self._busy(table, schema, online)
@@ -272,9 +242,9 @@ class Operations:
             ]
             self._need(one for one in constraints if isinstance(one, sa.ForeignKeyConstraint))
             what = f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"
-            with self._transaction.operation(what), self._rows_said(f"op.{what}"):
+            self._report("does", what)
+            with self._rows_said(f"op.{what}"):
                 self._editor.add_columns(described, missing, constraints, online)
-        self._catalog.plan_columns(table, schema, missing)
         self._editor.finish_columns(described, columns if online else missing, online)
         self._foresee_columns(described, missing)
         self._create_indexes(described, online)
@@ -296,7 +266,7 @@ class Operations:
             return
         self._note_back("table", schema, table_name)
         if self._model(schema, table_name) is not None:
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
         if self._fresh and not self.has_table(table_name, schema=schema):
             self._note_first_run("added", schema, table_name)
@@ -350,15 +320,14 @@ class Operations:
         if model is not None or not self.has_table(table_name, schema=schema):
             self._note("dropped", "table", schema, table_name)
             if model is None or not self._reset(model, schema, what):
-                self._transaction.satisfied(what)
+                self._report("satisfied", what)
             return
         if self._made_again(what, schema, table_name) or self._made_since(what, schema, table_name):
             return
         self._ask("DROP_TABLE", f"op.{what}")
         self._note("dropped", "table", schema, table_name)
-        with self._transaction.operation(what):
-            self._editor.drop_table(self._described(table_name, [], schema))
-        self._catalog.plan_drop(table_name, schema)
+        self._report("does", what)
+        self._editor.drop_table(self._described(table_name, [], schema))
 
     @_step
     def rename_table(self, old_table_name: str, new_table_name: str, *, schema: str | None = None) -> None:
@@ -374,26 +343,25 @@ class Operations:
         new = self.has_table(new_table_name, schema=schema)
         if self._fresh and (not old or self._model(schema, old_table_name) is not None):
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            self._transaction.passed_by(what, "the models already have it differently")
+            self._report("left out", what, "the models already have it differently")
             return
         if new and not old:
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
         if old and new and self._new(schema, old_table_name) and self._model(schema, new_table_name) is not None:
             self._note_renamed("table", schema, old_table_name, new_table_name)
-            with self._transaction.operation(what):
-                self._replace_table(old_table_name, new_table_name, schema)
+            self._report("does", what)
+            self._replace_table(old_table_name, new_table_name, schema)
             return
         if (not old or new) and "renamed" in self._did("table", schema, old_table_name):
             if not old or self._made_again(what, schema, old_table_name):
-                self._transaction.passed_by(what, "an earlier run has renamed it")
+                self._report("left out", what, "an earlier run has renamed it")
                 return
             if self._catalog.empty(old_table_name, schema):  # SQL of an older migration that ran again has made it
                 self._note_renamed("table", schema, old_table_name, new_table_name)
-                with self._transaction.operation(what):
-                    self._editor.drop_table(self._described(old_table_name, [], schema))
-                self._catalog.plan_drop(old_table_name, schema)
+                self._report("does", what)
+                self._editor.drop_table(self._described(old_table_name, [], schema))
                 return
         if old and not new and "renamed" in self._did("table", schema, old_table_name):
             again = self._made_again(what, schema, old_table_name)
@@ -409,23 +377,20 @@ class Operations:
             self._note_first_run("there", schema, new_table_name)
             self._note_renamed("table", schema, old_table_name, new_table_name)
             keys = self._keys_to(new_table_name, schema) if self._transaction.facts.key_holds_table else []
-            with self._transaction.operation(what):
-                for key in keys:
-                    self._drop_key(*key, schema)
-                self._editor.replace_table(self._described(new_table_name, [], schema), old_table_name)
-                for key in keys:
-                    self._add_key(*key, new_table_name, schema)
-            self._catalog.plan_drop(new_table_name, schema)
-            self._catalog.plan_drop(old_table_name, schema, new_table_name)
+            self._report("does", what)
+            for key in keys:
+                self._drop_key(*key, schema)
+            self._editor.replace_table(self._described(new_table_name, [], schema), old_table_name)
+            for key in keys:
+                self._add_key(*key, new_table_name, schema)
             return
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
         if self._unused(schema, old_table_name):
             self._note_unused(schema, new_table_name)
         self._note_renamed("table", schema, old_table_name, new_table_name)
-        with self._transaction.operation(what):
-            self._editor.rename_table(old_table_name, new_table_name, schema)
-        self._catalog.plan_drop(old_table_name, schema, new_table_name)
+        self._report("does", what)
+        self._editor.rename_table(old_table_name, new_table_name, schema)
 
     @_step
     def drop_column(self, table_name: str, column_name: str, *, schema: str | None = None, online: bool = True) -> None:
@@ -442,7 +407,7 @@ class Operations:
             schema, table_name, column_name
         ):
             self._note("dropped", "column", schema, table_name, column_name)
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
         if self._made_again(what, schema, table_name, "column", column_name) or self._made_since(
             what, schema, table_name, column_name
@@ -456,9 +421,8 @@ class Operations:
                 "Nothing was changed. Drop that first, with op.drop_index() or op.drop_constraint()."
             )
         self._note("dropped", "column", schema, table_name, column_name)
-        with self._transaction.operation(what):
-            self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
-        self._catalog.plan_rename(table_name, schema, column_name, None)
+        self._report("does", what)
+        self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
 
     @_step
     def alter_column(
@@ -508,7 +472,7 @@ class Operations:
             column_name, new = str(new_column_name), None  # an earlier run has renamed it
         if normalize_name(column_name) not in columns:
             if self._took(schema, table_name, column_name):
-                self._transaction.passed_by(what, "an earlier run of this migration has removed it")
+                self._report("left out", what, "an earlier run of this migration has removed it")
                 return
             raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column_name!r}.")
         if new is not None and normalize_name(new) in columns and normalize_name(new) != normalize_name(column_name):
@@ -517,10 +481,8 @@ class Operations:
                     return
                 if self._no_values(schema, table_name, column_name):  # an older migration has added it by SQL again
                     self._note_renamed("column", schema, table_name, str(new), column=column_name)
-                    with self._transaction.operation(what):
-                        self._editor.drop_column(
-                            table_name, column_name, schema, self._busy(table_name, schema, online)
-                        )
+                    self._report("does", what)
+                    self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
                     return
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
         if (
@@ -650,17 +612,14 @@ class Operations:
             found = self._catalog.constraints(table_name, schema).get(self._key(constraint_name))
         if found is None or self._model_names(schema, table_name, constraint_name):
             self._note("dropped", "constraint", schema, table_name, constraint_name)
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
         self._ask_for_rules(table_name, schema, f"op.{what}, a constraint of the kind {found.kind!r}")
         self._note("dropped", "constraint", schema, table_name, constraint_name)
         kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
-        with self._transaction.operation(what):
-            self._editor.drop_constraint(constraint)
-        planned = self._catalog.plan(table_name, schema)
-        if planned is not None:
-            planned.constraints.pop(self._key(constraint_name), None)
+        self._report("does", what)
+        self._editor.drop_constraint(constraint)
 
     @_formerly(name="index_name", table="table_name")
     @_step
@@ -693,7 +652,7 @@ class Operations:
             or self._claimed(schema, table_name, index_name)
             or self._lacks(what, schema, table_name, columns)
         ):
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
         index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
         existing = self._catalog.indexes(table_name, schema).get(self._key(index_name))
@@ -710,7 +669,7 @@ class Operations:
                     f"The table {table_name!r} already has an index {index_name!r}, on {on}. "
                     "Nothing was changed. Drop it first with op.drop_index(), or give the new one another name."
                 )
-        self._transaction.satisfied(f"create_index({index_name!r}, {table_name!r})")
+        self._report("satisfied", f"create_index({index_name!r}, {table_name!r})")
 
     @_formerly(name="index_name", table="table_name")
     @_step
@@ -729,17 +688,14 @@ class Operations:
             found = self._catalog.indexes(table_name, schema).get(self._key(index_name))
         if found is None or self._model_names(schema, table_name, index_name):
             self._note("dropped", "index", schema, table_name, index_name)
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
         if found.unique and found.valid:
             self._ask_for_rules(table_name, schema, f"op.{what}, a unique index")
         self._note("dropped", "index", schema, table_name, index_name)
         index = self._objects.index(found.name, table_name, [], schema=schema)
-        with self._transaction.operation(what):
-            self._editor.drop_index(index, self._busy(table_name, schema, online))
-        planned = self._catalog.plan(table_name, schema)
-        if planned is not None:
-            planned.indexes.pop(self._key(index_name), None)
+        self._report("does", what)
+        self._editor.drop_index(index, self._busy(table_name, schema, online))
 
     def backfill(
         self,
@@ -773,21 +729,19 @@ class Operations:
             there = self._catalog.present(table, columns, place)
             for name in columns:
                 if self._catalog.normalize_name(name) not in there and self._took(place, table, name):
-                    self._transaction.passed_by(what, f"an earlier run of this migration has removed {name!r}")
+                    self._report("left out", what, f"an earlier run of this migration has removed {name!r}")
                     return
         if self._catalog.has_table(table, place) and self._lacks(what, place, table, columns):
             return
 
-        def work() -> None:
-            with self._transaction.operation(what):
-                if self._foresight is not None:
-                    self._foresight.columns(table, columns, place)
-                condition: Any = where
-                if isinstance(where, str):  # a comment at its end is to end before our bracket
-                    condition = as_written(sa.text(f"{where}\n" if "--" in where or "#" in where else where))
-                Backfill(self._transaction, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
-
-        self._leniently("backfill", (table,), work)
+        with self._leniently("backfill", (table,)):
+            self._report("does", what)
+            if self._foresight is not None:
+                self._foresight.columns(table, columns, place)
+            condition: Any = where
+            if isinstance(where, str):  # a comment at its end is to end before our bracket
+                condition = as_written(sa.text(f"{where}\n" if "--" in where or "#" in where else where))
+            Backfill(self._transaction, table, place, Pace(batch_seconds, throttle, pause)).update(set_, condition)
 
     def batches(
         self,
@@ -811,11 +765,9 @@ class Operations:
             name = getattr(function, "__name__", "function")
             place = translated(self._connection, schema)
 
-            def work() -> None:
-                with self._transaction.operation(f"batches({name})"):
-                    Backfill(self._transaction, source, place, Pace(batch_seconds, throttle, pause)).call(function)
-
-            self._leniently("batches", (name,), work)
+            with self._leniently("batches", (name,)):
+                self._report("does", f"batches({name})")
+                Backfill(self._transaction, source, place, Pace(batch_seconds, throttle, pause)).call(function)
 
         return run
 
@@ -864,16 +816,15 @@ class Operations:
     def _create_table(self, described: sa.Table) -> None:
         name, schema = described.name, described.schema
         if self.has_table(name, schema=schema):
-            self._transaction.satisfied(f"create_table({name!r})")
+            self._report("satisfied", f"create_table({name!r})")
         else:
             self._need(described.foreign_key_constraints)
             for constraint in [*described.constraints]:
                 if self._claimed(schema, name, constraint.name):
                     described.constraints.discard(constraint)
             self._note_unused(schema, name)
-            with self._transaction.operation(f"create_table({name!r})"):
-                self._editor.create_table(described)
-            self._catalog.plan_columns(name, schema, described.columns)
+            self._report("does", f"create_table({name!r})")
+            self._editor.create_table(described)
         self._create_indexes(described, self._busy(name, schema, True))
 
     def _create_indexes(self, table: sa.Table, online: bool) -> None:
@@ -897,7 +848,8 @@ class Operations:
         assert index.table is not None
         table, name = index.table, name_text(index, self._connection.dialect)
         what = f"create_index({name!r}, {table.name!r})"
-        with self._transaction.operation(what), self._rows_said(f"op.{what}"):
+        self._report("does", what)
+        with self._rows_said(f"op.{what}"):
             if existing is not None:  # what a build that was cut short has left
                 self._editor.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), online)
             if self._foresight is not None:
@@ -906,10 +858,6 @@ class Operations:
             self._editor.create_index(index, online)
             if self._foresight is not None and index.unique:
                 self._foresee_unique(index)
-        planned = self._catalog.plan(table.name, table.schema)
-        if planned is not None:
-            columns = [getattr(expression, "name", None) for expression in index.expressions]
-            planned.indexes[self._catalog.normalize_name(name)] = Index(name, columns, bool(index.unique))
 
     def _add_constraint(
         self,
@@ -933,13 +881,14 @@ class Operations:
             or self._claimed(schema, table, name)
             or self._lacks(what, schema, table, columns)
         ):
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
         existing = self._catalog.constraints(table, schema).get(self._catalog.normalize_name(name))
         if existing is None:
             if isinstance(constraint, sa.ForeignKeyConstraint):
                 self._need([constraint])
-            with self._transaction.operation(what), self._rows_said(f"The constraint {name!r} of {table!r}"):
+            self._report("does", what)
+            with self._rows_said(f"The constraint {name!r} of {table!r}"):
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
                 online = self._busy(table, schema, online)
@@ -949,9 +898,6 @@ class Operations:
                 if self._foresight is not None and target is not None:
                     self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)
-            planned = self._catalog.plan(table, schema)
-            if planned is not None:
-                planned.constraints[self._catalog.normalize_name(name)] = Constraint(name, kind, columns, target=target)
             return
         normalize_name = self._catalog.normalize_name
         if existing.kind != kind or (
@@ -984,9 +930,9 @@ class Operations:
                     f"The table {table!r} already has a constraint {name!r}, {differs}. Nothing was changed. Drop it "
                     "first with op.drop_constraint(), or give the new one another name."
                 )
-            self._transaction.passed_by(what, f"it exists, {differs}")
+            self._report("left out", what, f"it exists, {differs}")
         elif existing.valid:
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
         self._editor.finish_constraint(constraint, existing)
 
     def _otherwise(self, constraint: Any, existing: Constraint) -> str | None:
@@ -1023,25 +969,17 @@ class Operations:
 
     def _alter(self, change: Any, what: str, online: bool) -> None:
         if change.empty:
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return
-        with self._transaction.operation(what), self._rows_said(f"op.{what}"):
+        self._report("does", what)
+        with self._rows_said(f"op.{what}"):
             self._editor.alter_column(change, self._busy(change.table, change.schema, online))
             if self._foresight is not None:
-                where = (f"op.{what}", change.table, change.schema, str(change.existing["name"]))
+                where = (f"op.{what}", change.table, change.schema, change.name or str(change.existing["name"]))
                 if change.nullable is False:
                     self._foresight.not_null(*where)
                 if change.type_ is not None and self._transaction.facts.enforces_lengths:
                     self._foresight.fits(*where, change.type_)
-        self._catalog.plan_rename(change.table, change.schema, change.column, change.name or change.column)
-        planned = self._catalog.plan(change.table, change.schema)
-        if planned is not None:
-            known = planned.columns[self._catalog.normalize_name(change.name or change.column)]
-            known["type"] = change.type_ or known["type"]
-            if change.nullable is not None:
-                known["nullable"] = change.nullable
-            if change.server_default is not False:
-                known["default"] = self._default_text(change.server_default)
 
     @contextmanager
     def _rows_said(self, what: str) -> Iterator[None]:
@@ -1062,11 +1000,11 @@ class Operations:
     @cached_property
     def _foresight(self) -> Foresight | None:
         """In a dry run, who asks rows whether they would be in the way; ``None`` when the run is real."""
-        if not self._transaction.dry:
+        if self._transaction.dry is None:
             return None
         from .schema.foresight import Foresight
 
-        return Foresight(self._catalog)
+        return Foresight(self._transaction.dry.catalog)
 
     def _foresee(self, constraint: Any, what: str | None = None) -> None:
         """In a dry run, see whether rows would break a constraint.
@@ -1138,7 +1076,7 @@ class Operations:
         """Whether a table that was made from its model has a column of it, so that there is nothing to do."""
         if not self._defines(schema, table, column) or not self.has_column(table, column, schema=schema):
             return False
-        self._transaction.satisfied(what)
+        self._report("satisfied", what)
         return True
 
     def _fill_as_added(self, schema: str | None, table: str, column: sa.Column[Any]) -> None:
@@ -1147,8 +1085,13 @@ class Operations:
         if not isinstance(default, sa.DefaultClause) or memory is None:
             return
         memory.defaults[schema, memory.folded(table), memory.folded(column.name)] = default.arg
-        if not self._catalog.empty(table, schema) or self._transaction.rows_changed:
-            self._move(as_default(table, schema, column.name, default.arg))
+        if self._may_have_rows(schema, table):
+            self._transaction.send(as_default(table, schema, column.name, default.arg))
+
+    def _may_have_rows(self, schema: str | None, table: str) -> bool:
+        """Whether a table has rows, or would have some by now, which a dry run does not know for sure."""
+        dry = self._transaction.dry
+        return (dry is not None and dry.rows_changed) or not self._catalog.empty(table, schema)
 
     def _model_names(self, schema: str | None, table: str, name: str) -> bool:
         """Whether the model that a table was made from has an index or a constraint of this name."""
@@ -1183,20 +1126,20 @@ class Operations:
         there = self._catalog.present(table, names, schema)
         for name in names:
             if self._catalog.normalize_name(name) not in there:
-                self._transaction.passed_by(what, f"the models no longer have {name!r}")
+                self._report("left out", what, f"the models no longer have {name!r}")
                 return True
         return False
 
-    def _leniently(self, name: str, arguments: tuple[Any, ...], work: Callable[[], object]) -> None:
-        """Do something; skip it if it needs what no longer exists, see :meth:`~.store.memory.Memory.excuses`."""
+    @contextmanager
+    def _leniently(self, name: str, arguments: tuple[Any, ...]) -> Iterator[None]:
+        """Leave a block out if it needs what no longer exists; see :meth:`~.store.memory.Memory.excuses`."""
 
         def left_out(error: Exception) -> None:
             reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
-            what = _called(name, arguments)
-            self._transaction.passed_by(what, f"what it needs no longer exists: {reason}")
+            self._report("left out", _called(name, arguments), f"what it needs no longer exists: {reason}")
 
         with self._transaction.leniently(left_out):
-            work()
+            yield
 
     def _followed(
         self, schema: str | None, table: str, columns: tuple[sa.Column[Any], ...]
@@ -1228,7 +1171,7 @@ class Operations:
         if event is None:
             return False
         done = "created again" if event.event == "back" else event.event
-        self._transaction.passed_by(what, f"{event.name or event.table_name!r} was {done} later by {event.migration!r}")
+        self._report("left out", what, f"{event.name or event.table_name!r} was {done} later by {event.migration!r}")
         return True
 
     def _did(self, kind: str, schema: str | None, table: str, name: str = "") -> list[str]:
@@ -1249,7 +1192,7 @@ class Operations:
             there = self._catalog.present(table, taken, schema)
             for name in taken:
                 if self._catalog.normalize_name(name) not in there:
-                    self._transaction.passed_by(what, f"an earlier run of this migration has removed {name!r}")
+                    self._report("left out", what, f"an earlier run of this migration has removed {name!r}")
                     return True
         return False
 
@@ -1269,14 +1212,14 @@ class Operations:
         if self._did(kind, schema, table, name)[-1:] not in (["dropped"], ["renamed"]) or thing in self._taken_now:
             return False
         self._left_out[thing] = what
-        self._transaction.passed_by(what, "an earlier run of this migration has removed it")
+        self._report("left out", what, "an earlier run of this migration has removed it")
         return True
 
     def _made_again(self, what: str, schema: str | None, table: str, kind: str = "table", name: str = "") -> bool:
         """Whether what is to be dropped, or to get another name, is what this migration made in its place."""
         if self._did(kind, schema, table, name)[-1:] != ["back"]:
             return False
-        self._transaction.passed_by(what, "an earlier run has done so, and created the present one afterwards")
+        self._report("left out", what, "an earlier run has done so, and created the present one afterwards")
         return True
 
     def _made_since(self, what: str, schema: str | None, table: str, column: str = "") -> bool:
@@ -1290,7 +1233,7 @@ class Operations:
             return False
         if self._no_values(schema, table, column) if column else self._catalog.empty(table, schema):
             return False
-        self._transaction.passed_by(what, "an earlier run has done so; the present one was created later, and has rows")
+        self._report("left out", what, "an earlier run has done so; the present one was created later, and has rows")
         return True
 
     def _no_values(self, schema: str | None, table: str, column: str) -> bool:
@@ -1342,25 +1285,24 @@ class Operations:
         if new is not None:
             if old and self._defines(schema, table, new) and not self._defines(schema, table, column):
                 self._note_renamed("column", schema, table, new, column=column)
-                with self._transaction.operation(f"{what} to {new!r}"):
-                    self._replace_column(schema, table, column, new)
+                self._report("does", f"{what} to {new!r}")
+                self._replace_column(schema, table, column, new)
                 return False
             if not old or self._defines(schema, table, column):
                 self._note_renamed("column", schema, table, new, column=column)
-                self._transaction.passed_by(f"{what} to {new!r}", "the models already have it differently")
+                self._report("left out", f"{what} to {new!r}", "the models already have it differently")
                 return False
         if not old or self._defines(schema, table, column):
-            self._transaction.satisfied(what)
+            self._report("satisfied", what)
             return False
         return True
 
     def _replace_column(self, schema: str | None, table: str, old: str, new: str) -> None:
         """Drop a column that this first run has added, as the model has it by its new name; its values go there."""
-        if not self._catalog.empty(table, schema) or self._transaction.rows_changed:
+        if self._may_have_rows(schema, table):
             target = sa.table(table, sa.column(old), sa.column(new), schema=schema)
-            self._move(target.update().values({new: target.c[old]}).where(target.c[old].is_not(None)))
+            self._transaction.send(target.update().values({new: target.c[old]}).where(target.c[old].is_not(None)))
         self._editor.drop_column(table, old, schema, False)
-        self._catalog.plan_rename(table, schema, old, None)
 
     def _reset(self, model: sa.Table, schema: str | None, what: str) -> bool:
         """Take back what older migrations did to a table that the models have again after it was dropped.
@@ -1384,13 +1326,13 @@ class Operations:
         empty = self._catalog.empty(table, schema)
         if not (more or extra) and empty:
             return False
-        with self._transaction.operation(what):
-            if not empty and not self._transaction.dry and self._destructive:
-                self._connection.execute(sa.table(table, schema=schema).delete())
-            for name in extra:
-                self._editor.drop_index(self._objects.index(name, table, [], schema=schema), False)
-            for name in more:
-                self._editor.drop_column(table, name, schema, False)
+        self._report("does", what)
+        if not empty and not self._transaction.dry and self._destructive:
+            self._connection.execute(sa.table(table, schema=schema).delete())
+        for name in extra:
+            self._editor.drop_index(self._objects.index(name, table, [], schema=schema), False)
+        for name in more:
+            self._editor.drop_column(table, name, schema, False)
         return True
 
     def _need(self, constraints: Iterable[sa.ForeignKeyConstraint]) -> None:
@@ -1454,22 +1396,12 @@ class Operations:
             columns: list[Any] = [sa.column(name) for name in names]
             rows = sa.select(*columns).select_from(sa.table(old, *columns, schema=schema))
             into = sa.table(new, *(sa.column(name) for name in names), schema=schema)
-            self._move(into.insert().from_select(names, rows))
+            self._transaction.send(into.insert().from_select(names, rows))
             self._editor.rows_moved(new, schema, names)
         for name, key in self._keys_to(old, schema):
             self._drop_key(name, key, schema)
             self._add_key(name, key, new, schema)
         self._editor.drop_table(self._described(old, [], schema))
-        self._catalog.plan_drop(old, schema)
-
-    def _move(self, rows: sa.Update | sa.Insert) -> None:
-        """Bring rows to where the models have them."""
-        if self._transaction.dry:
-            from .session.sql import render
-
-            self._transaction.send(render(rows, self._connection.dialect))
-        else:
-            self._connection.execute(rows)
 
     def _ask(self, rule: str, what: str) -> None:
         """Refuse what destroys or breaks something, unless the migration says that it may.

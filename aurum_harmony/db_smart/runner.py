@@ -33,7 +33,7 @@ from .schema import model_tables
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
 from .session.rebind import commit_session, rebind
-from .session.transaction import Transaction, back_off, tried_again
+from .session.transaction import RunTransaction, back_off, tried_again
 from .settings import DdlSettings, LockSettings
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
@@ -514,7 +514,7 @@ class DatabaseRun:
         self.memory.keep()
         return duration
 
-    def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> Transaction:
+    def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> RunTransaction:
         """What the operations of one try of a migration talk to.
 
         :param connection: in a transaction, or in autocommit for a migration that is not to run in one.
@@ -522,11 +522,11 @@ class DatabaseRun:
         runner, database, lock_timeout = self._runner, self.database, self._lock_timeout
         if not transactional:
             lock_timeout = DdlLockTimeout(database, connection, runner.ddl.lock_timeout)
-        return Transaction(
+        return RunTransaction(
             database,
             connection,
+            journal,
             lock=self.lock,
-            journal=journal,
             lock_timeout=lock_timeout,
             settings=runner.ddl,
             transactional=transactional,

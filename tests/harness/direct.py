@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from aurum_harmony.db_smart import Operations
 from aurum_harmony.db_smart.session.journal import Journal
 from aurum_harmony.db_smart.session.lock_timeout import DdlLockTimeout
-from aurum_harmony.db_smart.session.transaction import Transaction
+from aurum_harmony.db_smart.session.transaction import RunTransaction
 from aurum_harmony.db_smart.settings import DdlSettings, LockSettings
 from aurum_harmony.db_smart.store import history, tables
 from aurum_harmony.db_smart.store.database import Database, begin
@@ -44,11 +44,11 @@ def operations(
         lock_timeout = DdlLockTimeout(database, connection, ddl.lock_timeout)
         begin(connection)
         journal = Journal(connection, name, at_once=not database.transactional_ddl, begun=True)
-        transaction = Transaction(
+        transaction = RunTransaction(
             database,
             connection,
+            journal,
             lock=lock,
-            journal=journal,
             lock_timeout=lock_timeout,
             settings=ddl,
             transactional=True,

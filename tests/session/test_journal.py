@@ -192,7 +192,7 @@ def test_a_migration_that_is_never_cut_records_no_steps(database: Database) -> N
 
 def test_objects_that_were_flushed_have_the_same_ids_again(database: Database) -> None:
     def action(op: Operations) -> list[int]:
-        with Session(op._transaction.engine, expire_on_commit=False) as session:
+        with Session(op.connection.engine, expire_on_commit=False) as session:
             first = [Row(name="a"), Row(name="b")]
             session.add_all(first)
             session.flush()

@@ -23,7 +23,7 @@ from ..errors import DbSmartError
 from ..notices import logger_of
 from ..session import json_values as codec
 from ..session.sql import render
-from ..session.transaction import Transaction, back_off
+from ..session.transaction import DryRun, Transaction, back_off
 from ..store.database import begin
 from .catalog import Catalog
 from .progress import Progress
@@ -132,8 +132,9 @@ class Backfill:
         :raises DbSmartError: there is no such column, or it is of the key; and as for :meth:`call`.
         """
         condition: Any = None if where is None else Grouping(where)
-        if self._transaction.dry:
-            self._foretell(values, condition)
+        dry = self._transaction.dry
+        if dry is not None:
+            self._foretell(dry, values, condition)
             return
         columns = Catalog(self._connection).columns(self._name, self._schema)
         update = self._updating(values, columns, condition)
@@ -162,8 +163,8 @@ class Backfill:
         :raises DbSmartError: the table has no key that a backfill can use; the migration is not in a transaction; or
             this is called by such a function.
         """
-        if self._transaction.dry:
-            self._transaction.unforeseeable(f"op.batches() of {self._name!r}, a function of Python")
+        if self._transaction.dry is not None:
+            self._transaction.dry.unforeseeable(f"op.batches() of {self._name!r}, a function of Python")
         select = self._select
         if select is None:
             columns = Catalog(self._connection).columns(self._name, self._schema).values()
@@ -213,21 +214,20 @@ class Backfill:
             self._pass(state, work, most)
         begin(self._connection)
 
-    def _foretell(self, values: Mapping[str, Any], condition: Any) -> None:
-        """Note it as one statement, unless an earlier run has done it; what one left over cannot be noted so."""
-        transaction = self._transaction
-        columns = (transaction.catalog or Catalog(self._connection)).columns(self._name, self._schema)
+    def _foretell(self, dry: DryRun, values: Mapping[str, Any], condition: Any) -> None:
+        """Note it as one statement, unless an earlier run has done it; what one has left cannot be said so."""
+        columns = dry.catalog.columns(self._name, self._schema)
         state = self._kept(str(self._updating(values, columns, condition).compile(dialect=self._connection.dialect)))
         if state is not None and state.finished:
-            transaction.done_before("")
+            dry.found_done()
             return
         if state is not None:
-            transaction.unforeseeable(f"a backfill of {self._name!r}, which an earlier run has begun")
-        transaction.remark(f"a backfill of {self._name!r}, in batches:")
+            dry.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
+        dry.remark(f"a backfill of {self._name!r}, in batches:")
         detail = asdict(_State(None, 0, False, finished=True))
         del detail["done"]
-        with transaction.recorded(self._step, codec.dumps(detail)):
-            transaction.foretell_values(self._updating(values, {}, condition), {})
+        with dry.recorded(self._step, codec.dumps(detail)):
+            dry.foretell(self._updating(values, {}, condition), {})
 
     def _kept(self, what: str) -> _State | None:
         """How far an earlier run has come with this backfill; ``None`` where none has begun it."""

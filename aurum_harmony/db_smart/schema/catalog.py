@@ -1,7 +1,4 @@
-"""What a database has: the questions that operations ask before they act.
-
-In a dry run nothing is made, so what the operations would have made is noted here and found by those after them.
-"""
+"""What a database has: the questions that operations ask before they act."""
 
 from __future__ import annotations
 
@@ -84,39 +81,13 @@ class Reference:
     on_delete: str
 
 
-@dataclass
-class Planned:
-    """A table as it would be at this point of a dry run.
-
-    :ivar columns: as the inspector has them. Where the run changes one, ``stored`` is what the database calls it, or
-        ``None`` where it has no such column.
-    :ivar stored: what the database calls the table; ``None`` where it has no such table.
-    :ivar changed: whether the run changes rows of it, so that those that are there tell little.
-    """
-
-    columns: dict[str, Any] = field(default_factory=dict)
-    indexes: dict[str, Index] = field(default_factory=dict)
-    constraints: dict[str, Constraint] = field(default_factory=dict)
-    empty: bool = True
-    stored: str | None = None
-    changed: bool = False
-
-
 class Catalog:
-    """Answers from a connection.
+    """Answers from a connection."""
 
-    :param dry: whether to note what is planned.
-    """
-
-    #: Whether a dry run would have changed rows of any table by now.
-    rows_unknown = False
-
-    def __init__(self, connection: sa.Connection, *, dry: bool = False) -> None:
+    def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
         self._dialect = connection.dialect.name
         self._facts = facts_of(self._dialect)
-        self._dry = dry
-        self._planned: dict[tuple[str | None, str], Planned | None] = {}
 
     @property
     def inspector(self) -> sa.Inspector:
@@ -129,9 +100,6 @@ class Catalog:
 
     def has_table(self, table: str, schema: str | None) -> bool:
         """Whether there is such a table or view."""
-        known = self._known(table, schema)
-        if known is not False:
-            return known is not None
         return self.inspector.has_table(table, schema=schema)
 
     def columns(self, table: str, schema: str | None) -> dict[str, Any]:
@@ -139,11 +107,6 @@ class Catalog:
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
-        known = self._known(table, schema)
-        if known is None:
-            raise sa.exc.NoSuchTableError(table)
-        if known is not False:
-            return known.columns
         found = [(self._plain(one["name"]), one) for one in self.inspector.get_columns(table, schema=schema)]
         return {self.normalize_name(name): {**column, "name": name} for name, column in found}
 
@@ -158,7 +121,7 @@ class Catalog:
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
         wanted = {self.normalize_name(column) for column in columns}
-        if self._dialect != "sqlite" or self._known(table, schema) is not False:
+        if self._dialect != "sqlite":
             return wanted & self.columns(table, schema).keys()
         # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
         # comes along, as only a table that exists has one.
@@ -170,9 +133,6 @@ class Catalog:
 
     def indexes(self, table: str, schema: str | None) -> dict[str, Index]:
         """The indexes of a table by folded name."""
-        known = self._known(table, schema)
-        if known is not False:
-            return {} if known is None else known.indexes
         found: dict[str, Index] = {}
         if self._dialect == "sqlite":
             # SQLAlchemy does not reflect SQLite's indexes on expressions.
@@ -195,9 +155,6 @@ class Catalog:
 
     def constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
         """The named constraints of a table by folded name."""
-        known = self._known(table, schema)
-        if known is not False:
-            return {} if known is None else known.constraints
         if self._dialect == "sqlite":
             return self._sqlite_constraints(table, schema)
         inspector, invalid = self.inspector, self._invalid(table, schema)
@@ -295,9 +252,6 @@ class Catalog:
 
     def empty(self, table: str, schema: str | None) -> bool:
         """Whether a table has no rows."""
-        known = self._known(table, schema)
-        if known is not False:
-            return known is None or known.empty
         query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).limit(1)
         return self._connection.execute(query).first() is None
 
@@ -306,142 +260,25 @@ class Catalog:
         query = sa.select(sa.func.count()).select_from(sa.table(table, schema=schema))
         return self._connection.scalar(query if where is None else query.where(where)) or 0
 
-    def plan(self, table: str, schema: str | None) -> Planned | None:
-        """In a dry run, the table as it is planned, to be changed; ``None`` when the run is real."""
-        if not self._dry:
-            return None
-        known = self._known(table, schema)
-        if known is False or known is None:
-            exists = known is False and self.has_table(table, schema)
-            known = Planned()
-            if exists:
-                known = Planned(
-                    dict(self.columns(table, schema)),
-                    self.indexes(table, schema),
-                    self.constraints(table, schema),
-                    self.empty(table, schema),
-                    table,
-                )
-            self._planned[schema, self.normalize_name(table)] = known
-        return known
-
-    def plan_drop(self, table: str, schema: str | None, renamed: str | None = None) -> None:
-        """Note in a dry run that a table is gone, or has another name."""
-        if self._dry:
-            planned = self.plan(table, schema)
-            self._planned[schema, self.normalize_name(table)] = None
-            if renamed is not None:
-                self._planned[schema, self.normalize_name(renamed)] = planned
-
     def stored(self, table: str, schema: str | None) -> str | None:
-        """What the database itself calls a table at this point of a dry run; ``None`` where it has no such table."""
-        known = self._known(table, schema)
-        return table if known is False else None if known is None else known.stored
+        """What the database itself calls a table; in a dry run, it may not have it (``None``), or by another name."""
+        return table
+
+    def stored_column(self, table: str, column: str, schema: str | None) -> str | None:
+        """As :meth:`stored`, of a column."""
+        return column
+
+    def dropped(self, table: str, name: str, schema: str | None) -> bool:
+        """Whether a dry run has dropped an index or a constraint by now, which the database still has."""
+        return False
 
     def _plain(self, name: str) -> str:
         """A name as it is; in MariaDB's names SQLAlchemy leaves a quote as it is quoted, as two."""
         quote = self._connection.dialect.identifier_preparer.initial_quote
         return name if self._dialect in ("sqlite", "postgresql") else name.replace(quote * 2, quote)
 
-    def plan_columns(self, table: str, schema: str | None, columns: Iterable[sa.Column[Any]]) -> None:
-        """Note in a dry run that a table has these new columns."""
-        planned = self.plan(table, schema)
-        if planned is not None:
-            planned.columns.update({self.normalize_name(column.name): _reflected(column) for column in columns})
-
-    def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
-        """Note in a dry run that a column has another name, or with ``None`` that it is gone."""
-        planned = self.plan(table, schema)
-        if planned is not None:
-            known = planned.columns.pop(self.normalize_name(column), None)
-            if name is not None and known is not None:
-                planned.columns[self.normalize_name(name)] = {"stored": column, **known, "name": name}
-
-    def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
-        """Note in a dry run that rows of a table are changed.
-
-        :param filled: whether some are added.
-        """
-        planned = self.plan(table, schema) if self.has_table(table, schema) else None
-        if planned is not None:
-            planned.changed = True
-            planned.empty = planned.empty and not filled
-
-    def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
-        """The rows of a table as they would be at this point of a dry run; ``None`` where that cannot be known.
-
-        A new column whose values are not known is left out.
-
-        :param name: what the rows are called; as the table when ``None``.
-        """
-        known = self._known(table, schema)
-        if known is None or self.rows_unknown or (known is not False and (known.stored is None or known.changed)):
-            return None
-        stored = table if known is False else known.stored
-        columns = [self._value(column) for column in self.columns(table, schema).values()]
-        listed = [column for column in columns if column is not None]
-        return sa.select(*listed).select_from(sa.table(str(stored), schema=schema)).subquery(name or table)
-
-    def ask(self, query: sa.Select[Any]) -> Any:
-        """The one value of a query of such rows."""
-        return ask(self._connection, query)
-
-    def _value(self, column: dict[str, Any]) -> sa.ColumnElement[Any] | None:
-        """The values of a column in the rows that are there; ``None`` where they are not known."""
-        stored = column.get("stored", column["name"])
-        if stored is not None:
-            return sa.column(stored).label(column["name"])
-        return new_value(column["column"], self._connection.dialect)
-
-    def _known(self, table: str, schema: str | None) -> Planned | Literal[False] | None:
-        """What is planned for a table; ``False`` where the database is to be asked."""
-        return self._planned.get((schema, self.normalize_name(table)), False)
-
     def _invalid(self, table: str, schema: str | None) -> Sequence[str]:
         """Names of what PostgreSQL has not finished: indexes and constraints."""
         if self._dialect != "postgresql":
             return ()
         return self._connection.scalars(_POSTGRESQL_INVALID, {"table": table, "schema": schema}).all()
-
-
-def ask(connection: sa.Connection, query: sa.Select[Any]) -> Any:
-    """The one value of a query; where it fails, the connection can be used as before.
-
-    :raises sqlalchemy.exc.DBAPIError: it fails.
-    """
-    try:
-        return connection.scalar(query)
-    except sa.exc.DBAPIError:
-        connection.rollback()
-        raise
-
-
-def new_value(column: sa.Column[Any], dialect: sa.Dialect) -> sa.ColumnElement[Any] | None:
-    """What a new column has in the rows that are there; ``None`` where that is not known beforehand."""
-    from ..session.sql import default_text
-
-    if column.computed is not None or column.identity is not None:
-        return None
-    default = column.server_default
-    if default is not None and not isinstance(default, sa.DefaultClause):
-        return None
-    text = None if default is None else default_text(column, dialect)
-    value: sa.ColumnElement[Any] = sa.literal_column(text or "NULL", column.type)
-    if facts_of(dialect.name).casts_to_any_type:
-        value = sa.cast(value, column.type)
-    return value.label(column.name)
-
-
-def _reflected(column: sa.Column[Any]) -> dict[str, Any]:
-    """A column of ours as an inspector would show it."""
-    default = column.server_default
-    text = str(default.arg) if isinstance(default, sa.DefaultClause) else None
-    return {
-        "name": column.name,
-        "type": column.type,
-        "nullable": column.nullable,
-        "default": text,
-        "comment": column.comment,
-        "column": column,
-        "stored": None,
-    }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.ddl.base import add_column, alter_table
+from alembic.ddl.mysql import MySQLAlterDefault
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
@@ -90,16 +91,33 @@ def _unique_using_index(element: UniqueUsingIndex, compiler: DDLCompiler, **_: A
     return f"{place} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{when}"
 
 
+class AlterDefault(MySQLAlterDefault):
+    """MariaDB's ``ALTER COLUMN … SET DEFAULT``.
+
+    :param becomes: what an inspector has of the column afterwards, where that is another than before.
+    """
+
+    def __init__(self, table: str, column: str, default: Any, schema: str | None, becomes: Mapping[str, Any]) -> None:
+        super().__init__(table, column, default, schema=schema)
+        self.becomes = becomes
+
+
 class ModifyColumn(DDLElement):
-    """MariaDB's ``MODIFY``, with a whole definition as SQL."""
+    """MariaDB's ``MODIFY``, with a whole definition as SQL.
+
+    :param becomes: as for :class:`AlterDefault`.
+    """
 
     inherit_cache = False
 
-    def __init__(self, table: str, column: str, definition: str, schema: str | None) -> None:
+    def __init__(
+        self, table: str, column: str, definition: str, schema: str | None, becomes: Mapping[str, Any]
+    ) -> None:
         self.table = table
         self.column = column
         self.definition = definition
         self.schema = schema
+        self.becomes = becomes
 
 
 @compiles(ModifyColumn)

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import Grouping
 
-from .catalog import Catalog
+from .planned import DryCatalog
 from .rules import OLD_ROWS, Refused
 
 
@@ -21,7 +21,7 @@ class Foresight:
     :param catalog: that of the dry run.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: DryCatalog) -> None:
         self._catalog = catalog
 
     def columns(self, table: str, columns: Iterable[Any], schema: str | None) -> None:

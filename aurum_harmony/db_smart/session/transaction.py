@@ -6,18 +6,17 @@ import itertools
 import logging
 import random
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
-from sqlalchemy.schema import DDLElement
 
 from ..dialects.base import Facts
-from ..notices import logger_of
-from ..schema.catalog import Catalog
+from ..notices import logger_of, without_pipeline_lines
 from ..settings import DdlSettings
 from ..store.database import Database, begin, commit
 from ..store.lock import Lock
@@ -30,68 +29,89 @@ from .sql import render
 if TYPE_CHECKING:
     from flask_sqlalchemy.session import Session
     from sqlalchemy.orm import scoped_session
+    from sqlalchemy.schema import DDLElement
+    from sqlalchemy.sql.base import Executable
+
+    from ..schema.planned import DryCatalog
 
 _logger = logger_of(__name__)
 
 #: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
 Send = Callable[..., None]
+#: What becomes of an operation: it does something; it finds nothing to do; the database is beyond it; an earlier run,
+#: which was cut short, has done it.
+Outcome = Literal["does", "satisfied", "left out", "done before"]
+#: A query whose result has no rows.
+NO_ROWS = "SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0"
 T = TypeVar("T")
 
 
-class Transaction:
-    """The connection of one run of one migration.
+class DryRun(Protocol):
+    """What is asked of a run that only finds out what it would do."""
 
+    @property
+    def catalog(self) -> DryCatalog:
+        """What there would be by now."""
+        ...
+
+    @property
+    def rows_changed(self) -> bool:
+        """Whether it would have changed rows by now, so that those that are there tell little."""
+        ...
+
+    def unforeseeable(self, what: str) -> NoReturn:
+        """End it, as a migration uses something that cannot be foreseen."""
+        ...
+
+    def found_done(self) -> None:
+        """Take note that what was just reported to do something was done by an earlier run, which was cut short."""
+        ...
+
+    def remark(self, text: str) -> None:
+        """Say something that is no SQL."""
+        ...
+
+    def recorded(self, step: str, detail: str | None = None) -> AbstractContextManager[None]:
+        """Have the script write a step down together with what a block notes, in one transaction."""
+        ...
+
+    def foretell(self, statement: Any, values: Mapping[str, Any]) -> None:
+        """Note a statement of a migration with its values."""
+        ...
+
+
+class Transaction(ABC):
+    """What operations may ask of the connection of one run of one migration.
+
+    :ivar repeated: whether the very content of the migration was applied to this database before.
     :param database: the database being migrated.
     :param connection: in a transaction; or, for a migration that is not to run in one, in autocommit.
-    :param lock: confirmed whenever something is committed.
     :param journal: the steps of the migration.
-    :param lock_timeout: watches over ``connection``.
     :param settings: for schema changes.
     :param transactional: whether the migration runs in a transaction.
-    :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
     :param memory: what the history remembers of objects; ``None`` where nothing is to be remembered.
-    :param session: ``db.session``, whose transactions are parts of this one; ``None`` where no migration's code runs.
+    :param tell: called with how far a backfill is: ``done``, ``total``, ``rate``, ``eta``.
     """
-
-    #: Whether nothing is really sent.
-    dry = False
-    #: Whether the very content of the migration was applied to this database before.
-    repeated = False
-    #: Whether a dry run would have changed rows by now, so that those that are there tell little.
-    rows_changed = False
-    #: Answers what a dry run has planned; ``None`` when the run is real.
-    catalog: Catalog | None = None
-    _confirming = False
 
     def __init__(
         self,
         database: Database,
         connection: sa.Connection,
-        *,
-        lock: Lock,
         journal: Journal,
-        lock_timeout: DdlLockTimeout,
+        *,
         settings: DdlSettings,
         transactional: bool,
-        tell: Callable[..., object] = lambda **_: None,
         memory: Memory | None = None,
-        session: scoped_session[Session] | None = None,
+        tell: Callable[..., object] = lambda **_: None,
     ) -> None:
         self.database = database
         self.connection = connection
         self.journal = journal
         self.settings = settings
         self.transactional = transactional
-        self.tell = tell
         self.memory = memory
-        self._lock = lock
-        self._lock_timeout = lock_timeout
-        self._session = session
-        self._own_connection: sa.Connection | None = None
-        self._savepoints: Savepoints | None = None
-        lock_timeout.fence = self._fence
-        #: How many transactions were committed, or may have been, as their commit failed.
-        self.commits = 0
+        self.tell = tell
+        self.repeated = False
 
     @property
     def facts(self) -> Facts:
@@ -102,6 +122,162 @@ class Transaction:
     def dialect(self) -> str:
         """Name of the dialect; ``mysql`` for MariaDB too."""
         return self.facts.name
+
+    @property
+    def dry(self) -> DryRun | None:
+        """Where nothing is really sent, who is to be asked what would be; ``None`` when the run is real."""
+        return None
+
+    @property
+    @abstractmethod
+    def session(self) -> scoped_session[Session]:
+        """``db.session``, in this transaction."""
+
+    @property
+    @abstractmethod
+    def own_connection(self) -> sa.Connection:
+        """A connection for the migration's code, each of whose transactions is a savepoint of this one."""
+
+    @abstractmethod
+    def settle_connection(self) -> None:
+        """Commit what :attr:`own_connection` has left open."""
+
+    @abstractmethod
+    def execute(self, statement: Executable, parameters: Any) -> sa.CursorResult[Any]:
+        """Run a statement of the migration; of one that wants what is not there any more, the result has no rows.
+
+        :raises sqlalchemy.exc.DBAPIError: the database refused it.
+        """
+
+    @abstractmethod
+    def send(self, change: sa.ClauseElement | str, more: str = "") -> None:
+        """Send one schema change in the migration's transaction.
+
+        :param change: an element of SQLAlchemy, Alembic or :mod:`~.schema.ddl`, or SQL of our own.
+        :param more: text for its end, such as ``, LOCK=NONE``.
+        :raises sqlalchemy.exc.DBAPIError: the database refused it.
+        """
+
+    @abstractmethod
+    def by_hand(self, change: DDLElement | None) -> AbstractContextManager[sa.Connection]:
+        """The connection, for a schema change that takes questions and statements of its own.
+
+        :param change: the one that it stands for; ``None`` where no name of a table or column is another afterwards.
+        """
+
+    @abstractmethod
+    def report(self, outcome: Outcome, operation: str, reason: str = "") -> None:
+        """Take note of what becomes of an operation.
+
+        :param reason: why it is left out.
+        """
+
+    @abstractmethod
+    def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
+        """Remember an event, in the transaction that is open; see :mod:`~.store.memory`."""
+
+    @abstractmethod
+    def undoable(self) -> AbstractContextManager[None]:
+        """Let a block fail and leave the transaction as it was, as far as the block has not committed it."""
+
+    @abstractmethod
+    def checkpoint(self) -> None:
+        """Commit what was done so far, with the record of its steps, and begin the next transaction.
+
+        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
+        """
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Commit as :meth:`checkpoint` does, without a new transaction: what follows begins one when it has work.
+
+        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
+        """
+
+    @abstractmethod
+    def rollback(self) -> None:
+        """Take back the open transaction, so that it can be tried again."""
+
+    @abstractmethod
+    def autocommit_block(self) -> AbstractContextManager[Send]:
+        """Cut the migration, and let a block send what cannot run in a transaction.
+
+        :returns: as :meth:`send`, each statement committing by itself.
+        """
+
+    @abstractmethod
+    def pragma(self, name: str, value: str) -> AbstractContextManager[None]:
+        """Cut the migration, and set a pragma of SQLite that cannot be changed in a transaction for one of its own."""
+
+    @contextmanager
+    def leniently(self, left_out: Callable[[Exception], object], *, whole: bool = False) -> Iterator[None]:
+        """Leave a block out that wants what the database is past; see :meth:`~.store.memory.Memory.excuses`.
+
+        :param left_out: called with why.
+        :param whole: whether the block is a whole migration and not one operation.
+        """
+        memory, migration = self.memory, self.journal.migration
+        if memory is None or not memory.lenient(migration):
+            yield
+            return
+
+        def passes(error: Exception) -> bool:
+            if not memory.excuses(migration, error):
+                return False
+            left_out(error)
+            return True
+
+        if whole:
+            with self._passing_by(passes):
+                yield
+            return
+        try:
+            with self.undoable():
+                yield
+        except Exception as error:
+            if not passes(error):
+                raise
+
+    @abstractmethod
+    def _passing_by(self, passes: Callable[[Exception], bool]) -> AbstractContextManager[None]:
+        """Take back what a block did when it fails with an error that is to be passed by."""
+
+
+class RunTransaction(Transaction):
+    """The connection of a migration that runs.
+
+    :param lock: confirmed whenever something is committed.
+    :param lock_timeout: watches over ``connection``.
+    :param session: ``db.session``, whose transactions are parts of this one; ``None`` where no migration's code runs.
+    """
+
+    _confirming = False
+
+    def __init__(
+        self,
+        database: Database,
+        connection: sa.Connection,
+        journal: Journal,
+        *,
+        lock: Lock,
+        lock_timeout: DdlLockTimeout,
+        settings: DdlSettings,
+        transactional: bool,
+        memory: Memory | None = None,
+        tell: Callable[..., object] = lambda **_: None,
+        session: scoped_session[Session] | None = None,
+    ) -> None:
+        super().__init__(
+            database, connection, journal, settings=settings, transactional=transactional, memory=memory, tell=tell
+        )
+        self._lock = lock
+        self._lock_timeout = lock_timeout
+        self._session = session
+        self._own_connection: sa.Connection | None = None
+        self._savepoints: Savepoints | None = None
+        lock_timeout.fence = self._fence
+        #: How many transactions were committed, or may have been, as their commit failed.
+        self.commits = 0
 
     @cached_property
     def engine(self) -> Engine:
@@ -114,13 +290,13 @@ class Transaction:
 
     @property
     def session(self) -> scoped_session[Session]:
-        """``db.session``, in this transaction."""
+        """``db.session``, which :func:`~.rebind.rebind` has brought into this transaction."""
         assert self._session is not None
         return self._session
 
     @property
     def own_connection(self) -> sa.Connection:
-        """A connection for the migration's code, each of whose transactions is a savepoint of this one."""
+        """A connection of :attr:`engine`."""
         if self._own_connection is None:
             self._own_connection = self.engine.connect()
         return self._own_connection
@@ -166,69 +342,47 @@ class Transaction:
         finally:
             self._confirming = False
 
-    def unforeseeable(self, what: str) -> None:
-        """A migration uses something that a dry run cannot predict; this is no dry run."""
+    def execute(self, statement: Executable, parameters: Any) -> sa.CursorResult[Any]:
+        """Run a statement, quietly: psycopg tells of its pipelines."""
+        memory = self.memory
+        connection = self.own_connection if self.transactional else self.connection
+        retries = 0 if self.transactional else self.settings.retries
+        with without_pipeline_lines():
+            if memory is None or not memory.lenient(self.journal.migration):
+                return tried_again(self.database, lambda: connection.execute(statement, parameters), retries)
+            nested = self.transactional and self.facts.failure_ends_transaction
+            try:
+                with connection.begin_nested() if nested else nullcontext():
+                    return tried_again(self.database, lambda: connection.execute(statement, parameters), retries)
+            except sa.exc.DBAPIError as error:
+                if not memory.excuses(self.journal.migration, error):
+                    raise
+                _logger.warning(
+                    "db-smart: %r: a statement is left out, because a table or column that it needs no "
+                    "longer exists: %s",
+                    self.journal.migration,
+                    self.database.redact(error),
+                )
+                return connection.exec_driver_sql(NO_ROWS)
 
-    def satisfied(self, operation: str) -> None:
-        """An operation has found that there is nothing to do."""
-
-    def passed_by(self, operation: str, reason: str) -> None:
-        """An operation is not to be done, as the database is beyond it."""
-        # What runs for the first time may have wanted it.
-        expected = self.repeated or self.memory is None or self.memory.fresh
-        level = logging.INFO if expected else logging.WARNING
-        _logger.log(level, "db-smart: %r: %s is left out: %s", self.journal.migration, operation, reason)
-
-    def done_before(self, operation: str) -> None:
-        """An operation was done by an earlier run, which was cut short."""
-
-    def passed_by_statement(self, error: sa.exc.DBAPIError) -> None:
-        """SQL of a migration wants a table or a column that is not there any more."""
-        _logger.warning(
-            "db-smart: %r: a statement is left out, because a table or column that it needs no longer exists: %s",
-            self.journal.migration,
-            self.database.redact(error),
-        )
+    def report(self, outcome: Outcome, operation: str, reason: str = "") -> None:
+        """Log that an operation is left out."""
+        if outcome == "left out":
+            # What runs for the first time may have wanted it.
+            expected = self.repeated or self.memory is None or self.memory.fresh
+            level = logging.INFO if expected else logging.WARNING
+            _logger.log(level, "db-smart: %r: %s is left out: %s", self.journal.migration, operation, reason)
 
     def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
-        """Remember an event, in the transaction that is open; see :mod:`~.store.memory`."""
+        """Remember an event."""
         new = None if self.memory is None else self.memory.event(migration, event, kind, schema, table, name)
         if new is not None:
             with self.journal.pause():
                 self.connection.execute(insert(new))
 
     @contextmanager
-    def leniently(self, left_out: Callable[[Exception], object], *, whole: bool = False) -> Iterator[None]:
-        """Leave a block out that wants what the database is past; see :meth:`~.store.memory.Memory.excuses`.
-
-        :param left_out: called with why.
-        :param whole: whether the block is a whole migration and not one operation.
-        """
-        memory, migration = self.memory, self.journal.migration
-        if memory is None or not memory.lenient(migration):
-            yield
-            return
-
-        def passes(error: Exception) -> bool:
-            if not memory.excuses(migration, error):
-                return False
-            left_out(error)
-            return True
-
-        if whole:
-            with self._passing_by(passes):
-                yield
-            return
-        try:
-            with self.undoable():
-                yield
-        except Exception as error:
-            if not passes(error):
-                raise
-
-    @contextmanager
     def undoable(self) -> Iterator[None]:
-        """Let a block fail and leave the transaction as it was, as far as the block has not committed it."""
+        """By a savepoint on PostgreSQL, which alone gives a transaction up for a failed statement."""
         if not self.transactional or not self.facts.failure_ends_transaction:
             yield
             return
@@ -245,7 +399,7 @@ class Transaction:
 
     @contextmanager
     def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
-        """Take back what a block did when it fails with an error that is to be ignored.
+        """Take back what a block did.
 
         Of what was committed meanwhile (by a schema change, where that commits) nothing can be taken back.
         """
@@ -281,68 +435,30 @@ class Transaction:
         with self.journal.pause():
             self.connection.exec_driver_sql(statement)
 
-    @contextmanager
-    def operation(self, operation: str) -> Iterator[None]:
-        """An operation does something."""
-        yield
+    def send(self, change: sa.ClauseElement | str, more: str = "", *, connection: sa.Connection | None = None) -> None:
+        """Send one schema change; where it is a transaction of its own, try it again by itself."""
+        connection = connection or self.connection
+        text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
+        # Without parameters, so that no driver takes a percent sign for one.
+        sending = partial(connection.exec_driver_sql, text, execution_options={"no_parameters": True})
+        if self.transactional:
+            sending()
+        else:
+            tried_again(self.database, sending, self.settings.retries)
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """In a dry run, note what is sent past :meth:`send`."""
-        yield
-
-    def remark(self, text: str) -> None:
-        """In a dry run, say something that is no SQL."""
-
-    def pretend(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
-        """In a dry run, what a statement would do.
-
-        :raises NotImplementedError: this is no dry run.
-        """
-        raise NotImplementedError
-
-    @contextmanager
-    def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
-        """In a dry run, have the script write a step down together with what a block notes."""
-        yield
-
-    def foretell(self, statement: str) -> None:
-        """In a dry run, note a statement of a migration, which may want what the database is past.
-
-        :raises NotImplementedError: this is no dry run.
-        """
-        raise NotImplementedError
-
-    def foretell_values(self, statement: Any, values: Mapping[str, Any]) -> None:
-        """As :meth:`foretell`, of a statement with values.
-
-        :raises NotImplementedError: this is no dry run.
-        """
-        raise NotImplementedError
-
-    def send(self, change: DDLElement | str, more: str = "") -> None:
-        """Send one schema change in the migration's transaction.
-
-        :param change: an element of SQLAlchemy or Alembic, or SQL of our own.
-        :param more: text for its end, such as ``, LOCK=NONE``.
-        :raises sqlalchemy.exc.DBAPIError: the database refused it.
-        """
-        self._send(self.connection, change, more)
+    def by_hand(self, change: DDLElement | None) -> Iterator[sa.Connection]:
+        """The connection."""
+        yield self.connection
 
     def checkpoint(self) -> None:
-        """Commit what was done so far, with the record of its steps, and begin the next transaction.
-
-        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
-        """
+        """Commit, and begin the next transaction."""
         if self.transactional:
             self.commit()
             begin(self.connection)
 
     def commit(self) -> None:
-        """Commit as :meth:`checkpoint` does, without a new transaction: what follows begins one when it has work.
-
-        :raises LeaseLost: somebody else has taken the lock; nothing was committed.
-        """
+        """Commit what the migration's code has left open, the record of its steps, and all of it together."""
         if self._session is not None:
             commit_session(self._session)
         self.settle_connection()
@@ -355,7 +471,7 @@ class Transaction:
         commit(self.connection)
 
     def rollback(self) -> None:
-        """Take back the open transaction, so that it can be tried again."""
+        """Take back the open transaction, and what the migration's code knows of it."""
         if self._savepoints is not None:
             self._savepoints.cut()
         self.connection.rollback()
@@ -370,22 +486,19 @@ class Transaction:
 
     @contextmanager
     def autocommit_block(self) -> Iterator[Send]:
-        """Cut the migration, and let a block send what cannot run in a transaction.
-
-        :returns: as :meth:`send`, each statement committing by itself.
-        """
+        """Commit, and send by a connection in autocommit."""
         if not self.transactional:
             yield self.send
             return
         self.commit()
         with self.database.connect(autocommit=True) as own:
             DdlLockTimeout(self.database, own, self.settings.lock_timeout)
-            yield lambda change, more="": self._send(own, change, more)
+            yield partial(self.send, connection=own)
         begin(self.connection)
 
     @contextmanager
     def pragma(self, name: str, value: str) -> Iterator[None]:
-        """Cut the migration, and set a pragma of SQLite that cannot be changed in a transaction for one of its own."""
+        """Set a pragma between two transactions, and set it back after the next."""
         if self.transactional:
             self.commit()
         before = self.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
@@ -402,30 +515,12 @@ class Transaction:
         if self.transactional:
             begin(self.connection)
 
-    def promise(self, what: str) -> None:
-        """Record that something is begun which takes several transactions; see :meth:`promised`."""
-        self.journal.promise(what)
-
-    def promised(self, what: str) -> bool:
-        """Whether it was begun, by this run or one that was cut short, so that it is to be finished."""
-        return self.journal.promised(what)
-
     def confirm(self) -> None:
         """Make sure, in the open transaction, that this process still holds the lock.
 
         :raises LeaseLost: it does not.
         """
         self._lock.confirm(self.connection)
-
-    def with_retry(self, send: Callable[[], T]) -> T:
-        """Send a statement; where it is a transaction of its own, try it again by itself."""
-        return tried_again(self.database, send, 0 if self.transactional else self.settings.retries)
-
-    def _send(self, connection: sa.Connection, change: DDLElement | str, more: str) -> None:
-        text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
-        # Without parameters, so that no driver takes a percent sign for one.
-        options = {"no_parameters": True}
-        self.with_retry(lambda: connection.exec_driver_sql(text, execution_options=options))
 
 
 def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:

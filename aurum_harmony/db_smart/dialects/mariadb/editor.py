@@ -14,13 +14,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.ddl.base import DropColumn
-from alembic.ddl.mysql import MySQLAlterDefault
 from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from ...errors import DbSmartError
 from ...schema.catalog import Constraint
-from ...schema.ddl import AddColumns, ModifyColumn
+from ...schema.ddl import AddColumns, AlterDefault, ModifyColumn
 from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
 from ...session.sql import default_text, definition_text, render, string_text
 from ..editor import Broken, Change, SchemaEditor
@@ -100,21 +99,15 @@ class MariadbEditor(SchemaEditor):
         for key in added:
             self._check_target(key)
         if keys:
-            self.transaction.promise(f"columns {table.schema} {table.name}")
+            self.transaction.journal.promise(f"columns {table.schema} {table.name}")
         indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
         self._foresee_rebuild(table.name, table.schema, "add indexed" if indexed else "add", what)
         with self._unchecked(keys), self.rows_in_the_way(table, constraints, what, columns):
             self._online(AddColumns(table, columns, constraints), what, (table.name, table.schema))
-        planned = self.catalog.plan(table.name, table.schema)
-        if planned is not None:
-            for number, each in enumerate(constraints):
-                if isinstance(each, sa.ForeignKeyConstraint):
-                    name = str(each.name or f"{table.name}_ibfk_{number}")
-                    planned.constraints[name] = Constraint(name, "foreign", list(each.column_keys))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Look at the rows that are there; a foreign key that was taken back is added again."""
-        if not self.transaction.promised(f"columns {table.schema} {table.name}"):
+        if not self.transaction.journal.promised(f"columns {table.schema} {table.name}"):
             return
         names = {column.name for column in columns}
         for constraint in table.foreign_key_constraints:
@@ -164,7 +157,7 @@ class MariadbEditor(SchemaEditor):
         place = constraint.table.name, constraint.table.schema
         if isinstance(constraint, sa.ForeignKeyConstraint) and online:
             self._check_target(constraint)
-            self.transaction.promise(f"key {constraint.name}")
+            self.transaction.journal.promise(f"key {constraint.name}")
             with self._unchecked(True):
                 self._online(sa.schema.AddConstraint(constraint), what, place)
             self._check_rows(constraint)
@@ -176,7 +169,8 @@ class MariadbEditor(SchemaEditor):
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Look at old rows where the run that added a foreign key may not have."""
-        if isinstance(constraint, sa.ForeignKeyConstraint) and self.transaction.promised(f"key {constraint.name}"):
+        promised = self.transaction.journal.promised(f"key {constraint.name}")
+        if isinstance(constraint, sa.ForeignKeyConstraint) and promised:
             self._check_rows(constraint)
 
     def alter_column(self, change: Change, online: bool) -> None:
@@ -189,24 +183,21 @@ class MariadbEditor(SchemaEditor):
         if (change.type_ is not None or change.nullable is not None) and change.existing.get("computed"):
             raise DbSmartError(f"{what}: the column is computed; change it by op.execute(), with its whole definition.")
         modify = change.type_ is not None or change.nullable is not None
-        definition = None
         if modify or change.server_default is not False:
             definition, on_update = self._definition(change)
+            becomes = self._becoming(change, definition)
             if change.server_default is not False and not on_update:
-                default = MySQLAlterDefault(change.table, change.column, change.server_default, schema=change.schema)
+                default = AlterDefault(change.table, change.column, change.server_default, change.schema, becomes)
                 self._send(default, online, what, None)  # first, as the old one may not fit the new type
             if self._foresees and online and change.type_ is not None:
                 self._foresee(change, definition, what)
             if online and change.nullable is not None:
                 self._foresee_rebuild(change.table, change.schema, "null" if change.nullable else "not null", what)
             if modify or on_update:
-                modified = ModifyColumn(change.table, change.column, definition, change.schema)
+                modified = ModifyColumn(change.table, change.column, definition, change.schema, becomes)
                 with self._strict():
                     self._send(modified, online, what, (change.table, change.schema))
         self.rename_column(change)
-        planned = self.catalog.plan(change.table, change.schema)
-        if planned is not None and definition is not None:
-            planned.columns[self.catalog.normalize_name(change.column)] = {**change.existing, "definition": definition}
 
     def default(self, change: Change) -> str | None:
         """The default that a column has. SQLAlchemy does not find all that are expressions."""
@@ -222,7 +213,7 @@ class MariadbEditor(SchemaEditor):
         MariaDB from 11.2 on can copy nearly any table beside them, and is asked to; only it knows when it cannot.
         """
         is_mariadb, version = getattr(self.dialect, "is_mariadb", True), self.dialect.server_version_info or ()
-        return self.transaction.dry and not (is_mariadb and version >= (11, 2))
+        return self.transaction.dry is not None and not (is_mariadb and version >= (11, 2))
 
     def _foresee(self, change: Change, definition: str, what: str) -> None:
         """Say in a dry run what the server would say to ``LOCK=NONE``.
@@ -302,6 +293,18 @@ class MariadbEditor(SchemaEditor):
             null = " NULL" if change.nullable else " NOT NULL"
             more = _DEFAULT_NULL.sub(r"\1", more)
         return kind + characters + null + more, on_update
+
+    def _becoming(self, change: Change, definition: str) -> dict[str, Any]:
+        """What an inspector has of a column after a change, where that is another than before; and its definition."""
+        becomes: dict[str, Any] = {"definition": definition}
+        if change.type_ is not None:
+            becomes["type"] = change.type_
+        if change.nullable is not None:
+            becomes["nullable"] = change.nullable
+        if change.server_default is not False:
+            column = sa.Column("c", sa.types.NullType(), server_default=change.server_default)
+            becomes["default"] = default_text(column, self.dialect)
+        return becomes
 
     def _shown(self, change: Change) -> str:
         """The definition of a column as the server shows it; in a dry run, as it would."""
@@ -437,9 +440,8 @@ class MariadbEditor(SchemaEditor):
             row = self.transaction.connection.execute(_TARGET, names).first()
             if row is not None and row.ENGINE is not None and row.ENGINE.lower() != "innodb":
                 raise Refused(BLOCKS, what, f"The table has the engine {row.ENGINE}, not InnoDB. ")
-        text = render(change, self.dialect)
         try:
-            self.transaction.send(text, more)
+            self.transaction.send(change, more)
         except sa.exc.DBAPIError as error:
             if number(error) in _CANNOT:
                 raise Refused(BLOCKS, what, f"The server says: {self.transaction.database.redact(error)}. ") from error

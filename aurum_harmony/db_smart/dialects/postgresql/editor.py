@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import DOMAIN, REGCLASS, CreateEnumType, Nam
 from sqlalchemy.types import TypeEngine
 
 from ...errors import DbSmartError
-from ...schema.catalog import TABLE_NAME, Constraint, Kind
+from ...schema.catalog import TABLE_NAME, Constraint
 from ...schema.column_types import free_on_postgresql, native_values, spelled
 from ...schema.ddl import UniqueUsingIndex, ValidateConstraint
 from ...schema.rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
@@ -121,7 +121,7 @@ class PostgresqlEditor(SchemaEditor):
                 self._refuse_partitioned(constraint)
         volatile = [column for column in columns if self._volatile(column)]
         if own or volatile:
-            self.transaction.promise(_columns(table, columns))
+            self.transaction.journal.promise(_columns(table, columns))
         before = [(column, column.server_default, column.nullable, column.constraints) for column in columns]
         for column in columns:
             column.constraints = set()
@@ -129,11 +129,6 @@ class PostgresqlEditor(SchemaEditor):
             column.server_default, column.nullable = None, True
         now = [constraint for constraint in own if not isinstance(constraint, sa.UniqueConstraint)]
         super().add_columns(table, columns, now, online)
-        planned = self.catalog.plan(table.name, table.schema)
-        if planned is not None:
-            for constraint in now:
-                kind: Kind = "foreign" if isinstance(constraint, sa.ForeignKeyConstraint) else "check"
-                planned.constraints[str(constraint.name)] = Constraint(str(constraint.name), kind, [], valid=False)
         for column, default, nullable, checks in before:
             column.server_default, column.nullable, column.constraints = default, nullable, checks
             if column in volatile:
@@ -141,7 +136,7 @@ class PostgresqlEditor(SchemaEditor):
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Give old rows a volatile default, validate the constraints, and make those that are missing."""
-        if not online or not self.transaction.promised(_columns(table, columns)):
+        if not online or not self.transaction.journal.promised(_columns(table, columns)):
             return
         for column in columns:
             if self._volatile(column):
@@ -155,15 +150,11 @@ class PostgresqlEditor(SchemaEditor):
 
     def shared(self, table: str, column: str, schema: str | None) -> list[str]:
         """What a column has together with others, checks and expressions too; the server would drop it in silence."""
-        planned = self.catalog.plan(table, schema)
         found = self._shared(table, column, schema)
-        if planned is not None:
-            known = planned.columns.get(column, {})
-            names = {"table": planned.stored, "column": known.get("stored", column)}
-        else:
-            names = {"table": table, "column": column}
-        for kind, name, own in self.transaction.connection.execute(_SHARED, {**names, "schema": schema}):
-            dropped = planned is not None and own and name not in {**planned.indexes, **planned.constraints}
+        stored = self.catalog.stored(table, schema), self.catalog.stored_column(table, column, schema)
+        names = {"table": stored[0], "column": stored[1], "schema": schema}
+        for kind, name, own in self.transaction.connection.execute(_SHARED, names):
+            dropped = own and self.catalog.dropped(table, name, schema)
             if not dropped and f"the {kind} {name!r}" not in found:
                 found.append(f"the {kind} {name!r}")
         return found
@@ -425,7 +416,7 @@ class PostgresqlEditor(SchemaEditor):
         if not column.nullable:
             existing = self.catalog.columns(table.name, table.schema)[column.name]
             change = Change(table.name, table.schema, column.name, existing, nullable=False)
-            if existing["nullable"] or self.transaction.dry:  # which has it as it is to be in the end
+            if existing["nullable"]:
                 self._set_nullable(change, True)
 
     def _refuse_rewrite(self, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> None:
@@ -484,11 +475,8 @@ class PostgresqlEditor(SchemaEditor):
         place = {"table": table, "schema": change.schema, "column": column}
         remade: dict[str, list[str]] = {"check": [], "index": []}
         for kind, name in self.transaction.connection.execute(_REMADE, place):
-            remade[kind].append(name)
-        planned = self.catalog.plan(change.table, change.schema)
-        if planned is not None:  # what a dry run has dropped by now
-            remade["check"] = [name for name in remade["check"] if name in planned.constraints]
-            remade["index"] = [name for name in remade["index"] if name in planned.indexes]
+            if not self.catalog.dropped(change.table, name, change.schema):
+                remade[kind].append(name)
         names = [f"the {kind} {name!r}" for kind in remade for name in remade[kind]]
         if names:
             raise Refused(

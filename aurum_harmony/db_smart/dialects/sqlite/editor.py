@@ -11,7 +11,9 @@ from contextlib import nullcontext, suppress
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from alembic.ddl.base import DropColumn
 from alembic.operations.schemaobj import SchemaObjects
+from sqlalchemy.schema import DDLElement
 from sqlalchemy.types import TypeEngine
 
 from ...errors import DbSmartError
@@ -84,7 +86,9 @@ class SqliteEditor(SchemaEditor):
 
     def drop_column(self, table: str, column: str, schema: str | None, online: bool) -> None:
         """Drop a column, and the indexes on it."""
-        self._rebuild(table, schema, lambda sql: sql.drop_column(column), f"op.drop_column({table!r}, {column!r})")
+        change = DropColumn(table, sa.Column(column, sa.types.NullType()), schema=schema)
+        what = f"op.drop_column({table!r}, {column!r})"
+        self._rebuild(table, schema, lambda sql: sql.drop_column(column), what, stands_for=change)
 
     def drop_table(self, table: sa.Table) -> None:
         """Drop a table. Where foreign keys are enforced, SQLite deletes its rows first, with every ON DELETE there is.
@@ -256,7 +260,7 @@ class SqliteEditor(SchemaEditor):
                 sql.add_constraint(text)
 
         values = {name: default for name, default in defaults.items() if default is not None}
-        self._rebuild(table.name, table.schema, edit, what, values)
+        self._rebuild(table.name, table.schema, edit, what, values, AddColumns(table, columns, constraints))
 
     def _rebuild(
         self,
@@ -265,12 +269,14 @@ class SqliteEditor(SchemaEditor):
         change: Callable[[TableSql], None],
         what: str,
         values: dict[str, str] | None = None,
+        stands_for: DDLElement | None = None,
     ) -> None:
         connection = self.transaction.connection
         off = needs_foreign_keys_off(connection, table, schema, change)
-        with self.transaction.pragma("foreign_keys", "0") if off else nullcontext(), self.transaction.noted():
+        foreign_keys = self.transaction.pragma("foreign_keys", "0") if off else nullcontext()
+        with foreign_keys, self.transaction.by_hand(stands_for) as own:
             try:
-                rebuild(connection, table, change, schema=schema, values=values)
+                rebuild(own, table, change, schema=schema, values=values)
             except RowsInTheWay as error:
                 raise Refused(OLD_ROWS, what, error.rows) from error
 
