@@ -54,7 +54,7 @@ _FILL = {
 
 
 def fill(of: Project) -> None:
-    """Make the table anew, as it is before any update, without a history of migrations."""
+    """Create the table again, as it is before any update, without a history of migrations."""
     engine = sa.create_engine(of.url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
     for path in Path(of.instance).glob(".db_migration*"):
         path.unlink()

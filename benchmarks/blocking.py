@@ -152,7 +152,7 @@ class Table:
             connection.execute(owners.insert(), [{"id": number} for number in range(1, 1001)])
 
     def renew(self) -> None:
-        """Make the table anew."""
+        """Create the table again."""
         items = self._metadata.tables["items"]
         email = "concat(a.id, '-', b.id)" if self.dialect == "mysql" else "a.id || '-' || b.id"
         with _engine(self.url).begin() as connection:
