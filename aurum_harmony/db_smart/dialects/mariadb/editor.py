@@ -30,6 +30,8 @@ _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
 _KEY_COLUMN = 1072
+#: ER_YES: how it has understood a query.
+_REWRITTEN = 1003
 #: What rows break: ER_DUP_ENTRY, ER_NO_REFERENCED_ROW_2, ER_CONSTRAINT_FAILED; and what MySQL says of a check.
 _BROKEN: dict[int | None, Broken] = {1062: "unique", 1452: "foreign", 4025: "check", 3819: "check"}
 #: A column as ``SHOW CREATE TABLE`` has it: type, character set, whether NULL is allowed, all else.
@@ -450,6 +452,12 @@ class MariadbEditor(SchemaEditor):
     def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
         """The kind of the constraint that rows break."""
         return _BROKEN.get(number(error))
+
+    def understood(self, query: str) -> Any:
+        """How the server understands a query."""
+        self.plain(f"EXPLAIN EXTENDED {query}").all()
+        notes = self.plain("SHOW WARNINGS").mappings()
+        return [note["Message"] for note in notes if note["Code"] == _REWRITTEN]
 
     def _look_at_checks(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], what: str

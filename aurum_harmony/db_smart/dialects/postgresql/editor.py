@@ -23,6 +23,7 @@ from ...errors import DbSmartError
 from ...schema.catalog import TABLE_NAME, Constraint
 from ...schema.column_types import free_on_postgresql, native_values, spelled
 from ...schema.ddl import UniqueUsingIndex, ValidateConstraint
+from ...schema.defaults import without_types
 from ...schema.rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
 from ...session.sql import as_written, render, string_text, type_text
 from ..editor import Broken, Change, SchemaEditor
@@ -401,6 +402,11 @@ class PostgresqlEditor(SchemaEditor):
     def broken(self, error: sa.exc.DBAPIError) -> Broken | None:
         """The kind of the constraint that rows break."""
         return _BROKEN.get(sqlstate(error) or "")
+
+    def understood(self, query: str) -> Any:
+        """How the server understands a query, without types: those in a condition stay when a column gets another."""
+        (plan,) = self.plain(f"EXPLAIN (VERBOSE, FORMAT JSON) {query}").scalar_one()
+        return [without_types(text) for text in plan["Plan"]["Output"]]
 
     def _fill(self, table: sa.Table, column: sa.Column[Any]) -> None:
         """Give the rows that are there the volatile default of a new column, each its own."""

@@ -168,6 +168,10 @@ class SqliteEditor(SchemaEditor):
             self._rebuild(change.table, change.schema, edit, f"op.alter_column({change.table!r}, {change.column!r})")
         self.rename_column(change)
 
+    def understood(self, query: str) -> Any:
+        """The program that SQLite makes of a query."""
+        return [tuple(row[:7]) for row in self.plain(f"EXPLAIN {query}")]
+
     def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
         """What a change of type does. An enumeration is a VARCHAR here; what has no type may hold anything."""
         if isinstance(old, sa.types.NullType):
