@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import Grouping
@@ -40,8 +40,9 @@ _PASSES = 10
 _TELL_EVERY = 5.0
 #: The shortest and the longest time between two questions whether to pause, seconds.
 _PAUSES = (0.05, 1.0)
-#: The least rest on SQLite, as a fraction of the batch: who waits for its lock comes and looks, and must find it free.
-_SQLITE_REST = 0.04
+#: How long SQLite's lock is free at least, as a fraction of the batch: who waits for it comes and looks, again and
+#: again, and must find it free in time.
+_SQLITE_FREE = 0.04
 #: MariaDB compares a ``SET`` with a number as floats, which are exact up to so many bits.
 _EXACT_BITS = 53
 
@@ -97,6 +98,21 @@ class _State:
     finished: bool = False
 
 
+class _Bounds(NamedTuple):
+    """The range of one batch.
+
+    :ivar within: compares the key with it.
+    :ivar keys: the keys for that.
+    :ivar reached: the last key; ``None`` where the pass ends with this batch.
+    :ivar size: how many rows there were when it was looked up.
+    """
+
+    within: sa.ColumnElement[bool]
+    keys: dict[str, Any]
+    reached: _Key | None
+    size: int
+
+
 class Backfill:
     """One backfill of one table; see the module.
 
@@ -125,6 +141,8 @@ class Backfill:
         self._name, self._schema = source, schema
         self._table = sa.table(self._name, schema=schema)
         self._last = self._told = float("-inf")
+        #: For how long others had SQLite's lock in the last batch, seconds.
+        self._free = 0.0
 
     def update(self, values: Mapping[str, Any], where: sa.ColumnElement[bool] | sa.TextClause | None = None) -> None:
         """Give columns new values.
@@ -239,7 +257,7 @@ class Backfill:
 
     def _pass(self, state: _State, work: _Work, most: int) -> None:
         """Do batch after batch, and pass after pass."""
-        size, least = min(_FIRST, most), _SQLITE_REST if self._dialect == "sqlite" else 0.0
+        size = min(_FIRST, most)
         self._last = time.perf_counter()
         self._tell(state)
         while not state.finished:
@@ -250,7 +268,11 @@ class Backfill:
             size = max(1, min(most, round(size * max(0.5, min(2.0, self._pace.seconds / seconds)))))
             self._tell(state)
             if not state.finished:
-                threading.Event().wait(seconds * max(least, self._pace.throttle))
+                rest = seconds * self._pace.throttle
+                if self._dialect == "sqlite":
+                    rest = max(rest, seconds * _SQLITE_FREE - self._free)
+                if rest > 0:
+                    threading.Event().wait(rest)
         if state.number == _PASSES and state.changed and state.again:
             _logger.warning(
                 "db-smart: rows of %r that a backfill looks for keep arriving; it has passed the table %d times and "
@@ -266,12 +288,20 @@ class Backfill:
         """
         for tries in itertools.count(1):
             try:
+                bounds = None
+                if self._dialect == "sqlite":
+                    # Where the batch ends is looked up before the lock is taken: meanwhile others have it. A range of
+                    # keys is right whatever they write.
+                    started = time.perf_counter()
+                    bounds = self._bounds(state, size)
+                    self._connection.rollback()  # what was only read
+                    self._free = time.perf_counter() - started
                 begin(self._connection)
                 if self._dialect == "postgresql":
                     # A batch that waits keeps others waiting for the rows that it has already.
                     wait = round(self._transaction.settings.lock_timeout * 1000)
                     self._connection.exec_driver_sql(f"SET LOCAL lock_timeout = {wait}")
-                new = self._next(state, size, work)
+                new = self._next(state, bounds or self._bounds(state, size), work)
                 self._save(new)
                 self._transaction.commit()
                 return new, size
@@ -284,8 +314,11 @@ class Backfill:
             back_off(tries)
         raise AssertionError
 
-    def _next(self, state: _State, size: int, work: _Work) -> _State:
-        """Do one batch in the open transaction."""
+    def _bounds(self, state: _State, size: int) -> _Bounds:
+        """The range of keys of the next batch.
+
+        :param size: how many rows it is to have.
+        """
         within = self._compare("until", "<=")
         keys = self._bind("until", state.until)
         if state.cursor is not None:
@@ -299,6 +332,11 @@ class Backfill:
             size = self._connection.scalar(count, keys) or 0
         else:
             keys |= self._bind("until", reached)
+        return _Bounds(within, keys, reached, size)
+
+    def _next(self, state: _State, bounds: _Bounds, work: _Work) -> _State:
+        """Do one batch in the open transaction."""
+        within, keys, reached, size = bounds
         changed, left = work(within, keys, state.again)
         now = time.perf_counter()
         rate = size / (now - self._last)
