@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import Grouping
@@ -95,6 +95,21 @@ class _State:
     finished: bool = False
 
 
+class _Bounds(NamedTuple):
+    """The range of one batch.
+
+    :ivar within: compares the key with it.
+    :ivar keys: the keys for that.
+    :ivar reached: the last key; ``None`` where the pass ends with this batch.
+    :ivar size: how many rows there were when it was looked up.
+    """
+
+    within: sa.ColumnElement[bool]
+    keys: dict[str, Any]
+    reached: _Key | None
+    size: int
+
+
 class Backfill:
     """One backfill of one table; see the module.
 
@@ -123,6 +138,8 @@ class Backfill:
         self._name, self._schema = source, schema
         self._table = sa.table(self._name, schema=schema)
         self._last = self._told = float("-inf")
+        #: For how long others had SQLite's lock in the last batch, seconds.
+        self._free = 0.0
 
     def update(self, values: Mapping[str, Any], where: sa.ColumnElement[bool] | sa.TextClause | None = None) -> None:
         """Give columns new values.
@@ -237,7 +254,7 @@ class Backfill:
 
     def _pass(self, state: _State, work: _Work, most: int) -> None:
         """Do batch after batch, and pass after pass."""
-        size, least = min(_FIRST, most), self._transaction.facts.batch_rest
+        size = min(_FIRST, most)
         self._last = time.perf_counter()
         self._tell(state)
         while not state.finished:
@@ -248,7 +265,10 @@ class Backfill:
             size = max(1, min(most, round(size * max(0.5, min(2.0, self._pace.seconds / seconds)))))
             self._tell(state)
             if not state.finished:
-                threading.Event().wait(seconds * max(least, self._pace.throttle))
+                least = seconds * self._transaction.facts.batch_rest - self._free
+                rest = max(seconds * self._pace.throttle, least)
+                if rest > 0:
+                    threading.Event().wait(rest)
         if state.number == _PASSES and state.changed and state.again:
             _logger.warning(
                 "db-smart: rows of %r that a backfill looks for keep arriving; it has passed the table %d times and "
@@ -264,12 +284,20 @@ class Backfill:
         """
         for tries in itertools.count(1):
             try:
+                bounds = None
+                if self._transaction.facts.batch_rest:
+                    # Where the batch ends is looked up before the lock is taken: meanwhile others have it. A range of
+                    # keys is right whatever they write.
+                    started = time.perf_counter()
+                    bounds = self._bounds(state, size)
+                    self._connection.rollback()  # what was only read
+                    self._free = time.perf_counter() - started
                 begin(self._connection)
                 # A batch that waits keeps others waiting for the rows that it has already.
                 bound = self._transaction.facts.set_batch_timeout(self._transaction.settings.lock_timeout)
                 if bound is not None:
                     self._connection.exec_driver_sql(bound)
-                new = self._next(state, size, work)
+                new = self._next(state, bounds or self._bounds(state, size), work)
                 self._save(new)
                 self._transaction.commit()
                 return new, size
@@ -282,8 +310,11 @@ class Backfill:
             back_off(tries)
         raise AssertionError
 
-    def _next(self, state: _State, size: int, work: _Work) -> _State:
-        """Do one batch in the open transaction."""
+    def _bounds(self, state: _State, size: int) -> _Bounds:
+        """The range of keys of the next batch.
+
+        :param size: how many rows it is to have.
+        """
         within = self._compare("until", "<=")
         keys = self._bind("until", state.until)
         if state.cursor is not None:
@@ -297,6 +328,11 @@ class Backfill:
             size = self._connection.scalar(count, keys) or 0
         else:
             keys |= self._bind("until", reached)
+        return _Bounds(within, keys, reached, size)
+
+    def _next(self, state: _State, bounds: _Bounds, work: _Work) -> _State:
+        """Do one batch in the open transaction."""
+        within, keys, reached, size = bounds
         changed, left = work(within, keys, state.again)
         now = time.perf_counter()
         rate = size / (now - self._last)
