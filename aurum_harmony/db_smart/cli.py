@@ -72,8 +72,9 @@ def status(check: bool, as_json: bool) -> None:
     """Show what is applied and pending; write nothing."""
     from .report import Status
 
-    with _failing(Status.failed, as_json):
-        report = Status.of(*_current())
+    app, smart = _current()
+    with _failing(lambda error: Status.failed(error, app, smart), as_json):
+        report = Status.of(app, smart)
     for note in report.notes:
         click.echo(note, err=True)
     _finish(report, as_json, fails=report.fails or (check and report.state == "pending"))

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .boot.decision import decide
-from .boot.plan import overall_state
+from .boot.plan import overall_state, pending
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout
 from .schema.progress import Progress, read_progress
 from .settings import boot_mode, check, create_all, ddl_settings, forced, lock_settings
@@ -383,7 +383,7 @@ class Status(Report):
                 state = "unreadable" if isinstance(error, HistoryUnreadable) else "unreachable"
                 found.append(DatabaseStatus(database.name, database.url, database.dialect, state))
         state = overall_state(item.state for item in found)
-        boot = _next_boot(app, verdict, plans, state)
+        boot = _next_boot(app, planner, verdict, plans, state)
         lost = [name for item in found for name in item.missing]
         if lost and not boot.will_migrate:
             boot = NextBoot(False, f"{boot.reason}; but tables of the models are missing: {', '.join(lost)}")
@@ -392,10 +392,9 @@ class Status(Report):
         return cls(state, None, found, lock, progress, flag, boot, notes)
 
     @classmethod
-    def failed(cls, error: DbSmartError) -> Status:
+    def failed(cls, error: DbSmartError, app: Flask, smart: DbSmart) -> Status:
         """The migrations or the settings are at fault."""
-        boot = NextBoot(False, f"boot will stop: {error.message}")
-        return cls("failed", error.message, [], None, None, None, boot, [])
+        return cls("failed", error.message, [], None, None, None, _next_boot_despite(error, app, smart), [])
 
     def lines(self) -> Iterator[str]:
         """It as text."""
@@ -450,29 +449,73 @@ _SILENT = {
 }
 
 
-def _next_boot(app: Flask, verdict: FlagVerdict, plans: list[Plan], state: str) -> NextBoot:
+def _next_boot(app: Flask, planner: Planner, verdict: FlagVerdict, plans: list[Plan], state: str) -> NextBoot:
     """What the next boot will do, and the first request where boot trusts the flag.
 
     :param plans: those of the databases that could be asked.
     :param state: the one that stands for those of all databases.
     """
     reached = state not in _SILENT
-    mode = boot_mode(app)
-    step = decide(mode, forced(app), verdict, plans if reached else None)
+    mode, force = boot_mode(app), forced(app)
+    step = decide(mode, force, verdict, plans if reached else None)
+    behind = "; ".join(plan.clause for plan in plans if plan.behind)
     if step.action in ("ask", "migrate") and not reached:
-        return NextBoot(False, f"{_SILENT[state]}, boot will stop")
+        # Who may read the state of the history, but not the history, can do so for long.
+        by_row = _by_row(planner) if step.action == "ask" and state == "unreadable" else None
+        if by_row is None:
+            return NextBoot(False, f"{_SILENT[state]}, boot will stop")
+        step = decide(mode, force, verdict, by_row)
     if step.action == "stop":
         return NextBoot(False, f"DB_SMART_BOOT is check, boot will stop: {step.reason}")
+    if step.action == "migrate":
+        return _next_run(planner, step.reason, plans, force=force is not None)
     if step.action != "skip":
-        return NextBoot(step.action == "migrate", step.reason)
+        return NextBoot(False, step.reason)
     if not reached:
         then = "requests are refused until it can" if state == "unreachable" else "the flag is trusted"
         return NextBoot(False, f"{step.reason}; but {_SILENT[state]}, {then}")
-    behind = "; ".join(plan.clause for plan in plans if plan.behind)
     if behind:
-        then = "migrates" if mode == "migrate" else "refuses"
-        return NextBoot(False, f"{step.reason}; but the first request {then}, as {behind}")
+        may = mode == "migrate" and not any(plan.behind and plan.elsewhere for plan in plans)
+        return NextBoot(False, f"{step.reason}; but the first request {'migrates' if may else 'refuses'}, as {behind}")
     return NextBoot(False, step.reason)
+
+
+def _next_run(planner: Planner, reason: str, plans: list[Plan], *, force: bool) -> NextBoot:
+    """What the run of the next boot will do, which may find nothing to do, or be refused."""
+    todo = [plan for plan in plans if plan.behind]
+    if force:
+        todo = [plan for plan in plans if plan.behind or pending(planner.of(plan.database), plan.applied, force=True)]
+    for plan in todo:
+        if plan.elsewhere is not None:
+            where = f"the history of the database {plan.database.name!r} is in the schema {plan.elsewhere!r}"
+            return NextBoot(False, f"{reason}; but {where} and not in the current one, boot will stop")
+    return NextBoot(True, reason) if todo else NextBoot(False, f"{reason}; but nothing can be run again")
+
+
+def _next_boot_despite(error: DbSmartError, app: Flask, smart: DbSmart) -> NextBoot:
+    """What the next boot will do though the migrations or the settings are at fault: it may not need them."""
+    with suppress(DbSmartError):
+        mode = boot_mode(app)
+        step = decide(mode, None)
+        if step.action == "off":
+            return NextBoot(False, step.reason)
+        force, planner = forced(app), smart.planner(app)
+        verdict = planner.by_flag()
+        step = decide(mode, force, verdict)
+        if step.action == "ask":
+            check(app)
+            step = decide(mode, force, verdict, _by_row(planner))
+        if step.action in ("skip", "verify"):
+            return NextBoot(False, f"{step.reason}; but {error.message}")
+    return NextBoot(False, f"boot will stop: {error.message}")
+
+
+def _by_row(planner: Planner) -> list[Plan] | None:
+    """What boot asks first; ``None`` where that is not enough, or cannot be asked."""
+    try:
+        return planner.by_row()
+    except DatabaseUnreachable:
+        return None
 
 
 # -- snapshots
