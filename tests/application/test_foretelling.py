@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DbSmartError
-from tests.boot.test_boot import V1
-from tests.conftest import Project
+from tests.harness.project import Project
 from tests.harness.servers import free_ports
+from tests.samples import V1
 
 
 def foretold(project: Project, **config: Any) -> str:
