@@ -16,8 +16,7 @@ from flask.cli import AppGroup
 
 from .boot import flag
 from .errors import DbSmartError
-from .settings import check as check_settings
-from .settings import flag_path, lock_settings
+from .settings import Settings
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -124,7 +123,7 @@ def reset_flag() -> None:
     from .output import say
 
     app, _ = _current()
-    path = flag_path(app)
+    path = Settings(app).flag
     removed = _remove_flag(app)
     say(f"Removed the flag {path}." if removed else f"There is no flag {path} to remove.")
 
@@ -204,7 +203,7 @@ class _Migrate:
         if one and len(self._selected) > 1:
             known = ", ".join(database.name for database in self._selected)
             raise click.UsageError(f"There is one script for each database. Name one of {known} with --database.")
-        for note in check_settings(self._app):
+        for note in Settings(self._app).check():
             click.echo(note, err=True)
         return [self._planner.ask(database, force=self._force) for database in self._selected]
 
@@ -243,7 +242,7 @@ def _unlock(app: Flask, database: Database, yes: bool) -> None:
     from .output import confirm, say
     from .store.lock import lock_of
 
-    lock = lock_of(database, lock_settings(app))
+    lock = lock_of(database, Settings(app).lock)
     holder = lock.left_behind()
     if holder is None:
         say(f"Database {database.name}: there is no lock to free.")
@@ -280,7 +279,7 @@ def _remove_flag(app: Flask) -> bool:
 
     :returns: whether there was one.
     """
-    path = flag_path(app)
+    path = Settings(app).flag
     try:
         return flag.remove(path)
     except OSError as error:

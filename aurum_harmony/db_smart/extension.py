@@ -32,17 +32,7 @@ from .errors import (
     one_line,
 )
 from .notices import logger_of, notice, without_plugin_lines
-from .settings import (
-    boot_mode,
-    check,
-    create_all,
-    ddl_settings,
-    flag_path,
-    forced,
-    lock_settings,
-    migration_urls,
-    set_defaults,
-)
+from .settings import Settings, set_defaults
 from .signals import booted, send
 from .store.database import Database, databases, engines_of
 
@@ -173,8 +163,7 @@ class DbSmart:
 
         :raises ConfigError: a setting cannot be used.
         """
-        state = self._state(app)
-        return Planner(state.module, databases(engines_of(app, state.db), migration_urls(app)), flag_path(app))
+        return self._planner(app, Settings(app))
 
     def database_state(self, app: Flask) -> str:
         """``"up-to-date"``, ``"pending"`` or ``"ahead"``, asked now of the application's own connections.
@@ -228,6 +217,10 @@ class DbSmart:
         self._state(app).verified |= outcome.complete
         return outcome
 
+    def _planner(self, app: Flask, settings: Settings) -> Planner:
+        state = self._state(app)
+        return Planner(state.module, databases(engines_of(app, state.db), settings.migration_urls), settings)
+
     def _runner(self, app: Flask, planner: Planner) -> Runner:
         """What applies migrations.
 
@@ -236,9 +229,8 @@ class DbSmart:
         with without_plugin_lines():
             from .runner import Runner
 
-        check(app)
-        db, make = self._state(app).db, create_all(app)
-        return Runner(app, db, planner, create_all=make, lock=lock_settings(app), ddl=ddl_settings(app))
+        planner.settings.check()
+        return Runner(app, self._state(app).db, planner)
 
     def preview(self, app: Flask, planner: Planner, plans: list[Plan]) -> dict[str, list[Preview]]:
         """What a run of these plans would do, by the name of the database; writes nothing.
@@ -250,7 +242,7 @@ class DbSmart:
         with without_plugin_lines():
             from .preview import preview
 
-        db, make = self._state(app).db, create_all(app)
+        db, make = self._state(app).db, planner.settings.create_all
         for plan in plans:
             if plan.behind:
                 plan.refuse_elsewhere()
@@ -269,7 +261,8 @@ class DbSmart:
         if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
             return
         with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
-            planner, mode = self.planner(app), boot_mode(app)
+            planner = self.planner(app)
+            mode = planner.settings.boot
             if mode == "off" or any(database.in_memory for database in planner.databases.values()):
                 return
             verdict = planner.by_flag()
@@ -291,8 +284,9 @@ class DbSmart:
         :param planner: what the first request has asked already; ``None`` at boot.
         :param changed: why the flag that boot trusted is wrong; ``None`` at boot.
         """
-        started, mode = time.perf_counter(), boot_mode(app)
-        force = forced(app) if changed is None else None
+        started = time.perf_counter()
+        settings = Settings(app) if planner is None else planner.settings
+        mode, force = settings.boot, settings.force if changed is None else None
         if force is not None and mode == "check":
             _logger.warning("db-smart: %s is ignored, because DB_SMART_BOOT is 'check'", force)
         verdict = None if changed is None else FlagVerdict(False, changed)
@@ -300,9 +294,9 @@ class DbSmart:
         if step.action == "off":
             state.verify()
             return _report("off", step.reason, started, 0)
+        state.verified = False
         if planner is None:
-            state.verified = False
-            planner = self.planner(app)
+            planner = self._planner(app, settings)
             planner.since = _boot_began()
         with ExitStack() as stack:
             if verdict is None and step.action == "ask":
@@ -352,7 +346,7 @@ class DbSmart:
         """Say which tables of the models are not there although nothing is pending."""
         # A lost table of a file shows in its header; servers would need one more query at each such boot.
         for plan in plans:
-            if plan.database.path is not None and create_all(app):
+            if plan.database.path is not None and planner.settings.create_all:
                 missing, clause = self.missing_tables(app, planner, plan)
                 if missing:
                     _logger.warning("db-smart: %s", clause)
@@ -393,7 +387,7 @@ class DbSmart:
             reports.append(self._decide(app, state))
         if state.verified:
             return
-        started, mode = time.perf_counter(), boot_mode(app)
+        started = time.perf_counter()
         with app.app_context():
             planner = self.planner(app)
             planner.since = datetime.now(timezone.utc)
@@ -407,7 +401,7 @@ class DbSmart:
                 state.verified = True
                 return
             _logger.warning("db-smart: boot trusted the flag, but %s", changed)
-            if mode == "migrate":
+            if planner.settings.boot == "migrate":
                 planner.forget()
                 for database in planner.databases.values():
                     if database.path is not None:
@@ -442,12 +436,12 @@ def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> Flag
         )
     if verdict.holds:
         return verdict
-    for clause in check(app):
+    for clause in planner.settings.check():
         _logger.warning("db-smart: %s", clause)
     stack.enter_context(kept_alive())
     if mode != "migrate":
         return verdict
-    settings = lock_settings(app)
+    settings = planner.settings.lock
     return stack.enter_context(one_boot_per_host(planner, verdict, min(2 * settings.lease, settings.timeout)))
 
 

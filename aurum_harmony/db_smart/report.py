@@ -18,7 +18,7 @@ from .boot.decision import decide
 from .boot.plan import overall_state, pending
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout
 from .schema.progress import Progress, read_progress
-from .settings import boot_mode, check, create_all, ddl_settings, forced, lock_settings
+from .settings import Settings
 from .store.history import Applied, read_failure
 from .store.lock import lock_of
 from .store.snapshot import listed, others
@@ -98,7 +98,7 @@ class Lock:
 
         :raises DatabaseUnreachable: it cannot be asked.
         """
-        found = lock_of(database, lock_settings(app)).holder()
+        found = lock_of(database, Settings(app).lock).holder()
         return None if found is None else cls(found.name, found.since, found.expires_at, found.migration or None)
 
 
@@ -252,7 +252,7 @@ class Script(Report):
         from .script import script
 
         shown = [(plan, found) for plan in plans if (found := previews[plan.database.name])]
-        return cls([line for plan, found in shown for line in script(plan, found, ddl_settings(app))])
+        return cls([line for plan, found in shown for line in script(plan, found, Settings(app).ddl)])
 
     def lines(self) -> Iterator[str]:
         """It as text."""
@@ -370,7 +370,8 @@ class Status(Report):
 
         :raises DbSmartError: the migrations or the settings are at fault.
         """
-        notes, planner = check(app), smart.planner(app)
+        planner = smart.planner(app)
+        notes = planner.settings.check()
         verdict = planner.by_flag()
         found, plans = [], []
         for database in planner.involved:
@@ -425,7 +426,7 @@ def _database(app: Flask, smart: DbSmart, planner: Planner, plan: Plan, notes: l
     if failed is not None and failed["name"] not in {item.name for item in planner.of(database)}:
         failed = None  # it is gone from the code
     notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
-    if missing and create_all(app):
+    if missing and Settings(app).create_all:
         notes.append(f"Attention: {said}")
     return DatabaseStatus(
         database.name,
@@ -456,7 +457,7 @@ def _next_boot(app: Flask, planner: Planner, verdict: FlagVerdict, plans: list[P
     :param state: the one that stands for those of all databases.
     """
     reached = state not in _SILENT
-    mode, force = boot_mode(app), forced(app)
+    mode, force = planner.settings.boot, planner.settings.force
     step = decide(mode, force, verdict, plans if reached else None)
     behind = "; ".join(plan.clause for plan in plans if plan.behind)
     if step.action in ("ask", "migrate") and not reached:
@@ -495,15 +496,16 @@ def _next_run(planner: Planner, reason: str, plans: list[Plan], *, force: bool) 
 def _next_boot_despite(error: DbSmartError, app: Flask, smart: DbSmart) -> NextBoot:
     """What the next boot will do though the migrations or the settings are at fault: it may not need them."""
     with suppress(DbSmartError):
-        mode = boot_mode(app)
+        settings = Settings(app)
+        mode = settings.boot
         step = decide(mode, None)
         if step.action == "off":
             return NextBoot(False, step.reason)
-        force, planner = forced(app), smart.planner(app)
+        force, planner = settings.force, smart.planner(app)
         verdict = planner.by_flag()
         step = decide(mode, force, verdict)
         if step.action == "ask":
-            check(app)
+            settings.check()
             step = decide(mode, force, verdict, _by_row(planner))
         if step.action in ("skip", "verify"):
             return NextBoot(False, f"{step.reason}; but {error.message}")

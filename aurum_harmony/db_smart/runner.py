@@ -29,12 +29,12 @@ from .loading.decorator import Migration
 from .loading.loader import location
 from .notices import logger_of
 from .operations import Operations
+from .retry import back_off
 from .schema import model_tables
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
 from .session.rebind import commit_session, rebind
-from .session.transaction import RunTransaction, back_off, tried_again
-from .settings import DdlSettings, LockSettings
+from .session.transaction import RunTransaction, tried_again
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
 from .store.database import Database, begin, commit
@@ -76,22 +76,13 @@ class Outcome:
 
 
 class Runner:
-    """Applies the pending migrations of an application, one process at a time.
+    """Applies the pending migrations of an application, one process at a time."""
 
-    :param create_all: whether the first run on a database makes the missing tables of the models.
-    :param lock: how long to wait for the lock.
-    :param ddl: how long schema changes wait, and how often they are tried again.
-    """
-
-    def __init__(
-        self, app: Flask, db: SQLAlchemy, planner: Planner, *, create_all: bool, lock: LockSettings, ddl: DdlSettings
-    ) -> None:
+    def __init__(self, app: Flask, db: SQLAlchemy, planner: Planner) -> None:
         self.app = app
         self.db = db
         self.planner = planner
-        self.create_all = create_all
-        self.lock = lock
-        self.ddl = ddl
+        self.settings = planner.settings
 
     def run(self, databases: Iterable[Database], *, force: bool = False, remake: bool = False) -> Outcome:
         """Apply what is pending on each database, in order.
@@ -111,7 +102,7 @@ class Runner:
         for database in databases:
             self._check_led(database)
         for database in databases:
-            run = DatabaseRun(self, database, outcome, force=force, remake=remake and self.create_all)
+            run = DatabaseRun(self, database, outcome, force=force, remake=remake and self.settings.create_all)
             before = len(outcome.runs)
             try:
                 with interruptible(database.name, lambda run=run: run.doing):  # type: ignore[misc]
@@ -195,7 +186,7 @@ class DatabaseRun:
 
     def __init__(self, runner: Runner, database: Database, outcome: Outcome, *, force: bool, remake: bool) -> None:
         self.database = database
-        self.lock = lock_of(database, runner.lock)
+        self.lock = lock_of(database, runner.settings.lock)
         self.doing: str | None = None
         self._runner = runner
         self._outcome = outcome
@@ -281,8 +272,8 @@ class DatabaseRun:
             name = plan.pending[0].migration.name if plan.pending else "first_run"
             snapshot.take(self._runner.app, database, connection, name)
         self._outcome.changed |= plan.behind
-        self._lock_timeout = DdlLockTimeout(database, connection, self._runner.ddl.lock_timeout)
-        self._begun, self.memory = tried_again(database, lambda: self._prepare(plan), self._runner.ddl.retries)
+        self._lock_timeout = DdlLockTimeout(database, connection, self._runner.settings.ddl.lock_timeout)
+        self._begun, self.memory = tried_again(database, lambda: self._prepare(plan), self._runner.settings.ddl.retries)
         self._contents = {(item.name, item.checksum) for item in plan.applied}
         had = self.memory.had(missing) if plan.pending else missing
         # What is pending may make the tables that were never there; of those that were, all can go on as before.
@@ -303,7 +294,7 @@ class DatabaseRun:
         there = [table for table in self._models() if table not in missing]
         tighten(self)
         state = tried_again(
-            database, lambda: self._update_state(there, migrated=bool(plan.pending)), self._runner.ddl.retries
+            database, lambda: self._update_state(there, migrated=bool(plan.pending)), self._runner.settings.ddl.retries
         )
         if self._wal_version is not None:
             self.connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
@@ -353,7 +344,7 @@ class DatabaseRun:
         memory = self._runner.planner.memory(plan, metadata, connection)
         memory.read(connection)
         first = plan.is_first_run(self._runner.planner.module, mine, memory.applications)
-        if first and self._runner.create_all and metadata is not None:
+        if first and self._runner.settings.create_all and metadata is not None:
             if not plan.applied and not memory.fresh:
                 warn_of_lost_history(database, connection, plan, metadata)
             missing = model_tables.missing(connection, metadata)
@@ -367,7 +358,7 @@ class DatabaseRun:
 
     def _models(self) -> list[sa.Table]:
         """The tables of the models, where this is to see to them."""
-        metadata = self._runner.db.metadatas.get(self.database.key) if self._runner.create_all else None
+        metadata = self._runner.db.metadatas.get(self.database.key) if self._runner.settings.create_all else None
         return [] if metadata is None else list(metadata.tables.values())
 
     def _missing(self) -> list[sa.Table]:
@@ -450,7 +441,7 @@ class DatabaseRun:
                     connection.invalidate()
                     raise end from None
                 again = migration.options.transactional
-                if again and tries <= self._runner.ddl.retries and _transient(self.database, error):
+                if again and tries <= self._runner.settings.ddl.retries and _transient(self.database, error):
                     connection.rollback()
                     self.memory.read(connection)  # a part may be committed
                     connection.rollback()
@@ -521,14 +512,14 @@ class DatabaseRun:
         """
         runner, database, lock_timeout = self._runner, self.database, self._lock_timeout
         if not transactional:
-            lock_timeout = DdlLockTimeout(database, connection, runner.ddl.lock_timeout)
+            lock_timeout = DdlLockTimeout(database, connection, runner.settings.ddl.lock_timeout)
         return RunTransaction(
             database,
             connection,
             journal,
             lock=self.lock,
             lock_timeout=lock_timeout,
-            settings=runner.ddl,
+            settings=runner.settings.ddl,
             transactional=transactional,
             tell=functools.partial(
                 send, migration_progress, runner.app, migration=journal.migration, database=database.name

@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
 from sqlalchemy.engine import URL
@@ -14,7 +16,7 @@ from sqlalchemy.engine import URL
 from .errors import ConfigError
 
 #: Key -> default. Read from the environment as ``FLASK_<key>`` where ``app.config`` has none.
-DEFAULTS: Mapping[str, object] = {
+DEFAULTS: Mapping[str, Any] = {
     "DB_SMART_BOOT": "migrate",
     "DB_SMART_FLAG": ".db_migration_completed",
     "DB_SMART_CREATE_ALL": True,
@@ -31,16 +33,16 @@ DEFAULTS: Mapping[str, object] = {
 class LockSettings:
     """How long to wait for the lock, and how long a lease lasts without heartbeat; both in seconds."""
 
-    timeout: float = 600.0
-    lease: float = 15.0
+    timeout: float = DEFAULTS["DB_SMART_LOCK_TIMEOUT"]
+    lease: float = DEFAULTS["DB_SMART_LEASE_SECONDS"]
 
 
 @dataclass(frozen=True)
 class DdlSettings:
     """How long a schema change waits for a lock, seconds; how often a migration that met one is tried again."""
 
-    lock_timeout: float = 2.0
-    retries: int = 30
+    lock_timeout: float = DEFAULTS["DB_SMART_DDL_LOCK_TIMEOUT"]
+    retries: int = DEFAULTS["DB_SMART_DDL_RETRIES"]
 
 
 #: A year. A holder that died keeps the others out for so long; dates far beyond cannot be computed with.
@@ -60,117 +62,131 @@ def set_defaults(app: Flask) -> None:
         app.config.setdefault(key, _environment(f"FLASK_{key}", default))
 
 
-def check(app: Flask) -> list[str]:
-    """Look at every setting, also at those that nothing needs now.
+class Settings:
+    """The settings of an application, each read once, when it is first needed, and the same from then on.
 
-    :returns: what to say about unknown keys; a misspelt one has no effect.
-    :raises ConfigError: one cannot be used.
+    There is a new one for each boot, request and command, so that a change of ``app.config`` counts from the next one
+    on.
+
+    :raises ConfigError: by each attribute: its value cannot be used.
     """
-    for read in (flag_path, boot_mode, forced, lock_settings, ddl_settings, snapshots, create_all, migration_urls):
-        read(app)
-    unknown = {key for key in app.config if key.startswith("DB_SMART_")}
-    unknown |= {key.removeprefix("FLASK_") for key in os.environ if key.startswith("FLASK_DB_SMART_")}
-    said = []
-    for key in sorted(unknown - DEFAULTS.keys()):
-        import difflib
 
-        close = difflib.get_close_matches(key, DEFAULTS, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        said.append(f"{key} is not a setting of db-smart and has no effect.{hint}")
-    return said
+    def __init__(self, app: Flask) -> None:
+        self._app = app
 
+    def check(self) -> list[str]:
+        """Look at every setting, also at those that nothing needs now.
 
-def flag_path(app: Flask) -> Path:
-    """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder.
+        :returns: what to say about unknown keys; a misspelt one has no effect.
+        :raises ConfigError: one cannot be used.
+        """
+        for name in ("flag", "boot", "force", "lock", "ddl", "snapshots", "create_all", "migration_urls"):
+            getattr(self, name)
+        unknown = {key for key in self._app.config if key.startswith("DB_SMART_")}
+        unknown |= {key.removeprefix("FLASK_") for key in os.environ if key.startswith("FLASK_DB_SMART_")}
+        said = []
+        for key in sorted(unknown - DEFAULTS.keys()):
+            import difflib
 
-    :raises ConfigError: it is no path of a file.
-    """
-    value = app.config["DB_SMART_FLAG"]
-    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value) or Path(value).name in ("", ".."):
-        raise ConfigError(f"DB_SMART_FLAG is {_shown(value)}; it must be the path of a file. Nothing was changed.")
-    return Path(app.instance_path, value)
+            close = difflib.get_close_matches(key, DEFAULTS, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            said.append(f"{key} is not a setting of db-smart and has no effect.{hint}")
+        return said
 
+    @cached_property
+    def flag(self) -> Path:
+        """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder.
 
-def snapshot_folder(app: Flask) -> Path:
-    """Where the snapshots of an application's SQLite databases are: ``snapshots`` in the instance folder."""
-    return Path(app.instance_path, "snapshots")
+        :raises ConfigError: it is no path of a file.
+        """
+        value = self._app.config["DB_SMART_FLAG"]
+        if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value) or Path(value).name in ("", ".."):
+            raise ConfigError(f"DB_SMART_FLAG is {_shown(value)}; it must be the path of a file. Nothing was changed.")
+        return Path(self._app.instance_path, value)
 
+    @cached_property
+    def snapshot_folder(self) -> Path:
+        """Where the snapshots of an application's SQLite databases are: ``snapshots`` in the instance folder."""
+        return Path(self._app.instance_path, "snapshots")
 
-def boot_mode(app: Flask) -> str:
-    """``DB_SMART_BOOT``.
+    @cached_property
+    def boot(self) -> str:
+        """``DB_SMART_BOOT``.
 
-    :raises ConfigError: it is none of its values.
-    """
-    mode = str(app.config["DB_SMART_BOOT"]).strip().lower()
-    if mode not in ("migrate", "check", "off"):
-        raise ConfigError(f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'check' or 'off'. Nothing was changed.")
-    return mode
+        :raises ConfigError: it is none of its values.
+        """
+        mode = str(self._app.config["DB_SMART_BOOT"]).strip().lower()
+        if mode not in ("migrate", "check", "off"):
+            raise ConfigError(
+                f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'check' or 'off'. Nothing was changed."
+            )
+        return mode
 
+    @cached_property
+    def force(self) -> str | None:
+        """Why boot must migrate whatever it finds: ``FORCE_DB_MIGRATION``; ``None`` if it need not.
 
-def forced(app: Flask) -> str | None:
-    """Why boot must migrate whatever it finds: ``FORCE_DB_MIGRATION``; ``None`` if it need not.
+        :raises ConfigError: it is neither yes nor no.
+        """
+        value = self._app.config.get("FORCE_DB_MIGRATION")
+        if value is None:
+            value = os.environ.get("FORCE_DB_MIGRATION", "")
+        return "forced by FORCE_DB_MIGRATION" if _boolean("FORCE_DB_MIGRATION", value, empty=False) else None
 
-    :raises ConfigError: it is neither yes nor no.
-    """
-    value = app.config.get("FORCE_DB_MIGRATION")
-    if value is None:
-        value = os.environ.get("FORCE_DB_MIGRATION", "")
-    return "forced by FORCE_DB_MIGRATION" if _boolean("FORCE_DB_MIGRATION", value, empty=False) else None
+    @cached_property
+    def lock(self) -> LockSettings:
+        """``DB_SMART_LOCK_TIMEOUT`` and ``DB_SMART_LEASE_SECONDS``, both in seconds.
 
+        :raises ConfigError: one is no number, or too small or too large to work with.
+        """
+        timeout = _seconds(self._app, "DB_SMART_LOCK_TIMEOUT", 0)
+        return LockSettings(timeout, _seconds(self._app, "DB_SMART_LEASE_SECONDS", 0.2, _LONGEST_LEASE))
 
-def lock_settings(app: Flask) -> LockSettings:
-    """``DB_SMART_LOCK_TIMEOUT`` and ``DB_SMART_LEASE_SECONDS``, both in seconds.
+    @cached_property
+    def ddl(self) -> DdlSettings:
+        """``DB_SMART_DDL_LOCK_TIMEOUT``, in seconds, and ``DB_SMART_DDL_RETRIES``.
 
-    :raises ConfigError: one is no number, or too small or too large to work with.
-    """
-    timeout = _seconds(app, "DB_SMART_LOCK_TIMEOUT", 0)
-    return LockSettings(timeout, _seconds(app, "DB_SMART_LEASE_SECONDS", 0.2, _LONGEST_LEASE))
+        :raises ConfigError: one is no number, or too small or too large.
+        """
+        timeout = _seconds(self._app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05, _LONGEST_DDL_WAIT)
+        return DdlSettings(timeout, _whole(self._app, "DB_SMART_DDL_RETRIES"))
 
+    @cached_property
+    def snapshots(self) -> int:
+        """``DB_SMART_SNAPSHOTS``: how many snapshots of each SQLite database are kept, 0 for none.
 
-def ddl_settings(app: Flask) -> DdlSettings:
-    """``DB_SMART_DDL_LOCK_TIMEOUT``, in seconds, and ``DB_SMART_DDL_RETRIES``.
+        :raises ConfigError: it is no whole number.
+        """
+        return _whole(self._app, "DB_SMART_SNAPSHOTS")
 
-    :raises ConfigError: one is no number, or too small or too large.
-    """
-    timeout = _seconds(app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05, _LONGEST_DDL_WAIT)
-    return DdlSettings(timeout, _whole(app, "DB_SMART_DDL_RETRIES"))
+    @cached_property
+    def create_all(self) -> bool:
+        """``DB_SMART_CREATE_ALL``.
 
+        :raises ConfigError: it is neither yes nor no.
+        """
+        return _boolean("DB_SMART_CREATE_ALL", self._app.config["DB_SMART_CREATE_ALL"], empty=True)
 
-def snapshots(app: Flask) -> int:
-    """``DB_SMART_SNAPSHOTS``: how many snapshots of each SQLite database are kept, 0 for none.
+    @cached_property
+    def migration_urls(self) -> dict[str, str]:
+        """``DB_SMART_MIGRATION_URL`` by the name of the database; a single one is for the default database.
 
-    :raises ConfigError: it is no whole number.
-    """
-    return _whole(app, "DB_SMART_SNAPSHOTS")
+        Whether there are databases of these names, :func:`~.store.database.databases` makes sure.
 
-
-def create_all(app: Flask) -> bool:
-    """``DB_SMART_CREATE_ALL``.
-
-    :raises ConfigError: it is neither yes nor no.
-    """
-    return _boolean("DB_SMART_CREATE_ALL", app.config["DB_SMART_CREATE_ALL"], empty=True)
-
-
-def migration_urls(app: Flask) -> dict[str, str]:
-    """``DB_SMART_MIGRATION_URL`` by the name of the database; a single one is for the default database.
-
-    Whether there are databases of these names, :func:`~.store.database.databases` makes sure.
-
-    :raises ConfigError: one is no URL.
-    """
-    value = app.config["DB_SMART_MIGRATION_URL"]
-    if not value:
-        return {}
-    found = {}
-    for name, url in (value if isinstance(value, Mapping) else {"default": value}).items():
-        if isinstance(url, URL):
-            url = url.render_as_string(hide_password=False)
-        if url and not isinstance(url, str):
-            raise ConfigError("DB_SMART_MIGRATION_URL must be a URL, or a mapping of database names to URLs.")
-        if url:
-            found[str(name or "default")] = url
-    return found
+        :raises ConfigError: one is no URL.
+        """
+        value = self._app.config["DB_SMART_MIGRATION_URL"]
+        if not value:
+            return {}
+        found = {}
+        for name, url in (value if isinstance(value, Mapping) else {"default": value}).items():
+            if isinstance(url, URL):
+                url = url.render_as_string(hide_password=False)
+            if url and not isinstance(url, str):
+                raise ConfigError("DB_SMART_MIGRATION_URL must be a URL, or a mapping of database names to URLs.")
+            if url:
+                found[str(name or "default")] = url
+        return found
 
 
 def _whole(app: Flask, key: str) -> int:

@@ -17,15 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart.errors import ConfigError, DatabaseUnreachable
-from aurum_harmony.db_smart.settings import (
-    DEFAULTS,
-    boot_mode,
-    create_all,
-    flag_path,
-    forced,
-    migration_urls,
-    set_defaults,
-)
+from aurum_harmony.db_smart.settings import DEFAULTS, Settings, set_defaults
 from aurum_harmony.db_smart.store.database import Database, databases, safe_url
 
 YES = ("1", "true", "yes", "on")
@@ -54,31 +46,31 @@ def spelled(draw: st.DrawFn, words: tuple[str, ...]) -> str:
 @settings(deadline=None)
 @given(value=spelled(YES) | st.just(True) | st.just(1))
 def test_force_is_taken_for_yes(value: object) -> None:
-    assert forced(make_app(FORCE_DB_MIGRATION=value)) == "forced by FORCE_DB_MIGRATION"
+    assert Settings(make_app(FORCE_DB_MIGRATION=value)).force == "forced by FORCE_DB_MIGRATION"
 
 
 @settings(deadline=None)
 @given(value=spelled(NO) | st.sampled_from(["", " ", False, 0]))
 def test_force_is_not_taken_for_no_or_nothing(value: object) -> None:
-    assert forced(make_app(FORCE_DB_MIGRATION=value)) is None
+    assert Settings(make_app(FORCE_DB_MIGRATION=value)).force is None
 
 
 def test_force_is_off_by_default() -> None:
-    assert forced(make_app()) is None
+    assert Settings(make_app()).force is None
 
 
 @pytest.mark.parametrize("value", ["yes", " TRUE ", "1"])
 def test_force_is_read_from_the_environment_without_prefix(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("FORCE_DB_MIGRATION", value)
-    assert forced(make_app()) == "forced by FORCE_DB_MIGRATION"
+    assert Settings(make_app()).force == "forced by FORCE_DB_MIGRATION"
 
 
 def test_force_in_the_environment_is_read_at_each_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     app = make_app()
     monkeypatch.setenv("FORCE_DB_MIGRATION", "true")
-    assert forced(app) == "forced by FORCE_DB_MIGRATION"
+    assert Settings(app).force == "forced by FORCE_DB_MIGRATION"
     monkeypatch.setenv("FORCE_DB_MIGRATION", "false")
-    assert forced(app) is None
+    assert Settings(app).force is None
 
 
 @pytest.mark.parametrize(("config", "reason"), [(False, None), ("", None), (True, "forced by FORCE_DB_MIGRATION")])
@@ -86,7 +78,7 @@ def test_force_of_the_application_wins_over_the_environment(
     monkeypatch: pytest.MonkeyPatch, config: object, reason: str | None
 ) -> None:
     monkeypatch.setenv("FORCE_DB_MIGRATION", "false" if reason else "true")
-    assert forced(make_app(FORCE_DB_MIGRATION=config)) == reason
+    assert Settings(make_app(FORCE_DB_MIGRATION=config)).force == reason
 
 
 _BAD = st.text(min_size=1).filter(lambda text: text.strip() and text.strip().lower() not in (*YES, *NO))
@@ -100,7 +92,7 @@ _BAD = st.text(min_size=1).filter(lambda text: text.strip() and text.strip().low
 @example(value="y")
 def test_force_refuses_what_is_neither_and_names_it(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        forced(make_app(FORCE_DB_MIGRATION=value))
+        Settings(make_app(FORCE_DB_MIGRATION=value)).force  # noqa: B018
     assert caught.value.message == (
         f"FORCE_DB_MIGRATION is {value.strip().lower()!r}; it must be one of 1, true, yes, on, or 0, false, no, off. "
         "Nothing was changed."
@@ -110,14 +102,14 @@ def test_force_refuses_what_is_neither_and_names_it(value: str) -> None:
 def test_force_refuses_a_bad_value_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_DB_MIGRATION", "maybe")
     with pytest.raises(ConfigError, match="FORCE_DB_MIGRATION is 'maybe'"):
-        forced(make_app())
+        Settings(make_app()).force  # noqa: B018
 
 
 @pytest.mark.parametrize("value", [2, -1])
 def test_force_refuses_the_same_numbers_as_text_and_as_numbers(value: int) -> None:
     for given_value in (value, str(value)):
         with pytest.raises(ConfigError, match=f"FORCE_DB_MIGRATION is '?{value}'?;"):
-            forced(make_app(FORCE_DB_MIGRATION=given_value))
+            Settings(make_app(FORCE_DB_MIGRATION=given_value)).force  # noqa: B018
 
 
 # DB_SMART_BOOT
@@ -126,17 +118,17 @@ def test_force_refuses_the_same_numbers_as_text_and_as_numbers(value: int) -> No
 @settings(deadline=None)
 @given(mode=spelled(("migrate", "check", "off")))
 def test_boot_mode_is_taken_in_any_spelling(mode: str) -> None:
-    assert boot_mode(make_app(DB_SMART_BOOT=mode)) == mode.strip().lower()
+    assert Settings(make_app(DB_SMART_BOOT=mode)).boot == mode.strip().lower()
 
 
 def test_boot_mode_is_migrate_by_default() -> None:
-    assert boot_mode(make_app()) == "migrate"
+    assert Settings(make_app()).boot == "migrate"
 
 
 @pytest.mark.parametrize("mode", ["", "on", "migrated", "che ck", "0", "false"])
 def test_boot_mode_refuses_another_value_and_names_it(mode: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        boot_mode(make_app(DB_SMART_BOOT=mode))
+        Settings(make_app(DB_SMART_BOOT=mode)).boot  # noqa: B018
     assert caught.value.message == (
         f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'check' or 'off'. Nothing was changed."
     )
@@ -145,7 +137,7 @@ def test_boot_mode_refuses_another_value_and_names_it(mode: str) -> None:
 @pytest.mark.parametrize("mode", [None, False, True, 0])
 def test_boot_mode_refuses_what_is_no_text(mode: object) -> None:
     with pytest.raises(ConfigError, match=f"DB_SMART_BOOT is '{str(mode).lower()}'"):
-        boot_mode(make_app(DB_SMART_BOOT=mode))
+        Settings(make_app(DB_SMART_BOOT=mode)).boot  # noqa: B018
 
 
 # DB_SMART_CREATE_ALL
@@ -154,24 +146,24 @@ def test_boot_mode_refuses_what_is_no_text(mode: object) -> None:
 @settings(deadline=None)
 @given(value=spelled(YES) | st.sampled_from([True, 1, "", " "]))
 def test_create_all_is_taken_for_yes_and_nothing(value: object) -> None:
-    assert create_all(make_app(DB_SMART_CREATE_ALL=value)) is True
+    assert Settings(make_app(DB_SMART_CREATE_ALL=value)).create_all is True
 
 
 @settings(deadline=None)
 @given(value=spelled(NO) | st.sampled_from([False, 0]))
 def test_create_all_is_not_taken_for_no(value: object) -> None:
-    assert create_all(make_app(DB_SMART_CREATE_ALL=value)) is False
+    assert Settings(make_app(DB_SMART_CREATE_ALL=value)).create_all is False
 
 
 def test_create_all_is_on_by_default() -> None:
-    assert create_all(make_app()) is True
+    assert Settings(make_app()).create_all is True
 
 
 @settings(deadline=None)
 @given(value=_BAD)
 def test_create_all_refuses_what_is_neither_and_names_it(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        create_all(make_app(DB_SMART_CREATE_ALL=value))
+        Settings(make_app(DB_SMART_CREATE_ALL=value)).create_all  # noqa: B018
     assert caught.value.message.startswith(f"DB_SMART_CREATE_ALL is {value.strip().lower()!r}; it must be one of 1, ")
 
 
@@ -222,7 +214,7 @@ def test_setting_of_the_application_wins_over_the_environment(monkeypatch: pytes
 
 def test_setting_of_the_application_that_is_none_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASK_DB_SMART_MIGRATION_URL", "sqlite:///a.db")
-    assert migration_urls(make_app(DB_SMART_MIGRATION_URL=None)) == {}
+    assert Settings(make_app(DB_SMART_MIGRATION_URL=None)).migration_urls == {}
 
 
 @pytest.mark.parametrize("key", DEFAULTS)
@@ -246,7 +238,7 @@ def test_setting_is_not_read_from_the_environment_without_prefix(monkeypatch: py
     ids=str,
 )
 def test_flag_is_relative_to_the_instance_folder(value: object, parts: tuple[str, ...]) -> None:
-    assert flag_path(make_app(DB_SMART_FLAG=value)) == Path(os.path.abspath(os.sep), *parts)
+    assert Settings(make_app(DB_SMART_FLAG=value)).flag == Path(os.path.abspath(os.sep), *parts)
 
 
 # DB_SMART_MIGRATION_URL
@@ -256,34 +248,34 @@ _URL = "postgresql+psycopg://owner:p%40ss@db:5432/app"
 
 @pytest.mark.parametrize("value", [None, "", {}])
 def test_no_migration_url(value: object) -> None:
-    assert migration_urls(make_app(DB_SMART_MIGRATION_URL=value)) == {}
+    assert Settings(make_app(DB_SMART_MIGRATION_URL=value)).migration_urls == {}
 
 
 @pytest.mark.parametrize("value", [_URL, make_url(_URL)], ids=["text", "URL"])
 def test_single_migration_url_is_for_the_default_database(value: object) -> None:
-    assert migration_urls(make_app(DB_SMART_MIGRATION_URL=value)) == {"default": _URL}
+    assert Settings(make_app(DB_SMART_MIGRATION_URL=value)).migration_urls == {"default": _URL}
 
 
 @pytest.mark.parametrize("value", [_URL, make_url(_URL)], ids=["text", "URL"])
 @pytest.mark.parametrize(("key", "name"), [("default", "default"), (None, "default"), ("", "default"), ("x", "x")])
 def test_migration_urls_by_name_keep_their_passwords(value: object, key: str | None, name: str) -> None:
-    assert migration_urls(make_app(DB_SMART_MIGRATION_URL={key: value})) == {name: _URL}
+    assert Settings(make_app(DB_SMART_MIGRATION_URL={key: value})).migration_urls == {name: _URL}
 
 
 def test_migration_urls_of_several_databases() -> None:
     value = {"default": "sqlite:///a.db", "reports": "sqlite:///b.db"}
-    assert migration_urls(make_app(DB_SMART_MIGRATION_URL=value)) == value
+    assert Settings(make_app(DB_SMART_MIGRATION_URL=value)).migration_urls == value
 
 
 def test_migration_url_without_value_is_none_of_that_database() -> None:
     value = {"default": None, "reports": "sqlite:///b.db"}
-    assert migration_urls(make_app(DB_SMART_MIGRATION_URL=value)) == {"reports": "sqlite:///b.db"}
+    assert Settings(make_app(DB_SMART_MIGRATION_URL=value)).migration_urls == {"reports": "sqlite:///b.db"}
 
 
 @pytest.mark.parametrize("value", [5, ["sqlite:///a.db"], True], ids=repr)
 def test_migration_url_of_another_type_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="DB_SMART_MIGRATION_URL"):
-        migration_urls(make_app(DB_SMART_MIGRATION_URL=value))
+        Settings(make_app(DB_SMART_MIGRATION_URL=value)).migration_urls  # noqa: B018
 
 
 @pytest.mark.parametrize("value", ["no url s3cret", "nosuch://u:s3cret@h/d", "postgresql://u:s3cret@h:port/d"])

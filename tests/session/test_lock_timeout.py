@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import BootReport
 from aurum_harmony.db_smart.errors import ConfigError, MigrationFailed
-from aurum_harmony.db_smart.settings import DdlSettings, ddl_settings
+from aurum_harmony.db_smart.settings import DdlSettings, Settings
 from tests.harness.databases import READ, holding
 from tests.harness.project import Project
 from tests.harness.servers import wait_until
@@ -440,20 +440,20 @@ def test_an_index_whose_build_was_ended_is_built_anew(postgresql_items: Project,
 def test_a_time_out_must_be_a_number_of_seconds(sqlite_project: Project, value: object) -> None:
     app, _ = sqlite_project.app(DB_SMART_DDL_LOCK_TIMEOUT=value)
     with pytest.raises(ConfigError, match=r"DB_SMART_DDL_LOCK_TIMEOUT is .*; it must be a number of seconds, at least"):
-        ddl_settings(app)
+        Settings(app).ddl  # noqa: B018
 
 
 @pytest.mark.parametrize("value", ["many", "", None, -1, 1.5, True])
 def test_retries_must_be_a_whole_number(sqlite_project: Project, value: object) -> None:
     app, _ = sqlite_project.app(DB_SMART_DDL_RETRIES=value)
     with pytest.raises(ConfigError, match=r"DB_SMART_DDL_RETRIES is .*; it must be a whole number, at least 0"):
-        ddl_settings(app)
+        Settings(app).ddl  # noqa: B018
 
 
 def test_settings_from_the_environment(sqlite_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     app, _ = sqlite_project.app()
-    assert ddl_settings(app) == DdlSettings(2, 30)
+    assert Settings(app).ddl == DdlSettings(2, 30)
     monkeypatch.setenv("FLASK_DB_SMART_DDL_LOCK_TIMEOUT", "0.3")
     monkeypatch.setenv("FLASK_DB_SMART_DDL_RETRIES", "0")
     app, _ = sqlite_project.app()
-    assert ddl_settings(app) == DdlSettings(0.3, 0)
+    assert Settings(app).ddl == DdlSettings(0.3, 0)

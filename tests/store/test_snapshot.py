@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import ConfigError, DbSmartError
 from aurum_harmony.db_smart.errors import Interrupted
-from aurum_harmony.db_smart.settings import set_defaults, snapshots
+from aurum_harmony.db_smart.settings import Settings, set_defaults
 from aurum_harmony.db_smart.store.snapshot import Snapshot, find, restore
 from tests.harness import counter, servers
 from tests.harness.project import Project
@@ -184,13 +184,13 @@ def test_none_when_the_setting_says_so(sqlite_project: Project) -> None:
 
 
 def test_the_setting(sqlite_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert snapshots(sqlite_project.app()[0]) == 3
+    assert Settings(sqlite_project.app()[0]).snapshots == 3
     monkeypatch.setenv("FLASK_DB_SMART_SNAPSHOTS", "7")
     app, _ = sqlite_project.app()
-    assert snapshots(app) == 7
+    assert Settings(app).snapshots == 7
     app.config["DB_SMART_SNAPSHOTS"] = " 0 "
     set_defaults(app)
-    assert snapshots(app) == 0
+    assert Settings(app).snapshots == 0
     sqlite_project.write(V1)
     for bad in (-1, "many", 1.5, True, None):
         with pytest.raises(ConfigError, match=r"DB_SMART_SNAPSHOTS is .*; it must be a whole number, at least 0"):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from ..errors import DatabaseBehind, DatabaseUnreachable, DbSmartError
-from ..settings import lock_settings
 from ..signals import in_listener
 from .flag import FlagHead
 from .planner import Planner
@@ -104,7 +103,7 @@ class AppState:
         assert flag is not None
         if not any(planner.databases[name].facts.server for name in flag.databases):
             return planner.changed(flag)
-        seconds = max(lock_settings(app).lease, _LEAST_PATIENCE)
+        seconds = max(planner.settings.lock.lease, _LEAST_PATIENCE)
         before, now = self.question, time.monotonic()
         if before is None or now - self.asked > _ASK_AGAIN_SECONDS:
             pooled = before is None or not before.open

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 from ..errors import DatabaseUnreachable, MigrationError
 from ..loading.sources import Sources, scan
 from ..notices import logger_of
+from ..settings import Settings
 from ..store.database import Database
 from . import flag as flags
 from .flag import DatabaseRecord, Flag, FlagHead, FlagVerdict
@@ -32,13 +32,15 @@ class Planner:
 
     :param module: dotted name of the migrations.
     :param databases: the application's databases by name.
-    :param path: the flag file.
+    :param settings: of the application, as they are now.
     """
 
-    def __init__(self, module: str, databases: Mapping[str, Database], path: Path) -> None:
+    def __init__(self, module: str, databases: Mapping[str, Database], settings: Settings) -> None:
         self.module = module
         self.databases = databases
-        self.path = path
+        self.settings = settings
+        #: The flag file.
+        self.path = settings.flag
         #: When this process began to boot, UTC; ``None`` for a command, by which a person asks for what it does.
         self.since: datetime | None = None
 

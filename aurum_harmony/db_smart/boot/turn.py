@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import random
 import stat
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import one_line
 from ..files import make_file, make_folder
-from ..notices import WAIT_SHOWN_AFTER, logger_of, unheard
+from ..notices import logger_of
+from ..retry import Wait
 from .flag import FlagVerdict
 from .planner import Planner
 
 _logger = logger_of(__name__)
 #: How often a boot looks whether the one that asks before it is done, seconds.
 _LOOK_EVERY = (0.05, 0.25)
-#: How often it says for whom it waits, seconds.
-_TELL_EVERY = 5.0
 
 
 @contextmanager
@@ -59,12 +55,9 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
             _logger.debug("db-smart: boots of this host do not wait for each other: %s.lock is not ours", planner.path)
             yield verdict
             return
-        deadline = time.monotonic() + patience * random.uniform(0.5, 1)
-        started, shown = time.monotonic(), False
-        last_logged = float("-inf")
-        pause, longest = _LOOK_EVERY
+        wait = Wait(_LOOK_EVERY, patience * random.uniform(0.5, 1))
         seen, taken = None, False
-        while not (verdict.holds or taken) and time.monotonic() < deadline:
+        while not (verdict.holds or taken or wait.over):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 taken = True
@@ -74,18 +67,9 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
                 holder, _, asked = one_line(os.pread(descriptor, 40, 0).decode(errors="replace")).partition(" ")
                 if asked and asked != question:  # another application, which will not answer ours
                     break
-                now = time.monotonic()
-                show = not shown and now - started >= WAIT_SHOWN_AFTER and unheard(_logger)
-                if show or now - last_logged >= _TELL_EVERY:
-                    last_logged, shown = now, shown or show
-                    level = logging.WARNING if show else logging.INFO
-                    _logger.log(
-                        level,
-                        "db-smart: waiting for process %s of this host, which asks or migrates",
-                        holder or "another one",
-                    )
-                threading.Event().wait(pause * random.uniform(0.5, 1.5))
-                pause = min(pause * 1.5, longest)
+                who = holder or "another one"
+                wait.log(_logger, lambda: f"process {who} of this host, which asks or migrates")  # noqa: B023
+                wait.pause()
             except OSError:  # a file system without locks
                 break
             before, seen = seen, _stamp(planner.path)

@@ -9,7 +9,6 @@ condition is one that the update itself makes false, the table is passed again u
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,10 @@ from sqlalchemy.sql.elements import Grouping
 
 from ..errors import DbSmartError
 from ..notices import logger_of
+from ..retry import back_off
 from ..session import json_values as codec
 from ..session.sql import render
-from ..session.transaction import DryRun, Transaction, back_off
+from ..session.transaction import DryRun, Transaction
 from ..store.database import begin
 from .catalog import Catalog
 from .progress import Progress
@@ -268,7 +268,7 @@ class Backfill:
                 least = seconds * self._transaction.facts.batch_rest - self._free
                 rest = max(seconds * self._pace.throttle, least)
                 if rest > 0:
-                    threading.Event().wait(rest)
+                    time.sleep(rest)
         if state.number == _PASSES and state.changed and state.again:
             _logger.warning(
                 "db-smart: rows of %r that a backfill looks for keep arriving; it has passed the table %d times and "
@@ -400,7 +400,7 @@ class Backfill:
         pause, longest = _PAUSES
         while True:
             self._tell(state, ", paused")
-            threading.Event().wait(pause)
+            time.sleep(pause)
             if not self._pace.pause():
                 break
             pause = min(2 * pause, longest)

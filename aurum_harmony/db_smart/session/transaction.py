@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import random
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +14,7 @@ from sqlalchemy.engine import Engine
 
 from ..dialects.base import Facts
 from ..notices import logger_of, without_pipeline_lines
+from ..retry import retry
 from ..settings import DdlSettings
 from ..store.database import Database, begin, commit
 from ..store.lock import Lock
@@ -525,19 +523,14 @@ class RunTransaction(Transaction):
 
 def tried_again(database: Database, action: Callable[[], T], retries: int) -> T:
     """Do what leaves nothing behind when it fails, again and again while others are in its way."""
-    for tries in itertools.count(1):
-        try:
-            return action()
-        except sa.exc.DBAPIError as error:
-            # An index that could not be built concurrently stays, and is invalid.
-            again = database.facts.says(error, "transient") and tries <= retries
-            if not again or "CONCURRENTLY" in (error.statement or "").upper():
-                raise
+
+    def again(error: Exception) -> bool:
+        # An index that could not be built concurrently stays, and is invalid.
+        if not isinstance(error, sa.exc.DBAPIError) or "CONCURRENTLY" in (error.statement or "").upper():
+            return False
+        found = database.facts.says(error, "transient")
+        if found:
             _logger.info("db-smart: tried again: %s", database.redact(error))
-        back_off(tries)
-    raise AssertionError  # never reached
+        return found
 
-
-def back_off(tries: int) -> None:
-    """Pause before the next try: longer from try to try, and jittered, so that two do not meet again and again."""
-    threading.Event().wait(random.uniform(0, min(5.0, 0.1 * 2**tries)))
+    return retry(action, retries, again)

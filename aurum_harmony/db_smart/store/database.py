@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import stat
-import threading
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import closing, contextmanager, suppress
@@ -241,7 +240,7 @@ class Database:
                         f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): "
                         f"{self.redact(error)}. Nothing was changed. Check {check}."
                     ) from None
-            threading.Event().wait(random.uniform(0.05, 0.5))
+            time.sleep(random.uniform(0.05, 0.5))
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""

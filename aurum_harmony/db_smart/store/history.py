@@ -12,7 +12,7 @@ import json
 import os
 import random
 import socket
-import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -272,7 +272,7 @@ def create_state(connection: sa.Connection) -> None:
             if found is not None:
                 return
             if attempt:
-                threading.Event().wait(random.uniform(0, 0.05 * attempt))
+                time.sleep(random.uniform(0, 0.05 * attempt))
             begin(connection)
             if not sa.inspect(connection).has_table(state.name, schema=_schema(connection)):
                 state.create(connection, checkfirst=False)

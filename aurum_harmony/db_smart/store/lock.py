@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -27,7 +25,8 @@ import sqlalchemy as sa
 from ..beat import Beat
 from ..errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
 from ..files import NO_LINK, give, make_file, read_regular
-from ..notices import WAIT_SHOWN_AFTER, logger_of, unheard
+from ..notices import logger_of
+from ..retry import Wait
 from ..settings import LockSettings
 from .database import Database, begin
 from .history import Holder, State, read_state
@@ -47,8 +46,6 @@ _NOTE_EVERY = 0.5
 _MOST_OF_HOLDER = 65536
 #: What the lock of a SQLite file is called, after the name of the file.
 _LOCK = ".db-smart.lock"
-#: How often a waiter says whom it waits for, seconds.
-_TELL_EVERY = 5.0
 
 
 class Lock(ABC):
@@ -122,42 +119,27 @@ class Lock(ABC):
             self.release()
 
     def _wait(self, done: Callable[[State], bool]) -> bool:
-        deadline = time.monotonic() + self.settings.timeout
-        started, shown = time.monotonic(), False
-        told = float("-inf")
-        lost = False
-        pause, longest = _PAUSES
+        wait = Wait(_PAUSES, self.settings.timeout)
         while True:
-            now = time.monotonic()
+            over = wait.over
             try:
                 taken = self.try_acquire(done)
                 if taken is not False:
                     return taken is True
-                if now >= deadline:
+                if over:
                     raise LockTimeout(
                         f"The database {self.database.name!r} ({self.database.url}) is being migrated by {self._who()};"
                         f" this process waited {self.settings.timeout:g} s for it (DB_SMART_LOCK_TIMEOUT) and changed "
                         "nothing. Start again when it is done; 'flask db-smart status' shows that."
                     )
-                if now - told >= _TELL_EVERY:
-                    told = now
-                    _logger.info("db-smart: waiting for %s, which migrates %r", self._who(), self.database.name)
-                if not shown and now - started >= WAIT_SHOWN_AFTER:
-                    shown = True
-                    if unheard(_logger):
-                        _logger.warning("db-smart: waiting for %s, which migrates %r", self._who(), self.database.name)
-                lost = False
+                wait.log(_logger, lambda: f"{self._who()}, which migrates {self.database.name!r}")
             except (DatabaseUnreachable, sa.exc.DBAPIError) as error:
                 # The database has answered this process before: it may be restarting, and come back.
-                if now >= deadline or not (isinstance(error, DatabaseUnreachable) or error.connection_invalidated):
+                if over or not (isinstance(error, DatabaseUnreachable) or error.connection_invalidated):
                     raise
-                if not lost or now - told >= _TELL_EVERY:
-                    told = now
-                    _logger.warning("db-smart: waiting for the database: %s", self.database.redact(error))
-                lost = True
-            # Those that began together must not come back together.
-            threading.Event().wait(min(pause * random.uniform(0.5, 1.5), max(deadline - now, 0)))
-            pause = min(pause * 1.5, longest)
+                said = f"the database: {self.database.redact(error)}"
+                wait.log(_logger, lambda: said, warn=True)  # noqa: B023 - called at once
+            wait.pause()
 
     def _who(self) -> str:
         holder = self.holder()
@@ -247,7 +229,7 @@ class _Lease(Lock):
             return None
         deadline = time.monotonic() + self.settings.lease * 0.75
         while found.lease_expires >= found.now and time.monotonic() < deadline:
-            threading.Event().wait(0.1)
+            time.sleep(0.1)
             later = self._lease()
             if later is None or not later.holder:
                 return None

@@ -29,7 +29,7 @@ from flask import Flask
 from ..errors import DbSmartError
 from ..files import give, make_folder
 from ..notices import logger_of
-from ..settings import lock_settings, snapshot_folder, snapshots
+from ..settings import Settings
 from ..signals import send, snapshot_taken
 from .database import Database
 from .lock import lock_of
@@ -76,7 +76,7 @@ def listed(app: Flask, database: Database) -> list[Snapshot]:
 def _listed(app: Flask, database: Database, database_id: str | None) -> list[Snapshot]:
     prefix, place = _prefix(database), _place(database)
     found = []
-    for path in snapshot_folder(app).glob(f"{glob.escape(prefix)}*"):
+    for path in Settings(app).snapshot_folder.glob(f"{glob.escape(prefix)}*"):
         match = _NAME.fullmatch(path.name[len(prefix) :])
         mine = match and match[1] == place and (database_id is None or match[2] in (_NEW, _short(database_id)))
         if match and mine and path.is_file():
@@ -87,8 +87,9 @@ def _listed(app: Flask, database: Database, database_id: str | None) -> list[Sna
 
 def others(app: Flask, databases: Iterable[Database]) -> list[Path]:
     """The snapshots in the folder that are of none of these databases, or that an earlier release has made."""
+    folder = Settings(app).snapshot_folder
     own = {item.path for database in databases for item in listed(app, database)}
-    return sorted(path for path in snapshot_folder(app).glob("*-before-*.sqlite") if path not in own and path.is_file())
+    return sorted(path for path in folder.glob("*-before-*.sqlite") if path not in own and path.is_file())
 
 
 def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[Database, Snapshot]:
@@ -115,8 +116,9 @@ def find(app: Flask, databases: Iterable[Database], name: str | None) -> tuple[D
             "one of them back, name it with --from."
         )
         raise DbSmartError(
-            f"There is no snapshot{'' if name is None else f' {name!r}'} in {snapshot_folder(app)} of {where}. Nothing "
-            f"was changed. 'flask db-smart snapshots' lists the snapshots." + (f" {more}" if foreign else "")
+            f"There is no snapshot{'' if name is None else f' {name!r}'} in {Settings(app).snapshot_folder} of "
+            f"{where}. Nothing was changed. 'flask db-smart snapshots' lists the snapshots."
+            + (f" {more}" if foreign else "")
         )
     names = list(dict.fromkeys(database.name for database, _ in found))
     if len(names) > 1:
@@ -138,9 +140,11 @@ def foreign(app: Flask, databases: Iterable[Database], name: str) -> tuple[Datab
     :raises DbSmartError: there is no such file, or it is not clear which database is meant.
     """
     databases = list(databases)
-    path = Path(name) if Path(name).is_file() else snapshot_folder(app) / name
+    path = Path(name) if Path(name).is_file() else Settings(app).snapshot_folder / name
     if not path.is_file():
-        raise DbSmartError(f"There is no file {name!r}, here or in {snapshot_folder(app)}. Nothing was changed.")
+        raise DbSmartError(
+            f"There is no file {name!r}, here or in {Settings(app).snapshot_folder}. Nothing was changed."
+        )
     if len(databases) != 1:
         known = ", ".join(database.name for database in databases) or "none"
         raise DbSmartError(
@@ -170,8 +174,8 @@ def prune(app: Flask, database: Database, database_id: str) -> None:
     :param database_id: its id, as the connection of the run may keep every other one out.
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     """
-    keep = snapshots(app)
-    if database.path is None or not keep or not snapshot_folder(app).is_dir():
+    keep = Settings(app).snapshots
+    if database.path is None or not keep or not Settings(app).snapshot_folder.is_dir():
         return
     try:
         _remove(_surplus(_listed(app, database, database_id), keep, ()))
@@ -187,7 +191,7 @@ def take(app: Flask, database: Database, connection: sa.Connection, first: str) 
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     :raises DbSmartError: there is no snapshot; nothing was changed.
     """
-    keep = snapshots(app)
+    keep = Settings(app).snapshots
     if database.path is None or not keep:
         return
     started = time.perf_counter()
@@ -198,7 +202,8 @@ def take(app: Flask, database: Database, connection: sa.Connection, first: str) 
         path = _take(app, database, source, first, keep, once_only=True)
     except (sqlite3.Error, OSError) as error:
         raise DbSmartError(
-            f"Cannot make a snapshot of the database {database.name!r} ({database.url}) in {snapshot_folder(app)}: "
+            f"Cannot make a snapshot of the database {database.name!r} ({database.url}) in "
+            f"{Settings(app).snapshot_folder}: "
             f"{database.redact(error)}. Nothing was migrated, and no part of the copy was kept. Fix the cause, or set "
             "DB_SMART_SNAPSHOTS=0 to migrate without a snapshot."
         ) from error
@@ -218,7 +223,7 @@ def restore(app: Flask, database: Database, chosen: Snapshot) -> Path | None:
     """
     assert database.path is not None
     path = Path(os.path.realpath(database.path))
-    settings = lock_settings(app)
+    settings = Settings(app).lock
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with closing(_open(chosen.path, immutable=True)) as source, lock_of(database, settings).held(lambda _: False):
@@ -252,7 +257,7 @@ def _write_back(
             # From here on nobody else can write. Outside WAL mode nobody can read either, but what this transaction
             # changed is still in its own memory, so the file may be read without the locks.
             with closing(_open(path, immutable=not wal)) as current:
-                keep = snapshots(app) or sys.maxsize
+                keep = Settings(app).snapshots or sys.maxsize
                 kept.append(_take(app, database, current, "restore", keep, spared=(chosen.path,)))
         elif status in (_BUSY, _LOCKED) and time.monotonic() > deadline:
             raise OSError(f"other connections kept it locked for {timeout:g} s (DB_SMART_LOCK_TIMEOUT)")
@@ -308,7 +313,7 @@ def _take(
     :param once_only: make none of a state that is kept already.
     :raises OSError: there is not enough room, or no right to write; what was there stays.
     """
-    folder, prefix = snapshot_folder(app), _prefix(database)
+    folder, prefix = Settings(app).snapshot_folder, _prefix(database)
     with _reading(source):
         pages = _pragma(source, "page_count")
         if pages < 2:  # each table has a page of its own
