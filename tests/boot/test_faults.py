@@ -387,7 +387,7 @@ def test_a_process_without_anything_to_do_imports_nothing_heavy(sqlite_project: 
         db = SQLAlchemy()
         db.init_app(app)
         print(DbSmart(app, db, migrations=sys.argv[2]).boot(app).decision)
-        ours = {"aurum_harmony.db_smart.runner", "aurum_harmony.db_smart.store.history"}
+        ours = {f"aurum_harmony.db_smart.{name}" for name in ("runner", "store.history", "report", "output")}
         heavy = {"alembic", "rich", sys.argv[2]} | ours
         print(sorted(heavy & sys.modules.keys()))
     """)
