@@ -47,6 +47,41 @@ def run_full(project: Project, *arguments: str, **options: Any) -> subprocess.Co
     return found
 
 
+def run_unread(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same with standard output into a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        return run(project, *arguments, stdout=pipe)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("output", ["closed pipe", "full device"])
+def test_output_that_cannot_be_written_breaks_no_run(
+    sqlite_project: Project, output: str, options: tuple[str, ...]
+) -> None:
+    project = sqlite_project
+    project.write(V2)
+    if output == "full device":
+        found = run_full(project, "migrate", *options)
+        assert "cannot be written" in found.stderr
+    else:
+        found = run_unread(project, "migrate", *options)
+    assert project.history() == [("make_items", "applied"), ("add_price", "applied")]
+    assert "Traceback" not in found.stderr
+    assert "applied to it so far" not in found.stderr
+    assert found.returncode == 0, found.stderr
+    assert project.boot().decision == "skipped"
+
+
+def test_a_script_that_cannot_be_written_whole_says_so(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    found = run_full(sqlite_project, "migrate", "--sql")
+    assert found.returncode == 1
+    assert "what there is of it is not whole, so do not run it" in found.stderr
+    assert not sqlite_project.tables()
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -107,10 +142,7 @@ def test_a_standard_output_that_is_closed(sqlite_project: Project, command: tupl
 @pytest.mark.parametrize("command", [("status", "--json"), ("migrate", "--dry-run", "--json"), ("migrate", "--sql")])
 def test_a_reader_who_has_enough_is_no_error(sqlite_project: Project, command: tuple[str, ...]) -> None:
     sqlite_project.write(V1)
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "w") as pipe:
-        found = run(sqlite_project, *command, stdout=pipe)
+    found = run_unread(sqlite_project, *command)
     assert (found.returncode, found.stderr) == (1, "")
 
 
