@@ -296,7 +296,7 @@ class DryTransaction(Transaction):
         self.current.script.append(render(insert(event), self.connection.dialect, literal_binds=True))
 
     @contextmanager
-    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+    def _ignoring(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
         """Forget what a migration would have done that is left out."""
         try:
             yield
@@ -451,7 +451,7 @@ class DryTransaction(Transaction):
             self._foretell(text)
 
     def _foretell(self, statement: str) -> None:
-        """Note a statement of a migration; where it may want what the database is past, so that it is passed by then.
+        """Note a statement of a migration; where it may need what no longer exists, so that it is left out then.
 
         SQLite tries it now, as the copy has every table; on a server the client does so.
         """

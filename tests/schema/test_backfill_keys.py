@@ -96,6 +96,37 @@ def test_each_row_once_by_every_kind_of_key(
     assert sum(done) == 240
 
 
+@pytest.mark.parametrize(
+    "kind", [("postgresql", "timestamp"), ("postgresql", "jsonb"), ("mariadb", "bit")], ids=" ".join
+)
+def test_a_run_that_was_cut_short_goes_on_where_it_was(
+    new_url: Callable[[str], URL], kind: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the key is asked for in another form than it is stored in."""
+    columns, values = KEYS[kind]
+    url = new_url(kind[0])
+    database = Database("default", None, engine_of(url))
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE items (n INT NOT NULL, {columns})")
+        rows = ", ".join(f"(0, {', '.join(values(k, u))})" for u in range(10) for k in range(6))
+        connection.exec_driver_sql(f"INSERT INTO items VALUES {rows}", execution_options={"no_parameters": True})
+
+    def stop() -> bool:
+        calls.append(None)
+        if len(calls) > 2:
+            raise InterruptedError
+        return False
+
+    calls: list[None] = []
+    with small_batches(monkeypatch, 7):
+        with pytest.raises(InterruptedError), operations(database) as op:
+            op.backfill("items", PLUS_ONE, pause=stop)
+        assert dict(numbers(url)).keys() == {0, 1}
+        with operations(database) as op:
+            op.backfill("items", PLUS_ONE)
+    assert numbers(url) == [(1, 60)]
+
+
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"])
 def test_percent_signs_in_the_names_of_a_table_and_its_key(
     new_url: Callable[[str], URL], dialect: str, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import Grouping
@@ -22,10 +22,10 @@ from ..errors import DbSmartError
 from ..notices import logger_of
 from ..retry import back_off
 from ..session import json_values as codec
-from ..session.sql import render
 from ..session.transaction import DryRun, Transaction
 from ..store.database import begin
 from .catalog import Catalog
+from .keyset import Bounds, Key, Keyset
 from .progress import Progress
 
 _logger = logger_of(__name__)
@@ -40,10 +40,6 @@ _PASSES = 10
 _TELL_EVERY = 5.0
 #: The shortest and the longest time between two questions whether to pause, seconds.
 _PAUSES = (0.05, 1.0)
-#: MariaDB compares a ``SET`` with a number as floats, which are exact up to so many bits.
-_EXACT_BITS = 53
-
-_Key = list[Any]
 #: Does a batch, given its range and the keys for it, and whether to look for rows that still match. Returns how many
 #: rows it had, and whether some still match.
 _Work = Callable[[sa.ColumnElement[bool], Mapping[str, Any], bool], tuple[int, bool]]
@@ -84,30 +80,15 @@ class _State:
     :ivar rate: rows per second.
     """
 
-    until: _Key | None
+    until: Key | None
     total: int
     again: bool
-    cursor: _Key | None = None
+    cursor: Key | None = None
     done: int = 0
     changed: int = 0
     number: int = 1
     rate: float = 0.0
     finished: bool = False
-
-
-class _Bounds(NamedTuple):
-    """The range of one batch.
-
-    :ivar within: compares the key with it.
-    :ivar keys: the keys for that.
-    :ivar reached: the last key; ``None`` where the pass ends with this batch.
-    :ivar size: how many rows there were when it was looked up.
-    """
-
-    within: sa.ColumnElement[bool]
-    keys: dict[str, Any]
-    reached: _Key | None
-    size: int
 
 
 class Backfill:
@@ -190,7 +171,7 @@ class Backfill:
         rows = select.with_for_update(key_share=True)
 
         def work(within: sa.ColumnElement[bool], keys: Mapping[str, Any], look: bool) -> tuple[int, bool]:
-            found = self._connection.execute(rows.where(within).order_by(*self._sorted), keys).all()
+            found = self._connection.execute(rows.where(within).order_by(*self._keyset.sorted), keys).all()
             if found:
                 function(found)
             return len(found), False
@@ -211,18 +192,16 @@ class Backfill:
         state = self._kept(what)
         if state is not None and state.finished:
             return
-        self._key: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self._key_names()]
-        #: What tells the values of the key apart, as it is asked for; and the key as it is compared and sorted.
-        self._asked, self._sorted = self._forms_of_key()
+        self._keyset = Keyset(self._connection, self._dialect, self._name, self._schema)
         for name in banned or ():
-            if name.lower() in [column.name.lower() for column in self._key]:
+            if name.lower() in [column.name.lower() for column in self._keyset.columns]:
                 raise DbSmartError(
                     f"A backfill of {self._name!r} cannot set {name!r}, a column of the key by which it goes."
                 )
         transaction.checkpoint()
         with journal.pause(), self._patience():
             if state is not None and self._by_text(state):
-                state = self._anew(state)
+                state = self._begin_again(state)
                 self._save(state)
             if state is None:
                 state = self._first_of(_State(None, 0, repeat))
@@ -289,7 +268,7 @@ class Backfill:
                     # Where the batch ends is looked up before the lock is taken: meanwhile others have it. A range of
                     # keys is right whatever they write.
                     started = time.perf_counter()
-                    bounds = self._bounds(state, size)
+                    bounds = self._keyset.bounds(state.cursor, state.until, size)
                     self._connection.rollback()  # what was only read
                     self._free = time.perf_counter() - started
                 begin(self._connection)
@@ -297,7 +276,7 @@ class Backfill:
                 bound = self._transaction.facts.set_batch_timeout(self._transaction.settings.lock_timeout)
                 if bound is not None:
                     self._connection.exec_driver_sql(bound)
-                new = self._next(state, bounds or self._bounds(state, size), work)
+                new = self._next(state, bounds or self._keyset.bounds(state.cursor, state.until, size), work)
                 self._save(new)
                 self._transaction.commit()
                 return new, size
@@ -310,27 +289,7 @@ class Backfill:
             back_off(tries)
         raise AssertionError
 
-    def _bounds(self, state: _State, size: int) -> _Bounds:
-        """The range of keys of the next batch.
-
-        :param size: how many rows it is to have.
-        """
-        within = self._compare("until", "<=")
-        keys = self._bind("until", state.until)
-        if state.cursor is not None:
-            within = sa.and_(self._compare("cursor", ">"), within)
-            keys |= self._bind("cursor", state.cursor)
-        reached = self._one(
-            sa.select(*self._asked).where(within).order_by(*self._sorted).limit(1).offset(size - 1), keys
-        )
-        if reached is None:
-            count = sa.select(sa.func.count()).select_from(self._table).where(within)
-            size = self._connection.scalar(count, keys) or 0
-        else:
-            keys |= self._bind("until", reached)
-        return _Bounds(within, keys, reached, size)
-
-    def _next(self, state: _State, bounds: _Bounds, work: _Work) -> _State:
+    def _next(self, state: _State, bounds: Bounds, work: _Work) -> _State:
         """Do one batch in the open transaction."""
         within, keys, reached, size = bounds
         changed, left = work(within, keys, state.again)
@@ -354,21 +313,18 @@ class Backfill:
 
     def _first_of(self, before: _State) -> _State:
         """The state at the start of the next pass."""
-        descending = [column.desc() for column in self._sorted]
-        until = self._one(sa.select(*self._asked).order_by(*descending).limit(1))
+        until = self._keyset.highest()
         if until is None:
             return replace(before, total=before.done, finished=True)
         if before.until is None:
-            return replace(before, until=until, total=self._estimate(until))
+            return replace(before, until=until, total=self._keyset.estimate(until))
         return replace(before, until=until, cursor=None, done=0, changed=0, total=before.done, number=before.number + 1)
 
     def _by_text(self, state: _State) -> bool:
         """Whether an earlier release of db-smart began this, by what an ``ENUM``, ``SET`` or ``BIT`` is as text."""
-        numbered = [number for number, column in enumerate(self._key) if self._asked[number] is not column]
-        keys = [key for key in (state.cursor, state.until) if key is not None]
-        return any(not isinstance(key[number], int) for key in keys for number in numbered)
+        return any(self._keyset.by_text(key) for key in (state.cursor, state.until) if key is not None)
 
-    def _anew(self, state: _State) -> _State:
+    def _begin_again(self, state: _State) -> _State:
         """The start of a pass in the place of one that may have missed rows.
 
         :raises DbSmartError: a row that was done would be done twice.
@@ -443,118 +399,6 @@ class Backfill:
             targets[sa.column(known["name"], known["type"])] = value
         update = sa.table(self._name, *targets, schema=self._schema).update().values(targets)
         return update if condition is None else update.where(condition)
-
-    def _key_names(self) -> Sequence[str]:
-        """The columns that tell the rows of the table apart: its primary key, or on SQLite the rowid.
-
-        :raises DbSmartError: there are none.
-        """
-        if self._dialect == "sqlite":  # where a primary key can be NULL
-            columns = Catalog(self._connection).columns(self._name, self._schema)
-            for name in ("rowid", "_rowid_", "oid"):
-                if name not in columns and self._addressable(name):
-                    return [name]
-        names = Catalog(self._connection).primary_key(self._name, self._schema)
-        if not names:
-            raise DbSmartError(
-                f"The table {self._name!r} has no primary key, which a backfill needs. Nothing of it was done. "
-                "Give it one, or update it by op.execute(), in one transaction."
-            )
-        return names
-
-    def _forms_of_key(self) -> tuple[list[sa.ColumnElement[Any]], list[sa.ColumnElement[Any]]]:
-        """The key as it is asked for, and as it is compared and sorted.
-
-        MariaDB sorts an ``ENUM`` or ``SET`` by its number, and compares it with a text by the text, but with a number
-        by the number, for which it can use an index. A ``BIT`` comes as bytes, and compares as a number only. Of
-        PostgreSQL's types that Python cannot hold every value of (a date may be infinite, or before Christ), or that
-        drivers send as another one, the text is asked for.
-        """
-        asked: list[sa.ColumnElement[Any]] = list(self._key)
-        compared = list(asked)
-        #: The types of a key's columns whose text is asked for.
-        self._text_kinds: dict[int, Any] = {}
-        if self._dialect not in ("mysql", "postgresql"):
-            return asked, compared
-        from sqlalchemy.dialects import mysql, postgresql
-
-        catalog = Catalog(self._connection)
-        columns = catalog.columns(self._name, self._schema)
-        for number, column in enumerate(self._key):
-            kind = columns[catalog.normalize_name(column.name)]["type"]
-            if isinstance(kind, (sa.Enum, mysql.SET, mysql.BIT)) and self._dialect == "mysql":
-                asked[number] = sa.cast(column, mysql.INTEGER(unsigned=True)).label(f"key_{number}")
-            if isinstance(kind, mysql.SET) and len(kind.values) > _EXACT_BITS:
-                compared[number] = sa.cast(column, mysql.INTEGER(unsigned=True))
-            stored = kind.data_type if isinstance(kind, postgresql.DOMAIN) else kind
-            if self._dialect == "postgresql" and isinstance(stored, (sa.Date, sa.DateTime)):
-                # As JSON has them, whatever the session's style of dates.
-                text = sa.func.to_jsonb(column).op("#>>")(sa.literal_column("'{}'"))
-                asked[number], self._text_kinds[number] = text.label(f"key_{number}"), kind
-            elif self._dialect == "postgresql" and isinstance(stored, (sa.ARRAY, postgresql.JSONB)):
-                asked[number], self._text_kinds[number] = sa.cast(column, sa.Text).label(f"key_{number}"), kind
-        return asked, compared
-
-    def _addressable(self, rowid: str) -> bool:
-        try:
-            self._connection.execute(sa.select(sa.column(rowid)).select_from(self._table).limit(0))
-        except sa.exc.OperationalError:  # WITHOUT ROWID
-            return False
-        return True
-
-    def _one(self, query: sa.Select[Any], keys: Mapping[str, Any] | None = None) -> _Key | None:
-        """The key that a query finds."""
-        row = self._connection.execute(query.select_from(self._table), keys or {}).first()
-        if row is None:
-            return None
-        if self._dialect != "sqlite" and any(isinstance(value, float) for value in row):
-            raise DbSmartError(
-                f"The table {self._name!r} cannot be backfilled: its primary key is a float, which no client can name "
-                "exactly. Nothing of it was done. Update it by op.execute()."
-            )
-        return list(row)
-
-    def _estimate(self, until: _Key) -> int:
-        """About how many rows the table has, as the planner has it; on SQLite by the range of rowids."""
-        query: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self._table)
-        if self._dialect == "sqlite":
-            first = self._one(sa.select(*self._asked).order_by(*self._sorted).limit(1))
-            if first is not None and len(self._key) == 1 and isinstance(first[0], int) and isinstance(until[0], int):
-                return int(until[0] - first[0]) + 1
-            return self._connection.scalar(sa.select(sa.func.count()).select_from(self._table)) or 0
-        text = render(query, self._connection.dialect)
-        plain: dict[str, Any] = {"execution_options": {"no_parameters": True}}  # a percent sign is one
-        if self._dialect == "postgresql":
-            (plan,) = self._connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}", **plain).scalar_one()
-            return int(plan["Plan"]["Plan Rows"])
-        return int(self._connection.exec_driver_sql(f"EXPLAIN {text}", **plain).mappings().one()["rows"] or 0)
-
-    def _bind(self, name: str, key: _Key | None) -> dict[str, Any]:
-        return {f"db_smart_{name}_{number}": value for number, value in enumerate(key or ())}
-
-    def _compare(self, name: str, sign: str) -> sa.ColumnElement[bool]:
-        """The key compared with another one, ``>`` or ``<=``, as an index can be used for it.
-
-        The values are bound without type, as the driver gave them: a cast to another type would not use the index. What
-        was asked for as text is cast to the type of its column.
-        """
-        binds: list[sa.ColumnElement[Any]] = []
-        for number, key in enumerate(self._bind(name, [None] * len(self._key))):
-            if number in self._text_kinds:
-                binds.append(sa.cast(sa.bindparam(key, type_=sa.Text()), self._text_kinds[number]))
-            else:
-                binds.append(sa.bindparam(key, type_=sa.types.NullType()))
-        if len(binds) == 1:
-            return self._sorted[0].op(sign, is_comparison=True)(binds[0])
-        if self._dialect != "mysql":
-            return sa.tuple_(*self._sorted).op(sign, is_comparison=True)(sa.tuple_(*binds))
-        # MariaDB does not use the index for row values.
-        *pairs, (column, bind) = zip(self._sorted, binds, strict=True)
-        found: sa.ColumnElement[bool] = column > bind if sign == ">" else column <= bind
-        for column, bind in reversed(pairs):
-            beyond, within = (column > bind, column >= bind) if sign == ">" else (column < bind, column <= bind)
-            found = sa.and_(within, sa.or_(beyond, sa.and_(column == bind, found)))
-        return found
 
 
 def _table_of(select: sa.GenerativeSelect) -> sa.TableClause:

@@ -226,7 +226,7 @@ class Transaction(ABC):
             return True
 
         if whole:
-            with self._passing_by(passes):
+            with self._ignoring(passes):
                 yield
             return
         try:
@@ -237,8 +237,8 @@ class Transaction(ABC):
                 raise
 
     @abstractmethod
-    def _passing_by(self, passes: Callable[[Exception], bool]) -> AbstractContextManager[None]:
-        """Take back what a block did when it fails with an error that is to be passed by."""
+    def _ignoring(self, passes: Callable[[Exception], bool]) -> AbstractContextManager[None]:
+        """Take back what a block did when it fails with an error that is to be ignored."""
 
 
 class RunTransaction(Transaction):
@@ -396,7 +396,7 @@ class RunTransaction(Transaction):
             self._control("RELEASE SAVEPOINT db_smart_operation")
 
     @contextmanager
-    def _passing_by(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
+    def _ignoring(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
         """Take back what a block did.
 
         Of what was committed meanwhile (by a schema change, where that commits) nothing can be taken back.
