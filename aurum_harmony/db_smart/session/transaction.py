@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from sqlalchemy.schema import DDLElement
     from sqlalchemy.sql.base import Executable
 
-    from ..schema.planned import DryCatalog
-
 _logger = logger_of(__name__)
 
 #: What MariaDB commits the open transaction for: https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/
@@ -57,8 +55,8 @@ class DryRun(Protocol):
     """What is asked of a run that only finds out what it would do."""
 
     @property
-    def catalog(self) -> DryCatalog:
-        """What there would be by now."""
+    def catalog(self) -> Any:
+        """What there would be by now: a :class:`~.schema.planned.DryCatalog`, of which this layer knows nothing."""
         ...
 
     @property
