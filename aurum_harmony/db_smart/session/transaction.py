@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from sqlalchemy.schema import DDLElement
     from sqlalchemy.sql.base import Executable
 
-    from ..schema.planned import DryCatalog
-
 _logger = logger_of(__name__)
 
 #: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
@@ -48,8 +46,8 @@ class DryRun(Protocol):
     """What is asked of a run that only finds out what it would do."""
 
     @property
-    def catalog(self) -> DryCatalog:
-        """What there would be by now."""
+    def catalog(self) -> Any:
+        """What there would be by now: a :class:`~.schema.planned.DryCatalog`, of which this layer knows nothing."""
         ...
 
     @property
