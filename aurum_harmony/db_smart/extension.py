@@ -332,7 +332,7 @@ class DbSmart:
                 if outcome.changed:
                     decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
                 else:
-                    reason += "; another process migrated meanwhile"
+                    reason += "; another process migrated meanwhile" if force is None else "; nothing can be run again"
             else:
                 self._warn_of_lost_tables(app, planner, plans)
                 if mode == "migrate":

@@ -490,7 +490,7 @@ def _next_run(planner: Planner, reason: str, plans: list[Plan], *, force: bool) 
         if plan.elsewhere is not None:
             where = f"the history of the database {plan.database.name!r} is in the schema {plan.elsewhere!r}"
             return NextBoot(False, f"{reason}; but {where} and not in the current one, boot will stop")
-    return NextBoot(True, reason) if todo else NextBoot(False, f"{reason}; but nothing can be run again")
+    return NextBoot(True, reason) if todo else NextBoot(False, f"{reason}; nothing can be run again")
 
 
 def _next_boot_despite(error: DbSmartError, app: Flask, smart: DbSmart) -> NextBoot:

@@ -194,8 +194,8 @@ def read_failure(connection: sa.Connection, place: str | None = None) -> dict[st
     """
     columns = (history.c.name, history.c.applied_at, history.c.duration_ms, history.c.applied_by, history.c.error)
     later = history.alias("later")
-    superseded = sa.exists().where(later.c.name == history.c.name, later.c.id > history.c.id, later.c.outcome == "applied")
-    query = sa.select(*columns).where(history.c.outcome == "failed", ~superseded, within(connection, history, place))
+    applied = sa.exists().where(later.c.name == history.c.name, later.c.id > history.c.id, later.c.outcome == "applied")
+    query = sa.select(*columns).where(history.c.outcome == "failed", ~applied, within(connection, history, place))
     rows: Sequence[Any] | None = _rows(connection, query.order_by(history.c.id.desc()).limit(1), history, place)
     if not rows:
         return None
