@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,18 @@ def make_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     yield make
     for name in [name for name in sys.modules if name.split(".")[0] in made]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def open_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory that every user may enter, on the path of modules.
+
+    That of ``tmp_path`` is closed to others whenever another pytest begins.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        monkeypatch.syspath_prepend(name)
+        yield Path(name)
 
 
 @pytest.fixture

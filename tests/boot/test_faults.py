@@ -113,9 +113,10 @@ print(DbSmart(app, db, migrations=sys.argv[2]).boot(app).decision)
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize("what", ["folder", "flag"])
 def test_a_folder_or_flag_without_rights_costs_one_warning(
-    make_project: Callable[..., Project], tmp_path: Path, what: str, new_url: Callable[[str], URL]
+    make_project: Callable[..., Project], open_directory: Path, what: str, new_url: Callable[[str], URL]
 ) -> None:
     project = make_project(new_url("mariadb"))
+    project.directory = open_directory
     project.write(V1)
     project.boot()
     if what == "folder":
@@ -123,9 +124,7 @@ def test_a_folder_or_flag_without_rights_costs_one_warning(
         project.instance.chmod(0o555)
     else:
         project.flag.chmod(0)
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    command = [sys.executable, "-c", UNPRIVILEGED, str(tmp_path), project.module, str(project.instance)]
+    command = [sys.executable, "-c", UNPRIVILEGED, str(open_directory), project.module, str(project.instance)]
     url = make_url(project.url).render_as_string(hide_password=False)
     for _ in range(2):
         result = subprocess.run([*command, url], capture_output=True, text=True, cwd=Path(__file__).parents[2])

@@ -6,9 +6,8 @@ import importlib
 import os
 import shutil
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -371,14 +370,6 @@ def test_file_that_goes_after_the_scan_is_a_migration_error(module: Project) -> 
     module.file.unlink()
     with pytest.raises(MigrationError, match=f"Cannot read the migrations in {module.file}: No such file"):
         sources.contents  # noqa: B018
-
-
-@pytest.fixture
-def open_directory() -> Iterator[Path]:
-    """A directory that every user may enter, unlike ``tmp_path``."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of files")

@@ -152,12 +152,10 @@ print(*boot(sys.argv[3], sys.argv[4]))
 
 
 @pytest.fixture
-def service(sqlite_project: Project, tmp_path: Path) -> Callable[[], str]:
+def service(sqlite_project: Project, open_directory: Path) -> Callable[[], str]:
     """Boots the project as the user of its instance folder: nobody, where the tests are root's, else who they are."""
-    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
-        if folder.stat().st_uid == os.geteuid():
-            folder.chmod(folder.stat().st_mode | 0o055)
     project = sqlite_project
+    project.directory = open_directory
     project.instance.mkdir()
     project.url = URL.create("sqlite", database=str(project.instance / "app.db"))
     if os.geteuid() == 0:
@@ -165,9 +163,9 @@ def service(sqlite_project: Project, tmp_path: Path) -> Callable[[], str]:
     numbers = iter(range(10))
 
     def boot() -> str:
-        scratch = tmp_path / f"scratch{next(numbers)}"
+        scratch = open_directory / f"scratch{next(numbers)}"
         scratch.mkdir()
-        arguments = [str(tmp_path), project.module, str(project.instance), str(project.url), str(scratch)]
+        arguments = [str(open_directory), project.module, str(project.instance), str(project.url), str(scratch)]
         done = subprocess.run(
             [sys.executable, "-c", SERVICE, *arguments],
             capture_output=True,
