@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,7 @@ def write(path: Path, flag: Flag) -> None:
     :raises OSError: the file cannot be written, or would be too large to be read again; nothing is left behind.
     """
     fields = {name: value for name, value in vars(flag).items() if name not in ("databases", "stats")}
-    databases = {name: asdict(record) for name, record in flag.databases.items()}
+    databases = {name: vars(record) for name, record in flag.databases.items()}
     head = {"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **fields, "databases": databases}
     content = json.dumps(head).removesuffix("}") + _ending(flag.stats)
     if len(content) > MAX_BYTES:
