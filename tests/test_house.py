@@ -35,11 +35,9 @@ ORDER = (
     ("what users import", ""),
 )
 
-#: The one import against the order, of a type alone, under ``TYPE_CHECKING``.
-ONLY_TYPES = {
-    # The commands find the extension among those of the application, and say its type.
-    ("cli", "extension"),
-}
+#: Imports against the order, of a type alone, under ``TYPE_CHECKING``: the commands find the extension among those of
+#: the application, and say its type.
+ONLY_TYPES = {("cli", "extension"), ("report", "extension")}
 
 
 @cache  # the files are parsed once
