@@ -403,23 +403,25 @@ class DryTransaction(Transaction):
 
     def execute(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
         """Run a statement that only reads; note any other, which then returns nothing."""
+        dialect = self.connection.dialect
+        text = " ".join(str(statement).split())
+        what = f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})"
         try:
-            return self._execute(statement, parameters)
+            if reads(str(statement.compile(dialect=dialect))):
+                return self.connection.execute(statement, parameters)
+            self._note(statement, parameters, what)
         except sa.exc.DBAPIError as error:
             if not self.memory.excuses(self.journal.migration, error):
                 raise
             if self.facts.failure_ends_transaction:
                 self.rollback()
-            self._left_out(error)
-            return self.connection.exec_driver_sql(NO_ROWS)
+            self._left_out(what, error)
+        return self.connection.exec_driver_sql(NO_ROWS)
 
-    def _execute(self, statement: Any, parameters: Any) -> sa.CursorResult[Any]:
-        dialect = self.connection.dialect
-        if reads(str(statement.compile(dialect=dialect))):
-            return self.connection.execute(statement, parameters)
-        step = self.journal.next(_as_sent(statement, parameters, dialect))
-        text = " ".join(str(statement).split())
-        self.current.does.append(f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})")
+    def _note(self, statement: Any, parameters: Any, what: str) -> None:
+        """Note a statement of a migration that changes something."""
+        step = self.journal.next(_as_sent(statement, parameters, self.connection.dialect))
+        self.current.does.append(what)
         if step is not None and self.journal.done(step) is not None:
             self.found_done()
         else:
@@ -427,7 +429,6 @@ class DryTransaction(Transaction):
             with nullcontext() if step is None else self.recorded(step):
                 for values in (parameters or [None]) if many else [parameters]:
                     self.foretell(statement, values or {})
-        return self.connection.exec_driver_sql(NO_ROWS)
 
     @contextmanager
     def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
@@ -466,16 +467,16 @@ class DryTransaction(Transaction):
                 if not self.memory.excuses(migration, error):
                     raise
                 self.current.script.pop()
-                self._left_out(error)
+                self._left_out(self.current.does.pop(), error)
         else:
             dialect = self.connection.dialect
             lenient = leniently_postgresql if self.dialect == "postgresql" else leniently_mariadb
             self.current.script.append("\n".join(lenient(statement, pattern, dialect)))
             self._note_rows(statement)
 
-    def _left_out(self, error: sa.exc.DBAPIError) -> None:
-        """SQL of a migration wants a table or a column that is not there any more."""
-        self.report("left out", self.current.does.pop(), f"what it wants is not there any more: {error.orig}")
+    def _left_out(self, what: str, error: sa.exc.DBAPIError) -> None:
+        """SQL of a migration needs a table or a column that no longer exists."""
+        self.report("left out", what, f"what it needs no longer exists: {error.orig}")
 
 
 class _Unforeseeable(Exception):

@@ -101,6 +101,24 @@ def test_a_statement_that_wants_a_dropped_column_is_left_out_of_the_dry_run_and_
     assert project.query("SELECT id FROM users") == [(2,)]
 
 
+def test_a_question_about_a_dropped_column_is_left_out_alone(project: Project) -> None:
+    """It changes nothing, so that there is nothing else of the migration to take back."""
+    project.models = models(persons=[ID, string("name")])
+    project.write(
+        """\
+        @migration
+        def ask(op):
+            op.execute("UPDATE persons SET name = 'x'")
+            op.execute("SELECT formerly FROM persons")
+        """
+    )
+    (item,) = [item for item in pending(project) if item["name"] == "ask"]
+    assert [what.partition("(")[0] for what in item["does"]] == ["execute"]
+    assert "UPDATE persons" in item["does"][0]
+    (left_out,) = item["satisfied"]
+    assert left_out.startswith("execute('SELECT formerly FROM persons'): what it needs no longer exists: ")
+
+
 def test_another_error_of_such_a_migration_stops_the_script(project: Project) -> None:
     project.models = models(users=[ID])
     project.write(DROP)
