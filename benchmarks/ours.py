@@ -10,8 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.engine import make_url
 
 from aurum_harmony.db_smart import DbSmart
+from aurum_harmony.db_smart.dialects.base import facts_of
 
 from .projects import MODULE, Project, create_items, make_app
 from .sample import Result, scratch, timed
@@ -66,6 +68,7 @@ def without_flag(project: Project) -> Result:
     started = time.perf_counter()
     for module in ("aurum_harmony.db_smart.store.history", "aurum_harmony.db_smart.schema.model_tables"):
         import_module(module)
+    facts_of(make_url(project.url).get_backend_name())
     imports = (time.perf_counter() - started) * 1000
     known = set(sys.modules)
     traffic = Traffic()

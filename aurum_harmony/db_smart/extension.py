@@ -191,6 +191,9 @@ class DbSmart:
         metadata = self._state(app).db.metadatas.get(database.key)
         if metadata is None or not metadata.tables or not database.exists:
             return [], ""
+        there = None if plan.state is None else plan.state.tables
+        if there is not None and there.issuperset(_names(metadata, database)):
+            return [], ""
         with suppress(sa.exc.DBAPIError), database.connect() as connection:  # no right to look: nothing can be said
             found: Sequence[sa.Table] = model_tables.missing(connection, metadata)
             if found:
@@ -419,6 +422,11 @@ def _report(decision: Decision, reason: str, started: float, queries: int, appli
     else:
         _logger.info(message, decision, reason, report.duration * 1000, count)
     return report
+
+
+def _names(metadata: sa.MetaData, database: Database) -> set[str]:
+    """Names of the tables of models, as the database compares them; none is there with a schema in front."""
+    return {database.facts.normalize_name(table.key) for table in metadata.tables.values()}
 
 
 def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> FlagVerdict:

@@ -95,6 +95,9 @@ class Facts:
     #: Of a number without a precision: digits before the point, and behind it.
     plain_numeric: tuple[float, float] = (float("inf"), float("inf"))
 
+    #: SQL for the names of all tables and views, each behind a NUL; ``None`` where that is a question of its own.
+    table_names: str | None = None
+
     #: The least rest after a batch of a backfill, as a fraction of the batch.
     batch_rest = 0.0
 

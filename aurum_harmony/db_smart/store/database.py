@@ -170,6 +170,7 @@ class Database:
         """
         engine = self._make_engine()
         self.facts.prepare(engine)
+        sa.event.listen(engine, "before_cursor_execute", self._count)
         return engine
 
     def _make_engine(self) -> Engine:
@@ -217,9 +218,10 @@ class Database:
         :raises DatabaseUnreachable: no connection could be made; the message has no password.
         """
         with self._open() as connection:
-            sa.event.listen(connection, "before_cursor_execute", self._count)
             driver: Any = connection.connection.dbapi_connection
-            if self.engine is not self.app_engine and hasattr(driver, "prepare_threshold"):
+            if self.engine is self.app_engine:
+                sa.event.listen(connection, "before_cursor_execute", self._count)
+            elif hasattr(driver, "prepare_threshold"):
                 # psycopg's prepared statements do not outlast a transaction behind PgBouncer in transaction mode.
                 driver.prepare_threshold = None
             with self.facts.opened(connection, autocommit) as opened:

@@ -76,6 +76,7 @@ class State:
     :ivar holder: who holds the lease; ``None`` when it is free or has run out.
     :ivar place: the schema of PostgreSQL where it lies, if that is another one than the connection's current schema, in
         which our tables are made; ``None`` for the current one, and for other databases.
+    :ivar tables: names of all tables and views, as the database compares them; ``None`` where that takes another query.
     """
 
     database_id: str
@@ -84,6 +85,7 @@ class State:
     databases: tuple[str, ...]
     holder: Holder | None
     place: str | None = None
+    tables: frozenset[str] | None = None
 
 
 def _schema_of(table: sa.Table) -> sa.ColumnElement[str]:
@@ -139,7 +141,10 @@ def find_state(connection: sa.Connection) -> State | None:
         place = sa.func.nullif(_schema_of(state), sa.func.current_schema())
     # As text where no database quotes a name: to compile the columns one by one takes longer than to ask for them.
     plain = sa.text("database_id, applied, source, holder, lease_since, lease_expires, lease_migration")
-    columns = (plain, state.c.databases, epoch_us().label("now"), place.label("place"))
+    facts = facts_of(connection.dialect.name)
+    apart = facts.table_names is None or translated(connection, None) is not None
+    names = sa.null() if apart else sa.literal_column(str(facts.table_names), sa.Text())
+    columns = (plain, state.c.databases, epoch_us().label("now"), place.label("place"), names.label("tables"))
     query = sa.select(*columns).where(state.c.id == 1)
     rows = _rows(connection, query, state, anywhere=True)
     row = rows[0] if rows else None
@@ -149,10 +154,11 @@ def find_state(connection: sa.Connection) -> State | None:
     if row.lease_expires >= row.now:
         holder = Holder(row.holder, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration)
     try:
-        names = tuple(str(name) for name in json.loads(row.databases))
+        databases = tuple(str(name) for name in json.loads(row.databases))
     except (ValueError, TypeError):  # not ours: without names the whole history is asked
-        names = ()
-    return State(row.database_id, row.applied, row.source, names, holder, row.place)
+        databases = ()
+    tables = None if row.tables is None else frozenset(map(facts.normalize_name, row.tables.split("\0")))
+    return State(row.database_id, row.applied, row.source, databases, holder, row.place, tables)
 
 
 def read_applied(connection: sa.Connection, place: str | None = None) -> list[Applied]:

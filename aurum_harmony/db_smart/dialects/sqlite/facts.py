@@ -32,6 +32,7 @@ class SqliteFacts(Facts):
     enforces_lengths = False
     # Who waits for the lock comes and looks now and then, and must find it free.
     batch_rest = 0.04
+    table_names = "(SELECT group_concat(name, char(0)) FROM sqlite_master WHERE type IN ('table', 'view'))"
     client = "sqlite3"
     script_header = (".bail on",)
 
