@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
 from importlib import import_module
@@ -80,6 +81,47 @@ def without_flag(project: Project) -> Result:
     if late:
         raise RuntimeError(f"This boot imported {', '.join(late)}, which is to be timed apart.")
     return {**result, "imports_ms": imports}
+
+
+def lengthen_history(project: Project) -> Result:
+    """Give the history of a SQLite database a hundred thousand rows more, as thousands of forced runs leave them."""
+    database = make_url(project.url).database
+    with sqlite3.connect(str(database)) as connection:
+        columns = "name, checksum, applied_at, duration_ms, applied_by, outcome, error"
+        (count,) = connection.execute("SELECT count(*) FROM db_smart_history").fetchone()
+        connection.execute(
+            f"INSERT INTO db_smart_history ({columns}) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+            f"WHERE i < ?) SELECT {columns} FROM n, db_smart_history",
+            (100_000 // count,),
+        )
+    connection.close()
+    app, smart = _make(project)
+    smart.boot(app)
+    return {}
+
+
+def first_request(project: Project) -> Result:
+    """The first request after a warm boot, which asks the database."""
+    app, smart = _make(project)
+    smart.boot(app)
+    import_module("aurum_harmony.db_smart.store.history")
+    client = app.test_client()
+    traffic = Traffic()
+    with timed() as result:
+        client.get("/nothing")
+    if traffic.statements != 1:
+        raise RuntimeError(f"The first request sent {traffic.statements} statements.")
+    return result
+
+
+def load_all(project: Project) -> Result:
+    """Load all migrations: parse, import, checksums. What their imports cost is not in it."""
+    app, smart = _make(project)
+    for name in ("loading.loader", "operations"):
+        import_module(f"aurum_harmony.db_smart.{name}")
+    with app.app_context(), timed() as result:
+        assert smart.planner(app).migrations
+    return result
 
 
 def boot_all(project: Project) -> Result:
