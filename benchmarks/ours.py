@@ -67,8 +67,8 @@ def without_flag(project: Project) -> Result:
     app, smart = _make(project)
     Path(project.instance, app.config["DB_SMART_FLAG"]).unlink()
     started = time.perf_counter()
-    for module in ("aurum_harmony.db_smart.store.history", "aurum_harmony.db_smart.schema.model_tables"):
-        import_module(module)
+    for module in ("boot.keepalive", "boot.plan", "boot.turn", "schema.model_tables", "store.history"):
+        import_module(f"aurum_harmony.db_smart.{module}")
     facts_of(make_url(project.url).get_backend_name())
     imports = (time.perf_counter() - started) * 1000
     known = set(sys.modules)

@@ -30,7 +30,7 @@ ORDER = (
     ("operations", "operations"),
     ("runs", "runner", "first_run", "preview", "script"),
     ("report", "report", "output"),
-    ("commands", "cli"),
+    ("commands", "cli", "commands"),
     ("extension", "extension"),
     ("what users import", ""),
 )

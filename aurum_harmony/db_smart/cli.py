@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-group = AppGroup("db-smart", help="Keep the database up to date with this code.")
+group = AppGroup("db-smart")
 
 json_option = click.option("as_json", "--json", is_flag=True, help="Print only JSON on standard output.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

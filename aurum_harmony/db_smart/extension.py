@@ -19,11 +19,8 @@ from flask.cli import ScriptInfo
 from .boot.app_state import RETRY_SECONDS, AppState
 from .boot.decision import decide
 from .boot.flag import FlagVerdict
-from .boot.keepalive import kept_alive
-from .boot.plan import Plan, overall_state
 from .boot.planner import Planner
-from .boot.turn import one_boot_per_host
-from .cli import group
+from .commands import HELP, Commands
 from .errors import (
     ConfigError,
     DatabaseBehind,
@@ -39,6 +36,7 @@ from .store.database import Database, databases, engines_of
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
+    from .boot.plan import Plan
     from .preview import Preview
     from .runner import Outcome, Runner
 
@@ -117,9 +115,8 @@ class DbSmart:
         self._states[app] = AppState(db, migrations)
         app.extensions[_EXTENSION] = self
         blueprint = Blueprint("db_smart", __name__, cli_group="db-smart")
-        blueprint.cli.help = group.help
-        for command in group.commands.values():
-            blueprint.cli.add_command(command)
+        blueprint.cli.help = HELP
+        blueprint.cli.commands = Commands()
         app.register_blueprint(blueprint)
         if "alembic.runtime.plugins" in sys.modules:  # only then: a boot does not load Alembic
             from .autogenerate import register
@@ -172,6 +169,8 @@ class DbSmart:
 
         :raises DbSmartError: a database cannot be reached, or the migrations cannot be loaded.
         """
+        from .boot.plan import overall_state
+
         planner = self.planner(app)
         planner.databases = {name: database.serving for name, database in planner.databases.items()}
         return overall_state(plan.status for plan in planner.by_row() or planner.by_history())
@@ -260,7 +259,7 @@ class DbSmart:
     def _warn(self, app: Flask) -> None:
         """Say under a flask command that the database may be behind, by the flag alone."""
         context = click.get_current_context(silent=True)
-        ours = context is not None and context.command in group.commands.values()  # by a script, such as migrate_db.py
+        ours = context is not None and context.command in Commands().values()  # by a script, such as migrate_db.py
         if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
             return
         with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
@@ -306,14 +305,15 @@ class DbSmart:
                 verdict = _ask_flag(app, planner, mode, stack)
                 step = decide(mode, force, verdict)
             else:
-                stack.enter_context(kept_alive())
+                _keep_alive(stack)
             if step.action == "skip" and verdict is not None:
                 state.trust(verdict.flag)
                 if verdict.stale and mode == "migrate":
                     planner.refresh(verdict)
                 return _report("skipped", step.reason, started, planner.queries)
             stack.enter_context(app.app_context())
-            known, plans = None, list[Plan]()
+            known: list[Plan] | None = None
+            plans: list[Plan] = []
             if step.action == "ask":
                 known = planner.by_row()
                 plans = known or planner.by_history()
@@ -424,6 +424,13 @@ def _report(decision: Decision, reason: str, started: float, queries: int, appli
     return report
 
 
+def _keep_alive(stack: ExitStack) -> None:
+    """Report to Gunicorn, where a worker of it is what boots, until a boot is over that asks or migrates."""
+    from .boot.keepalive import kept_alive
+
+    stack.enter_context(kept_alive())
+
+
 def _names(metadata: sa.MetaData, database: Database) -> set[str]:
     """Names of the tables of models, as the database compares them; none is there with a schema in front."""
     return {database.facts.normalize_name(table.key) for table in metadata.tables.values()}
@@ -446,9 +453,11 @@ def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> Flag
         return verdict
     for clause in planner.settings.check():
         _logger.warning("db-smart: %s", clause)
-    stack.enter_context(kept_alive())
+    _keep_alive(stack)
     if mode != "migrate":
         return verdict
+    from .boot.turn import one_boot_per_host
+
     settings = planner.settings.lock
     return stack.enter_context(one_boot_per_host(planner, verdict, min(2 * settings.lease, settings.timeout)))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Flask
 from sqlalchemy.engine import URL
@@ -29,16 +28,14 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class LockSettings:
+class LockSettings(NamedTuple):
     """How long to wait for the lock, and how long a lease lasts without heartbeat; both in seconds."""
 
     timeout: float = DEFAULTS["DB_SMART_LOCK_TIMEOUT"]
     lease: float = DEFAULTS["DB_SMART_LEASE_SECONDS"]
 
 
-@dataclass(frozen=True)
-class DdlSettings:
+class DdlSettings(NamedTuple):
     """How long a schema change waits for a lock, seconds; how often a migration that met one is tried again."""
 
     lock_timeout: float = DEFAULTS["DB_SMART_DDL_LOCK_TIMEOUT"]

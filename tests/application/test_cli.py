@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
+from aurum_harmony.db_smart.cli import group
+from aurum_harmony.db_smart.commands import Commands
 from tests.harness.project import Project
 from tests.samples import APP, V1, V2
 
@@ -274,3 +276,9 @@ def test_a_progress_line_on_a_terminal(
     assert process.wait() == 0
     assert b"(1 of 1)" in output
     assert b"Applied 1 migration" in output
+
+
+def test_the_commands_are_known_without_being_imported() -> None:
+    assert sorted(Commands()) == sorted(group.commands)
+    assert Commands()["status"] is group.commands["status"]
+    assert Commands().get("nope") is None

@@ -78,7 +78,7 @@ def test_a_script_that_cannot_be_written_whole_says_so(sqlite_project: Project) 
     sqlite_project.write(V1)
     found = run_full(sqlite_project, "migrate", "--sql")
     assert found.returncode == 1
-    assert "what there is of it is not whole, so do not run it" in found.stderr
+    assert "it is not complete, so do not run it" in found.stderr
     assert not sqlite_project.tables()
 
 

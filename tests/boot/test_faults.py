@@ -98,7 +98,8 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s
 sys.path.insert(0, sys.argv[1])
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-import aurum_harmony.db_smart.store.history, sqlalchemy
+import aurum_harmony.db_smart.boot.keepalive, aurum_harmony.db_smart.boot.plan, aurum_harmony.db_smart.boot.turn
+import aurum_harmony.db_smart.store.history, secrets, sqlalchemy
 from aurum_harmony.db_smart import DbSmart
 sqlalchemy.create_engine(sys.argv[4]).connect().close()
 os.setuid(65534)  # only now: this user may not read where Python itself is installed
@@ -375,8 +376,9 @@ def test_registering_twice_or_without_migrations(sqlite_project: Project) -> Non
 
 #: What a boot with nothing to do may import of the package. As it says what is allowed, a module that moves is found.
 LIGHT = (
-    *("", "beat", "errors", "files", "notices", "retry", "settings", "signals"),
-    *("boot", "boot.*", "cli", "extension", "loading", "loading.sources", "store", "store.database"),
+    *("", "errors", "files", "notices", "settings", "signals"),
+    *("boot", "boot.app_state", "boot.decision", "boot.flag", "boot.planner", "commands", "extension"),
+    *("loading", "loading.sources", "store", "store.database"),
     *("dialects", "dialects.base", "dialects.*.facts", "dialects.mariadb", "dialects.postgresql", "dialects.sqlite"),
 )
 

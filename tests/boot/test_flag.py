@@ -11,7 +11,7 @@ import tempfile
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ def reason(path: Path) -> str:
 
 def content(**changes: object) -> dict[str, Any]:
     """The JSON of a good flag, with changes at its top."""
-    return {"program": "db-smart", "format": FORMAT, "note": "safe to delete", **asdict(FLAG), **changes}
+    databases = {name: record._asdict() for name, record in FLAG.databases.items()}
+    flag = deepcopy({**FLAG._asdict(), "databases": databases})
+    return {"program": "db-smart", "format": FORMAT, "note": "safe to delete", **flag, **changes}
 
 
 # Round trip
@@ -117,7 +119,7 @@ def booted(sqlite_project: Project) -> Project:
     sqlite_project.write("A = 1\n", "a")
     sqlite_project.write("@migration\ndef nothing(op: Operations) -> None:\n    pass\n", "b")
     sqlite_project.boot()
-    flags.write(sqlite_project.flag, replace(flags.read(sqlite_project.flag), racy=False))
+    flags.write(sqlite_project.flag, flags.read(sqlite_project.flag)._replace(racy=False))
     return sqlite_project
 
 
@@ -370,6 +372,7 @@ def test_json_anywhere_in_a_flag_is_refused_or_of_the_right_type(
         flag = flags.read(shared)
     except FlagInvalid:
         return
+    assert flag.stats is not None
     assert all(type(text) is str for text in (flag.module, flag.digest, *flag.roots, *flag.stats, *flag.databases))
     assert type(flag.racy) is bool
     assert all(type(number) is int for stats in flag.stats.values() for number in stats)
@@ -404,14 +407,14 @@ def test_flag_as_large_as_it_is_read_costs_little_memory(path: Path) -> None:
 def test_flag_that_would_be_too_large_is_not_written(path: Path) -> None:
     flags.write(path, FLAG)
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        flags.write(path, Flag(**{**FLAG.__dict__, "digest": "d" * MAX_BYTES}))
+        flags.write(path, FLAG._replace(digest="d" * MAX_BYTES))
     assert flags.read(path) == FLAG
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_flag_of_ten_thousand_files_is_not_too_large(path: Path) -> None:
     stats = {f"migrations/{number:08}_of_a_long_name.py": [10**18, 10**18, 10**6] for number in range(1000)}
-    flags.write(path, Flag(**{**FLAG.__dict__, "stats": stats}))
+    flags.write(path, FLAG._replace(stats=stats))
     assert flags.read(path).stats == stats
     assert path.stat().st_size * 10 < MAX_BYTES
 
@@ -468,7 +471,7 @@ def test_write_replaces_a_broken_flag(path: Path) -> None:
 def test_write_replaces_the_file_and_not_its_content(path: Path) -> None:
     flags.write(path, FLAG)
     with path.open("rb") as reader:
-        flags.write(path, Flag(**{**FLAG.__dict__, "digest": "d2"}))
+        flags.write(path, FLAG._replace(digest="d2"))
         assert json.loads(reader.read())["digest"] == "d1"
     assert flags.read(path).digest == "d2"
 
@@ -481,7 +484,7 @@ def test_failing_replace_leaves_the_old_flag_and_nothing_else(path: Path, monkey
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        flags.write(path, Flag(**{**FLAG.__dict__, "digest": "d2"}))
+        flags.write(path, FLAG._replace(digest="d2"))
     assert flags.read(path) == FLAG
     assert list(path.parent.iterdir()) == [path]
 
@@ -507,14 +510,13 @@ def test_full_disk_leaves_the_old_flag_and_nothing_else(path: Path) -> None:
     flags.write(path, FLAG)
     script = """
 import resource, sys
-from dataclasses import replace
 from pathlib import Path
 from aurum_harmony.db_smart.boot import flag
 path = Path(sys.argv[1])
 found = flag.read(path)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
-    flag.write(path, replace(found, digest="d2"))
+    flag.write(path, found._replace(digest="d2"))
 except OSError as error:
     print(error.strerror)
 """
@@ -524,7 +526,7 @@ except OSError as error:
 
 
 def test_readers_never_see_half_a_flag(path: Path) -> None:
-    two = Flag(**{**FLAG.__dict__, "digest": "d2", "stats": {f"{n}.py": [1, 2, 3] for n in range(2000)}})
+    two = FLAG._replace(digest="d2", stats={f"{n}.py": [1, 2, 3] for n in range(2000)})
     flags.write(path, FLAG)
     done = threading.Event()
 

@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flask import Flask
 
 from ..errors import DatabaseBehind, DatabaseUnreachable, DbSmartError
 from ..signals import in_listener
-from .flag import FlagHead
+from .flag import Flag
 from .planner import Planner
-from .question import Question
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
+
+    from .question import Question
 
 #: After how long a request that is refused may be tried again, seconds.
 RETRY_SECONDS = 1
@@ -30,33 +30,36 @@ _ASK_AGAIN_SECONDS = 60.0
 _LISTENER_SECONDS = 1.0
 
 
-@dataclass
 class AppState:
-    """What the extension knows of one application."""
+    """What the extension knows of one application.
 
-    db: SQLAlchemy
-    module: str
-    #: Whether boot came to a decision; under a flask command that does not migrate it did not.
-    booted: bool = False
-    #: Whether the database itself, not only the flag, said in this process that it is up to date.
-    verified: bool = False
-    #: What the flag said when boot trusted it.
-    flag: FlagHead | None = None
-    #: What requests are told that cannot be served (not the error, whose traceback would keep all that it came
-    #: through), and until when (seconds of the monotonic clock) not to try again.
-    refusal: str | None = None
-    refused_until: float = 0.0
-    #: The last question of a first request that had no answer in time, and when it was asked.
-    question: Question[str | None] | None = None
-    asked: float = float("-inf")
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    #: The thread that holds the lock.
-    thread: int | None = None
+    :ivar booted: whether boot came to a decision; under a flask command that does not migrate it did not.
+    :ivar verified: whether the database itself, not only the flag, said in this process that it is up to date.
+    :ivar flag: what the flag said when boot trusted it.
+    :ivar refusal: what requests are told that cannot be served; not the error, whose traceback would keep all that it
+        came through.
+    :ivar refused_until: until when not to try again, seconds of the monotonic clock.
+    """
+
+    def __init__(self, db: SQLAlchemy, module: str) -> None:
+        self.db = db
+        self.module = module
+        self.booted = False
+        self.verified = False
+        self.flag: Flag | None = None
+        self.refusal: str | None = None
+        self.refused_until = 0.0
+        #: The last question of a first request that had no answer in time, and when it was asked.
+        self._question: Question[str | None] | None = None
+        self._asked = float("-inf")
+        self._lock = threading.Lock()
+        #: The thread that holds the lock.
+        self._thread: int | None = None
 
     @property
     def mine(self) -> bool:
         """Whether this very thread is deciding: it runs a migration, or a listener, that calls back."""
-        return self.thread == threading.get_ident()
+        return self._thread == threading.get_ident()
 
     @contextmanager
     def deciding(self, *, patient: bool = True) -> Iterator[bool]:
@@ -65,18 +68,18 @@ class AppState:
         :param patient: whether to wait also while that one is in a listener, which may wait for this very thread.
         :returns: whether it is this thread's turn.
         """
-        while not self.lock.acquire(timeout=-1 if patient else _LISTENER_SECONDS / 10):
-            if in_listener(self.thread) > _LISTENER_SECONDS:
+        while not self._lock.acquire(timeout=-1 if patient else _LISTENER_SECONDS / 10):
+            if in_listener(self._thread) > _LISTENER_SECONDS:
                 yield False
                 return
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         try:
             yield True
         finally:
-            self.thread = None
-            self.lock.release()
+            self._thread = None
+            self._lock.release()
 
-    def trust(self, flag: FlagHead | None) -> None:
+    def trust(self, flag: Flag | None) -> None:
         """Go on by the flag alone, until the first request asks the database."""
         self.flag = flag
         self.booted = True
@@ -99,23 +102,25 @@ class AppState:
 
         :raises DatabaseUnreachable: it cannot be asked, or does not answer.
         """
+        from .question import Question
+
         flag = self.flag
         assert flag is not None
         if not any(planner.databases[name].facts.server for name in flag.databases):
             return planner.changed(flag)
         seconds = max(planner.settings.lock.lease, _LEAST_PATIENCE)
-        before, now = self.question, time.monotonic()
-        if before is None or now - self.asked > _ASK_AGAIN_SECONDS:
+        before, now = self._question, time.monotonic()
+        if before is None or now - self._asked > _ASK_AGAIN_SECONDS:
             pooled = before is None or not before.open
 
             def ask() -> str | None:
                 with app.app_context():
                     return planner.changed(flag, pooled=pooled)
 
-            self.question, self.asked = Question(ask), now
-        assert self.question is not None
+            self._question, self._asked = Question(ask), now
+        assert self._question is not None
         try:
-            changed = self.question.answer(max(0.0, self.asked + seconds - now))
+            changed = self._question.answer(max(0.0, self._asked + seconds - now))
         except TimeoutError:
             names = " or ".join(planner.databases[name].url for name in flag.databases)
             raise DatabaseUnreachable(
@@ -124,7 +129,7 @@ class AppState:
                 "the server, and the network in between."
             ) from None
         except BaseException:
-            self.question = None
+            self._question = None
             raise
-        self.question = None
+        self._question = None
         return changed

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from .flag import FlagVerdict
     from .plan import Plan
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What boot does next.
 
     :ivar action: ``"off"``, ``"skip"`` (the flag is enough), ``"verify"`` (the databases hold everything),

@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import one_line
 from ..files import give, make_folder, read_regular
@@ -40,8 +38,7 @@ class FlagInvalid(Exception):
         self.present = present
 
 
-@dataclass(frozen=True)
-class DatabaseRecord:
+class DatabaseRecord(NamedTuple):
     """What the flag remembers of one database.
 
     :ivar url: its URL, without password.
@@ -56,22 +53,18 @@ class DatabaseRecord:
     applied: str
 
 
-@dataclass(frozen=True)
-class FlagHead:
-    """The first line of a flag file; see :class:`~.loading.sources.Sources` for the first four."""
+class Flag(NamedTuple):
+    """The content of a flag file; see :class:`~.loading.sources.Sources`.
+
+    :ivar stats: ``None`` where only the first line of the file was read.
+    """
 
     module: str
     roots: list[str]
     digest: str
     racy: bool
     databases: dict[str, DatabaseRecord]
-
-
-@dataclass(frozen=True)
-class Flag(FlagHead):
-    """The content of a flag file; ``stats`` as in :class:`~.loading.sources.Sources`."""
-
-    stats: dict[str, list[int]]
+    stats: dict[str, list[int]] | None = None
 
 
 def read(path: Path) -> Flag:
@@ -114,12 +107,12 @@ def _whole(content: bytes) -> Flag:
     data = _data(content)
     try:
         stats = {name: _stat(_typed(stat, list)) for name, stat in _typed(data["stats"], dict).items()}
-        return Flag(**vars(_parse(data)), stats=stats)
+        return _parse(data)._replace(stats=stats)
     except (KeyError, TypeError, ValueError):
         raise FlagInvalid("the flag file is damaged") from None
 
 
-def _head(content: bytes) -> FlagHead | None:
+def _head(content: bytes) -> Flag | None:
     """The first line of a flag file, ``None`` where it is not in the lines in which :func:`write` leaves it."""
     head, stats, _ = content.partition(_BEFORE_STATS)
     try:
@@ -151,12 +144,14 @@ def write(path: Path, flag: Flag) -> None:
 
     :raises OSError: the file cannot be written, or would be too large to be read again; nothing is left behind.
     """
-    fields = {name: value for name, value in vars(flag).items() if name not in ("databases", "stats")}
-    databases = {name: vars(record) for name, record in flag.databases.items()}
+    fields = {name: value for name, value in flag._asdict().items() if name not in ("databases", "stats")}
+    databases = {name: record._asdict() for name, record in flag.databases.items()}
     head = {"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **fields, "databases": databases}
-    content = json.dumps(head).removesuffix("}") + _ending(flag.stats)
+    content = json.dumps(head).removesuffix("}") + _ending(flag.stats or {})
     if len(content) > MAX_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    import secrets  # and with it a good part of what a boot would import that writes no flag
+
     make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -193,7 +188,7 @@ def _ending(stats: dict[str, list[int]]) -> str:
     return f"{_BEFORE_STATS.decode()}{{{', '.join(entries)}}}}}"
 
 
-def _parse(data: dict[str, Any]) -> FlagHead:
+def _parse(data: dict[str, Any]) -> Flag:
     """Build the flag from JSON, all but its stats; what has another type than ours raises."""
     databases = {
         name: DatabaseRecord(
@@ -207,7 +202,7 @@ def _parse(data: dict[str, Any]) -> FlagHead:
     }
     if not databases:
         raise ValueError("no database")
-    return FlagHead(
+    return Flag(
         module=_typed(data["module"], str),
         roots=[_typed(root, str) for root in _typed(data["roots"], list)],
         digest=_typed(data["digest"], str),
@@ -237,8 +232,7 @@ def _typed(value: Any, kind: type) -> Any:
 _UNCHANGED = "nothing changed"
 
 
-@dataclass(frozen=True)
-class FlagVerdict:
+class FlagVerdict(NamedTuple):
     """What the flag says.
 
     :ivar holds: whether boot may go on without asking a database.
@@ -250,16 +244,17 @@ class FlagVerdict:
 
     holds: bool
     reason: str
-    flag: FlagHead | None = None
+    flag: Flag | None = None
     present: bool = True
     stale: bool = False
 
 
 def _sources_changed(flag: Flag, sources: Sources) -> str:
     """Which source files differ from those that the flag names."""
-    added = [name for name in sources.stats if name not in flag.stats]
-    removed = [name for name in flag.stats if name not in sources.stats]
-    changed = [name for name, stat in sources.stats.items() if name in flag.stats and flag.stats[name] != stat]
+    before = flag.stats or {}
+    added = [name for name in sources.stats if name not in before]
+    removed = [name for name in before if name not in sources.stats]
+    changed = [name for name, stat in sources.stats.items() if name in before and before[name] != stat]
     differences = [(n, "is new") for n in added] + [(n, "is gone") for n in removed] + [(n, "changed") for n in changed]
     if not differences:
         return f"the migrations in {sources.roots[0]} changed"
@@ -292,7 +287,7 @@ def check(path: Path, module: str, databases: Mapping[str, Database], scanned: C
     if compact and flag.roots == sources.roots and not flag.racy:
         return FlagVerdict(True, _UNCHANGED, flag)
     try:
-        flag = flag if isinstance(flag, Flag) else _whole(content)
+        flag = flag if flag.stats is not None else _whole(content)
     except FlagInvalid as error:
         return FlagVerdict(False, str(error))
     same = flag.stats == sources.stats and flag.roots == sources.roots

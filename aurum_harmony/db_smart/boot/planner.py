@@ -15,13 +15,13 @@ from ..notices import logger_of
 from ..settings import Settings
 from ..store.database import Database
 from . import flag as flags
-from .flag import DatabaseRecord, Flag, FlagHead, FlagVerdict
-from .plan import COMPLETE, Plan, ahead, describe, edited_once, pending
+from .flag import DatabaseRecord, Flag, FlagVerdict
 
 if TYPE_CHECKING:
     from ..loading.decorator import Migration
     from ..store.history import Applied, State
     from ..store.memory import Memory
+    from .plan import Plan
 
 
 _logger = logger_of(__name__)
@@ -112,6 +112,8 @@ class Planner:
         :returns: a plan with nothing pending for each; ``None`` when the whole history must be read.
         :raises DatabaseUnreachable: a database cannot be asked.
         """
+        from .plan import COMPLETE, Plan
+
         plans: list[Plan] = []
         names = list(self.databases)[:1]
         for name in names:  # grows by what the first row says
@@ -190,7 +192,7 @@ class Planner:
         with database.connect() as connection, reading(database):
             return find_state(connection)
 
-    def changed(self, flag: FlagHead, *, pooled: bool = True) -> str | None:
+    def changed(self, flag: Flag, *, pooled: bool = True) -> str | None:
         """Why the databases are not those that a flag names, with one query each; ``None`` when they are.
 
         Asked of the application's own connections: what it will use is what counts.
@@ -210,6 +212,8 @@ class Planner:
         return None
 
     def _plan(self, database: Database, state: State | None, applied: list[Applied], force: bool) -> Plan:
+        from .plan import Plan, ahead, describe, edited_once, pending
+
         migrations = self.of(database)
         todo = pending(migrations, applied, force=force)
         reason = describe(todo, state, applied)

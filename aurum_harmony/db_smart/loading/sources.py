@@ -9,7 +9,6 @@ import hashlib
 import os
 import sys
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +31,6 @@ _BY_DESCRIPTOR = os.scandir in os.supports_fd
 MAX_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True)
 class Sources:
     """One scan of the source files of a module or a package of modules.
 
@@ -43,12 +41,21 @@ class Sources:
     :ivar scanned_ns: when the scan began, nanoseconds since the epoch.
     """
 
-    module: str
-    package: bool
-    roots: list[str]
-    stats: dict[str, list[int]]
-    elsewhere: dict[str, str]
-    scanned_ns: int
+    def __init__(
+        self,
+        module: str,
+        package: bool,
+        roots: list[str],
+        stats: dict[str, list[int]],
+        elsewhere: dict[str, str],
+        scanned_ns: int,
+    ) -> None:
+        self.module = module
+        self.package = package
+        self.roots = roots
+        self.stats = stats
+        self.elsewhere = elsewhere
+        self.scanned_ns = scanned_ns
 
     @cached_property
     def paths(self) -> dict[str, str]:
