@@ -1,9 +1,10 @@
-"""Steps: how a migration that was cut short goes on.
+"""The statements that a migration has done, so that a later run of it repeats none of them.
 
-A migration is cut where the database commits at a schema change (MariaDB, MySQL), and where an operation commits
-because its work does not belong into a transaction with other work (an index built beside traffic, a backfill). Schema
-operations look before they act. For all else, each statement that changes something is recorded in the very
-transaction that makes the change, and a run that goes on skips what is recorded.
+A migration may be committed in parts: where the database commits at a schema change (MariaDB, MySQL), and where an
+operation commits because its work must not share a transaction with other work (an index built while the table is in
+use, a backfill). Schema operations look first and do only what is missing. Every other statement that changes
+something is a *step*: it is recorded in the same transaction as its change, and the next run skips it
+(:class:`StepCursor`, which :mod:`.rebind` puts in the place of the driver's cursor).
 """
 
 from __future__ import annotations

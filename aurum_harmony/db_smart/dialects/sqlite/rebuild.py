@@ -2,7 +2,8 @@
 
 The definition is edited in its own text, as SQLite itself does. So what a reflected table would lose stays: collations,
 ``AUTOINCREMENT``, ``STRICT``, ``WITHOUT ROWID``, generated columns, conflict clauses, comments. The steps are those of
-https://www.sqlite.org/lang_altertable.html#otheralter and need SQLite 3.26.
+https://www.sqlite.org/lang_altertable.html#otheralter and need SQLite 3.26. The first of them, switching foreign keys
+off, works only outside a transaction, so the caller does it: ``_rebuild`` in :mod:`.editor`.
 """
 
 from __future__ import annotations
