@@ -177,12 +177,12 @@ class DbSmart:
         return overall_state(plan.status for plan in planner.by_row() or planner.by_history())
 
     def missing_tables(self, app: Flask, planner: Planner, plan: Plan) -> tuple[list[str], str]:
-        """The tables that the models have and a database with a history has not.
+        """The tables of the models that a database with a history does not have.
 
-        Where migrations are pending, these are only the tables that were there once: a pending migration may make the
+        While migrations are pending, only tables that existed once count: a pending migration may create the
         others. Needs an application context.
 
-        :returns: their names, and what to say of them.
+        :returns: their names, and a sentence about them.
         :raises DbSmartError: the database cannot be reached.
         """
         from .schema import model_tables
@@ -222,9 +222,9 @@ class DbSmart:
         return Planner(state.module, databases(engines_of(app, state.db), settings.migration_urls), settings)
 
     def _runner(self, app: Flask, planner: Planner) -> Runner:
-        """What applies migrations.
+        """The runner that applies migrations.
 
-        :raises ConfigError: a setting cannot be used, so that nothing is to be made.
+        :raises ConfigError: a setting cannot be used; nothing was created.
         """
         with without_plugin_lines():
             from .runner import Runner
@@ -255,7 +255,7 @@ class DbSmart:
             raise ConfigError("This DbSmart is not registered on this application: call init_app() first.") from None
 
     def _warn(self, app: Flask) -> None:
-        """Say under a flask command that the database may be behind, by the flag alone."""
+        """Warn, under a flask command, that the database may be behind, if the flag alone says so."""
         context = click.get_current_context(silent=True)
         ours = context is not None and context.command in group.commands.values()  # by a script, such as migrate_db.py
         if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
@@ -378,9 +378,9 @@ class DbSmart:
         return None
 
     def _verify(self, app: Flask, state: AppState, reports: list[BootReport]) -> None:
-        """See that boot has happened and that the database is what the flag said.
+        """Make sure that boot has happened and that the database is what the flag said.
 
-        :param reports: takes what was decided.
+        :param reports: collects what was decided.
         :raises DbSmartError: it is behind and may not be migrated, or could not be.
         """
         if not state.booted:
@@ -422,7 +422,7 @@ def _report(decision: Decision, reason: str, started: float, queries: int, appli
 
 
 def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> FlagVerdict:
-    """Levels 0 and 1; where they do not suffice, wait for the turn of this process among those of its host.
+    """Levels 0 and 1; if they are not enough, wait for the turn of this process among those of its host.
 
     :param stack: takes what lasts until boot is over.
     """
@@ -463,7 +463,7 @@ def _tell(plans: list[Plan]) -> None:
 
 
 def _boot_began() -> datetime:
-    """When what boots now began to start: with the process, when that has just started, else now."""
+    """When this boot began: with the process, if that has just started; otherwise now."""
     global _just_started
     now = time.time()
     began, _just_started = _just_started, None

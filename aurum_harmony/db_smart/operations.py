@@ -913,7 +913,7 @@ class Operations:
                 (normalize_name(table), [*map(normalize_name, of)]) for table, of in (target, existing.target)
             )
             other = wanted[0] != have[0] or (wanted[1] and have[1] and wanted[1] != have[1])
-            # Where what is asked for is not there (any more), a later migration has given it the name it has now.
+            # If what is asked for does not exist, a later migration has given it the name that it has now.
             if other and self._is_there(constraint.referred_table, target[1]):
                 raise DbSmartError(
                     f"The table {table!r} already has a foreign key {name!r}, to {existing.target[0]!r} "
@@ -936,7 +936,7 @@ class Operations:
         self._editor.finish_constraint(constraint, existing)
 
     def _otherwise(self, constraint: Any, existing: Constraint) -> str | None:
-        """In what a check or a foreign key that is there is surely another than this one; ``None`` where it is not."""
+        """How an existing check or foreign key surely differs from this one; ``None`` if it may be the same."""
         if isinstance(constraint, sa.CheckConstraint):
             if self._editor.same_condition(constraint, existing):
                 return None
@@ -1340,7 +1340,7 @@ class Operations:
 
         SQLite does not need them, and MariaDB does not say that one is missing.
 
-        :raises sqlalchemy.exc.NoSuchTableError: one is not there; what wants it is left out.
+        :raises sqlalchemy.exc.NoSuchTableError: one is missing; what needs it is left out.
         """
         if not self._fresh or not self._transaction.facts.key_needs_target:
             return

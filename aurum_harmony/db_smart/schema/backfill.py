@@ -1,9 +1,9 @@
 """Backfills: rows are changed in batches, each a short transaction that also saves how far the work is.
 
-A table is passed in the order of its key, from the lowest to what is the highest when the pass begins. A batch is the
-range from where the last one ended to the n-th key after that, so that no row is done twice, and a run that goes on
-after a kill misses none. What arrives behind the cursor, or above the highest key, is not seen by a pass; where the
-condition is one that the update itself makes false, the table is passed again until nothing is found.
+A pass goes through a table in the order of its key, from the lowest to the one that is the highest when it begins. A
+batch is the range from the end of the last one to the n-th key after that. So no row is done twice, and a run that goes
+on after a kill misses none. A pass does not see what arrives behind the cursor or above the highest key. If the update
+itself makes the condition false, further passes follow until one finds nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _logger = logger_of(__name__)
 _FIRST = 1_000
 #: The most rows of a batch, and of one that is handed to a function, which has them in memory.
 _MOST, _MOST_HANDED = 1_000_000, 10_000
-#: How often at most a table is passed.
+#: How many passes there are at most.
 _PASSES = 10
 #: How often progress is logged, seconds.
 _TELL_EVERY = 5.0
@@ -73,7 +73,7 @@ class _State:
     :ivar cursor: the last key that is done; ``None`` at the start of a pass.
     :ivar until: the highest key when the pass began.
     :ivar total: estimated rows of the pass.
-    :ivar done: rows passed.
+    :ivar done: rows that this pass has gone through.
     :ivar changed: those of them that matched the condition.
     :ivar again: whether another pass may follow: no batch has left a row that still matches.
     :ivar number: of the pass, from 1.

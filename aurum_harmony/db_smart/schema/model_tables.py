@@ -1,4 +1,4 @@
-"""The tables of the application's models: which are missing, and making them, also after a run was killed at it."""
+"""The tables of the application's models: finds the missing ones and makes them, also after a kill in the middle."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Planned:
 
 
 class DryCatalog(Catalog):
-    """What a database that is not there yet would have: an empty one that the run is played through on has it."""
+    """What a database would have; by itself for one that does not exist yet: the dry run uses an empty one instead."""
 
     #: Whether a dry run would have changed rows of any table by now.
     rows_unknown = False

@@ -49,8 +49,8 @@ class Journal:
 
     :param connection: the connection of the migration's transaction.
     :param migration: its name.
-    :param at_once: whether each step is written down as it is made, since the database may commit behind our back;
-        otherwise only when the migration is cut, as a transaction that is never cut needs none.
+    :param at_once: whether each step is written down as it is made, because the database may commit behind our back;
+        otherwise only at a checkpoint, because a migration without checkpoints needs no steps.
     :param begun: whether an earlier run may have left steps.
     """
 
@@ -105,7 +105,7 @@ class Journal:
         del self._made[made:]
 
     def promise(self, what: str) -> None:
-        """Record that something is begun which takes several transactions, before or with the first of them."""
+        """Record that something begins that takes several transactions, before or with the first of them."""
         step = _promise(what)
         if step not in self._done:
             self._done[step] = _Done(0, 0, None)
@@ -210,11 +210,11 @@ class StepCursor:
         return rows
 
     def execute(self, statement: str, parameters: Any = None) -> Any:
-        """Run a statement, or pass it by."""
+        """Run a statement, or skip it."""
         return self._run(self._cursor.execute, statement, parameters)
 
     def executemany(self, statement: str, parameters: Any) -> Any:
-        """Run a statement for each set of parameters, as one step, or pass it by."""
+        """Run a statement for each set of parameters, as one step, or skip it."""
         return self._run(self._cursor.executemany, statement, parameters)
 
     def _run(self, run: Any, statement: str, parameters: Any) -> Any:

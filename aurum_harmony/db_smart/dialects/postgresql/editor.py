@@ -1,4 +1,4 @@
-"""The forms of schema changes that leave a PostgreSQL table usable.
+"""How a PostgreSQL schema is changed while its tables stay usable.
 
 The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CONSTRAINT``, ``SET NOT NULL``,
 ``USING INDEX``) and ``CREATE INDEX``, "Building Indexes Concurrently".
@@ -89,7 +89,7 @@ class PostgresqlEditor(SchemaEditor):
     has_online = True
 
     def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
-        """Let sequences go on behind the rows."""
+        """Let sequences go on after the values that the rows have."""
         known = self.catalog.columns(table, schema)
         for column in columns:
             if not isinstance(known[column]["type"], (sa.Integer, sa.Numeric)):

@@ -1,4 +1,4 @@
-"""The forms of schema changes on SQLite, whose ``ALTER TABLE`` knows four things; for all else the table is rebuilt.
+"""How a SQLite schema is changed: ``ALTER TABLE`` can do four things, and for everything else the table is rebuilt.
 
 See https://www.sqlite.org/lang_altertable.html. SQLite has one lock for the whole file, so that no form is "online".
 """
