@@ -159,7 +159,8 @@ def test_no_test_module_is_imported() -> None:
 def test_modules_that_are_named_exist(folder: str) -> None:
     """A path that is patched, or that must not be imported, or that a process is given as text."""
     for path in sorted((ROOT / folder).rglob("*.py")):
-        for name in set(re.findall(rf"{re.escape(PACKAGE)}(?:\.[a-z]\w*)+", path.read_text(encoding="utf-8"))):
+        pattern = rf"(?<![\w./])(?:{re.escape(PACKAGE)}|tests|benchmarks)(?:\.[a-z]\w*)+"
+        for name in set(re.findall(pattern, path.read_text(encoding="utf-8"))):
             assert exists(name), f"{named(path)} names {name}"
 
 
@@ -169,7 +170,7 @@ def exists(name: str) -> bool:
         importlib.import_module(name)
     except ModuleNotFoundError:
         module, _, attribute = name.rpartition(".")
-        return module.startswith(PACKAGE) and exists(module) and hasattr(importlib.import_module(module), attribute)
+        return "." in module and exists(module) and hasattr(importlib.import_module(module), attribute)
     return True
 
 
