@@ -125,7 +125,7 @@ class DbSmart:
             from .autogenerate import register
 
             register()
-        # Before every other hook, as those may already need the database.
+        # Before every other hook, because those may already need the database.
         app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
 
     def boot(self, app: Flask) -> BootReport:
@@ -430,7 +430,7 @@ def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> Flag
     if verdict.flag is not None and verdict.flag.module != planner.module:
         _logger.warning(
             "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
-            "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
+            "each a DB_SMART_FLAG of its own; otherwise each boot of one slows down the next boot of the other.",
             planner.path,
             one_line(verdict.flag.module),
         )

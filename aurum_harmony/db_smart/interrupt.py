@@ -47,7 +47,7 @@ def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[No
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM; not an Exception, as a migration that catches those must not catch it."""
+    """SIGTERM; not an Exception, because a migration that catches those must not catch it."""
 
 
 def _raise_interrupt(*_: object) -> None:

@@ -454,7 +454,7 @@ class DryTransaction(Transaction):
     def _foretell(self, statement: str) -> None:
         """Note a statement of a migration; where it may need what no longer exists, so that it is left out then.
 
-        SQLite tries it now, as the copy has every table; on a server the client does so.
+        SQLite tries it now, because the copy has every table; on a server the client does so.
         """
         migration = self.journal.migration
         pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""

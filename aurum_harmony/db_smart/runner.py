@@ -372,7 +372,7 @@ class DatabaseRun:
     def _make_lost(self, missing: list[sa.Table]) -> list[sa.Table]:
         """Create lost tables again.
 
-        :returns: those that were not made, as a newer release has taken them away.
+        :returns: those that were not made, because a newer release has taken them away.
         """
         database, connection = self.database, self.connection
         taken = self.memory.taken(missing)

@@ -129,7 +129,7 @@ def _guard_postgresql(guard: _Guard) -> Iterator[str]:
     # In the schema where the script makes its tables: the search path may lead to those of another application.
     there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
     yield "DO $db_smart$ BEGIN"
-    # Nested, as a condition that names a table is an error where there is none.
+    # Nested, because a condition that names a table is an error where there is none.
     if guard.wanted is None:
         yield f"  IF {there} IS NOT NULL THEN"
         yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"

@@ -213,7 +213,7 @@ class Planner:
         migrations = self.of(database)
         todo = pending(migrations, applied, force=force)
         reason = describe(todo, state, applied)
-        # Of all migrations of the code, as two names may lead to one database.
+        # Of all migrations of the code, because two names may lead to one database.
         beyond, edited = ahead(self.migrations, applied), edited_once(migrations, applied)
         return Plan(database, state, reason, todo, applied, beyond, edited)
 

@@ -140,7 +140,7 @@ class Backfill:
         def work(within: sa.ColumnElement[bool], keys: Mapping[str, Any], look: bool) -> tuple[int, bool]:
             batch = update.where(within)
             if look and self._dialect == "postgresql":
-                # By RETURNING, as a query after it would also see rows of others that came in between.
+                # By RETURNING, because a query after it would also see rows of others that came in between.
                 still = sa.case((condition, 1), else_=0).label("still")
                 changed = batch.returning(still).cte("db_smart_changed")
                 query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(changed.c.still), 0))
@@ -196,7 +196,7 @@ class Backfill:
         for name in banned or ():
             if name.lower() in [column.name.lower() for column in self._keyset.columns]:
                 raise DbSmartError(
-                    f"A backfill of {self._name!r} cannot set {name!r}, a column of the key by which it goes."
+                    f"A backfill of {self._name!r} cannot set {name!r}, a column of the key whose order it follows."
                 )
         transaction.checkpoint()
         with journal.pause(), self._patience():
@@ -250,8 +250,8 @@ class Backfill:
                     time.sleep(rest)
         if state.number == _PASSES and state.changed and state.again:
             _logger.warning(
-                "db-smart: rows of %r that a backfill looks for keep arriving; it has passed the table %d times and "
-                "ends. Stop or update whatever writes them.",
+                "db-smart: rows of %r that a backfill looks for keep arriving; it ends after %d passes. Stop or "
+                "update whatever writes them.",
                 self._name,
                 _PASSES,
             )

@@ -124,7 +124,7 @@ class Catalog:
         if self._dialect != "sqlite":
             return wanted & self.columns(table, schema).keys()
         # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
-        # comes along, as only a table that exists has one.
+        # comes along, because only a table that exists has one.
         names = {"table": table, "schema": schema or "main", "names": sorted(wanted)}
         rows = self._connection.execute(_SQLITE_COLUMNS, names).all()
         if not rows:

@@ -44,7 +44,7 @@ class _Done(NamedTuple):
 class Journal:
     """The steps of one migration, which is running.
 
-    A step is known by its SQL and by its number among the runs of that SQL; parameters do not count, as they may
+    A step is known by its SQL and by its number among the runs of that SQL; parameters do not count, because they may
     be a time or a random id. They are kept by the migration's name, so that they outlast the edit that fixes it.
 
     :param connection: the connection of the migration's transaction.

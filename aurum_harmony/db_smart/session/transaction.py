@@ -56,7 +56,7 @@ class DryRun(Protocol):
         ...
 
     def unforeseeable(self, what: str) -> NoReturn:
-        """End it, as a migration uses something that cannot be foreseen."""
+        """End it, because a migration uses something that cannot be foreseen."""
         ...
 
     def found_done(self) -> None:

@@ -33,7 +33,7 @@ _FULL_SECONDS = 60.0
 _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
 #: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
 _open_files: dict[tuple[int, int], int] = {}
-#: So many files stay open, which is quickest, as an application has; the many ones of a test suite do not.
+#: So many files stay open, which is quickest and enough for an application; the many files of a test suite do not.
 _MOST_KEPT = 8
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 

@@ -312,9 +312,9 @@ class Memory:
     def begin_first_run(self, connection: sa.Connection, tables: Iterable[sa.Table]) -> list[Event]:
         """Note which tables are about to be made from the models.
 
-        And which were there before, as the models are not right for those.
+        And which were there before, because the models are not right for those.
 
-        :returns: what to write down; before they are made, as that may commit.
+        :returns: what to write down; before they are made, because that may commit.
         """
         new = [("made", self._place(table.schema), table.name) for table in tables]
         if new and not self.fresh:

@@ -171,7 +171,7 @@ def differs(database: Database, chosen: Snapshot) -> str | None:
 def prune(app: Flask, database: Database, database_id: str) -> None:
     """Keep only the newest ones, after a run that succeeded.
 
-    :param database_id: its id, as the connection of the run may keep every other one out.
+    :param database_id: its id, because the connection of the run may keep every other one out.
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     """
     keep = Settings(app).snapshots
@@ -504,7 +504,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> Any:
 
 
 def _prefix(database: Database) -> str:
-    """How the names of a database's snapshots begin; with its file, as a setting may name another one tomorrow."""
+    """How the names of a database's snapshots begin; with its file, because a setting may name another one tomorrow."""
     assert database.path is not None
     return f"{_safe(database.name, 50)}-{_safe(database.path.name, 50)}-"
 

@@ -190,7 +190,7 @@ class MariadbEditor(SchemaEditor):
             becomes = self._becoming(change, definition)
             if change.server_default is not False and not on_update:
                 default = AlterDefault(change.table, change.column, change.server_default, change.schema, becomes)
-                self._send(default, online, what, None)  # first, as the old one may not fit the new type
+                self._send(default, online, what, None)  # first, because the old one may not fit the new type
             if self._foresees and online and change.type_ is not None:
                 self._foresee(change, definition, what)
             if online and change.nullable is not None:

@@ -67,7 +67,7 @@ _REMADE = sa.text(
     "AND d.refobjid = c.oid AND d.refobjsubid = c.attnum) ORDER BY 1, 2"
 )
 #: What a column of a table, or of those that inherit from it, has together with others: constraints and indexes. Of a
-#: foreign key its own columns count only, as those that it refers to may be of the same table.
+#: foreign key its own columns count only, because those that it refers to may be of the same table.
 _SHARED = sa.text(
     f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid, true AS own UNION SELECT i.inhrelid, false "
     "FROM pg_inherits AS i JOIN t ON i.inhparent = t.oid) SELECT DISTINCT "

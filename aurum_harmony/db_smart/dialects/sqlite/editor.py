@@ -42,7 +42,7 @@ class SqliteEditor(SchemaEditor):
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:
-        """Add columns one by one; a unique one gets a unique index, as ADD COLUMN knows no such constraints.
+        """Add columns one by one; a unique one gets a unique index, because ADD COLUMN takes no such constraint.
 
         With constraints that ADD COLUMN cannot say, all of it is one rebuild.
         """

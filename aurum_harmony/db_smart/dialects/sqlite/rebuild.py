@@ -241,7 +241,7 @@ class _Rebuild:
         if unknown:
             raise self.failed(f"it has no column {', '.join(sorted(map(repr, unknown)))} that could get values")
         old, new = self._at(self.table), self._at(self.new)
-        # OR ABORT, as a conflict clause of the table could drop rows; NOT INDEXED, for the order of the rows.
+        # OR ABORT, because a conflict clause of the table could drop rows; NOT INDEXED, to keep the order of the rows.
         self._rows(
             f"INSERT OR ABORT INTO {new} ({', '.join(targets)}) SELECT {', '.join(sources)} FROM {old} NOT INDEXED"
         )
