@@ -96,7 +96,7 @@ def tighten(run: Run) -> None:
         column: Any = sa.column(name)
         place = sa.table(model.name, schema=translated(connection, model.schema))
         query = sa.select(sa.func.count()).select_from(place).where(column.is_(None))
-        key = place.schema, run.memory.folded(model.name), run.memory.folded(name)
+        key = place.schema, run.memory.normalize_name(model.name), run.memory.normalize_name(name)
         if key in run.memory.defaults:
             begin(connection)
             connection.execute(loosening.as_default(model.name, place.schema, name, run.memory.defaults[key]))

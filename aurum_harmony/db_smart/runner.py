@@ -182,7 +182,7 @@ class DatabaseRun:
     #: Names and checksums of the migrations that were applied before.
     _contents: set[tuple[str, str]]
     #: Whether the migration that runs has committed a part of its work.
-    _cut = False
+    _committed = False
 
     def __init__(self, runner: Runner, database: Database, outcome: Outcome, *, force: bool, remake: bool) -> None:
         self.database = database
@@ -475,7 +475,7 @@ class DatabaseRun:
                 begin(connection)
             at_once = not migration.options.transactional or not self.database.transactional_ddl
             begun = migration.name in self._begun
-            self._cut = at_once or begun
+            self._committed = at_once or begun
             journal = Journal(own, migration.name, at_once=at_once, begun=begun)
             transaction = self.transaction(own, journal, transactional=migration.options.transactional)
             transaction.repeated = (migration.name, migration.checksum) in self._contents
@@ -493,7 +493,7 @@ class DatabaseRun:
                         commit_session(runner.db.session)
                 transaction.check()
             finally:
-                self._cut |= transaction.commits > 0
+                self._committed |= transaction.commits > 0
                 transaction.close()
         if own is not connection:
             begin(connection)
@@ -558,7 +558,7 @@ class DatabaseRun:
                 connection.rollback()
                 _logger.debug("The failure could not be recorded: %s", database.redact(second))
                 break
-        kept = "What it had committed is kept" if self._cut else "Nothing of it was kept"
+        kept = "What it had committed is kept" if self._committed else "Nothing of it was kept"
         if not database.transactional_ddl:
             kept += " (on this database each schema change commits by itself)"
         if before:

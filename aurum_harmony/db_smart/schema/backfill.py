@@ -384,7 +384,7 @@ class Backfill:
     def _updating(self, values: Mapping[str, Any], columns: Mapping[str, Any], condition: Any) -> sa.Update:
         """The whole update as one statement.
 
-        :param columns: those of the table by folded name; empty where they are not known.
+        :param columns: those of the table by normalized name; empty where they are not known.
         """
         normalize_name = Catalog(self._connection).normalize_name
         targets = {}
@@ -407,13 +407,13 @@ def _table_of(select: sa.GenerativeSelect) -> sa.TableClause:
     :raises DbSmartError: it is from more than one, or its rows are not those of the table.
     """
     froms: Sequence[Any] = []
-    folded = True
+    grouped = True
     if isinstance(select, sa.Select):  # not a UNION
         froms = select.get_final_froms()
-        folded = bool(
+        grouped = bool(
             select._distinct or select._group_by_clauses or select._having_criteria or select._has_row_limiting_clause
         )
-    if len(froms) != 1 or not isinstance(froms[0], sa.TableClause) or folded:
+    if len(froms) != 1 or not isinstance(froms[0], sa.TableClause) or grouped:
         raise DbSmartError(
             "op.batches() takes a table, or a SELECT from one table without joins, DISTINCT, GROUP BY and LIMIT. "
             "Nothing was done. If you need more, query it in the function, for the rows of its batch."

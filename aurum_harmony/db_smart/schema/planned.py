@@ -126,7 +126,7 @@ class PlannedCatalog(DryCatalog):
         return super().has_table(table, schema) if known is False else known is not None
 
     def columns(self, table: str, schema: str | None) -> dict[str, Any]:
-        """The columns by folded name, each as SQLAlchemy's inspector has it, or as in :class:`Planned`.
+        """The columns by normalized name, each as SQLAlchemy's inspector has it, or as in :class:`Planned`.
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
@@ -136,12 +136,12 @@ class PlannedCatalog(DryCatalog):
         return super().columns(table, schema) if known is False else known.columns
 
     def indexes(self, table: str, schema: str | None) -> dict[str, Index]:
-        """The indexes of a table by folded name."""
+        """The indexes of a table by normalized name."""
         known = self._known(table, schema)
         return super().indexes(table, schema) if known is False else {} if known is None else known.indexes
 
     def constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
-        """The named constraints of a table by folded name."""
+        """The named constraints of a table by normalized name."""
         known = self._known(table, schema)
         return super().constraints(table, schema) if known is False else {} if known is None else known.constraints
 
@@ -241,7 +241,7 @@ class CopyCatalog(DryCatalog):
         #: Tables that the run has put rows into; and those whose rows it has changed.
         self._filled: set[tuple[str | None, str]] = set()
         self._changed: set[tuple[str | None, str]] = set()
-        #: By table and folded name, columns that the run has added, and what the source calls those it has renamed.
+        #: By table and normalized name, columns that the run has added, and what the source calls those it has renamed.
         self._columns: dict[tuple[str | None, str], dict[str, sa.Column[Any] | str]] = {}
 
     def play(self, sql: str) -> None:

@@ -176,7 +176,7 @@ class Memory:
             )
         ]
 
-    def folded(self, name: str) -> str:
+    def normalize_name(self, name: str) -> str:
         """A name as the database compares it."""
         return self._normalize_name(name)
 

@@ -98,7 +98,7 @@ class _Stored(NamedTuple):
     sql: str
 
     def index_columns(self) -> set[str]:
-        """What an index may name as columns, folded."""
+        """What an index may name as columns, normalized."""
         tokens = tokenize(self.sql) if self.kind == "index" else []
         start = next((index for index, token in enumerate(tokens) if token.text == "("), 0)
         return identifiers(sql_text(tokens[start:]))
