@@ -159,7 +159,7 @@ class DbSmart:
         return view
 
     def planner(self, app: Flask) -> Planner:
-        """The questions of boot for an application, as its settings are now.
+        """The planner for an application, by its present settings.
 
         :raises ConfigError: a setting cannot be used.
         """

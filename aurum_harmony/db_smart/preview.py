@@ -249,7 +249,7 @@ class DryTransaction(Transaction):
     def begin(self, migration: Migration, journal: _DryJournal | None) -> None:
         """Go on to the next migration.
 
-        :param journal: those of a run that was cut short.
+        :param journal: the steps of an interrupted run.
         """
         self.transactional = migration.options.transactional
         self.journal = journal or _DryJournal(self.connection, migration.name, at_once=False, begun=False)

@@ -248,7 +248,7 @@ class Planner:
         self._keep_flag(lambda: self._remember(states))
 
     def refresh(self, verdict: FlagVerdict) -> None:
-        """Write the flag of a verdict again with the time stamps of now."""
+        """Write the flag of a verdict again with the present time stamps."""
         if verdict.flag is not None:
             records = verdict.flag.databases
             self._keep_flag(lambda: self._write(records))

@@ -61,7 +61,7 @@ class SchemaEditor:
     """How one kind of database makes schema changes.
 
     Everywhere ``online`` says that the table has rows and is to stay usable; where it is false, the plain form is
-    taken. All can be repeated after they were cut short.
+    taken. All can be repeated after an interruption.
 
     :param transaction: sends them.
     :param catalog: what is there.

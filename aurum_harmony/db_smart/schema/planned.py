@@ -209,7 +209,7 @@ class PlannedCatalog(DryCatalog):
             planned.empty = planned.empty and not filled
 
     def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
-        """The rows that are there, by the names of now."""
+        """The rows that are there, by their present names."""
         known = self._known(table, schema)
         if known is None or self.rows_unknown or (known is not False and (known.stored is None or known.changed)):
             return None
@@ -322,7 +322,7 @@ class CopyCatalog(DryCatalog):
         self._changed.add((schema, self.normalize_name(table)))
 
     def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
-        """The rows of the source's table, by the names of now."""
+        """The rows of the source's table, by their present names."""
         former, key = self._former(table, schema), (schema, self.normalize_name(table))
         if former is None or self.rows_unknown or key in self._changed | self._filled:
             return None
@@ -416,7 +416,7 @@ def _add_columns(change: AddColumns, catalog: DryCatalog) -> None:
     catalog.plan_columns(change.table.name, change.table.schema, change.columns)
     for number, constraint in enumerate(change.constraints):
         name = constraint.name
-        if name is None and catalog.dialect.name in ("mysql", "mariadb"):  # PostgreSQL's have names of ours
+        if name is None and catalog.dialect.name in ("mysql", "mariadb"):  # on PostgreSQL this extension names them
             name = f"{change.table.name}_ibfk_{number}"
         if name is not None:
             _plan_constraint(catalog, change.table, str(name), constraint)

@@ -343,7 +343,7 @@ def _take(
 def _before_failures(items: list[Snapshot], applied: str) -> list[Path]:
     """What runs that fail must not remove: the first snapshot since the last success, and the newest from before.
 
-    A run that succeeds changes ``applied`` in the state row, so all snapshots since then hold the value of now.
+    A run that succeeds changes ``applied`` in the state row, so all snapshots since then hold its present value.
 
     :param applied: what the last run that succeeded has left in the state row.
     """

@@ -332,7 +332,7 @@ class PostgresqlEditor(SchemaEditor):
         if existing is None or not existing.valid:
             try:
                 self._validate(change.table, name, change.schema)
-            except Refused as refused:  # it names the check, which nobody but us knows
+            except Refused as refused:  # it names the check, which only this extension knows
                 self._refuse_nulls(change, refused)
                 raise
         # The manual: SET NOT NULL needs no scan if a valid check proves it.
