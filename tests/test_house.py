@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import pkgutil
 import re
 from collections import defaultdict
 from fnmatch import fnmatchcase
@@ -158,7 +159,8 @@ def test_no_test_module_is_imported() -> None:
 def test_modules_that_are_named_exist(folder: str) -> None:
     """A path that is patched, or that must not be imported, or that a process is given as text."""
     for path in sorted((ROOT / folder).rglob("*.py")):
-        for name in set(re.findall(rf"{re.escape(PACKAGE)}(?:\.[a-z]\w*)+", path.read_text(encoding="utf-8"))):
+        pattern = rf"(?<![\w./])(?:{re.escape(PACKAGE)}|tests|benchmarks)(?:\.[a-z]\w*)+"
+        for name in set(re.findall(pattern, path.read_text(encoding="utf-8"))):
             assert exists(name), f"{named(path)} names {name}"
 
 
@@ -168,5 +170,44 @@ def exists(name: str) -> bool:
         importlib.import_module(name)
     except ModuleNotFoundError:
         module, _, attribute = name.rpartition(".")
-        return module.startswith(PACKAGE) and exists(module) and hasattr(importlib.import_module(module), attribute)
+        return "." in module and exists(module) and hasattr(importlib.import_module(module), attribute)
+    return True
+
+
+def test_references_of_docstrings_resolve() -> None:
+    """Of Sphinx: ``.x`` is any name of the package that ends so, ``x`` one of the module itself, or a full name."""
+    known = {name: {f".{name}", *(f".{name}.{one}" for one in contents(path))} for name, path in modules().items()}
+    everything = set().union(*known.values())
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r":(?:mod|class|func|meth|attr|data|exc):`~?([\w.]+)`", text):
+            ending, places = (target, everything) if target.startswith(".") else (f".{target}", known[name])
+            assert any(place.endswith(ending) for place in places) or importable(target), f"{name} refers to {target}"
+
+
+def contents(path: Path) -> set[str]:
+    """What a module defines, and behind the name of each class what that has."""
+    found = set()
+    for node in tree_of(path).body:
+        found |= bound(node)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{one}" for part in ast.walk(node) for one in bound(part)}
+    return found
+
+
+def bound(node: ast.AST) -> set[str]:
+    """The names that a definition or an assignment binds, also those of ``self``."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    names = (getattr(target, "id", getattr(target, "attr", None)) for target in targets)
+    return {name for name in names if isinstance(name, str)}
+
+
+def importable(name: str) -> bool:
+    """Whether a full name leads to something that can be imported."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ValueError, ImportError, AttributeError):
+        return False
     return True

@@ -1,8 +1,8 @@
 """Alembic's autogenerate leaves the tables of this extension alone.
 
 A plugin of Alembic, found by its entry point in the group ``alembic.plugins``; where this package is not installed,
-the extension registers it as far as Alembic is loaded. Its name lies below ``alembic.autogenerate``, as that is what
-Alembic takes without being told: https://alembic.sqlalchemy.org/en/latest/api/plugins.html
+the extension registers it if Alembic is loaded. Its name lies below ``alembic.autogenerate``, because Alembic uses
+those without being told: https://alembic.sqlalchemy.org/en/latest/api/plugins.html
 """
 
 from __future__ import annotations

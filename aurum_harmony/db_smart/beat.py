@@ -1,4 +1,4 @@
-"""Do something again and again beside a migration, whatever it keeps this process busy with.
+"""Call a function from time to time while a migration runs, even if that keeps this process busy.
 
 That takes a thread of the operating system. Where gevent has changed the standard library, ``threading`` makes
 greenlets, which get no turn while a migration computes; there its thread pool has such threads, each with a hub of its
@@ -69,7 +69,7 @@ class Beat:
             _told(self._wakes, pause)
             if _told(self._stops, 0):
                 return
-            while _told(self._wakes, 0):  # all that came meanwhile is one
+            while _told(self._wakes, 0):  # several messages count as one
                 pass
             pause = self._action()
 

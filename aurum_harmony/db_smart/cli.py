@@ -148,7 +148,7 @@ def _select(planner: Planner, names: tuple[str, ...]) -> list[Database]:
 
 
 def _files(planner: Planner, names: tuple[str, ...]) -> list[Database]:
-    """The SQLite files among the databases; whatever the migrations are, as they may not even load."""
+    """The SQLite files among the databases; without the migrations, which may not even load."""
     return [database for database in _named(planner, names) if database.path is not None]
 
 
@@ -194,7 +194,7 @@ class _Migrate:
         return _failing(lambda error: Run.failed(error, self._applied, self._app, self._selected), self._as_json)
 
     def ask(self, names: tuple[str, ...], *, one: bool) -> list[Plan]:
-        """What the databases hold and lack that the options name.
+        """What the databases that the options name hold and lack.
 
         :param one: whether it must be a single one.
         """

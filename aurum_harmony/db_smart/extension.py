@@ -122,7 +122,7 @@ class DbSmart:
             from .autogenerate import register
 
             register()
-        # Before every other hook, as those may already need the database.
+        # Before every other hook, because those may already need the database.
         app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
 
     def boot(self, app: Flask) -> BootReport:
@@ -156,7 +156,7 @@ class DbSmart:
         return view
 
     def planner(self, app: Flask) -> Planner:
-        """The questions of boot for an application, as its settings are now.
+        """The planner for an application, by its present settings.
 
         :raises ConfigError: a setting cannot be used.
         """
@@ -176,12 +176,12 @@ class DbSmart:
         return overall_state(plan.status for plan in planner.by_row() or planner.by_history())
 
     def missing_tables(self, app: Flask, planner: Planner, plan: Plan) -> tuple[list[str], str]:
-        """The tables that the models have and a database with a history has not.
+        """The tables of the models that a database with a history does not have.
 
-        Where migrations are pending, these are only the tables that were there once: a pending migration may make the
+        While migrations are pending, only tables that existed once count: a pending migration may create the
         others. Needs an application context.
 
-        :returns: their names, and what to say of them.
+        :returns: their names, and a sentence about them.
         :raises DbSmartError: the database cannot be reached.
         """
         from .schema import model_tables
@@ -224,9 +224,9 @@ class DbSmart:
         return Planner(state.module, databases(engines_of(app, state.db), settings.migration_urls), settings)
 
     def _runner(self, app: Flask, planner: Planner) -> Runner:
-        """What applies migrations.
+        """The runner that applies migrations.
 
-        :raises ConfigError: a setting cannot be used, so that nothing is to be made.
+        :raises ConfigError: a setting cannot be used; nothing was created.
         """
         with without_plugin_lines():
             from .runner import Runner
@@ -257,7 +257,7 @@ class DbSmart:
             raise ConfigError("This DbSmart is not registered on this application: call init_app() first.") from None
 
     def _warn(self, app: Flask) -> None:
-        """Say under a flask command that the database may be behind, by the flag alone."""
+        """Warn, under a flask command, that the database may be behind, if the flag alone says so."""
         context = click.get_current_context(silent=True)
         ours = context is not None and context.command in Commands().values()  # by a script, such as migrate_db.py
         if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
@@ -381,9 +381,9 @@ class DbSmart:
         return None
 
     def _verify(self, app: Flask, state: AppState, reports: list[BootReport]) -> None:
-        """See that boot has happened and that the database is what the flag said.
+        """Make sure that boot has happened and that the database is what the flag said.
 
-        :param reports: takes what was decided.
+        :param reports: collects what was decided.
         :raises DbSmartError: it is behind and may not be migrated, or could not be.
         """
         if not state.booted:
@@ -437,7 +437,7 @@ def _names(metadata: sa.MetaData, database: Database) -> set[str]:
 
 
 def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> FlagVerdict:
-    """Levels 0 and 1; where they do not suffice, wait for the turn of this process among those of its host.
+    """Levels 0 and 1; if they are not enough, wait for the turn of this process among those of its host.
 
     :param stack: takes what lasts until boot is over.
     """
@@ -445,7 +445,7 @@ def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> Flag
     if verdict.flag is not None and verdict.flag.module != planner.module:
         _logger.warning(
             "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
-            "each a DB_SMART_FLAG of its own; else each boot of one makes the next one of the other slow.",
+            "each a DB_SMART_FLAG of its own; otherwise each boot of one slows down the next boot of the other.",
             planner.path,
             one_line(verdict.flag.module),
         )
@@ -480,7 +480,7 @@ def _tell(plans: list[Plan]) -> None:
 
 
 def _boot_began() -> datetime:
-    """When what boots now began to start: with the process, when that has just started, else now."""
+    """When this boot began: with the process, if that has just started; otherwise now."""
     global _just_started
     now = time.time()
     began, _just_started = _just_started, None

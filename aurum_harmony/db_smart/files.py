@@ -42,9 +42,9 @@ def make_folder(folder: Path, like: Path | None = None) -> None:
 
 
 def make_file(path: Path, like: Path) -> None:
-    """Make an empty file, where there is none, of the owner of another file, and with its mode; or of a folder's owner.
+    """Make an empty file if there is none, with the owner and mode of another file, or the owner of a folder.
 
-    It has them from the first moment that it has its name. Where that cannot be done it is left to who opens the file.
+    It has them from the first moment that it has its name. Where that cannot be done, whoever opens the file makes it.
     """
     if os.name != "posix" or os.path.lexists(path):
         return

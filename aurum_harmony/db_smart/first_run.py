@@ -1,7 +1,7 @@
 """The first run on a new database: what differs from every later one.
 
-The models are those of today and the migrations of all days before, so that a column may have to take ``NULL`` until
-all migrations are through; see :mod:`~.schema.loosening`.
+The models are those of today, while the migrations were written over time. So a column may have to accept ``NULL``
+until all migrations are applied; see :mod:`~.schema.loosening`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _logger = logger_of(__name__)
 
 
 class Run(Protocol):
-    """What a first run is told of the run on its database; see :class:`~.runner.DatabaseRun`."""
+    """What a first run needs of the run on its database; see :class:`~.runner.DatabaseRun`."""
 
     database: Database
     connection: sa.Connection
@@ -33,7 +33,7 @@ class Run(Protocol):
     memory: Memory
 
     def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> RunTransaction:
-        """What an operation talks to."""
+        """The transaction for operations."""
 
 
 def warn_of_lost_history(database: Database, connection: sa.Connection, plan: Plan, metadata: sa.MetaData) -> None:
@@ -87,7 +87,7 @@ def loosen(run: Run, error: Exception) -> bool:
 
 
 def tighten(run: Run) -> None:
-    """Have the columns that were loosened as the models have them.
+    """Make the columns that were loosened what they are in the models.
 
     :raises DbSmartError: rows have no value for one.
     """
@@ -96,7 +96,7 @@ def tighten(run: Run) -> None:
         column: Any = sa.column(name)
         place = sa.table(model.name, schema=translated(connection, model.schema))
         query = sa.select(sa.func.count()).select_from(place).where(column.is_(None))
-        key = place.schema, run.memory.folded(model.name), run.memory.folded(name)
+        key = place.schema, run.memory.normalize_name(model.name), run.memory.normalize_name(name)
         if key in run.memory.defaults:
             begin(connection)
             connection.execute(loosening.as_default(model.name, place.schema, name, run.memory.defaults[key]))
@@ -123,7 +123,7 @@ def _set_nullable(run: Run, model: sa.Table, name: str, nullable: bool) -> None:
     begin(connection)
     transaction = run.transaction(connection, Journal(connection, "(first run)", at_once=False, begun=False))
     try:
-        if nullable:  # before it is so, as MariaDB commits it with this
+        if nullable:  # noted first, because MariaDB commits this note together with the change
             transaction.note(run.memory.module, "loosened", "column", schema, model.name, name)
         catalog = Catalog(connection)
         existing = catalog.columns(model.name, schema)[catalog.normalize_name(name)]

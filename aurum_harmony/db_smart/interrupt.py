@@ -1,4 +1,4 @@
-"""Signals that end a process in the midst of a run: what was begun is rolled back, and the lock is freed."""
+"""Signals that end a process in the middle of a run: what was begun is rolled back, and the lock is freed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[No
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM; not an Exception, as a migration that catches those must not catch it."""
+    """SIGTERM; not an Exception, because a migration that catches those must not catch it."""
 
 
 def _raise_interrupt(*_: object) -> None:
@@ -55,7 +55,7 @@ def _raise_interrupt(*_: object) -> None:
 
 
 def ending(error: BaseException | None) -> BaseException | None:
-    """What ends this process, where an error of the cleaning up has taken its place.
+    """The exception that ends this process, also where an error while cleaning up has replaced it.
 
     PyMySQL closes a connection whose answer a signal interrupts, so that rolling back fails then.
     """

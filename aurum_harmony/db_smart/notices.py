@@ -49,7 +49,7 @@ def logger_of(name: str) -> Logger:
 
 
 def unheard(logger: Logger) -> bool:
-    """Whether what is logged at ``INFO`` is not seen, as nobody has set up logging that far.
+    """Whether what is logged at ``INFO`` is not seen, because nobody has set up logging that far.
 
     Python shows warnings on stderr even then.
     """

@@ -850,7 +850,7 @@ class Operations:
         what = f"create_index({name!r}, {table.name!r})"
         self._report("does", what)
         with self._rows_said(f"op.{what}"):
-            if existing is not None:  # what a build that was cut short has left
+            if existing is not None:  # what an interrupted build has left
                 self._editor.drop_index(self._objects.index(existing.name, table.name, [], schema=table.schema), online)
             if self._foresight is not None:
                 names = [getattr(expression, "name", None) for expression in index.expressions]
@@ -913,7 +913,7 @@ class Operations:
                 (normalize_name(table), [*map(normalize_name, of)]) for table, of in (target, existing.target)
             )
             other = wanted[0] != have[0] or (wanted[1] and have[1] and wanted[1] != have[1])
-            # Where what is asked for is not there (any more), a later migration has given it the name it has now.
+            # If what is asked for does not exist, a later migration has given it the name that it has now.
             if other and self._is_there(constraint.referred_table, target[1]):
                 raise DbSmartError(
                     f"The table {table!r} already has a foreign key {name!r}, to {existing.target[0]!r} "
@@ -936,7 +936,7 @@ class Operations:
         self._editor.finish_constraint(constraint, existing)
 
     def _otherwise(self, constraint: Any, existing: Constraint) -> str | None:
-        """In what a check or a foreign key that is there is surely another than this one; ``None`` where it is not."""
+        """How an existing check or foreign key surely differs from this one; ``None`` if it may be the same."""
         if isinstance(constraint, sa.CheckConstraint):
             if self._editor.same_condition(constraint, existing):
                 return None
@@ -999,7 +999,7 @@ class Operations:
 
     @cached_property
     def _foresight(self) -> Foresight | None:
-        """In a dry run, who asks rows whether they would be in the way; ``None`` when the run is real."""
+        """In a dry run, what asks whether rows would be in the way; ``None`` when the run is real."""
         if self._transaction.dry is None:
             return None
         from .schema.foresight import Foresight
@@ -1084,7 +1084,7 @@ class Operations:
         default, memory = column.server_default, self._transaction.memory
         if not isinstance(default, sa.DefaultClause) or memory is None:
             return
-        memory.defaults[schema, memory.folded(table), memory.folded(column.name)] = default.arg
+        memory.defaults[schema, memory.normalize_name(table), memory.normalize_name(column.name)] = default.arg
         if self._may_have_rows(schema, table):
             self._transaction.send(as_default(table, schema, column.name, default.arg))
 
@@ -1144,9 +1144,9 @@ class Operations:
     def _followed(
         self, schema: str | None, table: str, columns: tuple[sa.Column[Any], ...]
     ) -> tuple[str, tuple[sa.Column[Any], ...]]:
-        """The name that a table has since, for what an edit or an inserted migration adds to it; and what that is.
+        """The name that later migrations have given to a table, and those of the columns that they left alone.
 
-        What is repeated is there already, by whatever name it has since.
+        Only for what an edit or an inserted migration adds: what is repeated exists already, by whatever name.
         """
         memory = self._transaction.memory
         if memory is None or memory.fresh or self._transaction.repeated:
@@ -1223,7 +1223,7 @@ class Operations:
         return True
 
     def _made_since(self, what: str, schema: str | None, table: str, column: str = "") -> bool:
-        """Whether what is to go has gone before, by a run of this migration that is complete, and has rows again.
+        """Whether a complete run of this migration has removed it before, and it has come back with rows since.
 
         Somebody has brought it back without a migration; what older migrations bring back when they run again is empty.
         """
@@ -1276,7 +1276,7 @@ class Operations:
             self._note_back(kind, schema, old, new)
 
     def _alter_as_model(self, what: str, schema: str | None, table: str, column: str, new: str | None) -> bool:
-        """What altering a column of a table that was made from its model comes to.
+        """Decide whether to alter a column of a table that was made from its model.
 
         :returns: whether it is to be done: where the model does not have the column.
         """
@@ -1340,7 +1340,7 @@ class Operations:
 
         SQLite does not need them, and MariaDB does not say that one is missing.
 
-        :raises sqlalchemy.exc.NoSuchTableError: one is not there; what wants it is left out.
+        :raises sqlalchemy.exc.NoSuchTableError: one is missing; what needs it is left out.
         """
         if not self._fresh or not self._transaction.facts.key_needs_target:
             return
@@ -1412,7 +1412,7 @@ class Operations:
             self._refuse(rule, what)
 
     def _ask_for_rules(self, table: str, schema: str | None, what: str) -> None:
-        """Refuse to drop what rows must keep to, where the table has some and a release may use it.
+        """Refuse to drop a constraint of a table that has rows and that a release may use.
 
         :raises Refused: the migration does not say that it may.
         """

@@ -1,4 +1,4 @@
-"""How the commands write what they say, and what comes of it where it cannot be written."""
+"""How the commands write their reports, and what happens if these cannot be written."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _PROGRESS_EVERY = 5.0
 
 
 class OutputUnwritable(DbSmartError):
-    """What a command was called for cannot be written to standard output."""
+    """The result of a command cannot be written to standard output."""
 
 
 def show(report: Report, as_json: bool = False) -> None:
     """Print a report.
 
-    :raises OutputUnwritable: it cannot be written, and there is nothing but it that counts.
+    :raises OutputUnwritable: it cannot be written, and the command has no other result.
     """
     if report.unwritten is None:
         with optional():
@@ -52,7 +52,7 @@ def show(report: Report, as_json: bool = False) -> None:
 
 
 def say(text: str) -> None:
-    """Print what was done or has failed, which counts whether it can be told or not."""
+    """Print what was done or has failed; if that cannot be printed, it is done or has failed all the same."""
     with optional():
         click.echo(_encodable(text))
 
@@ -73,7 +73,7 @@ def confirm(question: str) -> bool:
 
 @contextmanager
 def optional() -> Iterator[None]:
-    """Let what is printed go where it cannot be written (a closed pipe, a full disk): the run that it tells of counts.
+    """Ignore that something cannot be printed (a closed pipe, a full disk): what counts is the run that it reports.
 
     Nothing more is written to standard output afterwards.
     """
@@ -93,8 +93,8 @@ def progress(app: Flask, applied: list[Ran], *, lines: bool) -> Iterator[None]:
     On a terminal a progress line says which one runs, and another one how far a backfill is; elsewhere a backfill
     prints a line every few seconds.
 
-    :param applied: takes them.
-    :param lines: whether it is to be lines on a terminal too.
+    :param applied: collects them.
+    :param lines: whether to print lines on a terminal too.
     """
     terminal = not lines and sys.stdout is not None and sys.stdout.isatty()  # one that is closed is None
     with _terminal() if terminal else nullcontext(_Lines()) as display:
@@ -125,7 +125,7 @@ def progress(app: Flask, applied: list[Ran], *, lines: bool) -> Iterator[None]:
 
 
 class _Lines:
-    """A run as lines, for what is no terminal."""
+    """Prints a run as lines, where there is no terminal."""
 
     def __init__(self) -> None:
         self._last = float("-inf")
@@ -146,7 +146,7 @@ class _Lines:
 
 
 class _Terminal(_Lines):
-    """A run on a terminal."""
+    """Prints a run on a terminal."""
 
     def __init__(self, progress: rich.progress.Progress) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class _Terminal(_Lines):
         self._rows = progress.add_task("", visible=False)
 
     def line(self, text: str) -> None:
-        # As it is: neither ":key:" in a path becomes a symbol, nor is a path cut where the terminal ends.
+        # Plain: ":key:" in a path must not become a symbol, and the terminal must not cut the path.
         self._progress.console.print(_encodable(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def started(self, description: str, done: int, total: int) -> None:
@@ -182,7 +182,7 @@ def _print(report: Report, as_json: bool) -> None:
 
 
 def _encodable(text: str) -> str:
-    """A text with what standard output cannot encode written out."""
+    """A text in which what standard output cannot encode is escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -1,7 +1,7 @@
 """Dry runs: what the pending migrations would do, found without doing any of it.
 
-Each migration is called with operations that ask the database as ever, note what they would have done, and find that
-afterwards as if it were there. What cannot be known so is said to be unknown.
+Each migration is called with operations that ask the database as usual, note what they would do, and from then on
+find it as if it were done. What cannot be known in this way is reported as unknown.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Preview:
     :ivar migration: ``None`` for the tables of the models, which the first run makes.
     :ivar does: operations that would do something, in order.
     :ivar satisfied: operations that find nothing to do.
-    :ivar unknown: why some of it cannot be known beforehand; ``None`` where all is.
+    :ivar unknown: why some of it cannot be known in advance; ``None`` if all of it is known.
     :ivar error: what the migration would fail with.
     :ivar script: statements and, beginning with ``--``, remarks.
-    :ivar steps_done: how many steps an earlier run, which was cut short, has done.
+    :ivar steps_done: how many steps an earlier, interrupted run has done.
     :ivar journal: whether the script writes steps down.
     """
 
@@ -89,7 +89,7 @@ class Preview:
 def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_all: bool) -> list[Preview]:
     """What each pending migration of a database would do. Needs an application context.
 
-    Reads only. A SQLite database is played through on a copy of its schema in memory, without its rows.
+    Reads only. For a SQLite database the run is played through on a copy of its schema in memory, without rows.
 
     :param create_all: whether the first run on a database makes the missing tables of the models.
     :raises DatabaseUnreachable: no connection could be made, or the history cannot be read.
@@ -141,7 +141,7 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
             except _Unforeseeable as error:
                 shown.unknown = str(error)
                 transaction.remark(f"from here on it cannot be known in advance: the migration uses {error}")
-            except Exception as error:  # of the migration: it may fail for real, or for want of what it would have made
+            except Exception as error:  # of the migration: a real one, or because what it would have made is missing
                 connection.rollback()
                 memory.take_back()
                 shown.error = database.cause(error)
@@ -152,7 +152,7 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
 def _remembered(database: Database, memory: Memory) -> dict[str, _DryJournal]:
     """Read what a database remembers.
 
-    :returns: the steps of the migrations that an earlier run has cut short, by their names.
+    :returns: the steps of the migrations that an earlier run left unfinished, by their names.
     """
     if not database.exists:
         return {}
@@ -167,7 +167,7 @@ def _remembered(database: Database, memory: Memory) -> dict[str, _DryJournal]:
 
 
 class _DryJournal(Journal):
-    """Steps that the script writes down where the run would, so that a boot goes on behind a script that stopped."""
+    """The journal of a script: it records the steps, so that a boot can go on where the script stopped."""
 
     #: Where to.
     shown: Preview
@@ -230,7 +230,7 @@ class DryTransaction(Transaction):
 
     journal: _DryJournal
     memory: Memory
-    #: What the migration does of which it is asked now.
+    #: What the present migration would do.
     current: Preview
 
     def __init__(self, database: Database, connection: sa.Connection, catalog: DryCatalog, memory: Memory) -> None:
@@ -243,13 +243,13 @@ class DryTransaction(Transaction):
 
     @property
     def dry(self) -> DryTransaction:
-        """This one."""
+        """This very transaction."""
         return self
 
     def begin(self, migration: Migration, journal: _DryJournal | None) -> None:
         """Go on to the next migration.
 
-        :param journal: those of a run that was cut short.
+        :param journal: the steps of an interrupted run.
         """
         self.transactional = migration.options.transactional
         self.journal = journal or _DryJournal(self.connection, migration.name, at_once=False, begun=False)
@@ -282,7 +282,7 @@ class DryTransaction(Transaction):
         self.current.satisfied.append(f"{operation}: {reason}" if reason else operation)
 
     def found_done(self) -> None:
-        """What was just said to do something was done by an earlier run."""
+        """An earlier run has done what was just reported as something to do."""
         self.report("done before", self.current.does.pop())
 
     def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
@@ -297,7 +297,7 @@ class DryTransaction(Transaction):
 
     @contextmanager
     def _ignoring(self, passes: Callable[[Exception], bool]) -> Iterator[None]:
-        """Forget what a migration would have done that is left out."""
+        """Forget what the block would have done, because it is left out."""
         try:
             yield
         except Exception as error:
@@ -330,7 +330,7 @@ class DryTransaction(Transaction):
         apply(change, self.catalog)
 
     def _note_rows(self, statement: str) -> None:
-        """Know afterwards that a statement has changed rows, and of which table."""
+        """Note that a statement would change rows, and of which table."""
         if ROWS.match(statement) is None:
             return
         self.rows_changed = True
@@ -346,13 +346,13 @@ class DryTransaction(Transaction):
         self.catalog.rows_unknown = self.catalog.rows_unknown or "DELETE" in change[0].upper()
 
     def left_out(self, error: Exception) -> None:
-        """A whole migration wants what is not there any more."""
+        """A whole migration needs what no longer exists."""
         why = f"what it needs no longer exists: {self.database.redact(error)}"
         self.report("left out", self.current.name, why)
 
     @contextmanager
     def by_hand(self, change: DDLElement | None) -> Iterator[sa.Connection]:
-        """Note what is sent past :meth:`send`, as the rebuild of a SQLite table is."""
+        """Note what is sent without :meth:`send`, as the rebuild of a SQLite table is."""
 
         def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
             if not reads(statement) or (statement.startswith("PRAGMA") and "=" in statement):
@@ -372,7 +372,7 @@ class DryTransaction(Transaction):
             self.current.script += [COMMIT, BEGIN]
 
     def commit(self) -> None:
-        """Note the end of a transaction that none follows yet."""
+        """Note the end of a transaction; the next one begins later."""
         self.journal.store()
         self.current.script += [COMMIT] if self.transactional else []
 
@@ -432,7 +432,7 @@ class DryTransaction(Transaction):
 
     @contextmanager
     def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
-        """Have the script write a step down together with what a block notes, in one transaction."""
+        """Have the script record a step in one transaction with what a block notes."""
         apart = self.transactional and not self.database.transactional_ddl
         self.current.script += [START] if apart else []
         yield
@@ -454,7 +454,7 @@ class DryTransaction(Transaction):
     def _foretell(self, statement: str) -> None:
         """Note a statement of a migration; where it may need what no longer exists, so that it is left out then.
 
-        SQLite tries it now, as the copy has every table; on a server the client does so.
+        SQLite tries it now, because the copy has every table; on a server the client does so.
         """
         migration = self.journal.migration
         pattern = self.memory.excused(migration, statement) if self.memory.lenient(migration) else ""

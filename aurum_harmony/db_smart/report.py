@@ -1,7 +1,8 @@
-"""What the commands say, as data: both the text and the JSON of a report are drawn from one object.
+"""What the commands say, as data: both the text and the JSON of a report are made from one object.
 
-``migrate`` says :class:`Run`, with ``--dry-run`` :class:`DryRun` and with ``--sql`` :class:`Script`; ``status`` says
-:class:`Status`, and ``snapshots`` :class:`Snapshots`. A field is a key of the JSON, unless it says otherwise.
+``migrate`` makes a :class:`Run`, with ``--dry-run`` a :class:`DryRun` and with ``--sql`` a :class:`Script`; ``status``
+makes a :class:`Status`, and ``snapshots`` makes :class:`Snapshots`. A field is a key of the JSON, unless it says
+otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Report(ABC):
     """What one command says.
 
     :ivar fails: whether the command ends with exit code 1.
-    :ivar in_utf_8: whether it is in UTF-8 whatever the surroundings say.
+    :ivar in_utf_8: whether it is in UTF-8 whatever the locale says.
     :ivar unwritten: what to say of it where it cannot be written whole; ``None`` where only what was done counts.
     """
 
@@ -54,10 +55,10 @@ class Report(ABC):
 
     @abstractmethod
     def lines(self) -> Iterator[str]:
-        """It as text."""
+        """The report as text."""
 
     def json(self) -> str:
-        """It as JSON."""
+        """The report as JSON."""
         return json.dumps(self._data(), default=_plain, indent=2)
 
     def _data(self) -> object:
@@ -94,7 +95,7 @@ class Lock:
 
     @classmethod
     def of(cls, app: Flask, database: Database) -> Lock | None:
-        """Ask the database; ``None`` where nobody does.
+        """Ask the database; ``None`` if nobody migrates it.
 
         :raises DatabaseUnreachable: it cannot be asked.
         """
@@ -107,9 +108,9 @@ class Run(Report):
     """What ``migrate`` has done.
 
     :ivar result: ``"applied"``, ``"up-to-date"`` or ``"failed"``.
-    :ivar lock: who migrates now, where that is why it failed.
+    :ivar lock: which process migrates now, if the command failed because of it.
     :ivar made: the lost tables of the models that were made again.
-    :ivar reasons: why it was to be done.
+    :ivar reasons: why it was necessary.
     """
 
     result: str
@@ -123,16 +124,16 @@ class Run(Report):
 
     @classmethod
     def done(cls, outcome: Outcome, applied: list[Ran], plans: Iterable[Plan]) -> Run:
-        """It has ended.
+        """The report of a run that has ended.
 
-        :param plans: what was to be done before it.
+        :param plans: what was pending before it.
         """
         reasons = [plan.clause for plan in plans if plan.behind]
         return cls("applied" if outcome.changed else "up-to-date", applied, made=outcome.made, reasons=reasons)
 
     @classmethod
     def failed(cls, error: DbSmartError, applied: list[Ran], app: Flask, databases: Iterable[Database]) -> Run:
-        """It has failed, after some were applied."""
+        """The report of a run that failed, after it applied some migrations."""
         lock = None
         with suppress(DbSmartError):  # the database may be gone meanwhile: it is the first error that counts
             if isinstance(error, LockTimeout):
@@ -140,7 +141,7 @@ class Run(Report):
         return cls("failed", applied, error.message, lock)
 
     def lines(self) -> Iterator[str]:
-        """It as text."""
+        """The report as text."""
         if self.made:
             yield f"Created the missing tables of the models: {', '.join(self.made)}."
             if not self.reasons and not self.applied:
@@ -155,7 +156,7 @@ class Run(Report):
 
 @dataclass(frozen=True)
 class TablesForetold:
-    """What the first run would make of the models in one database."""
+    """The tables of the models that the first run would create in one database."""
 
     database: str
     does: list[str]
@@ -195,7 +196,7 @@ class DryRun(Report):
 
     @classmethod
     def of(cls, previews: Mapping[str, list[Preview]]) -> DryRun:
-        """It by the previews of each database."""
+        """The report, by the previews of each database."""
         shown = [(database, item) for database, items in previews.items() for item in items]
         tables = [TablesForetold(name, item.does, item.script) for name, item in shown if item.migration is None]
         pending = [
@@ -221,7 +222,7 @@ class DryRun(Report):
         return any(item.error is not None for item in self.pending)
 
     def lines(self) -> Iterator[str]:
-        """It as text."""
+        """The report as text."""
         for database, item in self.shown:
             yield f"  {item.name}  {item.reason}  ({database})"
             if item.steps_done:
@@ -248,14 +249,14 @@ class Script(Report):
 
     @classmethod
     def of(cls, app: Flask, plans: Iterable[Plan], previews: Mapping[str, list[Preview]]) -> Script:
-        """It by the previews of each database."""
+        """The report, by the previews of each database."""
         from .script import script
 
         shown = [(plan, found) for plan in plans if (found := previews[plan.database.name])]
         return cls([line for plan, found in shown for line in script(plan, found, Settings(app).ddl)])
 
     def lines(self) -> Iterator[str]:
-        """It as text."""
+        """The report as text."""
         yield from self.text or ["-- Nothing to apply."]
 
 
@@ -303,7 +304,7 @@ class DatabaseStatus:
     progress: Progress | None = None
 
     def lines(self) -> Iterator[str]:
-        """It as text."""
+        """The report as text."""
         yield f"Database {self.name}: {self.state}  {self.url}"
         if self.lock is not None:
             on = f", on {self.lock.migration}" if self.lock.migration else ""
@@ -345,8 +346,8 @@ class NextBoot:
 class Status(Report):
     """What ``status`` says.
 
-    :ivar state: the one that stands for those of all databases; ``"failed"`` where they cannot be asked, as the
-        migrations or the settings are at fault.
+    :ivar state: the one state for all databases; ``"failed"`` if they cannot be asked, because the migrations or the
+        settings cannot be used.
     :ivar notes: what else a person should know.
     """
 
@@ -361,7 +362,7 @@ class Status(Report):
 
     @property
     def fails(self) -> bool:  # type: ignore[override]
-        """Whether a database does not say what it holds."""
+        """Whether a database cannot be asked what it holds."""
         return self.state in _SILENT
 
     @classmethod
@@ -394,11 +395,11 @@ class Status(Report):
 
     @classmethod
     def failed(cls, error: DbSmartError, app: Flask, smart: DbSmart) -> Status:
-        """The migrations or the settings are at fault."""
+        """The report where the migrations or the settings cannot be used."""
         return cls("failed", error.message, [], None, None, None, _next_boot_despite(error, app, smart), [])
 
     def lines(self) -> Iterator[str]:
-        """It as text."""
+        """The report as text."""
         for database in self.databases:
             yield from database.lines()
         if self.flag is not None:
@@ -443,7 +444,7 @@ def _database(app: Flask, smart: DbSmart, planner: Planner, plan: Plan, notes: l
     )
 
 
-#: States of databases that do not say what they hold.
+#: States of databases that cannot be asked what they hold.
 _SILENT = {
     "unreachable": "a database cannot be reached",
     "unreadable": "the history of a database cannot be read by its user",
@@ -454,7 +455,7 @@ def _next_boot(app: Flask, planner: Planner, verdict: FlagVerdict, plans: list[P
     """What the next boot will do, and the first request where boot trusts the flag.
 
     :param plans: those of the databases that could be asked.
-    :param state: the one that stands for those of all databases.
+    :param state: the one state for all databases.
     """
     reached = state not in _SILENT
     mode, force = planner.settings.boot, planner.settings.force
@@ -494,7 +495,7 @@ def _next_run(planner: Planner, reason: str, plans: list[Plan], *, force: bool) 
 
 
 def _next_boot_despite(error: DbSmartError, app: Flask, smart: DbSmart) -> NextBoot:
-    """What the next boot will do though the migrations or the settings are at fault: it may not need them."""
+    """What the next boot will do although the migrations or the settings cannot be used: it may not need them."""
     with suppress(DbSmartError):
         settings = Settings(app)
         mode = settings.boot
@@ -539,7 +540,7 @@ class Snapshots(Report):
     """What ``snapshots`` says; its JSON is a list.
 
     :ivar snapshots: oldest first.
-    :ivar elsewhere: what a person should know of those that are of none of these databases.
+    :ivar elsewhere: a note about snapshots that belong to none of these databases.
     """
 
     snapshots: list[SnapshotEntry]
@@ -547,10 +548,10 @@ class Snapshots(Report):
 
     @classmethod
     def of(cls, app: Flask, databases: Iterable[Database], files: Iterable[Database]) -> Snapshots:
-        """Look into the folder.
+        """Read the folder of the snapshots.
 
-        :param databases: whose snapshots.
-        :param files: all that may have some.
+        :param databases: those whose snapshots are listed.
+        :param files: all SQLite databases of the application.
         """
         found = [
             SnapshotEntry(item.path.name, item.database, item.taken_at, item.before, item.size)
@@ -564,7 +565,7 @@ class Snapshots(Report):
         return cls(found, f"{note} To put one back, use 'restore --from NAME'.")
 
     def lines(self) -> Iterator[str]:
-        """It as text."""
+        """The report as text."""
         yield from (f"{item.name}  {item.size / 1e6:.1f} MB" for item in self.snapshots)
         if not self.snapshots:
             yield "There are no snapshots."

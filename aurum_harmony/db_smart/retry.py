@@ -26,7 +26,7 @@ def back_off(tries: int) -> None:
 
 
 def retry(action: Callable[[], T], retries: int, again: Callable[[Exception], bool]) -> T:
-    """Do what leaves nothing behind when it fails, again and again while that may help.
+    """Do something that leaves nothing behind when it fails, and try it again as long as that may help.
 
     :param retries: how often at most after the first try.
     :param again: whether an error may not come a second time.
@@ -63,7 +63,7 @@ class Wait:
         return self._now >= self._deadline
 
     def log(self, logger: Logger, message: Callable[[], str], *, warn: bool = False) -> None:
-        """Say for whom, every five seconds; once as a warning, where nobody would hear less.
+        """Log for whom, every five seconds; once as a warning, if nobody would see less.
 
         :param message: gives the text; not called where nothing is said.
         :param warn: whether it is a warning, which is said at once where what was said before was none.

@@ -59,11 +59,11 @@ class Run:
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """The result of a run.
 
     :ivar runs: what was applied, in order.
     :ivar states: the state row of each database.
-    :ivar changed: whether this process did anything; not so where another one had done it all.
+    :ivar changed: whether this process did anything; ``False`` if another one had done all of it.
     :ivar made: the lost tables of the models that were made again.
     :ivar complete: whether every database of the application was migrated, so that the flag was written.
     """
@@ -128,7 +128,7 @@ class Runner:
         return outcome
 
     def _check_led(self, database: Database) -> None:
-        """Make sure that ``DB_SMART_MIGRATION_URL`` leads to the database that the application has the history of.
+        """Make sure that ``DB_SMART_MIGRATION_URL`` leads to the database whose history the application reads.
 
         :raises DbSmartError: it does not; nothing was changed.
         """
@@ -170,7 +170,7 @@ class DatabaseRun:
     """The run on one database.
 
     :param outcome: takes what it does.
-    :ivar doing: what this process is doing, for who interrupts it: the migration that runs, empty between two;
+    :ivar doing: what a signal would interrupt: the name of the running migration, empty between two;
         ``None`` while another process holds the lock.
     """
 
@@ -182,7 +182,7 @@ class DatabaseRun:
     #: Names and checksums of the migrations that were applied before.
     _contents: set[tuple[str, str]]
     #: Whether the migration that runs has committed a part of its work.
-    _cut = False
+    _committed = False
 
     def __init__(self, runner: Runner, database: Database, outcome: Outcome, *, force: bool, remake: bool) -> None:
         self.database = database
@@ -276,7 +276,7 @@ class DatabaseRun:
         self._begun, self.memory = tried_again(database, lambda: self._prepare(plan), self._runner.settings.ddl.retries)
         self._contents = {(item.name, item.checksum) for item in plan.applied}
         had = self.memory.had(missing) if plan.pending else missing
-        # What is pending may make the tables that were never there; of those that were, all can go on as before.
+        # While migrations are pending, only tables that existed once are lost: the others may still be created.
         lost = missing if had is None and self._force else had or []
         if lost:
             self._make_lost(lost)
@@ -330,7 +330,7 @@ class DatabaseRun:
     def _prepare(self, plan: Plan) -> tuple[set[str], Memory]:
         """Make our tables where they are missing, and on the first run of this application those of its models.
 
-        :returns: names of migrations that an earlier run has cut short; and what the history remembers.
+        :returns: names of migrations that an earlier run left unfinished; and what the history remembers.
         :raises DbSmartError: the history is that of another application, and has names of this one's migrations.
         """
         database, connection = self.database, self.connection
@@ -372,7 +372,7 @@ class DatabaseRun:
     def _make_lost(self, missing: list[sa.Table]) -> list[sa.Table]:
         """Create lost tables again.
 
-        :returns: those that were not made, as a newer release has taken them away.
+        :returns: those that were not made, because a newer release has taken them away.
         """
         database, connection = self.database, self.connection
         taken = self.memory.taken(missing)
@@ -413,7 +413,7 @@ class DatabaseRun:
 
         :param index: its number in this run, from 1.
         :param total: how many there are.
-        :raises MigrationFailed: it raised; what is said tells what was kept.
+        :raises MigrationFailed: it raised; the message says what was kept.
         :raises LeaseLost: another process has taken the lock.
         """
         migration, connection, app = item.migration, self.connection, self._runner.app
@@ -475,7 +475,7 @@ class DatabaseRun:
                 begin(connection)
             at_once = not migration.options.transactional or not self.database.transactional_ddl
             begun = migration.name in self._begun
-            self._cut = at_once or begun
+            self._committed = at_once or begun
             journal = Journal(own, migration.name, at_once=at_once, begun=begun)
             transaction = self.transaction(own, journal, transactional=migration.options.transactional)
             transaction.repeated = (migration.name, migration.checksum) in self._contents
@@ -493,7 +493,7 @@ class DatabaseRun:
                         commit_session(runner.db.session)
                 transaction.check()
             finally:
-                self._cut |= transaction.commits > 0
+                self._committed |= transaction.commits > 0
                 transaction.close()
         if own is not connection:
             begin(connection)
@@ -506,7 +506,7 @@ class DatabaseRun:
         return duration
 
     def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> RunTransaction:
-        """What the operations of one try of a migration talk to.
+        """The transaction for the operations of one try of a migration.
 
         :param connection: in a transaction, or in autocommit for a migration that is not to run in one.
         """
@@ -537,7 +537,7 @@ class DatabaseRun:
         )
 
     def _failed(self, item: Pending, error: Exception, before: int, seconds: float) -> MigrationFailed:
-        """Roll back, record the failure as well as can be, and say all that a person needs.
+        """Roll back, record the failure if possible, and make the error that says all that a person needs.
 
         :param before: how many migrations this run applied before.
         """
@@ -558,7 +558,7 @@ class DatabaseRun:
                 connection.rollback()
                 _logger.debug("The failure could not be recorded: %s", database.redact(second))
                 break
-        kept = "What it had committed is kept" if self._cut else "Nothing of it was kept"
+        kept = "What it had committed is kept" if self._committed else "Nothing of it was kept"
         if not database.transactional_ddl:
             kept += " (on this database each schema change commits by itself)"
         if before:

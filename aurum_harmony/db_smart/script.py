@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
     """The previews as SQL for the database's own client, line by line, with transaction boundaries.
 
-    The history is written too, so that the next boot finds the migrations applied. From the first one on that cannot be
-    known whole, they are remarks.
+    The history is written too, so that the next boot finds the migrations applied. From the first migration on that
+    cannot be known completely, the script only has comments.
     """
     database = plan.database
     dialect = database.app_engine.dialect
@@ -63,14 +63,14 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
                 journal = tables.progress.delete().where(tables.progress.c.migration == shown.migration.name)
                 lines.append(render(journal, dialect, literal_binds=True))
         lines.append(COMMIT)
-        # A remark is none, and what sets another delimiter has its ends in it.
+        # A comment is no statement, and what sets another delimiter ends its statements itself.
         as_they_are = ("--", "DELIMITER")
         yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
 
 
 @dataclass
 class _Guard:
-    """What a script asks before anything else: whether it has got hold of the database that it was made for, as it was.
+    """The check that begins a script: is this the database that it was made for, and is it still as it was?
 
     :ivar wanted: the id of that database; ``None`` where it has no history yet.
     :ivar rows: how many rows its history and its journal have; ``None`` where there are none yet.
@@ -93,28 +93,28 @@ class _Guard:
 
     @property
     def without(self) -> str:
-        """What to say where there is no history."""
+        """The message where there is no history."""
         return self._said(f"is for the database with the id {self.wanted}, and this one has no history of db-smart")
 
     @property
     def other(self) -> str:
-        """What to say where there is another one, or any."""
+        """The message where there is another history, or any at all."""
         if self.wanted is None:
             return self._said("is for a database without a history of db-smart, and this one has one")
         return self._said(f"is for the database with the id {self.wanted}, and this one has another id")
 
     @property
     def later(self) -> str:
-        """What to say where migrations have run since."""
+        """The message where migrations have run since."""
         return self._said("was made for an earlier state of the database, or has run already; make a new one")
 
     def mine(self, place: str = "") -> str:
-        """A condition for the database, where it has our tables."""
+        """The condition that it is that database; for one that has our tables."""
         wanted = (self.wanted or "").replace("'", "''").replace("\\", "")
         return f"EXISTS (SELECT 1 FROM {place}db_smart_state WHERE database_id = '{wanted}')"
 
     def fresh(self, place: str = "") -> str:
-        """A condition for its being as it was when the script was made."""
+        """The condition that it is as it was when the script was made."""
         if self.rows is None:
             return "1 = 1"
         found = zip((tables.history.name, tables.progress.name), self.rows, strict=True)
@@ -129,7 +129,7 @@ def _guard_postgresql(guard: _Guard) -> Iterator[str]:
     # In the schema where the script makes its tables: the search path may lead to those of another application.
     there = "to_regclass(quote_ident(current_schema()) || '.db_smart_state')"
     yield "DO $db_smart$ BEGIN"
-    # Nested, as a condition that names a table is an error where there is none.
+    # Nested, because a condition that names a table is an error where there is none.
     if guard.wanted is None:
         yield f"  IF {there} IS NOT NULL THEN"
         yield "    IF EXISTS (SELECT 1 FROM db_smart_state) THEN"
@@ -170,7 +170,7 @@ def _guard_mariadb(guard: _Guard) -> Iterator[str]:
 
 
 def _guard_sqlite(guard: _Guard) -> Iterator[str]:
-    """SQLite has neither conditions nor blocks: a constraint whose name is what is to be said stops the script."""
+    """SQLite has neither conditions nor blocks, so a constraint stops the script; its name is the message."""
     there = "EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'db_smart_state')"
     questions = [(guard.other, f"NOT {there}")]
     if guard.wanted is not None:

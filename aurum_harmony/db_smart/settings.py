@@ -168,7 +168,7 @@ class Settings:
     def migration_urls(self) -> dict[str, str]:
         """``DB_SMART_MIGRATION_URL`` by the name of the database; a single one is for the default database.
 
-        Whether there are databases of these names, :func:`~.store.database.databases` makes sure.
+        :func:`~.store.database.databases` makes sure that there are databases of these names.
 
         :raises ConfigError: one is no URL.
         """

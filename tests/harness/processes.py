@@ -35,7 +35,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run_harness(module: str, name: str, urls: Iterable[URL], *options: str) -> dict[str, Any]:
-    """Run ``tests.herd`` or ``tests.crash`` in a new process, return its report and keep it for the summary.
+    """Run a module of ``tests.harness`` in a new process, return its report and keep it for the summary.
 
     :param name: what kind of database it is.
     :raises AssertionError: it fails.

@@ -65,7 +65,7 @@ def counting(sqlite_project: Project, journal: str) -> Project:
 
 
 class Writer:
-    """A second process that writes all the time; see :mod:`tests.counter`."""
+    """A second process that writes all the time; see :mod:`tests.harness.counter`."""
 
     def __init__(self, path: Path) -> None:
         command = [sys.executable, counter.__file__, str(path)]
@@ -324,7 +324,7 @@ def kill_oneself() -> None:
 def test_a_killed_copy_is_no_snapshot_and_goes_at_the_next_run(counting: Project) -> None:
     script = (
         "import sys\n"
-        "from tests.test_snapshot import *\n"
+        "from tests.store.test_snapshot import *\n"
         "project = Project(Path(sys.argv[1]), sys.argv[2], sys.argv[3])\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "watched(project, kill_oneself)\n"
@@ -682,7 +682,7 @@ def test_no_room_for_the_database_itself(migrated: tuple[Project, Snapshot]) -> 
 
 
 def test_a_killed_restore_leaves_the_one_or_the_other(journal: str) -> None:
-    command = [sys.executable, "-m", "tests.kill_restore", journal, "20"]
+    command = [sys.executable, "-m", "tests.harness.kill_restore", journal, "20"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     counts = json.loads(result.stdout)

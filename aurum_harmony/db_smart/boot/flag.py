@@ -217,7 +217,7 @@ def _integers(values: dict[str, Any]) -> dict[str, int]:
 
 def _stat(values: list[Any]) -> list[int]:
     mtime, ctime, size = values
-    # In one expression, as there may be thousands of files.
+    # In one expression, because there may be thousands of files.
     if type(mtime) is int and type(ctime) is int and type(size) is int:
         return values
     raise TypeError("stat")

@@ -111,7 +111,7 @@ class Plan:
         return None if self.state is None else self.state.place
 
     def is_first_run(self, module: str, migrations: Sequence[Migration], applications: Set[str]) -> bool:
-        """Whether the migrations of this application have never been applied whole to a database.
+        """Whether this application has never completed its migrations on a database.
 
         :param module: dotted name of the application's migrations.
         :param migrations: those for this database.

@@ -217,7 +217,7 @@ class Planner:
         migrations = self.of(database)
         todo = pending(migrations, applied, force=force)
         reason = describe(todo, state, applied)
-        # Of all migrations of the code, as two names may lead to one database.
+        # Of all migrations of the code, because two names may lead to one database.
         beyond, edited = ahead(self.migrations, applied), edited_once(migrations, applied)
         return Plan(database, state, reason, todo, applied, beyond, edited)
 
@@ -252,7 +252,7 @@ class Planner:
         self._keep_flag(lambda: self._remember(states))
 
     def refresh(self, verdict: FlagVerdict) -> None:
-        """Write the flag of a verdict again with the time stamps of now."""
+        """Write the flag of a verdict again with the present time stamps."""
         if verdict.flag is not None:
             records = verdict.flag.databases
             self._keep_flag(lambda: self._write(records))

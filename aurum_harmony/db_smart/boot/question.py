@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class Question(Generic[T]):
-    """Something that is asked in a thread of its own, so that who asks can go on without an answer.
+    """Something that is asked in a thread of its own, so that the caller can go on without an answer.
 
-    A thread that waits for one for ever is left behind; it does not keep the process from ending.
+    A thread that waits for ever is left behind; it does not keep the process from ending.
     """
 
     def __init__(self, ask: Callable[[], T]) -> None:

@@ -30,7 +30,7 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
     lock beside the flag, goes on without. The kernel frees the lock when its process ends.
 
     :param verdict: what the flag said, which does not hold.
-    :param patience: the longest wait, seconds; the shortest is half of it, as all must not leave at once.
+    :param patience: the longest wait, seconds; the shortest is half of it, because all must not leave at once.
     :returns: what the flag says now.
     """
     if verdict.holds or any(database.in_memory for database in planner.databases.values()):

@@ -32,9 +32,9 @@ def facts_of(dialect: str) -> Facts:
 
 
 #: What an error can be. *transient*: the same transaction may succeed when tried again, as after a deadlock, a
-#: serialization failure, a lock time-out, or when another node of a cluster was quicker. *denied*: the user has not the
-#: right. *read only*: nothing can be written here, as the server, the role or the transaction only reads. *missing*:
-#: there is no such table or column. *old rows*: rows that are there are in the way of a schema change.
+#: serialization failure, a lock time-out, or when another node of a cluster was quicker. *denied*: the user lacks the
+#: right. *read only*: nothing can be written, because the server, the role or the transaction only reads. *missing*:
+#: there is no such table or column. *old rows*: existing rows are in the way of a schema change.
 Kind = Literal["transient", "denied", "read only", "missing", "old rows"]
 
 
@@ -63,7 +63,7 @@ class Facts:
     #: Whether the body of a procedure is a string unless it says ``BEGIN ATOMIC``.
     bodies_are_strings = False
 
-    #: Whether a schema change gets its lock time-out for itself, as nothing may be set for the session.
+    #: Whether a schema change gets its lock time-out for itself, because nothing may be set for the session.
     bounds_each_change = False
     #: The query for the number by which the server knows this session.
     session_number = ""

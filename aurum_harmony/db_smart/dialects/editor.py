@@ -1,4 +1,4 @@
-"""The plain forms of schema changes, which every database has. They block the table for as long as they take."""
+"""How a schema is changed in the plain form, which every database has and which blocks the table meanwhile."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Change:
 
 
 def editor_of(transaction: Transaction, catalog: Catalog) -> SchemaEditor:
-    """The forms of the kind of database that is being migrated, which stand beside its facts."""
+    """The editor for the kind of database that is being migrated; it stands beside the facts of that kind."""
     folder = type(transaction.facts).__module__.rpartition(".")[0]
     kind: type[SchemaEditor] = getattr(import_module(f"{folder}.editor"), transaction.facts.editor)
     return kind(transaction, catalog)
@@ -61,13 +61,13 @@ class SchemaEditor:
     """How one kind of database makes schema changes.
 
     Everywhere ``online`` says that the table has rows and is to stay usable; where it is false, the plain form is
-    taken. All can be repeated after they were cut short.
+    taken. All can be repeated after an interruption.
 
     :param transaction: sends them.
     :param catalog: what is there.
     """
 
-    #: Whether there are forms that do not block.
+    #: Whether some changes have a form that does not block.
     has_online = False
 
     def __init__(self, transaction: Transaction, catalog: Catalog) -> None:

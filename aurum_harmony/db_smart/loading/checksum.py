@@ -317,7 +317,7 @@ def _dump(root: ast.AST) -> _Dump:
     """Canonical text of a syntax tree, and what is in it.
 
     :func:`ast.dump` will not do: what it prints differs between versions of Python, by new and empty fields. Without
-    recursion, as a long sum is a deep tree.
+    recursion, because a long sum is a deep tree.
     """
     written: list[str] = []
     dump = _Dump("", set(), set(), set())

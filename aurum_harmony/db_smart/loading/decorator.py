@@ -31,7 +31,7 @@ class Migration:
     :ivar checksum: hexadecimal hash of the function and of what it reaches in its module.
     :ivar options: how to run it.
     :ivar function: what to call.
-    :ivar takes_operations: whether the function wants an :class:`~.operations.Operations`.
+    :ivar takes_operations: whether the function takes an :class:`~.operations.Operations`.
     :ivar path: its source file, for messages.
     """
 

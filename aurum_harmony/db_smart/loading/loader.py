@@ -1,4 +1,4 @@
-"""Migrations: the decorator that marks them, and finding them in a module or package.
+"""Find the migrations of a module or package, and load them.
 
 A migration is an idempotent function. It is known by its name and its checksum: it runs where that pair was
 never applied, or, with ``once=True``, where the name never was.
@@ -239,7 +239,7 @@ def _check_imported(module: ModuleType, source: ModuleSource) -> None:
 
 
 def _is_migration_decorator(node: Any, module: ModuleType) -> bool:
-    """Whether a decorator is :func:`migration`, under whatever name the module knows it."""
+    """Whether a decorator is :func:`~.decorator.migration`, under whatever name the module knows it."""
     target = node.func if hasattr(node, "func") else node
     attributes: list[str] = []
     while hasattr(target, "attr"):

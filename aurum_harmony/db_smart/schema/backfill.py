@@ -1,9 +1,9 @@
 """Backfills: rows are changed in batches, each a short transaction that also saves how far the work is.
 
-A table is passed in the order of its key, from the lowest to what is the highest when the pass begins. A batch is the
-range from where the last one ended to the n-th key after that, so that no row is done twice, and a run that goes on
-after a kill misses none. What arrives behind the cursor, or above the highest key, is not seen by a pass; where the
-condition is one that the update itself makes false, the table is passed again until nothing is found.
+A pass goes through a table in the order of its key, from the lowest to the one that is the highest when it begins. A
+batch is the range from the end of the last one to the n-th key after that. So no row is done twice, and a run that goes
+on after a kill misses none. A pass does not see what arrives behind the cursor or above the highest key. If the update
+itself makes the condition false, further passes follow until one finds nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _logger = logger_of(__name__)
 _FIRST = 1_000
 #: The most rows of a batch, and of one that is handed to a function, which has them in memory.
 _MOST, _MOST_HANDED = 1_000_000, 10_000
-#: How often at most a table is passed.
+#: How many passes there are at most.
 _PASSES = 10
 #: How often progress is logged, seconds.
 _TELL_EVERY = 5.0
@@ -73,7 +73,7 @@ class _State:
     :ivar cursor: the last key that is done; ``None`` at the start of a pass.
     :ivar until: the highest key when the pass began.
     :ivar total: estimated rows of the pass.
-    :ivar done: rows passed.
+    :ivar done: rows that this pass has gone through.
     :ivar changed: those of them that matched the condition.
     :ivar again: whether another pass may follow: no batch has left a row that still matches.
     :ivar number: of the pass, from 1.
@@ -140,7 +140,7 @@ class Backfill:
         def work(within: sa.ColumnElement[bool], keys: Mapping[str, Any], look: bool) -> tuple[int, bool]:
             batch = update.where(within)
             if look and self._dialect == "postgresql":
-                # By RETURNING, as a query after it would also see rows of others that came in between.
+                # By RETURNING, because a query after it would also see rows of others that came in between.
                 still = sa.case((condition, 1), else_=0).label("still")
                 changed = batch.returning(still).cte("db_smart_changed")
                 query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(changed.c.still), 0))
@@ -196,7 +196,7 @@ class Backfill:
         for name in banned or ():
             if name.lower() in [column.name.lower() for column in self._keyset.columns]:
                 raise DbSmartError(
-                    f"A backfill of {self._name!r} cannot set {name!r}, a column of the key by which it goes."
+                    f"A backfill of {self._name!r} cannot set {name!r}, a column of the key whose order it follows."
                 )
         transaction.checkpoint()
         with journal.pause(), self._patience():
@@ -250,8 +250,8 @@ class Backfill:
                     time.sleep(rest)
         if state.number == _PASSES and state.changed and state.again:
             _logger.warning(
-                "db-smart: rows of %r that a backfill looks for keep arriving; it has passed the table %d times and "
-                "ends. Stop or update whatever writes them.",
+                "db-smart: rows of %r that a backfill looks for keep arriving; it ends after %d passes. Stop or "
+                "update whatever writes them.",
                 self._name,
                 _PASSES,
             )
@@ -384,7 +384,7 @@ class Backfill:
     def _updating(self, values: Mapping[str, Any], columns: Mapping[str, Any], condition: Any) -> sa.Update:
         """The whole update as one statement.
 
-        :param columns: those of the table by folded name; empty where they are not known.
+        :param columns: those of the table by normalized name; empty where they are not known.
         """
         normalize_name = Catalog(self._connection).normalize_name
         targets = {}
@@ -407,13 +407,13 @@ def _table_of(select: sa.GenerativeSelect) -> sa.TableClause:
     :raises DbSmartError: it is from more than one, or its rows are not those of the table.
     """
     froms: Sequence[Any] = []
-    folded = True
+    grouped = True
     if isinstance(select, sa.Select):  # not a UNION
         froms = select.get_final_froms()
-        folded = bool(
+        grouped = bool(
             select._distinct or select._group_by_clauses or select._having_criteria or select._has_row_limiting_clause
         )
-    if len(froms) != 1 or not isinstance(froms[0], sa.TableClause) or folded:
+    if len(froms) != 1 or not isinstance(froms[0], sa.TableClause) or grouped:
         raise DbSmartError(
             "op.batches() takes a table, or a SELECT from one table without joins, DISTINCT, GROUP BY and LIMIT. "
             "Nothing was done. If you need more, query it in the function, for the rows of its batch."

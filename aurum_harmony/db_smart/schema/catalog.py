@@ -103,7 +103,7 @@ class Catalog:
         return self.inspector.has_table(table, schema=schema)
 
     def columns(self, table: str, schema: str | None) -> dict[str, Any]:
-        """The columns by folded name, each as SQLAlchemy's inspector has it.
+        """The columns by normalized name, each as SQLAlchemy's inspector has it.
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
@@ -116,7 +116,7 @@ class Catalog:
         return [*map(self._plain, key["constrained_columns"])]
 
     def present(self, table: str, columns: Iterable[str], schema: str | None) -> set[str]:
-        """Those of the columns, folded, that the table has.
+        """Those of the columns, normalized, that the table has.
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
@@ -124,7 +124,7 @@ class Catalog:
         if self._dialect != "sqlite":
             return wanted & self.columns(table, schema).keys()
         # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
-        # comes along, as only a table that exists has one.
+        # comes along, because only a table that exists has one.
         names = {"table": table, "schema": schema or "main", "names": sorted(wanted)}
         rows = self._connection.execute(_SQLITE_COLUMNS, names).all()
         if not rows:
@@ -132,7 +132,7 @@ class Catalog:
         return wanted & {name for name, _ in rows}
 
     def indexes(self, table: str, schema: str | None) -> dict[str, Index]:
-        """The indexes of a table by folded name."""
+        """The indexes of a table by normalized name."""
         found: dict[str, Index] = {}
         if self._dialect == "sqlite":
             # SQLAlchemy does not reflect SQLite's indexes on expressions.
@@ -154,7 +154,7 @@ class Catalog:
         return found
 
     def constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
-        """The named constraints of a table by folded name."""
+        """The named constraints of a table by normalized name."""
         if self._dialect == "sqlite":
             return self._sqlite_constraints(table, schema)
         inspector, invalid = self.inspector, self._invalid(table, schema)

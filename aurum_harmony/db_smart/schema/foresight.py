@@ -1,4 +1,4 @@
-"""What rows that are there would be in the way of: asked in a dry run, as only the run itself would find it out."""
+"""Which existing rows would be in the way: a dry run asks for them, or only the run itself would find out."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ class Keyset:
         names = Catalog(self._connection).primary_key(self._name, self._schema)
         if not names:
             raise DbSmartError(
-                f"The table {self._name!r} has no primary key, by which a backfill passes it. Nothing of it was done. "
-                "Give it one, or update it by op.execute(), as one transaction."
+                f"The table {self._name!r} has no primary key, which a backfill needs. Nothing of it was done. Give it "
+                "one, or update it by op.execute(), as one transaction."
             )
         return names
 
@@ -171,10 +171,10 @@ class Keyset:
         return {f"db_smart_{name}_{number}": value for number, value in enumerate(key or ())}
 
     def _compare(self, name: str, sign: str) -> sa.ColumnElement[bool]:
-        """The key compared with another one, ``>`` or ``<=``, as an index can be used for it.
+        """The key compared with another one, ``>`` or ``<=``, in a way that an index can be used for it.
 
-        The values are bound without type, as the driver gave them: a cast to another type would pass by the index. What
-        was asked for as text is cast to the type of its column.
+        The values are bound without type, as the driver gave them, because with a cast to another type no index could
+        be used. What was asked for as text is cast to the type of its column.
         """
         binds: list[sa.ColumnElement[Any]] = []
         for number, key in enumerate(self._bind(name, [None] * len(self.columns))):
@@ -186,7 +186,7 @@ class Keyset:
             return self.sorted[0].op(sign, is_comparison=True)(binds[0])
         if self._dialect != "mysql":
             return sa.tuple_(*self.sorted).op(sign, is_comparison=True)(sa.tuple_(*binds))
-        # MariaDB passes by the index for row values.
+        # MariaDB uses no index for row values.
         *pairs, (column, bind) = zip(self.sorted, binds, strict=True)
         found: sa.ColumnElement[bool] = column > bind if sign == ">" else column <= bind
         for column, bind in reversed(pairs):

@@ -1,8 +1,8 @@
 """Columns that the models require and rows of older migrations do not have yet.
 
-The models are those of today: a column is ``NOT NULL`` in them, which a migration of yesterday filled in the rows that
-one of the day before had inserted. On the run that makes the tables from the models, such a column takes ``NULL`` until
-all migrations are through; only where a row needs it, so that a first run without such rows changes nothing.
+The models are those of today. A column can be ``NOT NULL`` in them although an early migration inserts rows without it,
+and only a later one fills it in. On the run that makes the tables from the models, such a column takes ``NULL`` until
+all migrations are applied. It does so only if a row needs it: a first run without such rows changes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of the application's models: which are missing, and making them, also after a run was killed at it."""
+"""The tables of the application's models: finds the missing ones and makes them, also after a kill in the middle."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def lost(database: str, names: Iterable[str], taken: Mapping[str, str]) -> str:
     for name, migration in taken.items():
         said += (
             f"{name!r} was dropped or renamed by the migration {migration!r}, which this code does not have: either "
-            "this release is older than the database, or the migration was removed. The table is not created, as its "
-            "rows may be elsewhere now. Start the release that has the migration, or add one that creates the table. "
+            "this release is older than the database, or the migration was removed. The table is not created, because "
+            "its rows may be elsewhere now. Start the release that has the migration, or add one that creates the "
+            "table. "
         )
     return said.rstrip()
 

@@ -53,7 +53,7 @@ class Planned:
 
 
 class DryCatalog(Catalog):
-    """What a database that is not there yet would have: an empty one that the run is played through on has it."""
+    """What a database would have; by itself for one that does not exist yet: the dry run uses an empty one instead."""
 
     #: Whether a dry run would have changed rows of any table by now.
     rows_unknown = False
@@ -126,7 +126,7 @@ class PlannedCatalog(DryCatalog):
         return super().has_table(table, schema) if known is False else known is not None
 
     def columns(self, table: str, schema: str | None) -> dict[str, Any]:
-        """The columns by folded name, each as SQLAlchemy's inspector has it, or as in :class:`Planned`.
+        """The columns by normalized name, each as SQLAlchemy's inspector has it, or as in :class:`Planned`.
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
@@ -136,12 +136,12 @@ class PlannedCatalog(DryCatalog):
         return super().columns(table, schema) if known is False else known.columns
 
     def indexes(self, table: str, schema: str | None) -> dict[str, Index]:
-        """The indexes of a table by folded name."""
+        """The indexes of a table by normalized name."""
         known = self._known(table, schema)
         return super().indexes(table, schema) if known is False else {} if known is None else known.indexes
 
     def constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
-        """The named constraints of a table by folded name."""
+        """The named constraints of a table by normalized name."""
         known = self._known(table, schema)
         return super().constraints(table, schema) if known is False else {} if known is None else known.constraints
 
@@ -209,7 +209,7 @@ class PlannedCatalog(DryCatalog):
             planned.empty = planned.empty and not filled
 
     def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
-        """The rows that are there, by the names of now."""
+        """The rows that are there, by their present names."""
         known = self._known(table, schema)
         if known is None or self.rows_unknown or (known is not False and (known.stored is None or known.changed)):
             return None
@@ -241,7 +241,7 @@ class CopyCatalog(DryCatalog):
         #: Tables that the run has put rows into; and those whose rows it has changed.
         self._filled: set[tuple[str | None, str]] = set()
         self._changed: set[tuple[str | None, str]] = set()
-        #: By table and folded name, columns that the run has added, and what the source calls those it has renamed.
+        #: By table and normalized name, columns that the run has added, and what the source calls those it has renamed.
         self._columns: dict[tuple[str | None, str], dict[str, sa.Column[Any] | str]] = {}
 
     def play(self, sql: str) -> None:
@@ -322,7 +322,7 @@ class CopyCatalog(DryCatalog):
         self._changed.add((schema, self.normalize_name(table)))
 
     def rows(self, table: str, schema: str | None, name: str | None = None) -> sa.Subquery | None:
-        """The rows of the source's table, by the names of now."""
+        """The rows of the source's table, by their present names."""
         former, key = self._former(table, schema), (schema, self.normalize_name(table))
         if former is None or self.rows_unknown or key in self._changed | self._filled:
             return None
@@ -416,7 +416,7 @@ def _add_columns(change: AddColumns, catalog: DryCatalog) -> None:
     catalog.plan_columns(change.table.name, change.table.schema, change.columns)
     for number, constraint in enumerate(change.constraints):
         name = constraint.name
-        if name is None and catalog.dialect.name in ("mysql", "mariadb"):  # PostgreSQL's have names of ours
+        if name is None and catalog.dialect.name in ("mysql", "mariadb"):  # on PostgreSQL this extension names them
             name = f"{change.table.name}_ibfk_{number}"
         if name is not None:
             _plan_constraint(catalog, change.table, str(name), constraint)

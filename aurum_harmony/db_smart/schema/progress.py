@@ -39,7 +39,7 @@ class Progress:
 def read_progress(connection: sa.Connection, place: str | None = None, *, running: bool) -> Progress | None:
     """The backfill that is not finished; ``None`` where there is none. One query.
 
-    :param place: see :class:`State`.
+    :param place: see :class:`~.store.history.State`.
     :param running: whether somebody is at it.
     """
     query = sa.select(progress.c.migration, progress.c.row_count, progress.c.detail)

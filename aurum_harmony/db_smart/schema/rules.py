@@ -40,7 +40,7 @@ class Refused(DbSmartError):
 
 
 def counted(count: int, one: str, more: str) -> str:
-    """How many rows do something, as the words after their number say it of one and of more."""
+    """A number of rows as the subject of a sentence, with the verb for one row or for several."""
     return f"1 row {one}" if count == 1 else f"{count} rows {more}"
 
 

@@ -1,9 +1,10 @@
-"""Steps: how a migration that was cut short goes on.
+"""The statements that a migration has done, so that a later run of it repeats none of them.
 
-A migration is cut where the database commits at a schema change (MariaDB, MySQL), and where an operation commits
-because its work does not belong into a transaction with other work (an index built beside traffic, a backfill). Schema
-operations look before they act. For all else, each statement that changes something is recorded in the very
-transaction that makes the change, and a run that goes on skips what is recorded.
+A migration may be committed in parts: where the database commits at a schema change (MariaDB, MySQL), and where an
+operation commits because its work must not share a transaction with other work (an index built while the table is in
+use, a backfill). Schema operations look first and do only what is missing. Every other statement that changes
+something is a *step*: it is recorded in the same transaction as its change, and the next run skips it
+(:class:`StepCursor`, which :mod:`.rebind` puts in the place of the driver's cursor).
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ class _Done(NamedTuple):
 class Journal:
     """The steps of one migration, which is running.
 
-    A step is known by its SQL and by its number among the runs of that SQL; parameters do not count, as they may
+    A step is known by its SQL and by its number among the runs of that SQL; parameters do not count, because they may
     be a time or a random id. They are kept by the migration's name, so that they outlast the edit that fixes it.
 
     :param connection: the connection of the migration's transaction.
     :param migration: its name.
-    :param at_once: whether each step is written down as it is made, since the database may commit behind our back;
-        otherwise only when the migration is cut, as a transaction that is never cut needs none.
+    :param at_once: whether each step is written down as it is made, because the database may commit behind our back;
+        otherwise only at a checkpoint, because a migration without checkpoints needs no steps.
     :param begun: whether an earlier run may have left steps.
     """
 
@@ -104,7 +105,7 @@ class Journal:
         del self._made[made:]
 
     def promise(self, what: str) -> None:
-        """Record that something is begun which takes several transactions, before or with the first of them."""
+        """Record that something begins that takes several transactions, before or with the first of them."""
         step = _promise(what)
         if step not in self._done:
             self._done[step] = _Done(0, 0, None)
@@ -209,11 +210,11 @@ class StepCursor:
         return rows
 
     def execute(self, statement: str, parameters: Any = None) -> Any:
-        """Run a statement, or pass it by."""
+        """Run a statement, or skip it."""
         return self._run(self._cursor.execute, statement, parameters)
 
     def executemany(self, statement: str, parameters: Any) -> Any:
-        """Run a statement for each set of parameters, as one step, or pass it by."""
+        """Run a statement for each set of parameters, as one step, or skip it."""
         return self._run(self._cursor.executemany, statement, parameters)
 
     def _run(self, run: Any, statement: str, parameters: Any) -> Any:

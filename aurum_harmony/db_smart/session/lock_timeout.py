@@ -141,7 +141,7 @@ class DdlLockTimeout:
         return bool(driver.autocommit)
 
     def _send(self, statement: str) -> Any:
-        """Send a statement past SQLAlchemy's events, which have brought us here."""
+        """Send a statement without SQLAlchemy's events, one of which has called this."""
         driver: Any = self._connection.connection.dbapi_connection
         with driver.cursor() as cursor:
             cursor.execute(statement)
@@ -162,7 +162,7 @@ class DdlLockTimeout:
 
 
 def guarded(database: Database, seconds: float, fence: Callable[[str], None]) -> Engine:
-    """The engine for migrating, each of whose connections has a guard.
+    """The engine for migrating, each of whose connections has such a time-out.
 
     :param seconds: how long to wait.
     :param fence: asked before each statement.

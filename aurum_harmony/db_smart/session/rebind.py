@@ -39,7 +39,7 @@ def rebind(app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], 
     Other threads keep the application's pool. What the migration left uncommitted in ``db.session`` is committed at
     the end, so that nothing is recorded as done and then lost.
 
-    :param engine: gives the engine; asked when the migration first wants it, as most never do.
+    :param engine: gives the engine; called when the migration first needs it, and most never do.
     """
     with app.app_context():
         # Without a model, db.engine and db.session mean the database being migrated, whichever bind it is.

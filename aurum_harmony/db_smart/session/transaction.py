@@ -1,4 +1,4 @@
-"""How the operations of one migration reach its database: in its transaction, cut into several where that must be."""
+"""How the operations of one migration reach its database: in one transaction, or in several where they must."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _logger = logger_of(__name__)
 
 #: Sends one schema change: an element of SQLAlchemy or Alembic, or SQL; and more text for its end.
 Send = Callable[..., None]
-#: What becomes of an operation: it does something; it finds nothing to do; the database is beyond it; an earlier run,
-#: which was cut short, has done it.
+#: What becomes of an operation: it does something; it finds nothing to do; a later migration has overtaken it; an
+#: earlier, interrupted run has done it.
 Outcome = Literal["does", "satisfied", "left out", "done before"]
 #: A query whose result has no rows.
 NO_ROWS = "SELECT 1 FROM (SELECT 1 AS one) AS no_rows WHERE 1 = 0"
@@ -56,11 +56,11 @@ class DryRun(Protocol):
         ...
 
     def unforeseeable(self, what: str) -> NoReturn:
-        """End it, as a migration uses something that cannot be foreseen."""
+        """End it, because a migration uses something that cannot be foreseen."""
         ...
 
     def found_done(self) -> None:
-        """Take note that what was just reported to do something was done by an earlier run, which was cut short."""
+        """Note that an earlier, interrupted run has done what was just reported as something to do."""
         ...
 
     def remark(self, text: str) -> None:
@@ -140,7 +140,7 @@ class Transaction(ABC):
 
     @abstractmethod
     def execute(self, statement: Executable, parameters: Any) -> sa.CursorResult[Any]:
-        """Run a statement of the migration; of one that wants what is not there any more, the result has no rows.
+        """Run a statement of the migration; if it needs what no longer exists, the result has no rows.
 
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
@@ -196,18 +196,18 @@ class Transaction(ABC):
 
     @abstractmethod
     def autocommit_block(self) -> AbstractContextManager[Send]:
-        """Cut the migration, and let a block send what cannot run in a transaction.
+        """Commit as :meth:`checkpoint` does, and let a block send what cannot run in a transaction.
 
         :returns: as :meth:`send`, each statement committing by itself.
         """
 
     @abstractmethod
     def pragma(self, name: str, value: str) -> AbstractContextManager[None]:
-        """Cut the migration, and set a pragma of SQLite that cannot be changed in a transaction for one of its own."""
+        """Commit as :meth:`checkpoint` does, and set a pragma of SQLite for the next transaction alone."""
 
     @contextmanager
     def leniently(self, left_out: Callable[[Exception], object], *, whole: bool = False) -> Iterator[None]:
-        """Leave a block out that wants what the database is past; see :meth:`~.store.memory.Memory.excuses`.
+        """Leave a block out that needs what no longer exists; see :meth:`~.store.memory.Memory.excuses`.
 
         :param left_out: called with why.
         :param whole: whether the block is a whole migration and not one operation.
@@ -364,7 +364,7 @@ class RunTransaction(Transaction):
     def report(self, outcome: Outcome, operation: str, reason: str = "") -> None:
         """Log that an operation is left out."""
         if outcome == "left out":
-            # What runs for the first time may have wanted it.
+            # The author of a migration that runs for the first time may have expected it to do something.
             expected = self.repeated or self.memory is None or self.memory.fresh
             level = logging.INFO if expected else logging.WARNING
             _logger.log(level, "db-smart: %r: %s is left out: %s", self.journal.migration, operation, reason)

@@ -1,4 +1,4 @@
-"""One database of the application: how it is reached, what identifies it, what may be said of it aloud."""
+"""One database of the application: how it is reached, what identifies it, and what may be shown of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FULL_SECONDS = 60.0
 _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
 #: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
 _open_files: dict[tuple[int, int], int] = {}
-#: So many files stay open, which is quickest, as an application has; the many ones of a test suite do not.
+#: So many files stay open, which is quickest and enough for an application; the many files of a test suite do not.
 _MOST_KEPT = 8
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "odbc_connect")
 
@@ -44,7 +44,7 @@ class Database:
     :param name: ``"default"`` or the bind key.
     :param key: the bind key, ``None`` for the default database.
     :param app_engine: the application's engine; only its way of connecting is used, never its pool.
-    :param migration_url: another URL for migrating, of a privileged role or past a connection pooler.
+    :param migration_url: another URL for migrating, for a role with more rights or around a connection pooler.
     :ivar queries: how many statements were sent through :meth:`connect` so far.
     """
 
@@ -338,7 +338,7 @@ def translated(connection: sa.Connection, schema: str | None) -> str | None:
 def begin(connection: sa.Connection) -> None:
     """Begin a transaction that will write.
 
-    Explicitly, so that SQLAlchemy ends it even where every statement went past this connection. On SQLite the write
+    Explicitly, so that SQLAlchemy ends it even if no statement went through this connection. On SQLite the write
     lock is taken at once. On a server it is READ COMMITTED, whatever the application, the role or the server prefers:
     in autocommit nothing could be taken back, and at a stricter level the heartbeat's write to the row of the lease
     would make every longer migration fail as it confirms the lease.

@@ -103,7 +103,7 @@ def _searches(connection: sa.Connection) -> bool:
 
 
 def within(connection: sa.Connection, table: sa.Table, place: str | None = None) -> sa.ColumnElement[bool]:
-    """Whether a table is that of this schema, and not one that the search path leads to in want of it.
+    """Whether a table is that of this schema, and not one that the search path finds because this schema has none.
 
     :param place: see :class:`State`.
     """
@@ -325,7 +325,7 @@ def create_tables(connection: sa.Connection) -> None:
 
 
 def begun(connection: sa.Connection) -> set[str]:
-    """Names of migrations that an earlier run has cut short. One query."""
+    """Names of migrations that an earlier run left unfinished. One query."""
     return set(connection.scalars(sa.select(progress.c.migration).distinct()))
 
 

@@ -385,13 +385,13 @@ class _FileLock(Lock):
     def note(self, migration: str) -> None:
         if self._info is not None:
             text = json.dumps([_me(), self._since.isoformat(), migration]).encode()
-            # In one write, with blanks over what was longer, as others may read it meanwhile.
+            # In one write, with blanks over what was longer, because others may read it meanwhile.
             self._width = max(self._width, len(text))
             if self._notes is not None and os.fstat(self._notes.fileno()).st_nlink:
                 self._notes.seek(0)
                 self._notes.write(text.ljust(self._width))
                 return
-            # A new file, as what is there may be a link that leads to another file, or a pipe.
+            # A new file, because what is there may be a link that leads to another file, or a pipe.
             self._close_notes()
             temporary = self._info.with_name(f"{self._info.name}.{os.getpid()}")
             temporary.unlink(missing_ok=True)

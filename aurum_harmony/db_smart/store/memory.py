@@ -1,8 +1,8 @@
-"""What the history remembers beside the migrations: what they took away, and what the first run made.
+"""What the history remembers besides the migrations: what they took away, and what the first run made.
 
-Two things would break a new database or one on which an old migration runs again. The models of today already have what
-the migrations of yesterday lead up to; so on the run that made the tables, the models are right for them. And an old
-migration knows nothing of a newer one; so what a newer one dropped, renamed or altered is left as the newer one had it.
+Without it, two things would go wrong. On a new database the tables come from the models of today, which already have
+what the migrations lead up to. So on the run that made these tables, the models win. And an old migration that runs
+again knows nothing of a newer one. So what the newer one dropped, renamed or altered stays as the newer one left it.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Memory:
             )
         ]
 
-    def folded(self, name: str) -> str:
+    def normalize_name(self, name: str) -> str:
         """A name as the database compares it."""
         return self._normalize_name(name)
 
@@ -225,14 +225,14 @@ class Memory:
         return None
 
     def lenient(self, migration: str) -> bool:
-        """Whether a migration may want what the database is past: see :meth:`excuses`."""
+        """Whether a migration may need what the database no longer has; see :meth:`excuses`."""
         return self.fresh or bool(self._taken_since(migration))
 
     def excuses(self, migration: str, error: BaseException) -> bool:
-        """Whether an error is no fault: it wants a table or a column that is not there any more.
+        """Whether an error may be ignored: it says that a table or a column is missing which no longer exists.
 
-        On the run that made the tables from the models, any that is not there, but in SQL that names a table which was
-        there before: the models say nothing of that one. Else what a later migration took away.
+        On the run that made the tables from the models, that is any one that is missing, except in SQL that names a
+        table from before that run, of which the models say nothing. On other runs, what a later migration took away.
         """
         if not self._missing(error):
             return False
@@ -312,9 +312,9 @@ class Memory:
     def begin_first_run(self, connection: sa.Connection, tables: Iterable[sa.Table]) -> list[Event]:
         """Note which tables are about to be made from the models.
 
-        And which were there before, as the models are not right for those.
+        And which were there before, because the models are not right for those.
 
-        :returns: what to write down; before they are made, as that may commit.
+        :returns: what to write down; before they are made, because that may commit.
         """
         new = [("made", self._place(table.schema), table.name) for table in tables]
         if new and not self.fresh:
@@ -349,7 +349,7 @@ class Memory:
         """
         mine = sa.and_(objects.c.migration == self.module, objects.c.event.in_(_FIRST_RUN))
         if numbers := connection.scalars(sa.select(objects.c.id).where(mine)).all():
-            connection.execute(objects.delete().where(objects.c.id.in_(numbers)))  # MariaDB's safe updates want a key
+            connection.execute(objects.delete().where(objects.c.id.in_(numbers)))  # MariaDB's safe updates need a key
         if self.module not in self.applications:
             connection.execute(insert(Event("", "application", "", "", "", self.module)))
         wanted = {Event(self.module, _MODEL, "table", table.schema or "", table.name, "") for table in models}

@@ -1,7 +1,7 @@
 """Copies of a SQLite database: one before each run that changes it, and the way back to one.
 
 Both ways go through SQLite's own backup interface, so that a database may be in use meanwhile, in WAL mode too. Its
-file is never opened past SQLite: closing it again would end the locks that this process holds on it.
+file is never opened without SQLite: closing it again would end the locks that this process holds on it.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def differs(database: Database, chosen: Snapshot) -> str | None:
 def prune(app: Flask, database: Database, database_id: str) -> None:
     """Keep only the newest ones, after a run that succeeded.
 
-    :param database_id: its id, as the connection of the run may keep every other one out.
+    :param database_id: its id, because the connection of the run may keep every other one out.
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     """
     keep = Settings(app).snapshots
@@ -321,11 +321,11 @@ def _take(
         make_folder(folder, database.path)
         for partial in folder.glob(f"{glob.escape(prefix)}{_place(database)}.*{_PARTIAL}"):  # of a killed process
             partial.unlink()
-        database_id, sealed = _state(source)
+        database_id, applied = _state(source)
         there = _listed(app, database, database_id)
         if once_only and any(_same(source, item.path) for item in reversed(there)):
             return None
-        spared = (*spared, *_before_failures(there, sealed))
+        spared = (*spared, *_before_failures(there, applied))
         # The newest one stays until there is a newer one.
         old = _surplus(there, max(keep - 1, 1), spared)
         size = pages * _pragma(source, "page_size")
@@ -340,20 +340,20 @@ def _take(
     return path
 
 
-def _before_failures(items: list[Snapshot], sealed: str) -> list[Path]:
-    """What runs that fail must not remove.
+def _before_failures(items: list[Snapshot], applied: str) -> list[Path]:
+    """What runs that fail must not remove: the first snapshot since the last success, and the newest from before.
 
-    A run that succeeds seals the state row, so that all that were made since then hold the seal of now.
+    A run that succeeds changes ``applied`` in the state row, so all snapshots since then hold its present value.
 
-    :param sealed: what the last run that succeeded has left in the state row.
+    :param applied: what the last run that succeeded has left in the state row.
     """
     since: list[Path] = []
     before: list[Path] = []
     for item in items:
-        update_state: str | None = None
+        held: str | None = None
         with suppress(sqlite3.Error), closing(_open(item.path, immutable=True)) as connection:
-            _, update_state = _state(connection)
-        (since if update_state == sealed else before).append(item.path)
+            _, held = _state(connection)
+        (since if held == applied else before).append(item.path)
     return [*since[:1], *before[-1:]]
 
 
@@ -504,7 +504,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> Any:
 
 
 def _prefix(database: Database) -> str:
-    """How the names of a database's snapshots begin; with its file, as a setting may name another one tomorrow."""
+    """How the names of a database's snapshots begin; with its file, because a setting may name another one tomorrow."""
     assert database.path is not None
     return f"{_safe(database.name, 50)}-{_safe(database.path.name, 50)}-"
 

@@ -23,7 +23,7 @@ history = sa.Table(
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
     sa.Column("name", _NAME, nullable=False),
     sa.Column("checksum", _DIGEST, nullable=False),
-    # Text, as the dialects' own types with microseconds cost a boot the import of all their drivers.
+    # Text, because the dialects' own types with microseconds cost a boot the import of all their drivers.
     sa.Column("applied_at", sa.String(26), nullable=False, comment="end of the run, UTC, ISO 8601"),
     sa.Column("duration_ms", sa.Float, nullable=False),
     sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),

@@ -1,4 +1,4 @@
-"""The forms of schema changes that leave a MariaDB or MySQL table usable.
+"""How a MariaDB or MySQL schema is changed while its tables stay usable.
 
 ``LOCK=NONE`` makes the server do a change beside the table's traffic, or refuse it; see "InnoDB Online DDL Operations
 with the INPLACE Alter Algorithm" in its manual. A foreign key can be added so only without looking at the rows that are
@@ -51,7 +51,7 @@ _WIDTH = sa.text(
     "(SELECT SUBSTRING_INDEX(TABLE_COLLATION, '_', 1) FROM information_schema.TABLES "
     "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table))"
 )
-#: Of a table, what keeps the server from doing beside writers some of what it does so otherwise.
+#: What a table can have because of which the server blocks writers for changes that otherwise do not block.
 _IN_THE_WAY = sa.text(
     "SELECT i.INDEX_TYPE, c.EXTRA FROM information_schema.COLUMNS AS c LEFT JOIN information_schema.STATISTICS AS i "
     "ON i.TABLE_SCHEMA = c.TABLE_SCHEMA AND i.TABLE_NAME = c.TABLE_NAME AND i.COLUMN_NAME = c.COLUMN_NAME "
@@ -190,7 +190,7 @@ class MariadbEditor(SchemaEditor):
             becomes = self._becoming(change, definition)
             if change.server_default is not False and not on_update:
                 default = AlterDefault(change.table, change.column, change.server_default, change.schema, becomes)
-                self._send(default, online, what, None)  # first, as the old one may not fit the new type
+                self._send(default, online, what, None)  # first, because the old one may not fit the new type
             if self._foresees and online and change.type_ is not None:
                 self._foresee(change, definition, what)
             if online and change.nullable is not None:

@@ -1,4 +1,4 @@
-"""The forms of schema changes that leave a PostgreSQL table usable.
+"""How a PostgreSQL schema is changed while its tables stay usable.
 
 The rules are those of its manual: ``ALTER TABLE`` (``NOT VALID``, ``VALIDATE CONSTRAINT``, ``SET NOT NULL``,
 ``USING INDEX``) and ``CREATE INDEX``, "Building Indexes Concurrently".
@@ -67,7 +67,7 @@ _REMADE = sa.text(
     "AND d.refobjid = c.oid AND d.refobjsubid = c.attnum) ORDER BY 1, 2"
 )
 #: What a column of a table, or of those that inherit from it, has together with others: constraints and indexes. Of a
-#: foreign key its own columns count only, as those that it refers to may be of the same table.
+#: foreign key its own columns count only, because those that it refers to may be of the same table.
 _SHARED = sa.text(
     f"WITH RECURSIVE t AS (SELECT to_regclass({TABLE_NAME})::oid AS oid, true AS own UNION SELECT i.inhrelid, false "
     "FROM pg_inherits AS i JOIN t ON i.inhparent = t.oid) SELECT DISTINCT "
@@ -89,7 +89,7 @@ class PostgresqlEditor(SchemaEditor):
     has_online = True
 
     def rows_moved(self, table: str, schema: str | None, columns: Sequence[str]) -> None:
-        """Let sequences go on behind the rows."""
+        """Let sequences go on after the values that the rows have."""
         known = self.catalog.columns(table, schema)
         for column in columns:
             if not isinstance(known[column]["type"], (sa.Integer, sa.Numeric)):
@@ -332,7 +332,7 @@ class PostgresqlEditor(SchemaEditor):
         if existing is None or not existing.valid:
             try:
                 self._validate(change.table, name, change.schema)
-            except Refused as refused:  # it names the check, which nobody but us knows
+            except Refused as refused:  # it names the check, which only this extension knows
                 self._refuse_nulls(change, refused)
                 raise
         # The manual: SET NOT NULL needs no scan if a valid check proves it.

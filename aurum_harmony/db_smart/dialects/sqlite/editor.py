@@ -1,4 +1,4 @@
-"""The forms of schema changes on SQLite, whose ``ALTER TABLE`` knows four things; for all else the table is rebuilt.
+"""How a SQLite schema is changed: ``ALTER TABLE`` can do four things, and for everything else the table is rebuilt.
 
 See https://www.sqlite.org/lang_altertable.html. SQLite has one lock for the whole file, so that no form is "online".
 """
@@ -42,7 +42,7 @@ class SqliteEditor(SchemaEditor):
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
     ) -> None:
-        """Add columns one by one; a unique one gets a unique index, as ADD COLUMN knows no such constraints.
+        """Add columns one by one; a unique one gets a unique index, because ADD COLUMN takes no such constraint.
 
         With constraints that ADD COLUMN cannot say, all of it is one rebuild.
         """

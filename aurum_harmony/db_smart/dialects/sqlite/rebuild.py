@@ -2,7 +2,8 @@
 
 The definition is edited in its own text, as SQLite itself does. So what a reflected table would lose stays: collations,
 ``AUTOINCREMENT``, ``STRICT``, ``WITHOUT ROWID``, generated columns, conflict clauses, comments. The steps are those of
-https://www.sqlite.org/lang_altertable.html#otheralter and need SQLite 3.26.
+https://www.sqlite.org/lang_altertable.html#otheralter and need SQLite 3.26. The first of them, switching foreign keys
+off, works only outside a transaction, so the caller does it: ``_rebuild`` in :mod:`.editor`.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class _Stored(NamedTuple):
     sql: str
 
     def index_columns(self) -> set[str]:
-        """What an index may name as columns, folded."""
+        """What an index may name as columns, normalized."""
         tokens = tokenize(self.sql) if self.kind == "index" else []
         start = next((index for index, token in enumerate(tokens) if token.text == "("), 0)
         return identifiers(sql_text(tokens[start:]))
@@ -240,7 +241,7 @@ class _Rebuild:
         if unknown:
             raise self.failed(f"it has no column {', '.join(sorted(map(repr, unknown)))} that could get values")
         old, new = self._at(self.table), self._at(self.new)
-        # OR ABORT, as a conflict clause of the table could drop rows; NOT INDEXED, for the order of the rows.
+        # OR ABORT, because a conflict clause of the table could drop rows; NOT INDEXED, to keep the order of the rows.
         self._rows(
             f"INSERT OR ABORT INTO {new} ({', '.join(targets)}) SELECT {', '.join(sources)} FROM {old} NOT INDEXED"
         )

@@ -1,4 +1,4 @@
-"""A table of SQLite as its ``CREATE TABLE`` says it: read as tokens, changed piece by piece, and written again."""
+"""The ``CREATE TABLE`` of a SQLite table: read as tokens, changed piece by piece, and written again."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def normalize_name(name: str) -> str:
 
 
 def identifiers(sql: str, also: str = "") -> set[str]:
-    """What may be a column in an expression or a list: the identifiers that are no functions, folded.
+    """What may be a column in an expression or a list: the identifiers that are no functions, normalized.
 
     :param also: another kind of token that is one.
     """
@@ -149,7 +149,7 @@ class _Piece:
 
     @property
     def names(self) -> set[str]:
-        """The identifiers between the first parentheses, folded."""
+        """The identifiers between the first parentheses, normalized."""
         depth, inside = 0, []
         for token in tokenize(self.text):
             depth += (token.key == "(") - (token.key == ")")
@@ -272,8 +272,8 @@ class TableSql:
 
     :ivar table: name of the table.
     :ivar without_rowid: whether it is a ``WITHOUT ROWID`` table.
-    :ivar edited: folded names of the columns whose definition was changed.
-    :ivar constrained: folded names of those that were added or dropped, or whose constraints were.
+    :ivar edited: normalized names of the columns whose definition was changed.
+    :ivar constrained: normalized names of those that were added or dropped, or whose constraints were.
     :raises DbSmartError: the text is no definition of an ordinary table.
     """
 
@@ -384,7 +384,7 @@ class TableSql:
         :raises DbSmartError: it is in the primary key, or in a constraint or an expression with other columns.
         """
         element = self._edit(column)
-        folded = normalize_name(column)
+        dropped = normalize_name(column)
         if len(self.columns) == 1:
             raise DbSmartError(
                 f"The column {column!r} is the only one of the table {self.table!r}, so it cannot be dropped. "
@@ -395,8 +395,8 @@ class TableSql:
         for other in self._elements:
             for piece in other.pieces if other is not element else ():
                 columns = self._columns_of(other, piece)
-                if folded in columns:
-                    (alone if columns == {folded} and piece.kind != "primary" else used).append(piece)
+                if dropped in columns:
+                    (alone if columns == {dropped} and piece.kind != "primary" else used).append(piece)
         if used:
             named = ", ".join(repr(" ".join(piece.text.split())) for piece in used)
             raise DbSmartError(
@@ -405,7 +405,7 @@ class TableSql:
             )
         self._elements.remove(element)
         self._remove(lambda piece: piece in alone)
-        self.constrained.add(folded)
+        self.constrained.add(dropped)
 
     def add_constraint(self, sql: str) -> None:
         """Add a constraint of the table."""
