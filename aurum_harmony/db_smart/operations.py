@@ -19,6 +19,18 @@ import sqlalchemy as sa
 from .errors import DbSmartError
 from .schema.catalog import Catalog, Constraint, Index
 from .schema.loosening import as_default
+from .schema.rules import (
+    DROP_COLUMN,
+    DROP_CONSTRAINT,
+    DROP_TABLE,
+    NARROW_TYPE,
+    NOT_NULL,
+    OLD_ROWS,
+    RENAME_COLUMN,
+    RENAME_TABLE,
+    Refused,
+    Rule,
+)
 from .session.controls import controls_transaction
 from .store.database import translated
 
@@ -30,7 +42,6 @@ if TYPE_CHECKING:
 
     from .dialects.editor import Change, SchemaEditor
     from .schema.foresight import Foresight
-    from .schema.rules import Rule
     from .session.transaction import Transaction
 
 #: Of a column, constraint, index or default, what may hold an expression or has no place in its representation.
@@ -230,7 +241,7 @@ class Operations:
         online = self._busy(table, schema, online)
         for column in missing:
             if not column.nullable and not _has_value(column) and not self._catalog.empty(table, schema):
-                self._refuse("NOT_NULL", f"op.add_columns({table!r}, Column({column.name!r}, …))")
+                raise Refused(NOT_NULL, f"op.add_columns({table!r}, Column({column.name!r}, …))")
         if missing:
             names = {column.name for column in missing}
             constraints = [
@@ -324,7 +335,7 @@ class Operations:
             return
         if self._made_again(what, schema, table_name) or self._made_since(what, schema, table_name):
             return
-        self._ask("DROP_TABLE", f"op.{what}")
+        self._ask(DROP_TABLE, f"op.{what}")
         self._note("dropped", "table", schema, table_name)
         self._report("does", what)
         self._editor.drop_table(self._described(table_name, [], schema))
@@ -372,7 +383,7 @@ class Operations:
         if not old or (new and not empty):
             state = "both tables exist" if old else "neither table exists"
             raise DbSmartError(f"op.{what}: {state}. Nothing was renamed. Find out which one holds the data.")
-        self._ask("RENAME_TABLE", f"op.{what}")
+        self._ask(RENAME_TABLE, f"op.{what}")
         if empty:
             self._note_first_run("there", schema, new_table_name)
             self._note_renamed("table", schema, old_table_name, new_table_name)
@@ -413,7 +424,7 @@ class Operations:
             what, schema, table_name, column_name
         ):
             return
-        self._ask("DROP_COLUMN", f"op.{what}")
+        self._ask(DROP_COLUMN, f"op.{what}")
         shared = self._editor.shared(table_name, column_name, schema)
         if shared:
             raise DbSmartError(
@@ -513,13 +524,13 @@ class Operations:
 
                 dialect = self._connection.dialect
                 types = spelled(change.existing["type"], dialect), spelled(wanted, dialect)
-                self._ask("NARROW_TYPE", f"op.{what} from {types[0]} to {types[1]}")
+                self._ask(NARROW_TYPE, f"op.{what} from {types[0]} to {types[1]}")
         if nullable is not None and nullable != change.existing["nullable"]:
             change.nullable = nullable
         if server_default is not False and not self._same_default(change, server_default):
             change.server_default = server_default
         if change.name is not None:
-            self._ask("RENAME_COLUMN", f"op.{what} to {change.name!r}")
+            self._ask(RENAME_COLUMN, f"op.{what} to {change.name!r}")
             self._note_renamed("column", schema, table_name, change.name, column=column_name)
         self._note_altered(schema, table_name, change.name or column_name, type_, nullable, server_default)
         self._alter(change, what, online)
@@ -992,7 +1003,6 @@ class Operations:
         except sa.exc.DBAPIError as error:
             if not self._transaction.facts.says(error, "old rows"):
                 raise
-            from .schema.rules import OLD_ROWS, Refused
 
             said = f"The database says: {self._transaction.database.redact(error)}. "
             raise Refused(OLD_ROWS, what, said) from error
@@ -1403,13 +1413,13 @@ class Operations:
             self._add_key(name, key, new, schema)
         self._editor.drop_table(self._described(old, [], schema))
 
-    def _ask(self, rule: str, what: str) -> None:
+    def _ask(self, rule: Rule, what: str) -> None:
         """Refuse what destroys or breaks something, unless the migration says that it may.
 
         :raises Refused: it does not.
         """
         if not self._destructive:
-            self._refuse(rule, what)
+            raise Refused(rule, what)
 
     def _ask_for_rules(self, table: str, schema: str | None, what: str) -> None:
         """Refuse to drop a constraint of a table that has rows and that a release may use.
@@ -1418,7 +1428,7 @@ class Operations:
         """
         unused = self._unused(schema, table) or self._new(schema, table)
         if not unused and not self._catalog.empty(table, schema):
-            self._ask("DROP_CONSTRAINT", what)
+            self._ask(DROP_CONSTRAINT, what)
 
     def _unused(self, schema: str | None, table: str) -> bool:
         """Whether a run that is not complete, or this dry one, has created a table, so that no release uses it yet."""
@@ -1431,13 +1441,6 @@ class Operations:
         memory = self._transaction.memory
         if memory is not None and not self._transaction.dry:
             self._transaction.note(memory.module, *memory.created, schema, table)
-
-    @staticmethod
-    def _refuse(rule: str, what: str) -> None:
-        from .schema import rules
-
-        found: Rule = getattr(rules, rule)
-        raise rules.Refused(found, what)
 
 
 def _called(name: str, arguments: tuple[Any, ...]) -> str:

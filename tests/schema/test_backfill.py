@@ -29,8 +29,6 @@ from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.errors import LeaseLost
-from aurum_harmony.db_smart.schema.backfill import Backfill
-from aurum_harmony.db_smart.session.literals import statement_text
 from aurum_harmony.db_smart.signals import migration_progress, migration_started
 from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
@@ -911,18 +909,17 @@ def test_composite_keys_use_the_index(new_url: Callable[[str], URL], monkeypatch
     assert max(deltas[-ROWS // 100 :]) < 500
 
 
-def test_the_backfill_of_a_dry_run_is_text(items: sa.Table, url: URL, database: Database) -> None:
-    with operations(database) as op:
-        execution: Any = op._transaction
-        sent: list[str] = []
-        execution.dry = True
-        execution.foretell_values = lambda statement, values: sent.append(
-            statement_text(statement, values, op.connection)
-        )
-        execution.remark = sent.append
-        Backfill(execution, "items").update({"n": 1, "s": "it's 5%"}, sa.text("n = 0"))
-        del execution.dry
-    assert sent[1].startswith("UPDATE items SET n=1")
-    assert "s='it''s 5%'" in sent[1]
-    assert sent[1].endswith(" WHERE (n = 0)")
+def test_the_backfill_of_a_dry_run_is_text(items: sa.Table, url: URL, make_project: Callable[..., Project]) -> None:
+    project = make_project(url)
+    project.write(
+        """\
+        @migration
+        def fill(op):
+            op.backfill("items", {"n": 1, "s": "it's 5%"}, where="n = 0")
+        """
+    )
+    script = project.run("migrate", "--sql").stdout
+    (update,) = [line for line in script.splitlines() if line.startswith("UPDATE items SET n=1")]
+    assert "s='it''s 5%'" in update
+    assert update.endswith(" WHERE (n = 0);")
     assert numbers(url) == [(0, ROWS)]
