@@ -64,19 +64,16 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-def _formerly(**names: str) -> Callable[[_F], _F]:
-    """Let a method take former names of its arguments too, and Alembic's ``if_exists``, which goes without saying."""
+def _implied(function: _F) -> _F:
+    """Let a method take Alembic's ``if_exists`` and ``if_not_exists`` too, which go without saying here."""
 
-    def mark(function: _F) -> _F:
-        @wraps(function)
-        def call(*args: Any, **given: Any) -> Any:
-            for implied in ("if_exists", "if_not_exists"):
-                given.pop(implied, None)
-            return function(*args, **{names.get(name, name): value for name, value in given.items()})
+    @wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        for implied in ("if_exists", "if_not_exists"):
+            given.pop(implied, None)
+        return function(*args, **given)
 
-        return cast(_F, call)
-
-    return mark
+    return cast(_F, call)
 
 
 def _step(function: _F) -> _F:
@@ -182,7 +179,7 @@ class Operations:
         """
         return bool(self._catalog.present(table, [column], translated(self._connection, schema)))
 
-    @_formerly(table="table_name")
+    @_implied
     def add_column(
         self, table_name: str, column: sa.Column[Any], *, schema: str | None = None, online: bool = True
     ) -> None:
@@ -260,7 +257,7 @@ class Operations:
         self._foresee_columns(described, missing)
         self._create_indexes(described, online)
 
-    @_formerly(table="table_name")
+    @_implied
     @_step
     def create_table(
         self, table_name: str, *items: sa.schema.SchemaItem, schema: str | None = None, **options: Any
@@ -317,7 +314,7 @@ class Operations:
             self._add_columns(described, columns, online)
         self._create_indexes(described, self._busy(table.name, schema, online))
 
-    @_formerly(table="table_name")
+    @_implied
     @_step
     def drop_table(self, table_name: str, *, schema: str | None = None) -> None:
         """Drop a table if it exists. Destructive.
@@ -605,7 +602,7 @@ class Operations:
                 constraint.table.append_column(sa.Column(column, sa.types.NullType()))
         self._add_constraint(constraint, "unique", list(columns), online)
 
-    @_formerly()
+    @_implied
     @_step
     def drop_constraint(
         self, constraint_name: str, table_name: str, type_: str | None = None, *, schema: str | None = None
@@ -632,7 +629,7 @@ class Operations:
         self._report("does", what)
         self._editor.drop_constraint(constraint)
 
-    @_formerly(name="index_name", table="table_name")
+    @_implied
     @_step
     def create_index(
         self,
@@ -682,7 +679,7 @@ class Operations:
                 )
         self._report("satisfied", f"create_index({index_name!r}, {table_name!r})")
 
-    @_formerly(name="index_name", table="table_name")
+    @_implied
     @_step
     def drop_index(self, index_name: str, table_name: str, *, schema: str | None = None, online: bool = True) -> None:
         """Drop an index if it exists; a missing table has none.

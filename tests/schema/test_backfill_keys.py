@@ -8,9 +8,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import DbSmartError, Operations
-from aurum_harmony.db_smart.session import json_values as codec
-from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
 from tests.harness.backfills import PLUS_ONE, numbers, small_batches
 from tests.harness.databases import engine_of
@@ -152,50 +149,3 @@ def test_a_condition_may_end_in_a_comment(new_url: Callable[[str], URL], dialect
     with operations(database) as op:
         op.backfill("items", PLUS_ONE, where="id > 1 -- not the first")
     assert numbers(url) == [(0, 1), (1, 2)]
-
-
-@pytest.mark.parametrize("where", [None, "n = 0", "n < 9"])
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_cursor_of_text_that_an_earlier_release_has_left(
-    new_url: Callable[[str], URL], monkeypatch: pytest.MonkeyPatch, where: str | None, begun: bool
-) -> None:
-    """Of an update that makes its condition false the pass begins anew; any other may not be done twice."""
-    url = new_url("mariadb")
-    database = Database("default", None, engine_of(url))
-    with database.engine.begin() as connection:
-        connection.exec_driver_sql(f"CREATE TABLE items (n INT NOT NULL, k {_ENUM}, u INT, PRIMARY KEY (k, u))")
-        rows = ", ".join(f"(0, {word!r}, {number})" for number in range(10) for word in _WORDS)
-        connection.exec_driver_sql(f"INSERT INTO items VALUES {rows}")
-
-    def stop() -> bool:
-        calls.append(None)
-        if len(calls) > 1:
-            raise InterruptedError
-        return False
-
-    def leave(op: Operations, pause: Callable[[], bool] | None = None) -> None:
-        op.backfill("items", PLUS_ONE, where=where, pause=pause)
-
-    calls: list[None] = []
-    with small_batches(monkeypatch, 7):
-        with pytest.raises(InterruptedError), operations(database) as op:
-            leave(op, stop)
-        assert numbers(url) == [(0, 53), (1, 7)]
-        with database.engine.begin() as connection:
-            progress = tables.progress
-            step = progress.c.step.like("backfill:%")
-            detail = codec.loads(connection.scalar(sa.select(progress.c.detail).where(step)) or "")
-            assert (detail["cursor"], detail["until"]) == ([1, 6], [6, 9])
-            old = codec.dumps({**detail, "cursor": ["sms", 6] if begun else None, "until": ["b", 9]})
-            count = 7 if begun else 0
-            connection.execute(progress.update().where(step).values(detail=old, row_count=count))
-            if not begun:
-                connection.exec_driver_sql("UPDATE items SET n = 0")
-        if begun and where != "n = 0":
-            with pytest.raises(DbSmartError, match="begun by an earlier release"), operations(database) as op:
-                leave(op)
-            assert numbers(url) == [(0, 53), (1, 7)]
-        else:
-            with operations(database) as op:
-                leave(op)
-            assert numbers(url) == [(1, 60)]

@@ -262,14 +262,15 @@ def test_arguments_are_called_as_in_alembic(name: str) -> None:
     assert ours == theirs
 
 
-def test_former_names_of_arguments(database: Database, ops: Ops) -> None:
+def test_what_goes_without_saying_may_be_said(database: Database, ops: Ops) -> None:
     def run() -> None:
         with ops(destructive=True) as op:
             op.create_table("gone", Column("id", Integer, primary_key=True), if_not_exists=True)
-            op.add_column(table="order", column=Column("level", Integer))
-            op.create_index(name="ix", table="order", columns=["level"])
-            op.create_index(index_name="ix", table_name="order", columns=["level"], if_not_exists=True)
-            op.drop_index(name="ix", table="order")
-            op.drop_table(table="gone")
+            op.add_column("order", Column("level", Integer), if_not_exists=True)
+            for _ in range(2):
+                op.create_index("ix", "order", ["level"], if_not_exists=True)
+            for _ in range(2):
+                op.drop_index("ix", "order", if_exists=True)
+            op.drop_table("gone", if_exists=True)
 
     assert len(statements(database, run)) == 5

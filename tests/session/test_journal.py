@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.session import json_values as codec
-from aurum_harmony.db_smart.store import history, tables
+from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
 from tests.harness.direct import operations
 from tests.harness.project import Project
@@ -242,19 +242,6 @@ def test_a_column_that_was_renamed_is_not_missed_in_the_next_run(url: URL) -> No
     with engine.connect() as connection:
         (column,) = (one for one in sa.inspect(connection).get_columns("t") if one["name"] == "renamed")
     assert str(column["type"]).startswith("VARCHAR(30)")
-
-
-def test_the_table_of_an_earlier_release_gets_its_new_column(url: URL) -> None:
-    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
-    with engine.begin() as connection:
-        history.create_tables(connection)
-        connection.exec_driver_sql("ALTER TABLE db_smart_progress DROP COLUMN detail")
-    with engine.begin() as connection:
-        history.create_tables(connection)
-        step = {"migration": "m", "step": "s", "row_count": 1, "last_row_id": 0}
-        connection.execute(tables.progress.insert(), {**step, "detail": "kept"})
-        history.create_tables(connection)
-        assert connection.scalars(sa.select(tables.progress.c.detail)).all() == ["kept"]
 
 
 _VALUES = st.recursive(

@@ -200,9 +200,6 @@ class Backfill:
                 )
         transaction.checkpoint()
         with journal.pause(), self._patience():
-            if state is not None and self._by_text(state):
-                state = self._begin_again(state)
-                self._save(state)
             if state is None:
                 state = self._first_of(_State(None, 0, repeat))
                 self._save(state)
@@ -319,24 +316,6 @@ class Backfill:
         if before.until is None:
             return replace(before, until=until, total=self._keyset.estimate(until))
         return replace(before, until=until, cursor=None, done=0, changed=0, total=before.done, number=before.number + 1)
-
-    def _by_text(self, state: _State) -> bool:
-        """Whether an earlier release of db-smart began this, by what an ``ENUM``, ``SET`` or ``BIT`` is as text."""
-        return any(self._keyset.by_text(key) for key in (state.cursor, state.until) if key is not None)
-
-    def _begin_again(self, state: _State) -> _State:
-        """The start of a pass in the place of one that may have missed rows.
-
-        :raises DbSmartError: a row that was done would be done twice.
-        """
-        if not state.again and state.done:
-            raise DbSmartError(
-                f"A backfill of {self._name!r} was begun by an earlier release of db-smart, which sorted a key with an "
-                "ENUM, SET or BIT by its text and could miss rows. It is not known which rows are done. Nothing was "
-                "changed now. Find the rows that lack it, and write another op.backfill() with a where for them."
-            )
-        _logger.info("db-smart: a backfill of %r begins its pass again, because it could have missed rows", self._name)
-        return replace(self._first_of(_State(None, 0, state.again)), number=state.number)
 
     def _save(self, state: _State) -> None:
         detail = asdict(state)

@@ -57,13 +57,6 @@ class Keyset:
         descending = [column.desc() for column in self.sorted]
         return self._one(sa.select(*self.asked).order_by(*descending).limit(1))
 
-    def by_text(self, key: Key) -> bool:
-        """Whether a key has the text of an ``ENUM``, ``SET`` or ``BIT``, which is asked for by its number."""
-        return any(
-            asked is not column and number not in self._text_kinds and not isinstance(value, int)
-            for number, (asked, column, value) in enumerate(zip(self.asked, self.columns, key, strict=True))
-        )
-
     def bounds(self, after: Key | None, until: Key | None, size: int) -> Bounds:
         """The next range of keys.
 

@@ -312,16 +312,12 @@ def new_state() -> dict[str, Any]:
 
 
 def create_tables(connection: sa.Connection) -> None:
-    """Make the other tables where they are missing, and what an earlier release of them lacks; under the lock."""
+    """Make the other tables where they are missing; under the lock."""
     schema = _schema(connection)
     inspector = sa.inspect(connection)
     for table in metadata.sorted_tables:
         if not inspector.has_table(table.name, schema=schema):
             table.create(connection, checkfirst=False)
-    if "detail" not in {column["name"] for column in sa.inspect(connection).get_columns(progress.name, schema=schema)}:
-        from alembic.ddl.base import AddColumn
-
-        connection.execute(AddColumn(progress.name, progress.c.detail._copy()))
 
 
 def begun(connection: sa.Connection) -> set[str]:
@@ -330,15 +326,9 @@ def begun(connection: sa.Connection) -> set[str]:
 
 
 def missing_tables(connection: sa.Connection) -> set[str]:
-    """Names of those of our tables that the database lacks, or has in the form of an earlier release."""
-    inspector, schema, found = sa.inspect(connection), _schema(connection), set()
-    for table in metadata.sorted_tables:
-        if inspector.has_table(table.name, schema=schema):
-            columns = {column["name"] for column in inspector.get_columns(table.name, schema=schema)}
-            if columns.issuperset(table.columns.keys()):
-                continue
-        found.add(table.name)
-    return found
+    """Names of those of our tables that the database lacks."""
+    inspector, schema = sa.inspect(connection), _schema(connection)
+    return {table.name for table in metadata.sorted_tables if not inspector.has_table(table.name, schema=schema)}
 
 
 def record(connection: sa.Connection, name: str, checksum: str, seconds: float, *, error: str | None = None) -> None:
