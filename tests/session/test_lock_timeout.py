@@ -457,3 +457,29 @@ def test_settings_from_the_environment(sqlite_project: Project, monkeypatch: pyt
     monkeypatch.setenv("FLASK_DB_SMART_DDL_RETRIES", "0")
     app, _ = sqlite_project.app()
     assert Settings(app).ddl == DdlSettings(0.3, 0)
+
+
+def test_a_column_of_the_module_keeps_its_default_for_the_next_try(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], start_boot: Start, tries: Tries
+) -> None:
+    """A default for each row is given after the column was added; a try that meets a lock does not come so far."""
+    project = make_project(new_url("postgresql"))
+    project.write(TABLE)
+    project.boot()
+    project.write(
+        TABLE
+        + """
+TOKEN = Column("token", Uuid, server_default=text("gen_random_uuid()"), nullable=False)
+
+@migration
+def add_token(op):
+    op.add_column("items", TOKEN)
+"""
+    )
+    with holding(project.url):
+        boot = start_boot(project, DB_SMART_DDL_LOCK_TIMEOUT=0.1, DB_SMART_DDL_RETRIES=100)
+        wait_until(lambda: tries.count > 0 or boot.done())
+    assert boot.result(60).decision == "migrated"
+    assert len(set(project.query("SELECT token FROM items WHERE token IS NOT NULL"))) == 2
+    project.query("INSERT INTO items (id, n) VALUES (3, 0)")
+    assert project.query("SELECT count(token) FROM items") == [(3,)]
