@@ -263,6 +263,13 @@ def _restore(app: Flask, files: list[Database], name: str | None, source: str | 
     other = snapshot.differs(database, chosen)
     if other is not None:
         click.echo(f"Of {chosen.path.name}: {other}.", err=True)
+    earlier = snapshot.before_interrupted(app, database, chosen) if name is None and source is None else None
+    if earlier is not None:
+        click.echo(
+            f"An earlier run of the same migration was interrupted: the state before that is in {earlier.path.name}. "
+            "To put that back, name it.",
+            err=True,
+        )
     if not yes and not confirm(f"Database {database.name}: put back {chosen.path} into {database.path}?"):
         say(f"Database {database.name}: left as it is.")
         return
@@ -271,7 +278,7 @@ def _restore(app: Flask, files: list[Database], name: str | None, source: str | 
     if kept is not None:
         say(f"The database as it was before is in {kept}.")
     _remove_flag(app)
-    say("Start the application again: its boot applies what is now pending.")
+    say("Remove or correct the migration that is not to run again: the next boot applies what is now pending.")
 
 
 def _remove_flag(app: Flask) -> bool:

@@ -303,3 +303,60 @@ def test_a_run_that_keeps_every_other_connection_out_removes_only_its_own(sqlite
     assert len(before) == 1
     assert before[0].path.exists()
     assert [rows(item.path, NAMES) for item in taken(project)] == [[("new",)]]
+
+
+ADD = "@migration\ndef add_{0}(op):\n    op.add_column('t', Column('{0}', Integer))\n"
+MAKE = "@migration\ndef make_t(op):\n    op.create_table('t', Column('id', Integer, primary_key=True))\n"
+
+
+def columns_after(project: Project, *commands: str) -> set[str]:
+    for command in commands:
+        result = project.run(*command.split())
+        assert result.exit_code == 0, result.output
+    return project.columns("t")
+
+
+def test_restore_goes_to_the_state_before_the_last_run_also_after_another_restore(sqlite_project: Project) -> None:
+    """The state before the second run is that of an older snapshot, and the newest one is of the restore."""
+    project = sqlite_project
+    project.write(MAKE)
+    project.boot()
+    for wrong in ("a", "b"):
+        project.write(MAKE + ADD.format(wrong))
+        assert columns_after(project, "migrate") == {"id", wrong}
+        assert columns_after(project, "restore --yes") == {"id"}
+
+
+def test_the_copy_from_before_the_first_killed_run_stays_after_restores(sqlite_project: Project) -> None:
+    project = sqlite_project
+    project.write(MAKE)
+    project.boot()
+    project.write(MAKE + ADD.format("a"))
+    columns_after(project, "migrate", "restore --yes", "restore --yes")
+    project.query("INSERT INTO t (id, a) VALUES (1, 0)")
+    for n in range(5):
+        project.write(
+            MAKE + ADD.format("a") + "@migration(transactional=False)\ndef half(op):\n"
+            f"    op.execute('UPDATE t SET a = {n} + 1')\n    raise RuntimeError\n"
+        )
+        assert project.run("migrate").exit_code == 1
+    kept = [rows(item.path, "SELECT a FROM t") for item in taken(project) if item.before == "half"]
+    assert [(0,)] in kept
+
+
+def test_restore_names_the_state_before_a_run_that_was_interrupted(sqlite_project: Project) -> None:
+    project = sqlite_project
+    project.write(MAKE + ADD.format("a"))
+    project.boot()
+    project.query("INSERT INTO t (id, a) VALUES (1, 0)")
+    half = "@migration(transactional=False)\ndef half(op):\n    op.execute('UPDATE t SET a = a + 1')\n"
+    project.write(MAKE + ADD.format("a") + half + "    raise RuntimeError\n")
+    assert project.run("migrate").exit_code == 1
+    project.write(MAKE + ADD.format("a") + half)
+    columns_after(project, "migrate")
+    (first, second) = [item.path.name for item in taken(project) if item.before == "half"]
+    result = project.run("restore", "--yes")
+    assert f"Put back {second}" in result.stdout or second in result.stdout, result.output
+    assert (
+        f"An earlier run of the same migration was interrupted: the state before that is in {first}." in result.stderr
+    )

@@ -310,7 +310,8 @@ def _take(
 
     :param keep: how many are there afterwards.
     :param spared: what is not removed.
-    :param once_only: make none of a state that is kept already.
+    :param once_only: make none of the state that the newest one holds. That of an older one is copied again, so that
+        the newest is always what a run began with.
     :raises OSError: there is not enough room, or no right to write; what was there stays.
     """
     folder, prefix = Settings(app).snapshot_folder, _prefix(database)
@@ -323,7 +324,7 @@ def _take(
             partial.unlink()
         database_id, applied = _state(source)
         there = _listed(app, database, database_id)
-        if once_only and any(_same(source, item.path) for item in reversed(there)):
+        if once_only and there and _same(source, there[-1].path):
             return None
         spared = (*spared, *_before_failures(there, applied))
         # The newest one stays until there is a newer one.
@@ -349,12 +350,32 @@ def _before_failures(items: list[Snapshot], applied: str) -> list[Path]:
     """
     since: list[Path] = []
     before: list[Path] = []
-    for item in items:
-        held: str | None = None
-        with suppress(sqlite3.Error), closing(_open(item.path, immutable=True)) as connection:
-            _, held = _state(connection)
-        (since if held == applied else before).append(item.path)
-    return [*since[:1], *before[-1:]]
+    for item in reversed(items):
+        # One behind that holds another value is older than a restore that brought the present value back.
+        (before if before or _applied_in(item) != applied else since).append(item.path)
+    return [*since[-1:], *before[:1]]
+
+
+def _applied_in(item: Snapshot) -> str | None:
+    """What the last run that succeeded has left in the state row of a snapshot; ``None`` where it cannot be read."""
+    with suppress(sqlite3.Error), closing(_open(item.path, immutable=True)) as connection:
+        return _state(connection)[1]
+    return None
+
+
+def before_interrupted(app: Flask, database: Database, chosen: Snapshot) -> Snapshot | None:
+    """The snapshot from before the first try of a migration, where the chosen one is of a later try.
+
+    :returns: ``None`` where the chosen one is of the first try.
+    """
+    found = None
+    for item in reversed(listed(app, database)):
+        if item.taken_at >= chosen.taken_at:
+            continue
+        if item.before != chosen.before or _applied_in(item) != _applied_in(chosen):
+            break
+        found = item
+    return found
 
 
 def _same(source: sqlite3.Connection, path: Path) -> bool:
