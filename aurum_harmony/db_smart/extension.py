@@ -475,8 +475,7 @@ def _tell(plans: list[Plan]) -> None:
         if plan.ahead:
             names = ", ".join(plan.ahead)
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)
-        for name in plan.edited_once:
-            _logger.warning("db-smart: %r was edited after it was applied; it runs only once and is left alone", name)
+        plan.log_edited_once()
 
 
 def _boot_began() -> datetime:

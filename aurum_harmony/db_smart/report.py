@@ -243,6 +243,8 @@ class Script(Report):
     """The SQL of what ``migrate`` would do; it has no JSON."""
 
     text: list[str]
+    #: Whether a migration would fail, so that neither the script nor the next boot applies it.
+    fails: bool = False
 
     in_utf_8 = True
     unwritten = "The script cannot be written ({}): it is not complete, so do not run it. Nothing was changed."
@@ -250,10 +252,12 @@ class Script(Report):
     @classmethod
     def of(cls, app: Flask, plans: Iterable[Plan], previews: Mapping[str, list[Preview]]) -> Script:
         """The report, by the previews of each database."""
-        from .script import script
+        from .script import certainly_fails, script
 
         shown = [(plan, found) for plan in plans if (found := previews[plan.database.name])]
-        return cls([line for plan, found in shown for line in script(plan, found, Settings(app).ddl)])
+        text = [line for plan, found in shown for line in script(plan, found, Settings(app).ddl)]
+        whole = [next((item for item in found if item.unknown or item.error), None) for _, found in shown]
+        return cls(text, any(item is not None and certainly_fails(item) for item in whole))
 
     def lines(self) -> Iterator[str]:
         """The report as text."""

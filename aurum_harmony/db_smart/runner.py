@@ -264,6 +264,8 @@ class DatabaseRun:
         self._wal_version = _wal_schema_version(connection)
         plan = planner.by_connection(database, connection, force=self._force)
         connection.rollback()  # what was only read
+        if planner.since is None:  # a command; a boot has said it when it asked
+            plan.log_edited_once()
         first = plan.state is None or not plan.state.source
         missing = self._missing() if self._remake and not first else []
         if not (plan.behind or missing) and plan.state is not None and plan.state.source == planner.sources.digest:

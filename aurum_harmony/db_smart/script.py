@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from .settings import DdlSettings
 
 
+def certainly_fails(shown: Preview) -> bool:
+    """Whether a migration would fail, and not only for want of what one before it may make that is not known."""
+    return shown.error is not None and shown.unknown is None
+
+
 def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
     """The previews as SQL for the database's own client, line by line, with transaction boundaries.
 
@@ -43,10 +48,14 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     known = True
     for shown in previews:
         yield f"\n-- {shown.name} ({shown.reason})"
+        fails = known and certainly_fails(shown)
         known = known and shown.unknown is None and shown.error is None
         if not known:
             # Half of a migration would be done twice, and what comes after it may build on the other half.
-            yield "-- Left to db-smart, which runs it at the next boot. What is known of it:"
+            whose = "Left to db-smart, which runs it at the next boot"
+            if fails:
+                whose = "Not in this script, and the next boot would fail at it too"
+            yield f"-- {whose}. What is known of it:"
             yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
             continue
         whole = transactional and (shown.migration is None or shown.migration.options.transactional)

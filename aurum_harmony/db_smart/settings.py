@@ -74,7 +74,7 @@ class Settings:
     def check(self) -> list[str]:
         """Look at every setting, also at those that nothing needs now.
 
-        :returns: what to say about unknown keys; a misspelt one has no effect.
+        :returns: what to say about keys that have no effect: misspelt, or in the environment without the prefix.
         :raises ConfigError: one cannot be used.
         """
         for name in ("flag", "boot", "force", "lock", "ddl", "snapshots", "create_all", "migration_urls"):
@@ -88,6 +88,10 @@ class Settings:
             close = difflib.get_close_matches(key, DEFAULTS, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             said.append(f"{key} is not a setting of db-smart and has no effect.{hint}")
+        for key in DEFAULTS:
+            value = os.environ.get(key)
+            if value is not None and f"FLASK_{key}" not in os.environ and str(self._app.config[key]) != value:
+                said.append(f"{key} in the environment has no effect: db-smart reads FLASK_{key}.")
         return said
 
     @cached_property

@@ -282,3 +282,14 @@ def test_the_commands_are_known_without_being_imported() -> None:
     assert sorted(Commands()) == sorted(group.commands)
     assert Commands()["status"] is group.commands["status"]
     assert Commands().get("nope") is None
+
+
+def test_migrate_says_that_an_edit_of_what_runs_once_has_no_effect(
+    sqlite_project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    once = "@migration(once=True)\ndef seed(op):\n    op.execute('SELECT {}')\n"
+    sqlite_project.write(once.format(1))
+    sqlite_project.boot()
+    sqlite_project.write(once.format(2))
+    assert sqlite_project.run("migrate").exit_code == 0
+    assert "'seed' was edited after it was applied" in caplog.text

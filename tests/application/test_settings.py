@@ -522,3 +522,12 @@ def test_databases_are_named_by_their_bind_keys_and_the_default_one_comes_first(
         ("audit", "audit", "sqlite:///owner.db"),
         ("reports", "reports", None),
     ]
+
+
+def test_a_key_of_the_environment_without_prefix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_SMART_BOOT", "check")
+    (said,) = Settings(make_app()).check()
+    assert said == "DB_SMART_BOOT in the environment has no effect: db-smart reads FLASK_DB_SMART_BOOT."
+    assert Settings(make_app(DB_SMART_BOOT="check")).check() == []  # the application has read it itself
+    monkeypatch.setenv("FLASK_DB_SMART_BOOT", "migrate")
+    assert Settings(make_app()).check() == []

@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL
 
 from tests.harness.clients import run_client
 from tests.harness.project import Project
+from tests.samples import V1
 
 OLD = """
 @migration
@@ -223,3 +224,12 @@ def test_sql_with_nothing_pending_and_with_json(sqlite_project: Project) -> None
     result = sqlite_project.run("migrate", "--sql", "--json")
     assert result.exit_code == 2
     assert "cannot be combined" in result.output
+
+
+def test_a_script_without_a_migration_that_would_be_refused_fails(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    sqlite_project.boot()
+    sqlite_project.write(V1 + "\n@migration\ndef drop(op):\n    op.drop_column('items', 'name')\n")
+    result = sqlite_project.run("migrate", "--sql")
+    assert result.exit_code == 1
+    assert "-- Not in this script, and the next boot would fail at it too." in result.stdout

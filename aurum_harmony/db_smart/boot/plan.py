@@ -165,6 +165,15 @@ class Plan:
                 'docs/how-it-works.md, "Schemas of PostgreSQL".'
             )
 
+    def log_edited_once(self) -> None:
+        """Say which migrations that run only once were edited after that."""
+        for name in self.edited_once:
+            _logger.warning(
+                "db-smart: %r was edited after it was applied; it runs only once, so the edit has no effect. Write a "
+                "new migration for it",
+                name,
+            )
+
     @property
     def behind(self) -> bool:
         """Whether the database lacks something: a migration, or the end of its first run."""

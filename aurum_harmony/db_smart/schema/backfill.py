@@ -216,7 +216,7 @@ class Backfill:
             return
         if state is not None:
             dry.unforeseeable(f"a backfill of {self._name!r} that an earlier run has begun")
-        dry.remark(f"a backfill of {self._name!r}, in batches:")
+        dry.remark(f"a backfill of {self._name!r}, here in one statement:")
         detail = asdict(_State(None, 0, False, finished=True))
         del detail["done"]
         with dry.recorded(self._step, codec.dumps(detail)):
