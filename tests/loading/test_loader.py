@@ -531,7 +531,7 @@ def test_error_of_a_module_that_a_migration_imports_names_the_line_of_the_import
 
 
 def test_missing_module_is_refused(project: Project) -> None:
-    assert refusal(project).startswith(f"There is no module of migrations {project.module!r}. Check DbSmart(app, db")
+    assert refusal(project).startswith(f"There is no module of migrations {project.module!r}. Make it (an empty file")
 
 
 def test_link_without_target_is_refused(project: Project) -> None:
