@@ -165,8 +165,8 @@ def _locate(module: str) -> tuple[str | None, list[str] | None]:
             ) from error
         if spec is None:
             raise MigrationError(
-                f"There is no module of migrations {module!r}. Make it (an empty file is enough to begin with), or correct "
-                "the name in DbSmart(app, db, migrations=...)."
+                f"There is no module of migrations {module!r}. Make it (an empty file is enough to begin with), or "
+                "correct the name in DbSmart(app, db, migrations=...)."
             )
         directories = spec.submodule_search_locations
         file = spec.origin
