@@ -146,6 +146,18 @@ def test_flag_of_an_earlier_release_holds_and_is_written_again(booted: Project) 
     assert written.count(b"\n") == 1
 
 
+def test_flag_that_is_written_again_does_not_vouch_for_an_edit_made_meanwhile(booted: Project) -> None:
+    booted.flag.write_text(json.dumps(json.loads(booted.flag.read_bytes())))
+    app, smart = booted.app()
+    planner = smart.planner(app)
+    verdict = planner.by_flag()
+    assert verdict.holds
+    assert verdict.stale
+    booted.write("B = 1\n\n@migration\ndef nothing(op: Operations) -> None:\n    print(B)\n", "b")
+    planner.refresh(verdict)
+    assert booted.boot().applied == ("nothing",)
+
+
 def test_flag_whose_stats_are_cut_short_costs_a_question(booted: Project) -> None:
     content = booted.flag.read_bytes()
     for cut in (content[:-1], content[:-20], content[: content.index(b"\n")], content[: content.index(b"\n") + 9]):
