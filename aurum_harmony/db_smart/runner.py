@@ -37,7 +37,7 @@ from .session.rebind import commit_session, rebind
 from .session.transaction import RunTransaction, tried_again
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
-from .store.database import Database, begin, commit
+from .store.database import Database, begin, commit, safe_url
 from .store.history import State
 from .store.lock import lock_of
 from .store.memory import Memory, insert
@@ -142,8 +142,9 @@ class Runner:
         led = None if served is None else planner.state(database)
         if served is not None and (led is None or led.database_id != served.database_id):
             raise DbSmartError(
-                f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {database.url}, which is another database than "
-                "the one that the application uses and that has its history. Nothing was changed. Correct one of them."
+                f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {safe_url(database.engine.url)}, which is "
+                f"another database than the one that the application uses and that has its history ({database.url}). "
+                "Nothing was changed. Correct one of them."
             )
 
     def _check_same(self, database: Database, migrated: State) -> None:
