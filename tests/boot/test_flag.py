@@ -174,6 +174,17 @@ def test_flag_with_more_behind_it_is_not_taken_as_it_is(booted: Project, more: b
     assert booted.boot().decision == ("verified" if more.strip() else "skipped")
 
 
+@pytest.mark.parametrize(
+    "again",
+    ['"module": "other"', '"databases": {"gone": {"url": "x", "file": null, "database_id": "x", "applied": "x"}}'],
+)
+def test_flag_that_says_something_twice_is_damaged(booted: Project, again: str) -> None:
+    booted.flag.write_text(f"{booted.flag.read_text()[:-1]}, {again}}}")
+    report = booted.boot()
+    assert report.decision == "verified"
+    assert report.reason.startswith("the flag file is damaged; ")
+
+
 def test_what_changed_is_named_file_by_file(booted: Project) -> None:
     path = booted.directory / booted.module / "a.py"
     path.write_text("A = 2\n")
