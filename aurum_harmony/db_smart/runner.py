@@ -18,6 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy.session import Session
+from sqlalchemy.orm import scoped_session
 
 from .boot.plan import Pending, Plan
 from .boot.planner import Planner
@@ -478,7 +480,8 @@ class DatabaseRun:
             begun = migration.name in self._begun
             self._cut = at_once or begun
             journal = Journal(own, migration.name, at_once=at_once, begun=begun)
-            transaction = self.transaction(own, journal, transactional=migration.options.transactional)
+            transactional, session = migration.options.transactional, runner.db.session
+            transaction = self.transaction(own, journal, transactional=transactional, session=session)
             transaction.repeated = (migration.name, migration.checksum) in self._contents
             try:
                 with (
@@ -506,10 +509,18 @@ class DatabaseRun:
         self.memory.keep()
         return duration
 
-    def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> RunTransaction:
+    def transaction(
+        self,
+        connection: sa.Connection,
+        journal: Journal,
+        *,
+        transactional: bool = True,
+        session: scoped_session[Session] | None = None,
+    ) -> RunTransaction:
         """What the operations of one try of a migration talk to.
 
         :param connection: in a transaction, or in autocommit for a migration that is not to run in one.
+        :param session: ``db.session``, brought into this transaction; ``None`` where it is the application's own.
         """
         runner, database, lock_timeout = self._runner, self.database, self._lock_timeout
         if not transactional:
@@ -526,7 +537,7 @@ class DatabaseRun:
                 send, migration_progress, runner.app, migration=journal.migration, database=database.name
             ),
             memory=self.memory,
-            session=runner.db.session,
+            session=session,
         )
 
     def _say_left_out(self, migration: Migration, error: Exception) -> None:
