@@ -288,7 +288,8 @@ class DbSmart:
         """
         started = time.perf_counter()
         settings = Settings(app) if planner is None else planner.settings
-        mode, force = settings.boot, settings.force if changed is None else None
+        mode = settings.boot
+        force = settings.force if changed is None and mode != "off" else None
         if force is not None and mode == "check":
             _logger.warning("db-smart: %s is ignored, because DB_SMART_BOOT is 'check'", force)
         verdict = None if changed is None else FlagVerdict(False, changed)

@@ -22,7 +22,7 @@ def back_off(tries: int) -> None:
 
     :param tries: how many have failed; the pause is at most 5 s.
     """
-    time.sleep(random.uniform(0, min(5.0, 0.1 * 2**tries)))
+    time.sleep(random.uniform(0, min(5.0, 0.1 * 2 ** min(tries, 6))))
 
 
 def retry(action: Callable[[], T], retries: int, again: Callable[[Exception], bool]) -> T:

@@ -18,6 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy.session import Session
+from sqlalchemy.orm import scoped_session
 
 from .boot.plan import Pending, Plan
 from .boot.planner import Planner
@@ -37,7 +39,7 @@ from .session.rebind import commit_session, rebind
 from .session.transaction import RunTransaction, tried_again
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
 from .store import history, snapshot
-from .store.database import Database, begin, commit
+from .store.database import Database, begin, commit, safe_url
 from .store.history import State
 from .store.lock import lock_of
 from .store.memory import Memory, insert
@@ -142,8 +144,9 @@ class Runner:
         led = None if served is None else planner.state(database)
         if served is not None and (led is None or led.database_id != served.database_id):
             raise DbSmartError(
-                f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {database.url}, which is another database than "
-                "the one that the application uses and that has its history. Nothing was changed. Correct one of them."
+                f"DB_SMART_MIGRATION_URL of {database.name!r} leads to {safe_url(database.engine.url)}, which is "
+                f"another database than the one that the application uses and that has its history ({database.url}). "
+                "Nothing was changed. Correct one of them."
             )
 
     def _check_same(self, database: Database, migrated: State) -> None:
@@ -479,7 +482,8 @@ class DatabaseRun:
             begun = migration.name in self._begun
             self._committed = at_once or begun
             journal = Journal(own, migration.name, at_once=at_once, begun=begun)
-            transaction = self.transaction(own, journal, transactional=migration.options.transactional)
+            transactional, session = migration.options.transactional, runner.db.session
+            transaction = self.transaction(own, journal, transactional=transactional, session=session)
             transaction.repeated = (migration.name, migration.checksum) in self._contents
             try:
                 with (
@@ -507,10 +511,18 @@ class DatabaseRun:
         self.memory.keep()
         return duration
 
-    def transaction(self, connection: sa.Connection, journal: Journal, *, transactional: bool = True) -> RunTransaction:
+    def transaction(
+        self,
+        connection: sa.Connection,
+        journal: Journal,
+        *,
+        transactional: bool = True,
+        session: scoped_session[Session] | None = None,
+    ) -> RunTransaction:
         """The transaction for the operations of one try of a migration.
 
         :param connection: in a transaction, or in autocommit for a migration that is not to run in one.
+        :param session: ``db.session``, brought into this transaction; ``None`` where it is the application's own.
         """
         runner, database, lock_timeout = self._runner, self.database, self._lock_timeout
         if not transactional:
@@ -527,7 +539,7 @@ class DatabaseRun:
                 send, migration_progress, runner.app, migration=journal.migration, database=database.name
             ),
             memory=self.memory,
-            session=runner.db.session,
+            session=session,
         )
 
     def _say_left_out(self, migration: Migration, error: Exception) -> None:

@@ -123,6 +123,7 @@ def test_check_mode_refuses_and_writes_nothing(project: Project) -> None:
 def test_off_does_nothing(project: Project) -> None:
     project.write(V1)
     assert project.boot(DB_SMART_BOOT="off").decision == "off"
+    assert project.boot(DB_SMART_BOOT="off", FORCE_DB_MIGRATION="neither yes nor no").decision == "off"
     assert not project.flag.exists()
     assert project.tables() == set()
 

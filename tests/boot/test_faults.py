@@ -310,7 +310,7 @@ def test_migration_url(project: Project, new_url: Callable[[str], URL]) -> None:
     project.flag.unlink()
     project.write(V2)
     other = new_url("sqlite")
-    with pytest.raises(DbSmartError, match="is another database.*Nothing was changed"):
+    with pytest.raises(DbSmartError, match=f"leads to {other}, .* another database.*Nothing was changed"):
         project.boot(DB_SMART_MIGRATION_URL=other.render_as_string())
     assert not project.flag.exists()
     with sa.create_engine(other, poolclass=sa.pool.NullPool).connect() as connection:

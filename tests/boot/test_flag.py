@@ -148,6 +148,18 @@ def test_flag_of_an_earlier_release_holds_and_is_written_again(booted: Project) 
     assert written.count(b"\n") == 1
 
 
+def test_flag_that_is_written_again_does_not_vouch_for_an_edit_made_meanwhile(booted: Project) -> None:
+    booted.flag.write_text(json.dumps(json.loads(booted.flag.read_bytes())))
+    app, smart = booted.app()
+    planner = smart.planner(app)
+    verdict = planner.by_flag()
+    assert verdict.holds
+    assert verdict.stale
+    booted.write("B = 1\n\n@migration\ndef nothing(op: Operations) -> None:\n    print(B)\n", "b")
+    planner.refresh(verdict)
+    assert booted.boot().applied == ("nothing",)
+
+
 def test_flag_whose_stats_are_cut_short_costs_a_question(booted: Project) -> None:
     content = booted.flag.read_bytes()
     for cut in (content[:-1], content[:-20], content[: content.index(b"\n")], content[: content.index(b"\n") + 9]):
@@ -162,6 +174,17 @@ def test_flag_with_more_behind_it_is_not_taken_as_it_is(booted: Project, more: b
     with booted.flag.open("ab") as file:
         file.write(more)
     assert booted.boot().decision == ("verified" if more.strip() else "skipped")
+
+
+@pytest.mark.parametrize(
+    "again",
+    ['"module": "other"', '"databases": {"gone": {"url": "x", "file": null, "database_id": "x", "applied": "x"}}'],
+)
+def test_flag_that_says_something_twice_is_damaged(booted: Project, again: str) -> None:
+    booted.flag.write_text(f"{booted.flag.read_text()[:-1]}, {again}}}")
+    report = booted.boot()
+    assert report.decision == "verified"
+    assert report.reason.startswith("the flag file is damaged; ")
 
 
 def test_what_changed_is_named_file_by_file(booted: Project) -> None:

@@ -87,3 +87,23 @@ def test_of_the_history_only_the_last_run_of_each_content_is_fetched(
     with engine.connect() as connection:
         found = [item.name for item in history.read_applied(connection)]
     assert found == [name for name, _ in sorted(applied, key=lambda row: row[1])] == ["second", "first"]
+
+
+def test_names_that_a_database_takes_for_one_are_two_migrations(project: Project) -> None:
+    """MariaDB compares texts without regard to case and accents; the checksum of one function is the same."""
+    project.write(
+        """
+        def make(name: str) -> None:
+            def fill(op: Operations) -> None:
+                pass
+            fill.__name__ = name
+            migration(once=True)(fill)
+
+        for name in ("fill_e", "fill_E", "fill_é"):
+            make(name)
+        """
+    )
+    assert project.boot().applied == ("fill_e", "fill_E", "fill_é")
+    with project.file.open("a") as file:
+        file.write("# why\n")
+    assert project.boot().decision == "verified"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
+from aurum_harmony.db_smart.signals import migration_started
 from aurum_harmony.db_smart.store.tables import TABLE_NAMES
 from tests.harness.models import ID, Columns, fresh, models, schema, second_application, string
 from tests.harness.project import Project
@@ -213,3 +217,44 @@ def test_a_swap_of_names_is_not_repeated(project: Project, rows: bool) -> None:
     for _ in range(2):
         assert project.run("migrate", "--force").exit_code == 0
         assert schema(project.url) == before
+
+
+def test_a_column_that_may_be_null_meanwhile_leaves_the_session_of_a_listener_alone(sqlite_project: Project) -> None:
+    """That session is the application's own: to commit it would wait for the run itself."""
+    notes: list[type[Any]] = []
+
+    def user() -> sa.Column[Any]:
+        return sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"))
+
+    def define(db: SQLAlchemy) -> None:
+        models(users=[ID, string("room", nullable=False)], keys=[ID, user])(db)
+
+        class Note(db.Model):  # type: ignore[name-defined,misc]
+            id = sa.Column(sa.Integer, primary_key=True)
+
+        notes.append(Note)
+
+    def enforce(app: Flask) -> None:
+        with app.app_context():
+            engine = app.extensions["sqlalchemy"].engine
+        sa.event.listen(engine, "connect", lambda driver, _: driver.execute("PRAGMA foreign_keys = ON"))
+
+    def listen(app: Flask, **_: object) -> None:
+        app.extensions["sqlalchemy"].session.add(notes[-1]())
+
+    sqlite_project.models, sqlite_project.tune = define, enforce
+    sqlite_project.write(
+        """
+        @migration
+        def fill(op: Operations) -> None:
+            op.execute("INSERT INTO users (id) VALUES (1)")
+
+        @migration
+        def complete(op: Operations) -> None:
+            op.execute("UPDATE users SET room = 'a'")
+        """
+    )
+    with migration_started.connected_to(listen):
+        assert sqlite_project.boot().applied == ("fill", "complete")
+    assert sqlite_project.query("SELECT id, room FROM users") == [(1, "a")]
+    assert sqlite_project.query("SELECT id FROM note") == []

@@ -286,10 +286,13 @@ def check(path: Path, module: str, databases: Mapping[str, Database], scanned: C
     compact = content[content.find(_BEFORE_STATS) :] == _ending(sources.stats).encode()
     if compact and flag.roots == sources.roots and not flag.racy:
         return FlagVerdict(True, _UNCHANGED, flag)
+    head = flag
     try:
-        flag = flag if flag.stats is not None else _whole(content)
+        flag = head if head.stats is not None else _whole(content)
     except FlagInvalid as error:
         return FlagVerdict(False, str(error))
+    if head[:-1] != flag[:-1]:  # it says something twice
+        return FlagVerdict(False, "the flag file is damaged")
     same = flag.stats == sources.stats and flag.roots == sources.roots
     # A flag of an earlier release, which is slower to read, is written again where it holds.
     if same and not flag.racy:

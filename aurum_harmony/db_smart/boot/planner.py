@@ -253,9 +253,10 @@ class Planner:
 
     def refresh(self, verdict: FlagVerdict) -> None:
         """Write the flag of a verdict again with the present time stamps."""
-        if verdict.flag is not None:
-            records = verdict.flag.databases
-            self._keep_flag(lambda: self._write(records))
+        flag = verdict.flag
+        if flag is not None:
+            # Its own digest: a file that is edited by now was not when its stamps were read.
+            self._keep_flag(lambda: self._write(flag.databases, flag.digest))
 
     def forget(self) -> None:
         """Remove the flag, so that the next boot asks the databases."""
@@ -278,9 +279,9 @@ class Planner:
                 return
             file = database.settled_file_state()
             records[name] = DatabaseRecord(database.url, file, state.database_id, state.applied)
-        self._write(records)
+        self._write(records, self.sources.digest)
 
-    def _write(self, records: dict[str, DatabaseRecord]) -> None:
+    def _write(self, records: dict[str, DatabaseRecord], digest: str) -> None:
         sources = self.sources
-        flag = Flag(self.module, sources.roots, sources.digest, sources.racy, records, sources.stats)
+        flag = Flag(self.module, sources.roots, digest, sources.racy, records, sources.stats)
         flags.write(self.path, flag)

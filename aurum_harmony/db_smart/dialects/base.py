@@ -113,6 +113,10 @@ class Facts:
         """A name as the database compares it."""
         return name.lower()
 
+    def exact(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[Any]:
+        """A text by which only equal ones are grouped."""
+        return text
+
     def prepare(self, engine: Engine) -> None:
         """Do what a new engine for migrating needs, before its first connection."""
 

@@ -167,7 +167,8 @@ def read_applied(connection: sa.Connection, place: str | None = None) -> list[Ap
     :param place: see :class:`State`.
     """
     applied = sa.and_(history.c.outcome == "applied", within(connection, history, place))
-    newest = sa.select(sa.func.max(history.c.id)).where(applied).group_by(history.c.name, history.c.checksum)
+    name = facts_of(connection.dialect.name).exact(history.c.name)
+    newest = sa.select(sa.func.max(history.c.id)).where(applied).group_by(name, history.c.checksum)
     columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
     query = sa.select(*columns).where(history.c.id.in_(newest)).order_by(history.c.id)
     rows: Sequence[Any] = _rows(connection, query, history, place) or []  # none while the first run has only begun

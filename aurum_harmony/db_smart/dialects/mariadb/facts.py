@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -55,6 +56,10 @@ class MariadbFacts(Facts):
     plain_numeric = (10, 0)
     client = "mariadb"
     script_header = ("SET NAMES utf8mb4;",)
+
+    def exact(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[Any]:
+        """A text as bytes, as its collation takes no notice of case, accents and blanks at the end."""
+        return sa.cast(text, sa.LargeBinary)
 
     def isolation_level(self, connection: sa.Connection) -> str:
         """The level at which migrations run."""
