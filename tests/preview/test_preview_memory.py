@@ -220,7 +220,7 @@ def test_a_dry_run_and_its_script_go_on_behind_the_steps_of_a_run_that_was_cut_s
     assert item["steps_done"] == kept
     undone = [one for one in item["does"] if "n + 100" in one]
     assert [one for one in item["does"] if one not in undone] == ["backfill('users')"]
-    assert f"behind {kept} steps" in project.run("migrate", "--dry-run").output
+    assert f"after {kept} steps" in project.run("migrate", "--dry-run").output
     run_script(project)
     assert project.query("SELECT n, x FROM users") == [(1104, 9)]
     assert project.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
