@@ -299,7 +299,8 @@ def test_function_takes_the_operations_or_nothing(project: Project, signature: s
 def test_function_with_more_arguments_is_refused(project: Project, signature: str, count: int) -> None:
     path = write(project, f"@migration\ndef one({signature}):\n    pass\n")
     assert refusal(project) == (
-        f"Migration 'one' in {path} must take one argument, the operations, or none; it takes {count}. Nothing was changed."
+        f"Migration 'one' in {path} must take one argument, the operations, or none; it takes {count}. Nothing was "
+        "changed."
     )
 
 
