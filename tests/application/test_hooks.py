@@ -402,7 +402,7 @@ def test_a_server_that_never_answers_the_first_request_is_a_503_after_a_while(
         # When the server is there again, so is the application.
         app.extensions["db_smart"]._states[app].refused_until = 0.0
         with forwarding(connections[0], url):
-            bounded(lambda: app.extensions["db_smart"]._states[app].question._thread.join(10))
+            bounded(lambda: app.extensions["db_smart"]._states[app]._question._thread.join(10))
             assert client.get("/").text == "served"
             server.dispose(app)
 
