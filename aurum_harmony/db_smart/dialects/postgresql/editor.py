@@ -129,13 +129,11 @@ class PostgresqlEditor(SchemaEditor):
         for column in volatile:
             column.server_default, column.nullable = None, True
         now = [constraint for constraint in own if not isinstance(constraint, sa.UniqueConstraint)]
-        try:
-            super().add_columns(table, columns, now, online)
-        finally:  # they may be the module's own, of which the next try is made
-            for column, default, nullable, checks in before:
-                column.server_default, column.nullable, column.constraints = default, nullable, checks
-        for column in volatile:
-            self.transaction.send(ColumnDefault(table.name, column.name, column.server_default, schema=table.schema))
+        super().add_columns(table, columns, now, online)
+        for column, default, nullable, checks in before:
+            column.server_default, column.nullable, column.constraints = default, nullable, checks
+            if column in volatile:
+                self.transaction.send(ColumnDefault(table.name, column.name, default, schema=table.schema))
 
     def finish_columns(self, table: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Give old rows a volatile default, validate the constraints, and make those that are missing."""
