@@ -420,7 +420,7 @@ def _database(app: Flask, smart: DbSmart, planner: Planner, plan: Plan, notes: l
     """
     database = plan.database
     # A first run that is not over makes the tables of the models, or goes on making them.
-    first = plan.state is None or not plan.state.source
+    first = not plan.first_run_done
     missing, said = ([], "") if first else smart.missing_tables(app, planner, plan)
     lock = Lock.of(app, database)
     progress, failed = None, None

@@ -269,7 +269,7 @@ class DatabaseRun:
         connection.rollback()  # what was only read
         if planner.since is None:  # a command; a boot has said it when it asked
             plan.log_edited_once()
-        first = plan.state is None or not plan.state.source
+        first = not plan.first_run_done
         missing = self._missing() if self._remake and not first else []
         if not (plan.behind or missing) and plan.state is not None and plan.state.source == planner.sources.digest:
             return plan.state
@@ -291,7 +291,7 @@ class DatabaseRun:
         """See to the tables of the models, and bring the state row up to date."""
         database = self.database
         missing = self._missing()
-        if missing and self._remake and plan.state is not None and plan.state.source:
+        if missing and self._remake and plan.first_run_done:
             missing = self._make_lost(missing)
         if missing:
             names = [table.key for table in missing]
@@ -340,7 +340,7 @@ class DatabaseRun:
         """
         database, connection = self.database, self.connection
         connection.rollback()  # what a try before this one has left
-        if plan.state is None or not plan.state.source:
+        if not plan.first_run_done:
             history.create_state(connection)
         begin(connection)
         history.create_tables(connection)

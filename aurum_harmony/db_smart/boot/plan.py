@@ -118,7 +118,7 @@ class Plan:
         :param applications: the migrations of which a first run was complete here.
         :raises DbSmartError: those of another one have, and share names with them.
         """
-        if self.state is None or not self.state.source:
+        if not self.first_run_done:
             return True
         others = applications - {module}
         if module in applications:
@@ -175,9 +175,14 @@ class Plan:
             )
 
     @property
+    def first_run_done(self) -> bool:
+        """Whether a run has ended here, of this application or of another one."""
+        return self.state is not None and bool(self.state.source)
+
+    @property
     def behind(self) -> bool:
         """Whether the database lacks something: a migration, or the end of its first run."""
-        return bool(self.pending) or self.foreign or self.state is None or not self.state.source
+        return bool(self.pending) or self.foreign or not self.first_run_done
 
 
 def overall_state(states: Iterable[str]) -> str:
