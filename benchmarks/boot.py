@@ -26,6 +26,9 @@ LOAD = "Loading all migrations: parse, import, checksums"
 HISTORY = "A history of 100,000 rows"
 LEVEL_2 = "Flag deleted, nothing pending: the database is asked"
 
+#: The contender that takes over the directory of Flask-Migrate.
+ALEMBIC = "db-smart, alembic="
+
 #: A flag is trusted by time stamps alone when the files were older than this at the boot that wrote it, seconds.
 SETTLED = 2.1
 
@@ -79,9 +82,10 @@ def prepare(laboratory: Laboratory, directory: Path, options: Options, stack: Ex
             projects = [project(path, size, url) for path, url in zip(paths.values(), urls, strict=False)]
             name = {"postgresql": "PostgreSQL"}.get(urls[0].get_backend_name(), urls[0].get_backend_name())
             fleets.append(Fleet(name, size, *projects))
-    written = time.monotonic()
     for fleet in fleets:
         laboratory.run(Job(peers.flask_migrate_prepare, fleet.flask_migrate))
+    written = time.monotonic()
+    for fleet in fleets:
         if fleet.yoyo is not None:
             laboratory.run(Job(peers.yoyo_prepare, fleet.yoyo))
         if fleet.django is not None:
@@ -90,6 +94,7 @@ def prepare(laboratory: Laboratory, directory: Path, options: Options, stack: Ex
     for fleet in fleets:
         for mine in (fleet.files, fleet.module):
             laboratory.run(Job(ours.prepare, mine))
+        laboratory.run(Job(ours.adopt, fleet.flask_migrate))
     return fleets
 
 
@@ -100,6 +105,7 @@ def warm_boot(laboratory: Laboratory, fleets: list[Fleet], options: Options) -> 
         contenders = {
             "db-smart, one module": Job(ours.warm, fleet.module),
             "db-smart, a file each": Job(ours.warm, fleet.files),
+            ALEMBIC: Job(ours.warm_alembic, fleet.flask_migrate),
             "Flask-Migrate upgrade()": Job(peers.flask_migrate_upgrade, fleet.flask_migrate),
             "db.create_all()": Job(peers.create_all, fleet.files),
         }
@@ -118,14 +124,15 @@ def warm_boot(laboratory: Laboratory, fleets: list[Fleet], options: Options) -> 
         limit = None
         if label == "db-smart, one module":
             limit = 0.25
-        elif label == "db-smart, a file each":
+        elif label in ("db-smart, a file each", ALEMBIC):
             floor = milliseconds(results["SQLite", size, "bare loop: stat each file"])
             limit = 1.5 * statistics.median(floor) + 0.15
         rows.append(Row(WARM, database, size, label, milliseconds(found), limit=limit))
         if limit is not None:
             other = ratios(results[database, size, "Flask-Migrate upgrade()"], found)
+            least = 50 if label != ALEMBIC else 100 if size >= 100 else 25
             label = f"Flask-Migrate / {label}"
-            rows.append(Row(WARM, database, size, label, other, unit="x", limit=50, at_least=True))
+            rows.append(Row(WARM, database, size, label, other, unit="x", limit=least, at_least=True))
     return rows, _violations(results)
 
 
@@ -183,16 +190,20 @@ def applying(laboratory: Laboratory, fleet: Fleet, options: Options) -> list[Row
         "bare driver": Job(floors.driver, fleet.files),
         "bare driver, with a row each": Job(floors.driver_and_record, fleet.files),
         "Flask-Migrate upgrade()": Job(peers.flask_migrate_upgrade, fleet.flask_migrate, new=True),
+        ALEMBIC: Job(ours.boot_all_alembic, fleet.flask_migrate, new=True),
         "yoyo apply": Job(peers.yoyo_apply, fleet.yoyo, new=True),
     }
     if options.django_apply:
         jobs["Django migrate"] = Job(peers.django_apply, fleet.django)
     results = laboratory.rounds(jobs, options.apply_rounds, "Applying")
     limit = 1.5 * statistics.median(milliseconds(results["bare driver"]))
-    return [
+    rows = [
         Row(APPLY, fleet.database, fleet.size, label, milliseconds(found), limit=limit if label in mine else None)
         for label, found in results.items()
     ]
+    slower = ratios(results[ALEMBIC], results["Flask-Migrate upgrade()"])
+    label = f"{ALEMBIC} / Flask-Migrate upgrade()"
+    return [*rows, Row(APPLY, fleet.database, fleet.size, label, slower, unit="x", limit=1.0)]
 
 
 def loading(laboratory: Laboratory, fleets: list[Fleet], options: Options) -> list[Row]:
@@ -232,6 +243,7 @@ def without_flag(laboratory: Laboratory, fleets: list[Fleet], options: Options) 
     for fleet in fleets:
         for layout, mine in (("one module", fleet.module), ("a file each", fleet.files)):
             jobs[fleet.database, fleet.size, f"db-smart, {layout}"] = Job(ours.without_flag, mine)
+        jobs[fleet.database, fleet.size, ALEMBIC] = Job(ours.without_flag_alembic, fleet.flask_migrate)
         jobs[fleet.database, fleet.size, "bare connection and query"] = Job(floors.query, fleet.files)
     results = laboratory.rounds(jobs, options.rounds, "Without flag")
     rows = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
+from collections.abc import Set
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from sqlalchemy.engine import make_url
 from aurum_harmony.db_smart import DbSmart
 from aurum_harmony.db_smart.dialects.base import facts_of
 
-from .projects import MODULE, Project, create_items, make_app
+from .projects import MODULE, Project, alembic_directory, create_items, make_app
 from .sample import Result, scratch, timed
 
 #: What a boot with nothing to do has no use for.
 HEAVY = ("alembic", "rich", "aurum_harmony.db_smart.runner", "aurum_harmony.db_smart.store.history")
+#: What a boot imports that asks the database.
+_LEVEL_2 = ("boot.keepalive", "boot.plan", "boot.turn", "drift.hints", "schema.model_tables", "store.history")
 
 
 class Traffic:
@@ -50,24 +53,51 @@ def prepare(project: Project) -> Result:
     return {}
 
 
+def adopt(project: Project) -> Result:
+    """Take over an Alembic directory whose revisions Flask-Migrate has applied; leave a flag as :func:`prepare`."""
+    for decision in ("migrated", "skipped"):
+        app, smart = _make_alembic(project)
+        report = smart.boot(app)
+        if report.decision != decision or report.applied:
+            raise RuntimeError(f"This was not {decision}: {report}")
+    return {}
+
+
 def warm(project: Project) -> Result:
     """A boot with nothing to do: level 0."""
-    app, smart = _make(project)
+    return _warm(*_make(project))
+
+
+def warm_alembic(project: Project) -> Result:
+    """The same with an Alembic directory; Flask-Migrate, which the application registers, has imported Alembic."""
+    app, smart = _make_alembic(project)
+    return _warm(app, smart, {*sys.modules})
+
+
+def _warm(app: Flask, smart: DbSmart, known: Set[str] = frozenset()) -> Result:
     traffic = Traffic()
     with timed() as result:
         report = smart.boot(app)
     if report.reason != "nothing changed":
         raise RuntimeError(f"This was no warm boot: {report}")
-    heavy = [name for name in HEAVY if name in sys.modules]
+    heavy = [name for name in HEAVY if name in sys.modules.keys() - known]
     return {**result, "connections": traffic.connections, "statements": traffic.statements, "heavy": heavy}
 
 
 def without_flag(project: Project) -> Result:
     """A boot that asks the database: level 2. What it imports is timed apart."""
-    app, smart = _make(project)
+    return _without_flag(project, *_make(project), _LEVEL_2)
+
+
+def without_flag_alembic(project: Project) -> Result:
+    """The same with an Alembic directory."""
+    return _without_flag(project, *_make_alembic(project), (*_LEVEL_2, "loading.alembic_files"))
+
+
+def _without_flag(project: Project, app: Flask, smart: DbSmart, modules: tuple[str, ...]) -> Result:
     Path(project.instance, app.config["DB_SMART_FLAG"]).unlink()
     started = time.perf_counter()
-    for module in ("boot.keepalive", "boot.plan", "boot.turn", "schema.model_tables", "store.history"):
+    for module in modules:
         import_module(f"aurum_harmony.db_smart.{module}")
     facts_of(make_url(project.url).get_backend_name())
     imports = (time.perf_counter() - started) * 1000
@@ -133,6 +163,18 @@ def boot_all(project: Project) -> Result:
         return result
 
 
+def boot_all_alembic(project: Project) -> Result:
+    """The first boot on a database with an Alembic directory: read all revisions and apply them."""
+    app, smart = _make_alembic(project)
+    # The table that the revisions extend is there: with it in the models, this is a database of create_all().
+    app.extensions["sqlalchemy"].metadata.clear()
+    with timed() as result:
+        report = smart.boot(app)
+    if len(report.applied) != project.size:
+        raise RuntimeError(f"Not every revision was applied: {report}")
+    return result
+
+
 def run_all(project: Project) -> Result:
     """Apply all migrations, which are loaded, with what they import, before."""
     with scratch(project) as new:
@@ -145,6 +187,13 @@ def run_all(project: Project) -> Result:
             with timed() as result:
                 smart.migrate(app, planner, planner.involved)
         return result
+
+
+def _make_alembic(project: Project) -> tuple[Flask, DbSmart]:
+    app, db = make_app(project)
+    flask_migrate: Any = import_module("flask_migrate")
+    flask_migrate.Migrate(app, db, directory=alembic_directory(project))
+    return app, DbSmart(app, db, alembic=True)
 
 
 def _make(project: Project) -> tuple[Flask, DbSmart]:

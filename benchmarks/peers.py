@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 
-from .projects import Project, create_items, make_app
+from .projects import Project, alembic_directory, create_items, make_app
 from .sample import Result, scratch, timed
 
 
@@ -27,7 +27,7 @@ def flask_migrate_prepare(project: Project) -> Result:
     """Write the revisions and migrate the database."""
     app, flask_migrate = _flask_migrate(project)
     create_items(project.url)
-    directory = Path(project.directory, "migrations")
+    directory = Path(alembic_directory(project))
     with app.app_context():
         if not directory.exists():
             flask_migrate.init(str(directory))
@@ -98,7 +98,7 @@ def django_apply(project: Project) -> Result:
 def _flask_migrate(project: Project) -> tuple[Flask, Any]:
     flask_migrate: Any = import_module("flask_migrate")
     app, db = make_app(project)
-    flask_migrate.Migrate(app, db, directory=str(Path(project.directory, "migrations")))
+    flask_migrate.Migrate(app, db, directory=alembic_directory(project))
     return app, flask_migrate
 
 

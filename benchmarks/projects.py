@@ -111,6 +111,11 @@ def sqlite_url(directory: str | Path) -> str:
     return f"sqlite:///{directory}/bench.sqlite"
 
 
+def alembic_directory(project: Project) -> str:
+    """The directory of Flask-Migrate."""
+    return str(Path(project.directory, "migrations"))
+
+
 def write_package(project: Project) -> None:
     """Write the migrations of db-smart, each in a file of its own."""
     package = Path(project.directory, MODULE)

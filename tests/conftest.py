@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from tests.harness import processes, servers
+from tests.harness.alembic_project import AlembicProject
 from tests.harness.project import DIALECTS, Project
 
 _numbers = itertools.count()
@@ -141,6 +142,18 @@ def make_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     yield make
     for name in [name for name in sys.modules if name.split(".")[0] in made]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def make_alembic(tmp_path: Path) -> Callable[..., AlembicProject]:
+    """Makes projects with an Alembic directory from Flask-Migrate's template: ``make_alembic(url)``."""
+
+    def make(url: URL | str, config: Mapping[str, Any] | None = None, *, multidb: bool = False) -> AlembicProject:
+        project = AlembicProject(tmp_path, f"revisions_{next(_numbers)}", url, dict(config or {}))
+        project.init(multidb=multidb)
+        return project
+
+    return make
 
 
 @pytest.fixture

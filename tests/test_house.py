@@ -21,7 +21,7 @@ PACKAGE = "aurum_harmony.db_smart"
 #: The modules of the package from the lowest to the highest. A module imports from its own row and from those above it
 #: in this table, wherever the import stands. Of patterns that match, the longest counts.
 ORDER = (
-    ("ground", "errors", "settings", "signals", "notices", "files", "beat", "retry", "interrupt"),
+    ("ground", "errors", "settings", "signals", "notices", "files", "beat", "retry", "interrupt", "spans"),
     ("facts of the dialects", "dialects.base", "dialects.*.facts", "dialects.sqlite.table_sql"),
     ("store", "store.*"),
     ("loading", "loading.*"),
@@ -29,16 +29,25 @@ ORDER = (
     ("schema", "schema.*", "autogenerate"),
     ("editors of the dialects", "dialects.*"),
     ("operations", "operations"),
-    ("runs", "runner", "first_run", "preview", "script"),
-    ("report", "report", "output"),
-    ("commands", "cli", "commands"),
+    ("runs", "runner", "batches", "first_run", "revising", "stamping", "resuming", "preview", "script"),
+    ("drift and lint", "drift.*", "lint.*"),
+    ("report", "grid", "report", "output", "watch"),
+    ("commands", "cli", "commands", "completion", "beside"),
+    ("web", "web.*"),
     ("extension", "extension"),
     ("what users import", ""),
 )
 
 #: Imports against the order, of a type alone, under ``TYPE_CHECKING``: the commands find the extension among those of
 #: the application, and say its type.
-ONLY_TYPES = {("cli", "extension"), ("report", "extension")}
+ONLY_TYPES = {
+    ("cli", "extension"),
+    ("report", "extension"),
+    ("web.routes", "extension"),
+    ("web.metrics", "extension"),
+    ("web.overview", "extension"),
+    ("web.pending", "extension"),
+}
 
 
 @cache  # the files are parsed once

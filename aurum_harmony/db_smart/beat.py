@@ -38,7 +38,7 @@ class Beat:
 
         :raises RuntimeError: the system has no more threads.
         """
-        if _greenlets():
+        if greenlets():
             pool = importlib.import_module("gevent.threadpool").ThreadPool(1)
             running = pool.spawn(self._run)
 
@@ -74,7 +74,7 @@ class Beat:
             pause = self._action()
 
 
-def _greenlets() -> bool:
+def greenlets() -> bool:
     """Whether ``threading`` makes greenlets."""
     monkey: Any = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))

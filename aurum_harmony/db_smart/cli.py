@@ -1,4 +1,4 @@
-"""The commands ``flask db-smart migrate|status|snapshots|restore|unlock|reset-flag``.
+"""The commands of ``flask db-smart``: ``migrate``, ``status``, ``diff``, ``new``, ``lint``, ``explain``, ``history``…
 
 What they print is in ``report``, how they print it in ``output``; both are imported only when a command runs.
 """
@@ -14,6 +14,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from . import completion
 from .boot import flag
 from .errors import DbSmartError
 from .settings import Settings
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from .boot.plan import Plan
     from .boot.planner import Planner
     from .extension import DbSmart
-    from .report import DryRun, Ran, Report, Run, Script
+    from .report import DryRun, Ran, Report, RevisionText, Run, Script
+    from .resuming import Resume
     from .store.database import Database
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +39,9 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 def database_option(text: str = "Only this database; can be repeated.") -> Callable[[F], F]:
     """The option that names databases."""
-    return click.option("names", "--database", metavar="NAME", multiple=True, help=text)
+    return click.option(
+        "names", "--database", metavar="NAME", multiple=True, help=text, shell_complete=completion.databases
+    )
 
 
 class UnknownDatabase(click.BadParameter):
@@ -51,13 +55,36 @@ class UnknownDatabase(click.BadParameter):
 @click.option("--force", is_flag=True, help="Run every repeatable migration again.")
 @click.option("--dry-run", is_flag=True, help="List what would run and what it would do; write nothing.")
 @click.option("as_sql", "--sql", is_flag=True, help="Print the SQL that would run; write nothing.")
+@click.option(
+    "resumed",
+    "--resume",
+    metavar="[REVISION]",
+    is_flag=False,
+    flag_value="",
+    help="Finish the next revision, which another tool has left half-done; then go on.",
+    shell_complete=completion.revisions,
+)
 @database_option()
+@yes_option
 @json_option
-def migrate(force: bool, dry_run: bool, as_sql: bool, names: tuple[str, ...], as_json: bool) -> None:
+def migrate(
+    force: bool,
+    dry_run: bool,
+    as_sql: bool,
+    resumed: str | None,
+    names: tuple[str, ...],
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Apply the pending migrations."""
     if as_sql and as_json:
         raise click.UsageError("--sql and --json cannot be combined; --dry-run --json has the statements too.")
-    command = _Migrate(force, as_json)
+    if resumed is not None and (dry_run or as_sql):
+        raise click.UsageError(
+            "--resume cannot be combined with --dry-run or --sql: how far another tool has come is found out while "
+            "nobody else can migrate. It says what it passes by, and changes nothing where that is not clear."
+        )
+    command = _Migrate(force, as_json, resumed, yes)
     with command.failing():
         plans = command.ask(names, one=as_sql)
         report = command.script(plans) if as_sql else command.dry_run(plans) if dry_run else command.run(plans)
@@ -77,6 +104,152 @@ def status(check: bool, as_json: bool) -> None:
     for note in report.notes:
         click.echo(note, err=True)
     _finish(report, as_json, fails=report.fails or (check and report.state == "pending"))
+
+
+@group.command()
+@click.option(
+    "--until-ready", is_flag=True, help="End when nothing is pending and nobody migrates; with 1 on a failure."
+)
+@database_option()
+def watch(until_ready: bool, names: tuple[str, ...]) -> None:
+    """Show the state as it changes, until Ctrl-C; write nothing."""
+    from .watch import watch as look
+
+    app, smart = _current()
+    planner = smart.planner(app)
+    named = _named(planner, names)
+    code = look(app, planner, lambda: _select(planner, names), named, until_ready=until_ready)
+    click.get_current_context().exit(code)
+
+
+@group.command()
+@click.option("--check", is_flag=True, help="Exit with 1 if they differ.")
+@database_option()
+@json_option
+def diff(check: bool, names: tuple[str, ...], as_json: bool) -> None:
+    """Show where the models and the database differ; write nothing that stays."""
+    from .report import Diff
+
+    app, smart = _current()
+    with _failing(Diff.failed, as_json):
+        planner = smart.planner(app)
+        report = Diff([smart.drift(app, planner, database) for database in _named(planner, names)])
+    _finish(report, as_json, fails=check and report.found)
+
+
+@group.command()
+@click.argument("name")
+@click.option("--from-models", is_flag=True, help="Fill in what the models have and the database lacks.")
+@click.option(
+    "renames",
+    "--rename",
+    metavar="TABLE.OLD=NEW",
+    multiple=True,
+    help="A column or table that has a new name; can be repeated.",
+)
+@click.option("--empty", is_flag=True, help="Write an empty migration without asking the database.")
+@database_option("Only for this database; can be repeated.")
+def new(name: str, from_models: bool, renames: tuple[str, ...], empty: bool, names: tuple[str, ...]) -> None:
+    """Write a new migration, empty or from the models."""
+    from .drift import new as writer
+    from .output import confirm, say
+
+    if empty and (from_models or renames):
+        raise click.UsageError("--empty cannot be combined with --from-models or --rename.")
+    app, smart = _current()
+    planner = smart.planner(app)
+    databases = _named(planner, names)
+    if not from_models and not renames:
+        path = writer.empty(planner, name, databases[0] if names else None)
+        say(f"Wrote an empty migration {name!r} into {path}.")
+        return
+    drifts = [smart.drift(app, planner, database) for database in databases]
+    asked = confirm if sys.stdin.isatty() else None
+    written = writer.from_models(smart.metadata(app), planner, name, drifts, renames, asked)
+    for note in written.notes:
+        click.echo(note, err=True)
+    if written.path is None:
+        say("The models and the database are alike: there is nothing to write.")
+    else:
+        say(f"Wrote {', '.join(map(repr, written.names))} into {written.path}. Read it before it runs.")
+
+
+@group.command()
+@click.option("everything", "--all", is_flag=True, help="What is applied too, by its source.")
+@click.option("traced", "--trace", is_flag=True, help="Apply it to a scratch copy, and tell what that really did.")
+@click.option("as_sarif", "--sarif", is_flag=True, help="Print SARIF 2.1.0, which code hosts show beside the lines.")
+@database_option()
+@json_option
+def lint(everything: bool, traced: bool, as_sarif: bool, names: tuple[str, ...], as_json: bool) -> None:
+    """Foretell what pending migrations would lock and break; write nothing that stays."""
+    from .report import Lint
+
+    if as_sarif and as_json:
+        raise click.UsageError("--sarif and --json cannot be combined.")
+    app, smart = _current()
+    with _failing(Lint.failed, as_json):
+        planner = smart.planner(app)
+        with redirect_stdout(sys.stderr):  # what the migrations print is none of it
+            databases = _named(planner, names) if names else planner.involved
+            report = Lint([smart.lint(app, planner, one, everything=everything, traced=traced) for one in databases])
+    if not as_sarif:
+        _finish(report, as_json)
+        return
+    from ..version import __version__
+    from .lint.sarif import sarif
+    from .output import say
+
+    say(sarif(__version__, report.linted))
+    if report.fails:
+        click.get_current_context().exit(1)
+
+
+@group.command()
+@click.argument("rule", required=False, shell_complete=completion.rules)
+def explain(rule: str | None) -> None:
+    """Print what is said of a rule, such as DS203; without one, list them."""
+    from .lint.pages import section
+    from .output import say
+    from .schema.rules import RULES
+
+    name = (rule or "").upper()
+    if name in RULES:
+        say(section(name))
+        return
+    say("\n".join(f"{one.id}  {one.level:7}  {one.summary}" for one in RULES.values()))
+    if rule is not None:
+        raise DbSmartError(f"There is no rule {rule!r}. Those that there are stand above.")
+
+
+@group.command()
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the N newest of each database.")
+@database_option()
+@json_option
+def history(limit: int | None, names: tuple[str, ...], as_json: bool) -> None:
+    """Show every run of migrations and revisions, the oldest first, the newest last; write nothing."""
+    from .report import History
+
+    app, smart = _current()
+    with _failing(History.failed, as_json):
+        report = History.of(_named(smart.planner(app), names), limit)
+    _finish(report, as_json)
+
+
+@group.command()
+@click.argument("wanted", metavar="[NAME]...", nargs=-1, shell_complete=completion.migrations)
+@click.option("everything", "--all", is_flag=True, help="Everything that is pending.")
+@database_option()
+@yes_option
+def stamp(wanted: tuple[str, ...], everything: bool, names: tuple[str, ...], yes: bool) -> None:
+    """Ask, then record migrations and revisions as applied without running them.
+
+    For a database that has already what they would make. A revision is recorded with all that come before it.
+    """
+    if bool(wanted) == everything:
+        raise click.UsageError("Name what to record, or record everything that is pending with --all.")
+    app, smart = _current()
+    planner = smart.planner(app)
+    _stamp(app, smart, planner, _select(planner, names), wanted, yes)
 
 
 @group.command()
@@ -105,9 +278,11 @@ def snapshots(names: tuple[str, ...], as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.snapshots)
 @database_option("The newest snapshot of this database.")
-@click.option("source", "--from", metavar="FILE", help="This file, whichever database it belongs to.")
+@click.option(
+    "source", "--from", metavar="FILE", type=click.Path(), help="This file, whichever database it belongs to."
+)
 @yes_option
 def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: bool) -> None:
     """Put a snapshot back, by default the newest that differs; keep what it replaces."""
@@ -180,8 +355,10 @@ def _failing(failed: Callable[[DbSmartError], Report], as_json: bool) -> Iterato
 class _Migrate:
     """One call of ``migrate``."""
 
-    def __init__(self, force: bool, as_json: bool) -> None:
+    def __init__(self, force: bool, as_json: bool, resumed: str | None, yes: bool) -> None:
         self._app, self._smart = _current()
+        self._resumed = resumed
+        self._yes = yes
         self._force = force
         self._as_json = as_json
         self._selected: list[Database] = []
@@ -212,14 +389,40 @@ class _Migrate:
         from .report import DryRun
 
         with redirect_stdout(sys.stderr) if self._as_json else nullcontext():
-            return DryRun.of(self._smart.preview(self._app, self._planner, plans))
+            return DryRun.of(self._planner, self._smart.preview(self._app, self._planner, plans, remake=True))
 
     def script(self, plans: list[Plan]) -> Script:
         """A run of these plans as SQL."""
         from .report import Script
 
         with redirect_stdout(sys.stderr):  # what the migrations print is no SQL
-            return Script.of(self._app, plans, self._smart.preview(self._app, self._planner, plans))
+            shown = self._smart.preview(self._app, self._planner, plans, remake=True, as_sql=True)
+            return Script.of(self._planner, plans, shown)
+
+    def _revision(self, name: str) -> RevisionText | None:
+        from .report import RevisionText
+
+        found = (migration for migration in self._planner.migrations if migration.name == name)
+        return next((RevisionText.of(self._planner, migration) for migration in found), None)
+
+    def _resume(self, plans: list[Plan]) -> Resume | None:
+        """What ``--resume`` asks for; ``None`` where it is not given, or nothing can be half-done."""
+        from .output import confirm, say
+
+        if self._resumed is None:
+            return None
+        from .resuming import Resume
+
+        pending = [item.migration.name for plan in plans for item in plan.pending if item.migration.revision]
+        if not pending:
+            say("No revision of Alembic is pending, so none is half-done.")
+            return None
+        if self._resumed and self._resumed not in pending:
+            known = {migration.name for migration in self._planner.migrations}
+            if self._resumed in known:
+                raise DbSmartError(f"{self._resumed!r} is no revision that is pending. Nothing was changed.")
+            raise _unknown(self._resumed, set(pending), known)
+        return Resume(self._resumed or None, say, lambda question: self._yes or confirm(question))
 
     def run(self, plans: list[Plan]) -> Run:
         """Do what is pending now.
@@ -231,10 +434,57 @@ class _Migrate:
 
         with (
             redirect_stdout(sys.stderr) if self._as_json else nullcontext(),
-            progress(self._app, self._applied, lines=self._as_json),
+            progress(self._app, self._applied, self._revision, lines=self._as_json),
         ):
-            outcome = self._smart.migrate(self._app, self._planner, self._selected, force=self._force, remake=True)
+            outcome = self._smart.migrate(
+                self._app, self._planner, self._selected, force=self._force, remake=True, resume=self._resume(plans)
+            )
         return Run.done(outcome, self._applied, plans)
+
+
+def _stamp(
+    app: Flask, smart: DbSmart, planner: Planner, databases: list[Database], wanted: tuple[str, ...], yes: bool
+) -> None:
+    """Record as applied what is named, or everything that is pending.
+
+    :raises click.BadParameter: there is nothing of a name.
+    """
+    from .output import confirm, say, show
+    from .report import Stamp
+
+    known = {migration.name for database in databases for migration in planner.of(database)}
+    for name in wanted:
+        if name not in known:
+            raise _unknown(name, known, {migration.name for migration in planner.migrations})
+    plans = [planner.ask(database) for database in databases]
+    report = Stamp.of(planner, plans, wanted)
+    show(report)
+    if not report.count:
+        return
+    for plan, found in zip(plans, report.databases, strict=True):
+        refusal = smart.made_otherwise(app, planner, plan)
+        if refusal is not None and found.records and not any(item.revision for item in found.records):
+            # With a history, the database would no longer be told from one on which all revisions may run.
+            raise DbSmartError(f"Record revisions first, or together with migrations. {refusal}")
+    if not yes and not confirm(f"Record {'this' if report.count == 1 else 'these'} as applied, without running?"):
+        say("Nothing was recorded.")
+        return
+    for database in report.databases:
+        if database.records:
+            state = smart.stamp(app, planner, database.name, wanted, [item.name for item in database.records])
+            heads = f" The version table of Alembic has: {', '.join(state.heads)}." if state and state.heads else ""
+            say(f"Database {database.name}: recorded {len(database.records)} as applied.{heads}")
+
+
+def _unknown(name: str, known: set[str], everywhere: set[str]) -> click.BadParameter:
+    """What to say of a name that the databases in question do not know."""
+    if name in everywhere:
+        return click.BadParameter(f"{name!r} is for a database that --database leaves out.", param_hint="NAME")
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, 3) or sorted(other for other in known if other.startswith(name))[:3]
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return click.BadParameter(f"There is no migration or revision {name!r}.{hint}", param_hint="NAME")
 
 
 def _unlock(app: Flask, database: Database, yes: bool) -> None:

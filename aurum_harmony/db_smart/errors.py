@@ -116,6 +116,12 @@ class DbSmartError(click.ClickException):
         super().__init__(plain(without_secrets(message)))
 
 
+class WrongUsage(DbSmartError):
+    """What was asked for on the command line cannot be."""
+
+    exit_code = 2
+
+
 class ConfigError(DbSmartError):
     """A setting has a value that cannot be used."""
 

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import click
 import sqlalchemy as sa
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.cli import ScriptInfo
+from werkzeug.routing import BaseConverter
 
-from .boot.app_state import RETRY_SECONDS, AppState
+from .boot.app_state import AppState
 from .boot.decision import decide
 from .boot.flag import FlagVerdict
-from .boot.planner import Planner
+from .boot.planner import Code, Planner
 from .commands import HELP, Commands
 from .errors import (
     ConfigError,
     DatabaseBehind,
+    DatabaseUnreachable,
     DbSmartError,
     HistoryUnreadable,
     one_line,
 )
-from .notices import logger_of, notice, without_plugin_lines
+from .notices import Logger, inside, logger_of, notice, without_plugin_lines
 from .settings import Settings, set_defaults
 from .signals import booted, send
 from .store.database import Database, databases, engines_of
@@ -37,10 +40,15 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
     from .boot.plan import Plan
+    from .drift.comparison import Comparison, Drift
+    from .drift.hints import Hints
+    from .lint.findings import Linted
     from .preview import Preview
+    from .resuming import Resume
     from .runner import Outcome, Runner
+    from .store.history import Learned, State
 
-Decision = Literal["skipped", "verified", "migrated", "off"]
+Decision = Literal["skipped", "verified", "migrated", "background", "behind", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
 
 _logger = logger_of(__name__)
@@ -50,14 +58,16 @@ _EXEMPT = "_db_smart_exempt"
 _COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
 #: How long after the import of this module the first boot of a process still belongs to its start, seconds.
 _START_SECONDS = 30
+#: After how long a backfill in the background gives the lock to others, seconds.
+_SLICE_SECONDS = 15.0
 _just_started: float | None = time.time()
 
 
-@dataclass(frozen=True)
-class BootReport:
+class BootReport(NamedTuple):
     """What boot decided.
 
-    :ivar decision: ``"skipped"`` (the flag said enough), ``"verified"`` (the database did), ``"migrated"`` or
+    :ivar decision: ``"skipped"`` (the flag said enough), ``"verified"`` (the database did), ``"migrated"``,
+        ``"background"`` (a thread goes on), ``"behind"`` (while debugging, with ``check``: requests are told) or
         ``"off"``.
     :ivar reason: why, in words.
     :ivar applied: names of the migrations that were applied, in order.
@@ -77,31 +87,63 @@ class DbSmart:
     ``app.extensions["db_smart"]``.
 
     :param migrations: dotted name of the module, or package of modules, with the migrations.
+    :param alembic: the path of an Alembic directory to take over, or ``True`` for that of Flask-Migrate.
+    :param alembic_target: how far its revisions are applied.
     """
 
     def __init__(
-        self, app: Flask | None = None, db: SQLAlchemy | None = None, *, migrations: str | None = None
+        self,
+        app: Flask | None = None,
+        db: SQLAlchemy | None = None,
+        *,
+        migrations: str | None = None,
+        alembic: str | os.PathLike[str] | bool | None = None,
+        alembic_target: str | Sequence[str] = "head",
     ) -> None:
         self._states: WeakKeyDictionary[Flask, AppState] = WeakKeyDictionary()
+        self._include_object: Callable[..., Any] | None = None
         if app is not None:
-            self.init_app(app, db, migrations=migrations)
+            self.init_app(app, db, migrations=migrations, alembic=alembic, alembic_target=alembic_target)
 
-    def init_app(self, app: Flask, db: SQLAlchemy | None = None, *, migrations: str | None = None) -> None:
+    def init_app(
+        self,
+        app: Flask,
+        db: SQLAlchemy | None = None,
+        *,
+        migrations: str | None = None,
+        alembic: str | os.PathLike[str] | bool | None = None,
+        alembic_target: str | Sequence[str] = "head",
+    ) -> None:
         """Register the commands and the hook for the first request. It touches no file and no database.
 
         Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
         ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``,
-        ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT`` and
-        ``DB_SMART_DDL_RETRIES``. Each boot reads ``FORCE_DB_MIGRATION``.
+        ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT``,
+        ``DB_SMART_DDL_RETRIES``, ``DB_SMART_RELEASE``, ``DB_SMART_DIFF_IGNORE``, ``DB_SMART_WEB``,
+        ``DB_SMART_URL_PREFIX`` and ``DB_SMART_TOKEN``. Each boot reads ``FORCE_DB_MIGRATION``.
 
         :param db: the application's Flask-SQLAlchemy; if ``None``, the one that is registered on ``app``.
         :param migrations: dotted name of a module or package.
-        :raises ConfigError: registered twice, without migrations, or without Flask-SQLAlchemy.
+        :param alembic: the path of an Alembic directory, absolute, or relative to the working directory or to the
+            folder of the application; or ``True`` for that of Flask-Migrate. Its revisions come before the migrations.
+            ``DB_SMART_CREATE_ALL`` is then off unless it is set.
+        :param alembic_target: how far its revisions are applied: ``"head"``, ``"heads"`` for all of several,
+            ``"label@head"`` or an identifier, or a list of these.
+        :raises ConfigError: registered twice, without migrations, without Flask-SQLAlchemy, or with no such target.
         """
         if _EXTENSION in app.extensions:
             raise ConfigError("A DbSmart is already registered on this application; use app.extensions['db_smart'].")
-        if migrations is None:
-            raise ConfigError("DbSmart needs the migrations: DbSmart(app, db, migrations='myapp.migrations').")
+        if migrations is None and not alembic:
+            raise ConfigError(
+                "DbSmart needs the migrations: DbSmart(app, db, migrations='myapp.migrations'), or the revisions of "
+                "Flask-Migrate: DbSmart(app, db, alembic=True)."
+            )
+        named = [alembic_target] if isinstance(alembic_target, str) else alembic_target
+        if not (isinstance(named, Sequence) and named and all(isinstance(one, str) and one for one in named)):
+            raise ConfigError(
+                f"alembic_target is {alembic_target!r}; it must be 'head', 'heads', 'label@head', an identifier or a "
+                "list of these. Nothing was changed."
+            )
         db = db if db is not None else app.extensions.get("sqlalchemy")
         if db is None:
             raise ConfigError("DbSmart needs Flask-SQLAlchemy: pass db, or call db.init_app(app) first.")
@@ -111,17 +153,21 @@ class DbSmart:
                 f"DbSmart needs the SQLAlchemy of Flask-SQLAlchemy; {kind} is a different class. "
                 "Pass a flask_sqlalchemy.SQLAlchemy: DbSmart(app, db, ...)."
             )
-        set_defaults(app)
-        self._states[app] = AppState(db, migrations)
+        if alembic:
+            from .loading import alembic_files  # noqa: F401  (with the application, as all that a warm boot needs)
+        set_defaults(app, create_all=not alembic)
+        self._states[app] = AppState(db, lambda: _code(app, migrations, alembic, alembic_target))
         app.extensions[_EXTENSION] = self
-        blueprint = Blueprint("db_smart", __name__, cli_group="db-smart")
+        blueprint = Blueprint("db_smart", __name__, cli_group="db-smart", template_folder="web/templates")
         blueprint.cli.help = HELP
         blueprint.cli.commands = Commands()
+        self._add_routes(app, blueprint)
         app.register_blueprint(blueprint)
         if "alembic.runtime.plugins" in sys.modules:  # only then: a boot does not load Alembic
             from .autogenerate import register
 
             register()
+        _watch(app)
         # Before every other hook, because those may already need the database.
         app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
 
@@ -135,16 +181,75 @@ class DbSmart:
         """
         state = self._state(app)
         if _flask_command_other_than_run():
+            _watch(app)
             self._warn(app)
             report = _report("off", "this flask command does not migrate", time.perf_counter(), 0)
-            send(booted, app, report=report)
+            self._tell(app, report)
             return report
+        if inside.directory:
+            return _report("off", "it is made by an Alembic directory that runs", time.perf_counter(), 0)
         if state.mine:
             raise DbSmartError("boot() was called by a migration or a listener while it runs; call it afterwards.")
+        _refuse_clash(app)
+        if state.background is not None and state.background.running:
+            return _report("background", "a thread of this process is at it", time.perf_counter(), 0)
         with state.deciding():
-            report = self._decide(app, state)
-        send(booted, app, report=report)
+            try:
+                report = self._decide(app, state)
+            except DatabaseBehind as error:
+                if not app.debug:
+                    raise
+                found = self._offer(app, state, error)
+                if found is None and not Settings(app).web:
+                    raise
+                # A page tells it, with a button that migrates.
+                report = found or BootReport("behind", error.message, (), 0.0)
+        self._tell(app, report)
         return report
+
+    def run_pending(self, app: Flask) -> None:
+        """Apply what is pending, because a person said so, and serve requests from then on.
+
+        :raises DbSmartError: see :meth:`migrate`.
+        """
+        state = self._state(app)
+        report = None
+        with state.deciding():
+            if not state.verified or state.refusal is not None:  # else another request has done it meanwhile
+                report = self._run_pending(app, state)
+        if report is not None:
+            self._tell(app, report)
+
+    def _run_pending(self, app: Flask, state: AppState) -> BootReport:
+        """As :meth:`run_pending`; the caller holds the lock of ``state``."""
+        with app.app_context():
+            planner = self.planner(app)
+            self.migrate(app, planner, planner.involved)
+        report = self._decide(app, state)
+        state.refusal = None
+        return report
+
+    def _offer(self, app: Flask, state: AppState, error: DatabaseBehind) -> BootReport | None:
+        """Say that the database is behind, and offer to migrate it where ``flask run`` is on a terminal.
+
+        :returns: ``None`` where it is not migrated.
+        """
+        _logger.warning("db-smart: %s", error.message)
+        if not _on_a_terminal() or not click.confirm("Run pending migrations?", err=True):
+            return None
+        from .output import progress
+
+        try:
+            with progress(app, [], lambda _: None, lines=False):
+                return self._run_pending(app, state)
+        except DbSmartError as failure:
+            _logger.error("db-smart: %s", failure.message)
+            return None
+
+    def _tell(self, app: Flask, report: BootReport) -> None:
+        """Remember what boot decided, and tell those who listen."""
+        self._state(app).report = report
+        send(booted, app, report=report)
 
     def exempt(self, view: V) -> V:
         """Let a view answer even if the database is behind or cannot be reached, and while it is migrated.
@@ -204,7 +309,14 @@ class DbSmart:
         return [], ""
 
     def migrate(
-        self, app: Flask, planner: Planner, selected: list[Database], *, force: bool = False, remake: bool = False
+        self,
+        app: Flask,
+        planner: Planner,
+        selected: list[Database],
+        *,
+        force: bool = False,
+        remake: bool = False,
+        resume: Resume | None = None,
     ) -> Outcome:
         """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
 
@@ -213,15 +325,38 @@ class DbSmart:
         :param selected: the databases to migrate.
         :param force: run every repeatable migration again.
         :param remake: create the lost tables of the models again.
+        :param resume: first find out how far another tool has come with the next revision.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
-        outcome = self._runner(app, planner).run(selected, force=force, remake=remake)
-        self._state(app).verified |= outcome.complete
+        kind = None
+        if resume is not None:
+            with without_plugin_lines():
+                from .resuming import run_of
+
+            kind = run_of(resume)
+        state = self._state(app)
+        with state.running:
+            outcome = self._runner(app, planner).run(selected, force=force, remake=remake, kind=kind)
+        state.verified |= outcome.complete
         return outcome
+
+    def stamp(
+        self, app: Flask, planner: Planner, name: str, wanted: Sequence[str], told: Sequence[str]
+    ) -> State | None:
+        """Record on one database as applied what is not run. Needs an application context.
+
+        :param name: of the database; the other parameters are those of :func:`~.stamping.stamp`.
+        :raises DbSmartError: see there.
+        """
+        runner = self._runner(app, planner)
+        with without_plugin_lines():
+            from .stamping import stamp
+
+        return stamp(runner, planner.databases[name], wanted, told)
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)
-        return Planner(state.module, databases(engines_of(app, state.db), settings.migration_urls), settings)
+        return Planner(state.code, databases(engines_of(app, state.db), settings.migration_urls), settings)
 
     def _runner(self, app: Flask, planner: Planner) -> Runner:
         """The runner that applies migrations.
@@ -234,11 +369,37 @@ class DbSmart:
         planner.settings.check()
         return Runner(app, self._state(app).db, planner)
 
-    def preview(self, app: Flask, planner: Planner, plans: list[Plan]) -> dict[str, list[Preview]]:
+    def made_otherwise(self, app: Flask, planner: Planner, plan: Plan) -> str | None:
+        """Why the pending revisions of Alembic will be refused; see :func:`~.first_run.made_otherwise`.
+
+        :raises DbSmartError: the database cannot be reached.
+        """
+        if planner.versions is None or not plan.database.exists:
+            return None
+        from .first_run import made_otherwise
+
+        metadata = self._state(app).db.metadatas.get(plan.database.key)
+        with suppress(sa.exc.DBAPIError), plan.database.connect() as connection:  # no right to look
+            return made_otherwise(plan.database, connection, plan, metadata, planner.versions)
+        return None
+
+    def preview(
+        self,
+        app: Flask,
+        planner: Planner,
+        plans: list[Plan],
+        *,
+        remake: bool = False,
+        as_sql: bool = False,
+        beyond: bool = False,
+    ) -> dict[str, list[Preview]]:
         """What a run of these plans would do, by the name of the database; writes nothing.
 
         Needs an application context.
 
+        :param remake: as for :meth:`migrate`.
+        :param as_sql: whether the SQL is wanted: that of revisions takes their modules to be imported.
+        :param beyond: whether to go on with a migration after what a rule refuses.
         :raises DbSmartError: a database cannot be reached, or a run would be refused.
         """
         with without_plugin_lines():
@@ -248,7 +409,83 @@ class DbSmart:
         for plan in plans:
             if plan.behind:
                 plan.refuse_elsewhere()
-        return {plan.database.name: preview(app, db, planner, plan, create_all=make) for plan in plans}
+            refusal = self.made_otherwise(app, planner, plan)
+            if refusal is not None:
+                raise DbSmartError(refusal)
+        return {
+            plan.database.name: preview(
+                app, db, planner, plan, create_all=make, remake=remake, as_sql=as_sql, beyond=beyond
+            )
+            for plan in plans
+        }
+
+    def drift(self, app: Flask, planner: Planner, database: Database) -> Drift:
+        """Where the models and a database differ, counting what is pending as applied; writes nothing that stays.
+
+        Needs an application context.
+
+        :raises DbSmartError: the database cannot be reached, or the models cannot be made in a scratch place.
+        """
+        plan = planner.ask(database)
+        pending = self.preview(app, planner, [plan], as_sql=True)[database.name] if plan.behind else []
+        metadata, db = self.metadata(app).get(database.key, sa.MetaData()), self._state(app).db
+        from .session.rebind import refusing
+
+        others = [one for one in planner.databases.values() if one is not database]
+        comparison = self._comparison(planner)
+        found = comparison.of(database, metadata, pending, lambda engine: refusing(app, db, database, engine, others))
+        return replace(found, ahead=plan.ahead)
+
+    def lint(
+        self, app: Flask, planner: Planner, database: Database, *, everything: bool, traced: bool = False
+    ) -> Linted:
+        """What the migrations of a database would lock and break; writes nothing. Needs an application context.
+
+        :param everything: whether what is applied is looked at too.
+        :param traced: whether what is pending is applied to a scratch copy, of which nothing stays.
+        :raises DbSmartError: the migrations cannot be loaded, or the run would be refused.
+        """
+        from .lint.run import Lint, model_names
+
+        db: Any = self._state(app).db
+        versions = planner.versions
+        return Lint(
+            planner,
+            database,
+            metadata=self.metadata(app).get(database.key, sa.MetaData()),
+            models=dict(model_names(db.metadatas.values(), db.Model.registry)),
+            preview=lambda plan, as_sql: self.preview(app, planner, [plan], as_sql=as_sql, beyond=True)[database.name],
+            versions="alembic_version" if versions is None else versions.name,
+        ).of(everything=everything, traced=traced)
+
+    def lacking(self, app: Flask, planner: Planner, database: Database) -> list[str]:
+        """The tables and columns of the models that a database does not have, by their names alone.
+
+        :raises DatabaseUnreachable: it cannot be asked.
+        """
+        metadata = self.metadata(app).get(database.key, sa.MetaData())
+        return self._comparison(planner).lacking(database, metadata)
+
+    def _comparison(self, planner: Planner) -> Comparison:
+        from .drift.comparison import Comparison
+
+        return Comparison(
+            ignored=planner.settings.diff_ignore, include_object=self._include_object, versions=planner.versions
+        )
+
+    def metadata(self, app: Flask) -> Mapping[str | None, sa.MetaData]:
+        """The tables of the models, by bind key."""
+        return self._state(app).db.metadatas
+
+    def include_object(self, function: V) -> V:
+        """Let a function decide what is compared, as ``include_object`` of Alembic: a decorator.
+
+        It is called with the object, its name, its type (``"table"``, ``"column"``, ``"index"``,
+        ``"unique_constraint"``, ``"foreign_key_constraint"``, or the word that ``diff`` uses), whether the database
+        alone has it, and what it is compared to.
+        """
+        self._include_object = function
+        return function
 
     def _state(self, app: Flask) -> AppState:
         try:
@@ -260,16 +497,16 @@ class DbSmart:
         """Warn, under a flask command, that the database may be behind, if the flag alone says so."""
         context = click.get_current_context(silent=True)
         ours = context is not None and context.command in Commands().values()  # by a script, such as migrate_db.py
-        if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]):
+        if ours or _COMMANDS_WITHOUT_DATA & set(sys.argv[1:]) or _completing():
             return
         with suppress(Exception):  # whatever is wrong, whoever migrates gets the message; this command may not need it
             planner = self.planner(app)
             mode = planner.settings.boot
-            if mode == "off" or any(database.in_memory for database in planner.databases.values()):
+            if mode == "off" or planner.in_memory:
                 return
             verdict = planner.by_flag()
             # A host that only checks writes no flag, so that there its absence says nothing.
-            if not verdict.holds and (verdict.present or mode == "migrate"):
+            if not verdict.holds and (verdict.present or planner.settings.migrates):
                 _logger.warning(
                     "db-smart: the database may be behind this code: %s. This command does not migrate; 'flask "
                     "db-smart status' shows more, 'flask db-smart migrate' brings it up to date.",
@@ -277,7 +514,12 @@ class DbSmart:
                 )
 
     def _decide(
-        self, app: Flask, state: AppState, planner: Planner | None = None, changed: str | None = None
+        self,
+        app: Flask,
+        state: AppState,
+        planner: Planner | None = None,
+        changed: str | None = None,
+        began: float | None = None,
     ) -> BootReport:
         """Ask the levels in the order of cost, as far as is needed, and do what :func:`~.boot.decision.decide` says.
 
@@ -285,9 +527,12 @@ class DbSmart:
 
         :param planner: what the first request has asked already; ``None`` at boot.
         :param changed: why the flag that boot trusted is wrong; ``None`` at boot.
+        :param began: of a thread that migrates: since when a failure of another process counts as its own.
         """
         started = time.perf_counter()
         settings = Settings(app) if planner is None else planner.settings
+        if began is not None and state.background is not None:
+            settings.woken = state.background.woken
         mode = settings.boot
         force = settings.force if changed is None and mode != "off" else None
         if force is not None and mode == "check":
@@ -300,18 +545,26 @@ class DbSmart:
         state.verified = False
         if planner is None:
             planner = self._planner(app, settings)
-            planner.since = _boot_began()
+            planner.began = _boot_began() if began is None else began
+        by_flag = verdict is None and step.action == "ask"
+        if by_flag:
+            verdict = _ask_flag(planner)
+            step = decide(mode, force, verdict)
+            if step.action == "skip":
+                if app.debug:
+                    self._debug(app, planner)
+                return _trust(state, planner, verdict, started)
+        if mode == "background" and began is None and self._can_wait(app, planner):
+            self._start(app, state, planner.path)
+            return _report("background", step.reason, started, planner.queries)
         with ExitStack() as stack:
-            if verdict is None and step.action == "ask":
-                verdict = _ask_flag(app, planner, mode, stack)
+            _keep_alive(stack)
+            if by_flag:
+                assert verdict is not None
+                verdict = _wait_for_turn(planner, verdict, stack)
                 step = decide(mode, force, verdict)
-            else:
-                _keep_alive(stack)
-            if step.action == "skip" and verdict is not None:
-                state.trust(verdict.flag)
-                if verdict.stale and mode == "migrate":
-                    planner.refresh(verdict)
-                return _report("skipped", step.reason, started, planner.queries)
+                if step.action == "skip":
+                    return _trust(state, planner, verdict, started)
             stack.enter_context(app.app_context())
             known: list[Plan] | None = None
             plans: list[Plan] = []
@@ -321,9 +574,12 @@ class DbSmart:
                 _tell(plans)
                 step = decide(mode, force, verdict, plans)
             if step.action == "stop":
+                todo = "Run 'flask db-smart migrate' and start again."
+                if app.debug and settings.web:  # there is a page with a button
+                    todo = "Open the application in a browser on this machine, or run 'flask db-smart migrate'."
                 raise DatabaseBehind(
                     f"The database is behind this code and DB_SMART_BOOT is 'check': {step.reason}. Nothing was "
-                    "written. Run 'flask db-smart migrate' and start again.",
+                    f"written. {todo}",
                     # The reason may name files, hosts and users.
                     "The database is behind this code: "
                     + "; ".join(plan.clause for plan in plans if plan.behind)
@@ -331,29 +587,58 @@ class DbSmart:
                 )
             decision: Decision = "verified"
             reason, applied = step.reason, tuple[str, ...]()
+            left = any(plan.pending for plan in plans)
             if step.action == "migrate":
-                outcome = self._runner(app, planner).run(planner.involved, force=force is not None)
+                runner = self._runner(app, planner)
+                runner.leaving = force is None and not planner.in_memory
+                with state.running:
+                    outcome = runner.run(planner.involved, force=force is not None)
+                left = bool(outcome.left)
                 if outcome.changed:
                     decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
                 else:
                     reason += "; another process migrated meanwhile" if force is None else "; nothing can be run again"
+                self._hints(app, planner).at_boot(outcome.states)
             else:
-                self._warn_of_lost_tables(app, planner, plans)
-                if mode == "migrate":
+                lost = self._warn_of_lost_tables(app, planner, plans)
+                self._hints(app, planner).at_boot({plan.database.name: plan.state for plan in plans}, lost)
+                if settings.migrates and not left:
                     if known is None:
                         planner.settle(plans)
                     planner.remember({plan.database.name: plan.state for plan in plans if plan.state is not None})
+            if app.debug:
+                self._hints(app, planner).in_errors(engines_of(app, state.db))
         state.verify()
+        if left and settings.migrates:
+            self._run_later(app, state, planner)
         return _report(decision, reason, started, planner.queries, applied)
 
-    def _warn_of_lost_tables(self, app: Flask, planner: Planner, plans: list[Plan]) -> None:
-        """Say which tables of the models are not there although nothing is pending."""
+    def _debug(self, app: Flask, planner: Planner) -> None:
+        """Compare the models where they have changed, and explain errors of queries."""
+        with app.app_context():
+            hints = self._hints(app, planner)
+            hints.while_debugging(planner.path)
+            hints.in_errors(engines_of(app, self._state(app).db))
+
+    def _hints(self, app: Flask, planner: Planner) -> Hints:
+        from .drift.hints import Hints
+
+        return Hints(lambda: self._comparison(planner), planner.databases, self.metadata(app))
+
+    def _warn_of_lost_tables(self, app: Flask, planner: Planner, plans: list[Plan]) -> list[str]:
+        """Say which tables of the models are not there although nothing is pending.
+
+        :returns: their names.
+        """
+        lost: list[str] = []
         # A lost table of a file shows in its header; servers would need one more query at each such boot.
         for plan in plans:
             if plan.database.path is not None and planner.settings.create_all:
                 missing, clause = self.missing_tables(app, planner, plan)
                 if missing:
                     _logger.warning("db-smart: %s", clause)
+                    lost += missing
+        return lost
 
     def _first_request(self) -> Response | None:
         """Once per process: make sure of boot, and ask the database where boot trusted the flag."""
@@ -362,24 +647,191 @@ class DbSmart:
         view = app.view_functions.get(request.endpoint or "")
         if state.mine or getattr(view, _EXEMPT, False):
             return None
-        reports: list[BootReport] = []
-        with state.deciding(patient=False) as mine:
-            if mine and not state.verified and time.monotonic() >= state.refused_until:
-                try:
-                    self._verify(app, state, reports)
-                    state.refusal = None
-                except DbSmartError as error:
-                    _logger.error("db-smart: %s", error.message)
-                    state.refuse(error)
-            refusal = state.refusal if mine else "The database is being migrated."
-        for report in reports:
-            send(booted, app, report=report)
+        refusal = self.unready(app)
         if refusal is not None:
-            return Response(refusal + "\n", 503, {"Retry-After": str(RETRY_SECONDS)}, mimetype="text/plain")
+            from .web.routes import refuse
+
+            return refuse(self, app, state, refusal)
         # A new list: other threads are still walking the old one, and would skip the hook after this one.
         hooks = app.before_request_funcs[None]
         app.before_request_funcs[None] = [hook for hook in hooks if hook != self._first_request]
         return None
+
+    def unready(self, app: Flask, *, wait: bool = True) -> str | None:
+        """Why requests cannot be served yet, in words for anybody; ``None`` when they can.
+
+        Makes sure of boot, and asks the database where boot trusted the flag.
+
+        :param wait: whether to wait for another thread that is at it until it is done, not only briefly.
+        """
+        state = self._state(app)
+        reports: list[BootReport] = []
+        refusal = self._held_back(app, state)
+        if refusal is None:
+            with state.deciding(patient=False, wait=wait) as mine:
+                if mine and not state.verified and time.monotonic() >= state.refused_until:
+                    try:
+                        self._verify(app, state, reports)
+                        state.refusal = None
+                    except DbSmartError as error:
+                        _logger.error("db-smart: %s", error.message)
+                        state.refuse(error)
+                refusal = (self._held_back(app, state) or state.refusal) if mine else "The database is being migrated."
+        for report in reports:
+            self._tell(app, report)
+        return refusal
+
+    def _held_back(self, app: Flask, state: AppState) -> str | None:
+        """What requests are told as long as a thread migrates; starts it where a fork has left it behind."""
+        later, background = state.later, state.background
+        if later is not None and not later.start():
+            state.later = None
+            self._run_later(app, state, self.planner(app))  # which says why it is not run here
+        if background is None or background.done:
+            return None
+        if not background.start():  # gevent has changed this worker after it was forked: see to it here and now
+            state.background, state.booted = None, False
+            state.forked()  # with locks that let other greenlets go on
+            return None
+        from .boot.turn import stamp
+
+        with suppress(ConfigError):
+            if background.look(stamp(Settings(app).flag)):
+                return None
+        return "The database is not ready." if background.failure else "The database is being brought up to date."
+
+    def _can_wait(self, app: Flask, planner: Planner) -> bool:
+        """Whether a thread can migrate while this process answers; says so where it cannot."""
+        if planner.in_memory:
+            return False  # it has one connection, or one for each thread
+        from .boot.background import no_thread
+
+        why = no_thread()
+        if why is not None:
+            _logger.warning(
+                "db-smart: DB_SMART_BOOT is 'background', but %s: this process migrates before it answers, as with "
+                "'migrate'",
+                why,
+            )
+        return why is None
+
+    def _start(self, app: Flask, state: AppState, path: str) -> None:
+        """Have a thread migrate; in a process of which the workers are still to be forked, they will."""
+        from .boot.background import Background, before_fork
+        from .boot.turn import stamp
+
+        def attempt(began: float) -> None:
+            with state.deciding():
+                report = self._decide(app, state, began=began)
+            self._tell(app, report)
+
+        state.booted, state.refusal = True, None
+        if state.background is None or state.background.done:
+            meanwhile = "requests get status 503 until it succeeds"
+            state.background = Background(attempt, lambda: self._forked(app), "db-smart-boot", meanwhile)
+            state.background.flag = stamp(path)
+        if not before_fork():
+            state.background.start()
+
+    def _run_later(self, app: Flask, state: AppState, booted: Planner) -> None:
+        """Have a thread run the migrations with ``background=True``, while requests are served.
+
+        :param booted: its sources are what runs, also where another release is put in the place of the files.
+        """
+        from .boot.background import Background, before_fork, no_thread
+
+        why = no_thread()
+        if why is not None:
+            _logger.warning(
+                "db-smart: migrations with background=True are pending and are not run by this process, because %s: "
+                "run 'flask db-smart migrate'",
+                why,
+            )
+            return
+
+        state.asked = booted
+        told: set[tuple[str, str]] = set()
+
+        def attempt(began: float) -> None:
+            settings = Settings(app)
+            settings.idle = True
+            planner = self._planner(app, settings)
+            planner.began, planner.sources = began, booted.sources
+            with app.app_context(), state.running:
+                runner = self._runner(app, planner)
+                runner.slice, runner.told = _SLICE_SECONDS, told
+                applied = [run.migration for run in runner.run(planner.involved).runs]
+            if applied:
+                notice(_logger, "db-smart: applied in the background: %s", ", ".join(applied))
+
+        if state.later is None or state.later.done:
+            meanwhile = "requests are served meanwhile"
+            state.later = Background(attempt, lambda: self._forked(app), "db-smart-background", meanwhile)
+        if not before_fork():
+            state.later.start()
+
+    def _forked(self, app: Flask) -> None:
+        """Make good in a forked process that the threads and connections of the one before are not its own."""
+        state = self._state(app)
+        state.forked()
+        for engine in engines_of(app, state.db).values():
+            engine.dispose(close=False)
+
+    def applied(self, name: str) -> bool:
+        """Whether a migration is applied on its database, in the content that this code has; for application code.
+
+        Asks the database at most once a second until it is so, and not again from then on. Where the database cannot
+        be asked it is not. Needs an application context.
+
+        :param name: of a migration or a revision.
+        :raises ConfigError: this code has no such migration.
+        """
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        state = self._state(app)
+        with state.asking:
+            applied, until = state.applied.get(name, (False, 0.0))
+            if applied or time.monotonic() < until:
+                return applied
+            state.applied[name] = False, time.monotonic() + 1
+        try:
+            if state.asked is None:
+                state.asked = self.planner(app)
+            applied = state.asked.was_applied(name)
+        except DatabaseUnreachable as error:
+            _logger.warning("db-smart: it is not known whether %r is applied: %s", name, error.message)
+        except BaseException:
+            del state.applied[name]  # the next call is to say it too
+            raise
+        state.applied[name] = applied, time.monotonic() + 1
+        return applied
+
+    def _add_routes(self, app: Flask, blueprint: Blueprint) -> None:
+        """Add the probes and pages, which answer before every hook of the application."""
+        prefix = Settings(app).web
+        if prefix is None:
+            return
+
+        def answer(_: str | None, values: dict[str, Any] | None) -> None:
+            from werkzeug.exceptions import HTTPException
+
+            from .web.routes import answer
+
+            app = current_app._get_current_object()  # type: ignore[attr-defined]
+            state = self._state(app)
+            self._held_back(app, state)  # any probe starts the thread that a fork has left behind
+            raise HTTPException(response=answer(self, app, state, (values or {}).get("name", "")))
+
+        blueprint.url_value_preprocessor(answer)
+        # One rule, as each takes as long as a boot.
+        app.url_map.converters.setdefault("db_smart", _Rest)
+        places: list[dict[str, Any]] = [{}]
+        if app.url_map.host_matching:  # a probe asks by an address, which is no host of the application
+            places = [{"host": "<host>"}]
+        elif app.subdomain_matching:
+            places.append({"subdomain": "<host>"})
+        for place in places:
+            rule = f"{prefix}/<db_smart:name>"
+            blueprint.add_url_rule(rule, "web", _answered_before, methods=["GET", "POST"], **place)
 
     def _verify(self, app: Flask, state: AppState, reports: list[BootReport]) -> None:
         """Make sure that boot has happened and that the database is what the flag said.
@@ -394,7 +846,7 @@ class DbSmart:
         started = time.perf_counter()
         with app.app_context():
             planner = self.planner(app)
-            planner.since = datetime.now(timezone.utc)
+            planner.began = time.time()
             try:
                 changed = state.changed(app, planner)
             except HistoryUnreadable as error:
@@ -405,7 +857,7 @@ class DbSmart:
                 state.verified = True
                 return
             _logger.warning("db-smart: boot trusted the flag, but %s", changed)
-            if planner.settings.boot == "migrate":
+            if planner.settings.migrates:
                 planner.forget()
                 for database in planner.databases.values():
                     if database.path is not None:
@@ -414,15 +866,95 @@ class DbSmart:
             reports.append(self._decide(app, state, planner, changed))
 
 
+def _code(
+    app: Flask, migrations: str | None, alembic: str | os.PathLike[str] | bool | None, target: str | Sequence[str]
+) -> Code:
+    """What an application has to apply.
+
+    :raises ConfigError: there is no such Alembic directory.
+    """
+    if not alembic:
+        return Code(migrations)
+    from .loading.alembic_files import find_alembic
+
+    migrate = app.extensions.get("migrate")
+    options = {} if migrate is None else migrate.configure_args
+    table = options.get("version_table", "alembic_version"), options.get("version_table_schema")
+    files = find_alembic(app, alembic, target)
+
+    def look(databases: Mapping[str, Database]) -> Learned:
+        from .revising import look
+
+        with without_plugin_lines():
+            return look(app, files, databases)
+
+    return Code(migrations, files, table, look)
+
+
+class _Rest(BaseConverter):
+    """All that follows in a path, or nothing."""
+
+    regex = ".*"
+    part_isolating = False
+
+
+def _answered_before(name: str = "") -> Response:
+    """The view of our routes, which is never reached."""
+    return Response(name, 404)
+
+
+def _refuse_clash(app: Flask) -> None:
+    """Make sure that the application has no routes below the prefix of ours.
+
+    :raises ConfigError: it has.
+    """
+    prefix = Settings(app).web
+    if prefix is None:
+        return
+    for rule in app.url_map.iter_rules():
+        if (rule.rule == prefix or rule.rule.startswith(f"{prefix}/")) and rule.endpoint != "db_smart.web":
+            raise ConfigError(
+                f"The route {rule.rule!r} of the application lies below {prefix!r}, where the probes and pages of "
+                "db-smart are. Set DB_SMART_URL_PREFIX to another path, or DB_SMART_WEB to False. Nothing was changed."
+            )
+
+
+def _watch(app: Flask) -> None:
+    """Have the commands of Flask-Migrate, where it is registered by now, hold our lock while they write."""
+    migrate = getattr(app.extensions.get("migrate"), "migrate", None)
+    if migrate is not None and _hold not in migrate.configure_callbacks:
+        migrate.configure(_hold)
+
+
+def _hold(config: Any) -> Any:
+    """Called by each command of Flask-Migrate with its configuration."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        from .beside import hold_during
+
+        hold_during(context)
+    return config
+
+
+#: So that no boot makes a configuration only because this looks at it.
+_hold.only_watches = True  # type: ignore[attr-defined]
+
+
 def _report(decision: Decision, reason: str, started: float, queries: int, applied: tuple[str, ...] = ()) -> BootReport:
     report = BootReport(decision, reason, applied, time.perf_counter() - started)
-    count = f"{queries} quer{'y' if queries == 1 else 'ies'}"
-    message = "db-smart: %s: %s (%.3f ms, %s)"
-    if decision == "migrated":
-        notice(_logger, message, decision, reason, report.duration * 1000, count)
-    else:
-        _logger.info(message, decision, reason, report.duration * 1000, count)
+    if decision == "migrated" or _logger.isEnabledFor(logging.INFO):
+        count = f"{queries} quer{'y' if queries == 1 else 'ies'}"
+        log = notice if decision == "migrated" else Logger.info
+        log(_logger, "db-smart: %s: %s (%.3f ms, %s)", decision, reason, report.duration * 1000, count)
     return report
+
+
+def _trust(state: AppState, planner: Planner, verdict: FlagVerdict, started: float) -> BootReport:
+    """Go on by the flag alone."""
+    state.trust(verdict.flag)
+    if verdict.stale and planner.settings.migrates:
+        planner.refresh(verdict)
+    return _report("skipped", verdict.reason, started, planner.queries)
 
 
 def _keep_alive(stack: ExitStack) -> None:
@@ -437,25 +969,27 @@ def _names(metadata: sa.MetaData, database: Database) -> set[str]:
     return {database.facts.normalize_name(table.key) for table in metadata.tables.values()}
 
 
-def _ask_flag(app: Flask, planner: Planner, mode: str, stack: ExitStack) -> FlagVerdict:
-    """Levels 0 and 1; if they are not enough, wait for the turn of this process among those of its host.
-
-    :param stack: takes what lasts until boot is over.
-    """
+def _ask_flag(planner: Planner) -> FlagVerdict:
+    """Levels 0 and 1."""
     verdict = planner.by_flag()
-    if verdict.flag is not None and verdict.flag.module != planner.module:
+    if verdict.flag is not None and verdict.flag.module.partition(" to ")[0] not in planner.code.names:
         _logger.warning(
             "db-smart: the flag %s is that of another application, with the migrations %s. If both run here, give "
             "each a DB_SMART_FLAG of its own; otherwise each boot of one slows down the next boot of the other.",
             planner.path,
             one_line(verdict.flag.module),
         )
-    if verdict.holds:
-        return verdict
+    return verdict
+
+
+def _wait_for_turn(planner: Planner, verdict: FlagVerdict, stack: ExitStack) -> FlagVerdict:
+    """What the flag says when it is the turn of this process among those of its host, which may be what it said before.
+
+    :param stack: takes what lasts until boot is over.
+    """
     for clause in planner.settings.check():
         _logger.warning("db-smart: %s", clause)
-    _keep_alive(stack)
-    if mode != "migrate":
+    if not planner.settings.migrates:
         return verdict
     from .boot.turn import one_boot_per_host
 
@@ -479,16 +1013,35 @@ def _tell(plans: list[Plan]) -> None:
         plan.log_edited_once()
 
 
-def _boot_began() -> datetime:
-    """When this boot began: with the process, if that has just started; otherwise now."""
+def _boot_began() -> float:
+    """When this boot began, seconds since the epoch: with the process, if that has just started; otherwise now."""
     global _just_started
     now = time.time()
     began, _just_started = _just_started, None
-    fresh = began is not None and 0 <= now - began < _START_SECONDS
-    return datetime.fromtimestamp(began if began is not None and fresh else now, timezone.utc)
+    return began if began is not None and 0 <= now - began < _START_SECONDS else now
+
+
+def _on_a_terminal() -> bool:
+    """Whether this is ``flask run``, started by a person who can answer; not what its reloader starts again."""
+    context = click.get_current_context(silent=True)
+    if context is None or context.find_object(ScriptInfo) is None or context.info_name != "run":
+        return False
+    streams = (sys.stdin, sys.stderr)
+    return os.environ.get("WERKZEUG_RUN_MAIN") != "true" and all(one is not None and one.isatty() for one in streams)
 
 
 def _flask_command_other_than_run() -> bool:
     """Whether the application is being made for a ``flask`` command that serves no request."""
     context = click.get_current_context(silent=True)
-    return context is not None and context.find_object(ScriptInfo) is not None and context.info_name != "run"
+    if context is None:
+        return _completing()
+    return context.find_object(ScriptInfo) is not None and (context.info_name != "run" or context.resilient_parsing)
+
+
+def _completing() -> bool:
+    """Whether a shell asks only what may follow on the command line, as when a person presses Tab.
+
+    Click makes the application for that, and has no context then: https://click.palletsprojects.com/shell-completion/
+    """
+    name = os.path.basename((getattr(sys, "argv", None) or [""])[0])
+    return bool(os.environ.get(f"_{name.replace('-', '_').replace('.', '_')}_COMPLETE".upper()))

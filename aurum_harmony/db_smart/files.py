@@ -12,6 +12,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+StrPath = str | os.PathLike[str]
+
 
 def give(target: Path | int, like: Path) -> None:
     """Give what root has just made, a path or an open file, to the owner and group of another file or folder.
@@ -69,7 +71,7 @@ _SAFELY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(o
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
-def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
+def read_regular(path: StrPath, most: int, flags: int = 0) -> bytes | None:
     """The bytes of a file that has no more than ``most``; ``None`` for what is no regular file.
 
     A pipe is not waited for, and a device not read: either may never end.
@@ -87,7 +89,9 @@ def read_regular(path: Path, most: int, flags: int = 0) -> bytes | None:
         if found.st_size > most:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         content = b""
-        while len(content) <= most and (more := os.read(descriptor, min(most + 1 - len(content), 1 << 20))):
+        # Not more than it is likely to have: what is asked for is set aside in memory.
+        size = min(max(found.st_size, 4095), most) + 1
+        while len(content) <= most and (more := os.read(descriptor, size)):
             content += more
         return content
     finally:

@@ -17,7 +17,9 @@ from .schema import loosening, model_tables
 from .schema.catalog import Catalog
 from .session.journal import Journal
 from .session.transaction import RunTransaction
+from .store import history, tables
 from .store.database import Database, begin, commit, translated
+from .store.history import VersionTable
 from .store.lock import Lock
 from .store.memory import Memory
 
@@ -57,6 +59,44 @@ def warn_of_lost_history(database: Database, connection: sa.Connection, plan: Pl
         ", ".join(used[:5]) + (", …" if len(used) > 5 else ""),
         f", also those that run only once ({', '.join(once)})" if once else "",
         dropped if inspector.has_table("alembic_version") else "",
+    )
+
+
+def made_otherwise(
+    database: Database, connection: sa.Connection, plan: Plan, metadata: sa.MetaData | None, versions: VersionTable
+) -> str | None:
+    """Why no revision of Alembic may run on a database that has its tables, and nothing that says since which revision.
+
+    An empty version table says nothing either: Alembic makes one before it compares models, or before its first
+    revision fails.
+
+    :returns: the message; ``None`` where revisions may run, or none is pending.
+    """
+    revisions = any(item.migration.revision for item in plan.pending)
+    if metadata is None or plan.heads or plan.applied or not revisions:
+        return None
+    missing = {table.key for table in model_tables.missing(connection, metadata)}
+    there = sorted(metadata.tables.keys() - missing)
+    connection.rollback()
+    # Asked after the tables: whoever makes them now, by revisions, has made these before.
+    heads = history.read_heads(connection, versions) if there else None
+    if not there or heads:
+        return None
+    if tables.history.name not in history.missing_tables(connection):
+        return None
+    connection.rollback()
+    shown = ", ".join(there[:5]) + (", …" if len(there) > 5 else "")
+    begun = ""
+    nothing = f"neither {versions.name!r}, the version table of Alembic, nor a history of db-smart"
+    if heads is not None:
+        nothing = f"{versions.name!r}, the version table of Alembic, is empty, and there is no history of db-smart"
+        begun = " Or was 'flask db upgrade' ended in its first revision? 'flask db-smart migrate --resume' finishes it."
+    return (
+        f"The database {database.name!r} ({database.url}) has tables of the application ({shown}), but "
+        f"{nothing}: it was made by create_all(), and the revisions would make these tables again. Nothing was "
+        "changed. If it has what all revisions make, record that: 'flask db-smart stamp --all'. If it is older, name "
+        "the last revision whose work it has: 'flask db-smart stamp NAME'. Then start again. Only if no revision has "
+        f"to do with these tables: 'flask db upgrade' runs all of them.{begun}"
     )
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .errors import Interrupted
+
+#: What a handler of SIGTERM has that is ours, and not the program's.
+OURS = "of_db_smart"
 
 
 @contextmanager
@@ -20,7 +23,9 @@ def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[No
 
     :raises Interrupted: one of them came.
     """
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    before = signal.getsignal(signal.SIGTERM)
+    free = before is signal.SIG_DFL or getattr(before, OURS, False)
+    ours = free and threading.current_thread() is threading.main_thread()
     if ours:
         signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
@@ -43,11 +48,33 @@ def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[No
         raise Interrupted(f"Interrupted by {number.name} {said} Start again to go on.", number) from None
     finally:
         if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, before)
+
+
+class GiveWay(BaseException):
+    """A migration in the background ends for now, so that whoever waits for the lock gets it; the next run goes on.
+
+    Not an Exception, because a migration that catches those must not catch it.
+    """
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM; not an Exception, because a migration that catches those must not catch it."""
+
+
+def interrupt(thread: threading.Thread, seconds: float) -> None:
+    """End a run in another thread as SIGTERM does one in the main thread, and wait until the thread has ended.
+
+    One that waits for its database notices it only when the answer comes.
+
+    :param seconds: the longest wait.
+    """
+    with suppress(ImportError, AttributeError):  # a Python that cannot do so
+        import ctypes
+
+        if thread.ident is not None and thread.is_alive():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Terminated))
+            thread.join(seconds)
 
 
 def _raise_interrupt(*_: object) -> None:

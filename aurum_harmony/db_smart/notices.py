@@ -61,6 +61,18 @@ def notice(logger: Logger, message: str, *args: object) -> None:
     logger.log(logging.WARNING if unheard(logger) else logging.INFO, message, *args, stacklevel=2)
 
 
+class _Inside(threading.local):
+    """What this thread is in the middle of.
+
+    :ivar directory: whether it runs an Alembic directory.
+    """
+
+    directory = False
+
+
+inside = _Inside()
+
+
 @contextmanager
 def without_plugin_lines() -> Iterator[None]:
     """Import Alembic without its seven lines about its own plugins; whoever has set their level gets them."""

@@ -7,12 +7,15 @@ several transactions if that form needs it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property, wraps
-from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property, wraps
+from inspect import ismethod, signature
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import sqlalchemy as sa
 
@@ -20,6 +23,7 @@ from .errors import DbSmartError
 from .schema.catalog import Catalog, Constraint, Index
 from .schema.loosening import as_default
 from .schema.rules import (
+    CONTROL,
     DROP_COLUMN,
     DROP_CONSTRAINT,
     DROP_TABLE,
@@ -59,6 +63,18 @@ _KEY_OPTIONS = {
     "match": "SIMPLE",
 }
 ColumnNames = Sequence[str | sa.TextClause | sa.ColumnElement[Any]]
+#: How a statement begins that makes a function or a trigger.
+_CREATE = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*CREATE\s+(?:OR\s+REPLACE\s+)?", re.IGNORECASE | re.DOTALL)
+_IDENTIFIER = r"""(?:"(?:[^"]|"")+"|`(?:[^`]|``)+`|[\w$]+)"""
+#: The rest of its head, with the name that it gives.
+_NAMED = {
+    kind: re.compile(
+        rf"(?P<head>(?:[^\"'`]|\"[^\"]*\"|`[^`]*`|'[^']*')*?\b{kind}\s+)(?:IF\s+NOT\s+EXISTS\s+)?"
+        rf"(?P<rest>(?:{_IDENTIFIER}\s*\.\s*)*(?P<name>{_IDENTIFIER}))",
+        re.IGNORECASE,
+    )
+    for kind in ("function", "trigger")
+}
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -113,15 +129,24 @@ class Operations:
 
     :param transaction: the connection of the run.
     :param destructive: whether the migration may destroy or break something.
+    :param allow: rules of those that ask for it that do not apply to the migration, each with the reason.
     :param catalog: answers what the database has; one of its own when ``None``.
     """
 
-    def __init__(self, transaction: Transaction, *, destructive: bool, catalog: Catalog | None = None) -> None:
+    def __init__(
+        self,
+        transaction: Transaction,
+        *,
+        destructive: bool,
+        allow: Mapping[str, str] = MappingProxyType({}),
+        catalog: Catalog | None = None,
+    ) -> None:
         self._transaction = transaction
         self._report = transaction.report
         self._connection = transaction.connection
         self._name = transaction.journal.migration
         self._destructive = destructive
+        self._allow = allow
         self._catalog = catalog or Catalog(transaction.connection)
         #: What this run has dropped or renamed so far, and what it left out for that: kind, place and names.
         self._taken_now: set[tuple[str, ...]] = set()
@@ -151,7 +176,7 @@ class Operations:
 
         :param statement: SQL with ``:name`` for bound parameters, or a SQLAlchemy statement.
         :param parameters: values by name, or a sequence of such for one run each.
-        :raises DbSmartError: it begins or ends a transaction, in a migration that has one.
+        :raises Refused: a rule forbids it: it begins or ends a transaction, destroys data or changes very many rows.
         :raises sqlalchemy.exc.DBAPIError: the database refused it.
         """
         query = sa.text(statement) if isinstance(statement, str) else statement
@@ -160,12 +185,7 @@ class Operations:
             and isinstance(query, sa.TextClause)
             and controls_transaction(query.text, self._transaction.dialect)
         ):
-            # It would end the transaction unseen: what was done before could no longer be undone, nor be recorded.
-            raise DbSmartError(
-                f"op.execute({query.text.strip()!r}): db-smart begins and ends the transaction of a migration. The "
-                "statement was not sent. Leave it out. Put what cannot run in a transaction into a migration with "
-                "@migration(transactional=False)."
-            )
+            raise Refused(CONTROL, f"op.execute({query.text.strip()!r})")
         return self._transaction.execute(query, parameters)
 
     def has_table(self, table: str, *, schema: str | None = None) -> bool:
@@ -193,14 +213,16 @@ class Operations:
         PostgreSQL and MariaDB do it in one ``ALTER TABLE``. SQLite adds columns one by one, and a unique column gets a
         unique index, because its ``ALTER TABLE`` cannot add constraints.
 
-        :param columns: columns as in a model; they are copied, so you can use a list of them again.
+        :param columns: columns as in a model; you can use a list of them again.
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         :raises Refused: the table has rows, and a column that is NOT NULL has no value for them.
         """
+        from .schema.ddl import BareTable, alone
+
         table, columns = self._followed(schema, table, columns)
         if not columns or self._passed(f"add_columns({table!r})", schema, table):
             return
-        copies = []
+        wanted = []
         for column in columns:
             what = f"add_columns({table!r}, {column.name!r})"
             if self._passed(what, schema, table, "column", column.name) or self._taken_after(
@@ -211,10 +233,14 @@ class Operations:
             if self._model_has(what, schema, table, column.name):
                 self._fill_as_added(schema, table, column)
             else:
-                copies.append(column._copy())
-        if not copies:
+                wanted.append(column)
+        if not wanted:
             return
-        self._add_columns(self._described(table, copies, schema), copies, online)
+        if all(map(alone, wanted)):
+            self._add_columns(cast(sa.Table, BareTable(table, schema)), wanted, online)
+        else:
+            copies = [column._copy() for column in wanted]
+            self._add_columns(self._described(table, copies, schema), copies, online)
 
     def _add_columns(self, described: sa.Table, columns: Sequence[sa.Column[Any]], online: bool) -> None:
         """Add columns of a table to it.
@@ -238,7 +264,13 @@ class Operations:
         online = self._busy(table, schema, online)
         for column in missing:
             if not column.nullable and not _has_value(column) and not self._catalog.empty(table, schema):
-                raise Refused(NOT_NULL, f"op.add_columns({table!r}, Column({column.name!r}, …))")
+                from .schema.instead import filled_column
+
+                raise Refused(
+                    NOT_NULL,
+                    f"op.add_columns({table!r}, Column({column.name!r}, …))",
+                    instead=filled_column(self._name, table, schema, column.name, column.type),
+                )
         if missing:
             names = {column.name for column in missing}
             constraints = [
@@ -332,7 +364,9 @@ class Operations:
             return
         if self._made_again(what, schema, table_name) or self._made_since(what, schema, table_name):
             return
-        self._ask(DROP_TABLE, f"op.{what}")
+        from .schema import instead
+
+        self._ask(DROP_TABLE, f"op.{what}", lambda: instead.dropped(self._name, f'op.drop_table("{table_name}")'))
         self._note("dropped", "table", schema, table_name)
         self._report("does", what)
         self._editor.drop_table(self._described(table_name, [], schema))
@@ -421,7 +455,15 @@ class Operations:
             what, schema, table_name, column_name
         ):
             return
-        self._ask(DROP_COLUMN, f"op.{what}")
+        from .schema import instead
+
+        place = (self._name, table_name, schema, column_name)
+        existing = self._catalog.normalize_name(column_name)
+        self._ask(
+            DROP_COLUMN,
+            f"op.{what}",
+            lambda: instead.dropped_column(*place, self._catalog.columns(table_name, schema)[existing]),
+        )
         shared = self._editor.shared(table_name, column_name, schema)
         if shared:
             raise DbSmartError(
@@ -442,22 +484,25 @@ class Operations:
         server_default: Any = False,
         new_column_name: str | None = None,
         type_: TypeEngine[Any] | type[TypeEngine[Any]] | None = None,
+        comment: str | Literal[False] | None = False,
         schema: str | None = None,
         postgresql_using: str | None = None,
         online: bool = True,
         **existing: Any,
     ) -> None:
-        """Change a column: whether it is nullable, its type, its default in the database, its name.
+        """Change a column: whether it is nullable, its type, its default in the database, its comment, its name.
 
         What is already so is left alone. Renaming, and a type that may not hold every value, are destructive.
 
         :param server_default: as in :class:`sqlalchemy.Column`; ``None`` drops it, ``False`` leaves it.
+        :param comment: ``None`` drops it, ``False`` leaves it; SQLite has none.
         :param postgresql_using: expression for the values of the new type.
         :param existing: Alembic's ``existing_type`` and so on; not needed, because the database is asked.
         :raises Refused: it would block the table, rows break it, or the migration is not marked as destructive.
         :raises DbSmartError: there is no such column.
         """
         from .dialects.editor import Change
+        from .schema import instead
 
         unknown = [name for name in existing if not name.startswith("existing_")]
         if unknown:
@@ -472,7 +517,7 @@ class Operations:
         if self._model(schema, table_name) is not None and not self._alter_as_model(
             what, schema, table_name, column_name, new
         ):
-            self._note_altered(schema, table_name, new or column_name, type_, nullable, server_default)
+            self._note_altered(schema, table_name, new or column_name, type_, nullable, server_default, comment)
             return
         columns = self._catalog.columns(table_name, schema)
         if normalize_name(column_name) not in columns and new is not None and normalize_name(new) in columns:
@@ -510,6 +555,10 @@ class Operations:
             nullable = None
         if server_default is not False and self._passed(f"{what}, default", schema, table_name, "default", column_name):
             server_default = False
+        if comment is not False and (
+            self._passed(f"{what}, comment", schema, table_name, "comment", column_name) or self._no_comments(what)
+        ):
+            comment = False
         wanted: TypeEngine[Any] | None = type_() if isinstance(type_, type) else type_
         wanted, nullable = self._editor.wanted(change, wanted, nullable)
         if wanted is not None:
@@ -521,16 +570,195 @@ class Operations:
 
                 dialect = self._connection.dialect
                 types = spelled(change.existing["type"], dialect), spelled(wanted, dialect)
-                self._ask(NARROW_TYPE, f"op.{what} from {types[0]} to {types[1]}")
+                place = (self._name, table_name, schema, column_name)
+                self._ask(
+                    NARROW_TYPE,
+                    f"op.{what} from {types[0]} to {types[1]}",
+                    lambda: instead.retyped_column(*place, wanted),
+                )
         if nullable is not None and nullable != change.existing["nullable"]:
             change.nullable = nullable
         if server_default is not False and not self._same_default(change, server_default):
             change.server_default = server_default
+        if comment is not False and (comment or None) != self._editor.comment(change):
+            change.comment = comment or None
         if change.name is not None:
-            self._ask(RENAME_COLUMN, f"op.{what} to {change.name!r}")
+            names = (column_name, change.name, change.existing["type"])
+            self._ask(
+                RENAME_COLUMN,
+                f"op.{what} to {change.name!r}",
+                lambda: instead.renamed_column(self._name, table_name, schema, *names),
+            )
             self._note_renamed("column", schema, table_name, change.name, column=column_name)
-        self._note_altered(schema, table_name, change.name or column_name, type_, nullable, server_default)
+        self._note_altered(schema, table_name, change.name or column_name, type_, nullable, server_default, comment)
         self._alter(change, what, online)
+
+    @_step
+    def create_table_comment(
+        self, table_name: str, comment: str | None, *, existing_comment: str | None = None, schema: str | None = None
+    ) -> None:
+        """Give a table a comment, or with ``None`` take it away. SQLite has none.
+
+        :param existing_comment: as in Alembic; not needed, because the database is asked.
+        :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        """
+        what = f"create_table_comment({table_name!r})"
+        if self._passed(what, schema, table_name, "comment") or self._no_comments(what):
+            return
+        if not self.has_table(table_name, schema=schema):
+            raise sa.exc.NoSuchTableError(table_name)
+        self._note("altered", "comment", schema, table_name)
+        if self._model(schema, table_name) is not None or (comment or None) == self._catalog.comment(
+            table_name, schema
+        ):
+            self._report("satisfied", what)
+            return
+        self._report("does", what)
+        self._editor.comment_table(self._described(table_name, [], schema, comment=comment or None))
+
+    def drop_table_comment(
+        self, table_name: str, *, existing_comment: str | None = None, schema: str | None = None
+    ) -> None:
+        """Take the comment of a table away; see :meth:`create_table_comment`."""
+        self.create_table_comment(table_name, None, schema=schema)
+
+    def _no_comments(self, what: str) -> bool:
+        """Whether the database has no comments, so that there is nothing to do."""
+        if self._connection.dialect.supports_comments:
+            return False
+        self._report("satisfied", f"{what}, comment: {self._connection.dialect.name} has no comments")
+        return True
+
+    @_step
+    def alter_enum(
+        self,
+        enum_name: str,
+        *,
+        add: Sequence[str],
+        after: str | None = None,
+        before: str | None = None,
+        columns: Mapping[str, str | Sequence[str]] | None = None,
+        schema: str | None = None,
+        online: bool = True,
+    ) -> None:
+        """Give an enumeration the values that it lacks, in their place.
+
+        :param add: the values, in their order.
+        :param after: the value behind which they stand; or ``before``; without both they are the last.
+        :param columns: the columns that have it, by their tables, where it is no type of its own: on MariaDB and
+            SQLite, and everywhere where it is a text with a check. Those of the models when ``None``.
+        :raises DbSmartError: there is no such enumeration, or no such value to stand beside.
+        :raises Refused: the table has rows, and the database would block it.
+        """
+        if after is not None and before is not None:
+            raise TypeError("alter_enum() takes after= or before=, not both")
+        values = [add] if isinstance(add, str) else [*add]
+        what = f"alter_enum({enum_name!r}, add={values!r})"
+        memory = self._transaction.memory
+        models = {} if memory is None else memory.enumerated(schema, enum_name)
+        if models and self._fresh:  # what the models no longer have is not needed
+            values = [value for value in values if any(value in known for known in models.values())]
+        place = (values, after, before)
+        found = [*models]
+        if columns is not None:
+            named = [(table, [one] if isinstance(one, str) else [*one]) for table, one in columns.items()]
+            found = [(table, column) for table, of in named for column in of]
+        have = self._catalog.enumeration(enum_name, schema)
+        if have is not None:
+            for table, column in found:  # an older migration that runs again is not to want fewer
+                self._note("altered", "type", schema, table, column)
+            wanted = self._with_values(what, have, *place)
+            if wanted == have:
+                self._report("satisfied", what)
+            else:
+                self._report("does", what)
+                self._editor.add_values(enum_name, schema, have, wanted)
+            return
+        if not found:
+            raise DbSmartError(
+                f"op.{what}: neither the database nor the models have an enumeration of that name. Nothing was "
+                "changed. Say which columns have it: columns={'table': 'column'}."
+            )
+        for table, column in found:
+            self._alter_enumerated(what, schema, table, column, place, online)
+
+    def _with_values(
+        self, what: str, have: Sequence[str], add: Sequence[str], after: str | None, before: str | None
+    ) -> list[str]:
+        """The values of an enumeration with those that are to be added.
+
+        :raises DbSmartError: it does not have the one that they are to stand beside.
+        """
+        from .schema.column_types import with_values
+
+        beside = after if after is not None else before
+        if beside is not None and beside not in have and not set(add) <= {*have}:
+            if not self._fresh:
+                raise DbSmartError(
+                    f"op.{what}: the enumeration has no value {beside!r}, only {', '.join(map(repr, have))}. Nothing "
+                    "was changed."
+                )
+            after = before = None
+        if beside is not None and beside not in have:
+            return list(have)
+        return with_values(have, add, after=after, before=before)
+
+    def _alter_enumerated(
+        self,
+        what: str,
+        schema: str | None,
+        table: str,
+        column: str,
+        place: tuple[Sequence[str], str | None, str | None],
+        online: bool,
+    ) -> None:
+        """Give a column more values, whose enumeration is no type of its own."""
+        from .dialects.editor import Change
+        from .schema.column_types import listed_values, longer, native_values
+
+        what = f"{what} of {table}.{column}"
+        if self._passed(what, schema, table, "column", column) or self._passed(what, schema, table, "type", column):
+            return
+        self._note("altered", "type", schema, table, column)
+        if self._model_has(what, schema, table, column):
+            return
+        there = self._catalog.columns(table, schema)
+        existing = there.get(self._catalog.normalize_name(column))
+        if existing is None:
+            if self._took(schema, table, column):
+                self._report("left out", what, "an earlier run of this migration has removed it")
+                return
+            raise DbSmartError(f"op.{what}: the table {table!r} has no column {column!r}.")
+        change = Change(table, schema, column, existing)
+        have = native_values(existing["type"], self._connection.dialect)
+        if have is not None:
+            wanted = self._with_values(what, have, *place)
+            if wanted != have:
+                change.type_ = sa.Enum(*wanted)
+            self._alter(change, what, online)
+            return
+        listing = self._editor.listing(table, column, schema)
+        have = None if listing is None else listed_values(listing.condition, column, self._connection.dialect)
+        if listing is None or have is None:
+            if self._transaction.facts.enforces_lengths:
+                change.type_, _ = self._editor.wanted(change, longer(existing["type"], place[0]), None)
+            self._alter(change, what if change.type_ is not None else f"{what}: no check lists its values", online)
+            return
+        wanted = self._with_values(what, have, *place)
+        if wanted == have:
+            self._alter(change, what, online)
+            self._editor.finish_constraint(self._listing(change, listing.name, wanted), listing)
+            return
+        change.type_, _ = self._editor.wanted(change, longer(existing["type"], wanted), None)
+        change.checks = [self._listing(change, listing.name, wanted)]
+        self._alter(change, what, online)
+
+    def _listing(self, change: Change, name: str, values: Sequence[str]) -> sa.CheckConstraint:
+        """A check that lists the values of a column."""
+        check: sa.CheckConstraint = self._objects.check_constraint(
+            name or None, change.table, sa.column(change.column).in_(values), schema=change.schema
+        )
+        return check
 
     @_step
     def create_foreign_key(
@@ -597,10 +825,181 @@ class Operations:
         :raises Refused: rows break it.
         """
         constraint = self._objects.unique_constraint(constraint_name, table_name, columns, schema=schema, **options)
-        for column in options.get("postgresql_include") or ():
-            if column not in constraint.table.c:
-                constraint.table.append_column(sa.Column(column, sa.types.NullType()))
+        _include(constraint.table, options)
         self._add_constraint(constraint, "unique", list(columns), online)
+
+    @_step
+    def create_primary_key(
+        self,
+        constraint_name: str | None,
+        table_name: str,
+        columns: Sequence[str],
+        *,
+        schema: str | None = None,
+        online: bool = True,
+    ) -> None:
+        """Add a primary key to a table that has none; its columns become NOT NULL.
+
+        :param constraint_name: ``None`` for the one that PostgreSQL would give it.
+        :raises Refused: rows break it.
+        :raises DbSmartError: the table has another one.
+        """
+        from .dialects.editor import Change
+
+        constraint_name = constraint_name or f"{table_name}_pkey"
+        what = f"create_primary_key({constraint_name!r}, {table_name!r})"
+        if self._passed(what, schema, table_name, "constraint", constraint_name) or self._past(
+            what, schema, table_name, columns
+        ):
+            return
+        if not self.has_table(table_name, schema=schema):
+            raise sa.exc.NoSuchTableError(table_name)
+        normalize_name = self._catalog.normalize_name
+        have = self._catalog.primary_key(table_name, schema)
+        if self._model(schema, table_name) is not None or [*map(normalize_name, have)] == [
+            *map(normalize_name, columns)
+        ]:
+            self._report("satisfied", what)
+            return
+        if self._catalog.has_declared("view", table_name, schema):
+            raise DbSmartError(f"op.{what}: {table_name!r} is a view, which can have no key. Nothing was changed.")
+        if have:
+            raise DbSmartError(
+                f"op.{what}: the table has a primary key already, on {', '.join(have)}. Nothing was changed. Drop it "
+                "first with op.drop_constraint()."
+            )
+        there = self._catalog.columns(table_name, schema)
+        for column in columns:
+            existing = there.get(normalize_name(column))
+            if existing is None:
+                raise DbSmartError(f"op.{what}: the table {table_name!r} has no column {column!r}.")
+            if existing["nullable"]:
+                change = Change(table_name, schema, column, existing, nullable=False)
+                self._alter(change, f"alter_column({table_name!r}, {column!r})", online)
+        constraint = self._objects.primary_key_constraint(constraint_name, table_name, [*columns], schema=schema)
+        self._add_constraint(constraint, "primary", [*columns], online)
+
+    @_step
+    def widen_key(
+        self,
+        table_name: str,
+        column_name: str = "id",
+        type_: TypeEngine[Any] | type[TypeEngine[Any]] = sa.BigInteger,
+        *,
+        schema: str | None = None,
+        online: bool = True,
+    ) -> None:
+        """Give the column of a key a wider type, and the columns of the foreign keys that refer to it.
+
+        SQLite has nothing to do: its integers have 64 bits.
+
+        :raises Refused: one of the tables has rows; or the type may not hold every value, and the migration is not
+            marked as destructive.
+        :raises DbSmartError: there is no such column, or something else uses it.
+        """
+        from .dialects.editor import Change
+
+        what = f"widen_key({table_name!r}, {column_name!r})"
+        journal = self._transaction.journal
+        step = journal.number(f"keys of {schema} {table_name} {column_name}")
+        if self._passed(what, schema, table_name, "column", column_name) or self._passed(
+            what, schema, table_name, "type", column_name
+        ):
+            return
+        if not self._transaction.facts.enforces_lengths:
+            self._report("satisfied", f"{what}: an integer of {self._connection.dialect.name} has 64 bits")
+            return
+        done = journal.done(step)
+        wanted = type_() if isinstance(type_, type) else type_
+        columns, keys = [(schema, table_name, column_name)], list[list[Any]]()
+        referring = self._editor.referring(table_name, column_name, schema)
+        if referring is not None:
+            columns += [one for one in referring if one != columns[0]]
+        else:
+            place = table_name, column_name, schema
+            keys = self._keys_from(*place) if done is None else json.loads(done.detail or "[]")
+            for table, key in keys:
+                pairs = zip(key["constrained_columns"], key["referred_columns"], strict=True)
+                new = [own for own, other in pairs if self._among(columns, key["referred_table"], other)]
+                columns += [(schema, table, own) for own in new if not self._among(columns, table, own)]
+        changes = []
+        for where, table, column in columns:
+            self._note("altered", "type", where, table, column)
+            existing = self._catalog.columns(table, where).get(self._catalog.normalize_name(column))
+            if existing is None:
+                raise DbSmartError(f"op.{what}: the table {table!r} has no column {column!r}.")
+            relation = self._editor.type_is(existing["type"], wanted)
+            if relation == "other":
+                self._ask(NARROW_TYPE, f"op.{what}, the column {column!r} of {table!r}")
+            if relation != "same" and not self._defines(where, table, column):
+                changes.append(Change(table, where, column, existing, type_=wanted))
+        if not changes and done is None:
+            self._report("satisfied", what)
+            return
+        if self._transaction.dry is not None and self._transaction.dry.catalog.makes_keys:
+            self._transaction.dry.unforeseeable("op.widen_key() where the same run makes tables or foreign keys")
+        if done is None and any(self._busy(change.table, change.schema, online) for change in changes):
+            others = sorted(f"{change.table}.{change.column}" for change in changes)
+            raise Refused(self._editor.widening, f"op.{what}", f"The type of {', '.join(others)} would change. ")
+        if done is None:
+            self._editor.refuse_widening(columns, f"op.{what}")
+        self._report("does", what)
+        apart = self._transaction.facts.transactional_ddl
+        if not apart and done is None:  # what a kill leaves without its keys gets them back
+            journal.record(step, 0, None, json.dumps(keys))
+        if not apart:
+            for table, key in keys:
+                if self._key(key["name"]) in self._catalog.constraints(table, schema):
+                    self._drop_key(table, key, schema)
+        try:
+            self._editor.widen(changes)
+        except Exception:
+            with suppress(sa.exc.SQLAlchemyError, DbSmartError):  # one of a widened column waits for the next run
+                self._add_keys_back([] if apart else keys, schema)
+            raise
+        self._add_keys_back([] if apart else keys, schema)
+
+    def _add_keys_back(self, keys: Iterable[list[Any]], schema: str | None) -> None:
+        """Add the foreign keys that are not there: the table and the key of each."""
+        for table, key in keys:
+            if self._key(key["name"]) not in self._catalog.constraints(table, schema):
+                self._add_key(table, key, key["referred_table"], schema)
+
+    def _among(self, columns: Iterable[tuple[str | None, str, str]], table: str, column: str) -> bool:
+        """Whether a column is among others of the same schema, by their tables and names."""
+        normalize_name = self._catalog.normalize_name
+        return (normalize_name(table), normalize_name(column)) in {
+            (normalize_name(one), normalize_name(other)) for _, one, other in columns
+        }
+
+    def _keys_from(self, table: str, column: str, schema: str | None) -> list[list[Any]]:
+        """The foreign keys that refer to a column, and those that refer to theirs: the table and the key of each."""
+        inspector, normalize_name = self._catalog.inspector, self._catalog.normalize_name
+        there: list[list[Any]] = [
+            [name, dict(key)]
+            for name in inspector.get_table_names(schema)
+            for key in inspector.get_foreign_keys(name, schema)
+            if key["referred_schema"] in (None, schema)
+        ]
+        targets, found = {(normalize_name(table), normalize_name(column))}, list[list[Any]]()
+        while True:
+            new = [
+                [name, key]
+                for name, key in there
+                if [name, key] not in found
+                and {(normalize_name(key["referred_table"]), normalize_name(one)) for one in key["referred_columns"]}
+                & targets
+            ]
+            if not new:
+                return found
+            found += new
+            for name, key in new:
+                pairs = zip(key["constrained_columns"], key["referred_columns"], strict=True)
+                targets |= {
+                    (normalize_name(name), normalize_name(own))
+                    for own, other in pairs
+                    if (normalize_name(key["referred_table"]), normalize_name(other)) in targets
+                }
 
     @_implied
     @_step
@@ -622,7 +1021,7 @@ class Operations:
             self._note("dropped", "constraint", schema, table_name, constraint_name)
             self._report("satisfied", what)
             return
-        self._ask_for_rules(table_name, schema, f"op.{what}, a constraint of the kind {found.kind!r}")
+        self._ask_for_rules(table_name, schema, f"op.{what}, a constraint of the kind {found.kind!r}", f"op.{what}")
         self._note("dropped", "constraint", schema, table_name, constraint_name)
         kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
@@ -654,6 +1053,9 @@ class Operations:
         what = f"create_index({index_name!r}, {table_name!r})"
         if self._passed(what, schema, table_name, "index", index_name) or self._past(what, schema, table_name, columns):
             return
+        if "altered" in self._did("index", schema, table_name, index_name):
+            self._report("left out", what, "an earlier run of this migration has replaced it")
+            return
         self._note_back("index", schema, table_name, index_name)
         if (
             self._model_names(schema, table_name, index_name)
@@ -662,7 +1064,7 @@ class Operations:
         ):
             self._report("satisfied", what)
             return
-        index = self._objects.index(index_name, table_name, list(columns), schema=schema, unique=unique, **options)
+        index = self._index(index_name, table_name, columns, schema=schema, unique=unique, **options)
         existing = self._catalog.indexes(table_name, schema).get(self._key(index_name))
         if existing is None or not existing.valid:
             self._create_index(index, existing, self._busy(table_name, schema, online))
@@ -678,6 +1080,106 @@ class Operations:
                     "Nothing was changed. Drop it first with op.drop_index(), or give the new one another name."
                 )
         self._report("satisfied", f"create_index({index_name!r}, {table_name!r})")
+
+    @_step
+    def replace_index(
+        self,
+        index_name: str,
+        table_name: str,
+        columns: ColumnNames,
+        *,
+        schema: str | None = None,
+        unique: bool = False,
+        online: bool = True,
+        **options: Any,
+    ) -> None:
+        """Have an index be on these columns, whatever it is on now; the new one is there before the old one goes.
+
+        If there is none of that name, it is created. Destructive if the old one keeps values apart that the new one
+        does not.
+
+        :param columns: names or expressions.
+        :param options: as in :class:`sqlalchemy.Index`, such as ``postgresql_where``.
+        :raises DbSmartError: the index is that of a constraint.
+        :raises Refused: the new one is unique, and rows have the same values; or the migration is not marked as
+            destructive.
+        """
+        what = f"replace_index({index_name!r}, {table_name!r})"
+        if self._passed(what, schema, table_name, "index", index_name) or self._past(what, schema, table_name, columns):
+            return
+        self._note_back("index", schema, table_name, index_name)
+        self._note("altered", "index", schema, table_name, index_name)
+        if (
+            self._model_names(schema, table_name, index_name)
+            or self._claimed(schema, table_name, index_name)
+            or self._lacks(what, schema, table_name, columns)
+        ):
+            self._report("satisfied", what)
+            return
+        index = self._index(index_name, table_name, columns, schema=schema, unique=unique, **options)
+        text, indexes = _spelled(index), self._catalog.indexes(table_name, schema)
+        existing, online = indexes.get(self._key(index_name)), self._busy(table_name, schema, online)
+        left = self._editor.leftover(index_name)
+        if existing is not None and existing.valid:
+            same = self._editor.same_index(index, existing)
+            if same or (same is None and self._declared("index", schema, table_name, index_name, text)):
+                if left in indexes:  # of a run that was killed, and then edited
+                    self._editor.drop_index(self._objects.index(left, table_name, [], schema=schema), online)
+                self._report("satisfied", what)
+                return
+        elif left not in indexes:
+            self._create_index(index, existing, online)
+            self._note_declared("index", schema, table_name, index_name, text)
+            return
+        constraints = {} if self._editor.has_unique_keys else self._catalog.constraints(table_name, schema)
+        if existing is not None and self._key(index_name) in constraints:
+            raise DbSmartError(
+                f"op.{what}: the index is that of a constraint. Nothing was changed. Add another constraint, and drop "
+                "this one with op.drop_constraint()."
+            )
+        needing = [] if existing is None else self._editor.needing_index(existing.name, table_name, schema)
+        if needing:
+            raise DbSmartError(
+                f"op.{what}: {' and '.join(needing)} {'needs' if len(needing) == 1 else 'need'} the index as it is. "
+                "Nothing was changed. Create the new one with op.create_index() and another name; or first drop what "
+                "needs it, and make it again afterwards."
+            )
+        if existing is not None and existing.unique and not self._as_strict(index, existing):
+            self._ask_for_rules(table_name, schema, f"op.{what}, a unique index", f"op.{what}")
+        self._report("does", what)
+        with self._rows_said(f"op.{what}"):
+            if self._foresight is not None:
+                names = [getattr(expression, "name", None) for expression in index.expressions]
+                self._foresight.columns(table_name, names, schema)
+            self._editor.replace_index(index, existing or Index(index_name, [], False), online)
+            if self._foresight is not None and unique:
+                self._foresee_unique(index)
+        self._note_declared("index", schema, table_name, index_name, text)
+
+    def _as_strict(self, index: sa.Index, existing: Index) -> bool:
+        """Whether an index surely keeps all values apart that a unique one which is there keeps apart."""
+        new: Any = index.dialect_kwargs
+        dialect, nulls = self._connection.dialect.name, "postgresql_nulls_not_distinct"
+        if not index.unique or new.get(f"{dialect}_where") is not None:
+            return False
+        if existing.options.get(nulls) and not new.get(nulls):
+            return False
+        names = {one.name if isinstance(one, sa.ColumnClause) else None for one in index.expressions}
+        return None not in names and {*existing.columns} == names
+
+    def _index(self, name: str, table: str, columns: ColumnNames, **options: Any) -> sa.Index:
+        index: sa.Index = self._objects.index(name, table, list(columns), **options)
+        _include(index.table, options)
+        return index
+
+    def _declared(self, kind: str, schema: str | None, table: str, name: str, text: str) -> bool:
+        """Whether something was made from this text last."""
+        memory = self._transaction.memory
+        return memory is not None and memory.declared(kind, schema, table, name) == _digest(text)
+
+    def _note_declared(self, kind: str, schema: str | None, table: str, name: str, text: str) -> None:
+        """Remember the text that something is made from."""
+        self._note("declared", kind, schema, table, f"{name} {_digest(text)}")
 
     @_implied
     @_step
@@ -699,11 +1201,138 @@ class Operations:
             self._report("satisfied", what)
             return
         if found.unique and found.valid:
-            self._ask_for_rules(table_name, schema, f"op.{what}, a unique index")
+            self._ask_for_rules(table_name, schema, f"op.{what}, a unique index", f"op.{what}")
         self._note("dropped", "index", schema, table_name, index_name)
         index = self._objects.index(found.name, table_name, [], schema=schema)
         self._report("does", what)
         self._editor.drop_index(index, self._busy(table_name, schema, online))
+
+    @_step
+    def view(self, name: str, sql: str | sa.Select[Any], *, schema: str | None = None) -> None:
+        """Have a view of a name be this query; it is made anew where it was made from another text.
+
+        :param sql: the ``SELECT`` alone.
+        :raises DbSmartError: there is a table of that name; or PostgreSQL would have to drop the view, and others need
+            it.
+        """
+        from .session.sql import render
+
+        connection = self._connection
+        query = sql if isinstance(sql, str) else render(sql, connection.dialect, literal_binds=True)
+        place = connection.dialect.identifier_preparer.format_table(sa.table(name, schema=schema))
+        self._declare("view", name, f"CREATE VIEW {place} AS\n{_one_statement(query)}", schema)
+
+    @_step
+    def function(self, name: str, sql: str, *, schema: str | None = None) -> None:
+        """Have a function of a name be what a statement makes; it is made anew where it was made from another text.
+
+        :param sql: the whole ``CREATE FUNCTION``.
+        :raises DbSmartError: the text does not make it; PostgreSQL would have to drop it, and others need it; or the
+            database is SQLite, which has none.
+        """
+        self._declare("function", name, self._statement("function", name, sql), schema)
+
+    @_step
+    def trigger(self, name: str, sql: str, *, table: str, schema: str | None = None) -> None:
+        """Have a trigger of a table be what a statement makes; it is made anew where it was made from another text.
+
+        :param sql: the whole ``CREATE TRIGGER``.
+        :raises DbSmartError: the text does not make it.
+        """
+        self._declare("trigger", name, self._statement("trigger", name, sql), schema, table)
+
+    @_implied
+    @_step
+    def drop_view(self, name: str, *, schema: str | None = None) -> None:
+        """Drop a view if it exists."""
+        self._drop_declared("view", name, schema)
+
+    @_implied
+    @_step
+    def drop_function(self, name: str, arguments: str | None = None, *, schema: str | None = None) -> None:
+        """Drop a function if it exists.
+
+        :param arguments: the types of its arguments, where PostgreSQL has several of that name.
+        """
+        self._drop_declared("function", name, schema, arguments=arguments)
+
+    @_implied
+    @_step
+    def drop_trigger(self, name: str, table: str, *, schema: str | None = None) -> None:
+        """Drop a trigger if it exists."""
+        self._drop_declared("trigger", name, schema, table)
+
+    def _declare(self, kind: str, name: str, text: str, schema: str | None, table: str | None = None) -> None:
+        from .schema.ddl import CreateDeclared
+
+        what = f"{kind}({name!r})"
+        if self._passed(what, schema, table or "", kind, name):
+            return
+        there = self._catalog.has_declared(kind, name, schema, table)
+        if kind == "view" and not there and self.has_table(name, schema=schema):
+            raise DbSmartError(
+                f"op.{what}: there is a table of that name, or a materialized view. Nothing was changed."
+            )
+        if kind == "trigger" and not there and self._catalog.has_declared(kind, name, schema):
+            raise DbSmartError(
+                f"op.{what}: another table than {table!r} has a trigger of that name, and here each name is there only "
+                "once. Nothing was changed. Give it another name, or drop that one with op.drop_trigger()."
+            )
+        if there and self._declared(kind, schema, table or "", name, text):
+            self._report("satisfied", what)
+        else:
+            self._report("does", what)
+            self._editor.declare(CreateDeclared(kind, name, schema, table, text), there)
+            if not (self._transaction.dry or self._catalog.has_declared(kind, name, schema, table)):
+                where = (f" in the schema {schema!r}" if schema else "") + (f" on the table {table!r}" if table else "")
+                kept = "It was taken back" if self._transaction.facts.transactional_ddl else "What it made stays"
+                raise DbSmartError(
+                    f"op.{what}: the statement made another {kind} than {name!r}{where}, where it is looked for. "
+                    f"{kept}. Have the statement and the arguments of op.{kind}() name the same."
+                )
+        self._note("altered", kind, schema, table or "", name)
+        self._note_declared(kind, schema, table or "", name, text)
+
+    def _drop_declared(
+        self, kind: str, name: str, schema: str | None, table: str | None = None, arguments: str | None = None
+    ) -> None:
+        from .schema.ddl import DropDeclared
+
+        what = f"drop_{kind}({name!r}{'' if arguments is None else f', {arguments!r}'})"
+        if arguments is not None and self._transaction.facts.name != "postgresql":
+            raise DbSmartError(
+                f"op.{what}: only PostgreSQL has several functions of a name, by their arguments. Nothing was changed. "
+                "Leave the arguments out, or ask op.connection.dialect.name before this."
+            )
+        if self._passed(what, schema, table or "", kind, name):
+            return
+        if self._catalog.has_declared(kind, name, schema, table if kind == "trigger" else arguments):
+            self._report("does", what)
+            self._editor.drop_declared(DropDeclared(kind, name, schema, table, arguments))
+        else:
+            self._report("satisfied", what)
+        if arguments is None:  # else those of other arguments stay
+            self._note("dropped", kind, schema, table or "", name)
+
+    def _statement(self, kind: str, name: str, sql: str) -> str:
+        """The statement that makes something, beginning with ``CREATE`` alone.
+
+        :raises DbSmartError: it makes something else.
+        """
+        begin = _CREATE.match(sql)
+        found = None if begin is None else _NAMED[kind].match(sql, begin.end())
+        given = "" if found is None else found["name"]
+        if given[:1] in ('"', "`"):
+            given = given[1:-1].replace(given[0] * 2, given[0])
+        elif self._transaction.facts.name == "postgresql":
+            given = given.lower()
+        normalize_name = self._catalog.normalize_name
+        if found is None or normalize_name(given) != normalize_name(name):
+            raise DbSmartError(
+                f"op.{kind}({name!r}): this does not begin as CREATE {kind.upper()} {name}: {sql.strip()[:60]!r}. "
+                "Nothing was changed. Give the whole statement."
+            )
+        return f"CREATE {found['head']}{_one_statement(sql[found.start('rest') :])}"
 
     def backfill(
         self,
@@ -900,7 +1529,7 @@ class Operations:
                 if self._foresight is not None:
                     self._foresight.columns(table, columns, schema)
                 online = self._busy(table, schema, online)
-                if kind in ("check", "unique") and self._unused(schema, table):
+                if kind in ("check", "unique", "primary") and self._unused(schema, table):
                     online = False  # a foreign key, though, may block the other table
                 self._editor.add_constraint(constraint, online)
                 if self._foresight is not None and target is not None:
@@ -1024,7 +1653,7 @@ class Operations:
         what = what or f"The constraint {str(constraint.name)!r} of {table!r}"
         if isinstance(constraint, sa.ForeignKeyConstraint):
             self._foresight.foreign(what, constraint)
-        elif isinstance(constraint, sa.UniqueConstraint):
+        elif isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint)):
             self._foresight.unique(what, table, schema, [column.name for column in constraint.columns])
         elif isinstance(constraint, sa.CheckConstraint):
             self._foresight.check(what, table, schema, constraint.sqltext)
@@ -1262,14 +1891,22 @@ class Operations:
             self._note("back", kind, schema, table, name)
 
     def _note_altered(
-        self, schema: str | None, table: str, column: str, type_: Any, nullable: bool | None, server_default: Any
+        self,
+        schema: str | None,
+        table: str,
+        column: str,
+        type_: Any,
+        nullable: bool | None,
+        server_default: Any,
+        comment: str | Literal[False] | None,
     ) -> None:
         """Remember what this migration decides of a column, also where it is so already, as in the models."""
         for kind, given in (("type", type_ is not None), ("nullable", nullable is not None)):
             if given:
                 self._note("altered", kind, schema, table, column)
-        if server_default is not False:
-            self._note("altered", "default", schema, table, column)
+        for kind, changes in (("default", server_default is not False), ("comment", comment is not False)):
+            if changes:
+                self._note("altered", kind, schema, table, column)
 
     def _note_renamed(self, kind: str, schema: str | None, old: str, new: str, *, column: str | None = None) -> None:
         """Remember a new name of a table; or, with ``column``, of a column of the table ``old``."""
@@ -1410,22 +2047,27 @@ class Operations:
             self._add_key(name, key, new, schema)
         self._editor.drop_table(self._described(old, [], schema))
 
-    def _ask(self, rule: Rule, what: str) -> None:
+    def _ask(self, rule: Rule, what: str, instead: Callable[[], str] = str) -> None:
         """Refuse what destroys or breaks something, unless the migration says that it may.
 
+        :param instead: gives the migration to write instead.
         :raises Refused: it does not.
         """
         if not self._destructive:
-            raise Refused(rule, what)
+            why = self._allow.get(rule.id)
+            self._transaction.refuse(Refused(rule, what, instead="" if why else instead()), why)
 
-    def _ask_for_rules(self, table: str, schema: str | None, what: str) -> None:
+    def _ask_for_rules(self, table: str, schema: str | None, what: str, call: str) -> None:
         """Refuse to drop a constraint of a table that has rows and that a release may use.
 
+        :param call: of the operation.
         :raises Refused: the migration does not say that it may.
         """
         unused = self._unused(schema, table) or self._new(schema, table)
         if not unused and not self._catalog.empty(table, schema):
-            self._ask(DROP_CONSTRAINT, what)
+            from .schema.instead import dropped
+
+            self._ask(DROP_CONSTRAINT, what, lambda: dropped(self._name, call.replace("'", '"')))
 
     def _unused(self, schema: str | None, table: str) -> bool:
         """Whether a run that is not complete, or this dry one, has created a table, so that no release uses it yet."""
@@ -1440,6 +2082,23 @@ class Operations:
             self._transaction.note(memory.module, *memory.created, schema, table)
 
 
+def _include(table: Any, options: Mapping[str, Any]) -> None:
+    """Give a table that stands for another the columns that an index of PostgreSQL includes."""
+    for column in options.get("postgresql_include") or ():
+        if column not in table.c:
+            table.append_column(sa.Column(column, sa.types.NullType()))
+
+
+def _one_statement(sql: str) -> str:
+    """A statement without the semicolon at its end."""
+    return sql.strip().rstrip(";").rstrip()
+
+
+def _digest(text: str) -> str:
+    """What a text is remembered by."""
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
 def _called(name: str, arguments: tuple[Any, ...]) -> str:
     """An operation in short, by the names that it was given."""
     return f"{name}({', '.join(repr(one) for one in arguments if isinstance(one, str))})"
@@ -1447,6 +2106,10 @@ def _called(name: str, arguments: tuple[Any, ...]) -> str:
 
 def _spelled(value: Any) -> str:
     """Arguments of an operation as text, with all that is said in them, so that an edit makes another text."""
+    if isinstance(value, str):
+        return _ADDRESS.sub("", repr(value))
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=_spelled)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_spelled(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -1458,16 +2121,27 @@ def _spelled(value: Any) -> str:
     text = _ADDRESS.sub("", repr(value))
     if isinstance(value, (sa.schema.SchemaItem, sa.FetchedValue)):
         # The representation of an expression within is its address only, and some things have no place in it.
-        return text + "".join(
-            f" {name}={_spelled(part)}"
-            for name in _SAID
-            if (part := getattr(value, name, None)) is not None and part is not value
-        )
+        kind: Any = type(value)
+        said, own, shared = [text], vars(value), _said_by(kind)
+        for name in _SAID:
+            # To ask a column for what it lacks takes long: it looks for an operator of its type.
+            part = getattr(value, name, None) if name in own or name in shared else None
+            if part is None or part is value:
+                continue
+            if ismethod(part):  # as its representation is, with that of the column, which is known
+                said.append(f" {name}=<bound method {part.__qualname__} of {text}>")
+            else:
+                said.append(f" {name}={_spelled(part)}")
+        return "".join(said)
     if isinstance(value, sa.ClauseElement):
         return f"{text} {value} {_spelled(value.compile().params)}"
-    if isinstance(value, (set, frozenset)):
-        return _spelled(sorted(value, key=_spelled))
     return text
+
+
+@cache
+def _said_by(kind: type) -> frozenset[str]:
+    """Which of :data:`_SAID` all objects of a class have, such as properties."""
+    return frozenset(name for name in _SAID if hasattr(kind, name))
 
 
 def _copied(item: sa.schema.SchemaItem) -> sa.schema.SchemaItem:
@@ -1490,6 +2164,12 @@ def _copied(item: sa.schema.SchemaItem) -> sa.schema.SchemaItem:
     if options and type(item) in (sa.UniqueConstraint, sa.PrimaryKeyConstraint):
         names = [getattr(column, "name", column) for column in cast(Any, item)._pending_colargs]
         return type(item)(*names, **options)
+    if options and hasattr(item, "_render_exprs"):  # an exclusion constraint of PostgreSQL
+        exclusion: Any = item
+        pairs = ((expression, operator) for expression, _, operator in exclusion._render_exprs)
+        options = {name: options[name] for name in ("name", "deferrable", "initially")}
+        options |= {name: getattr(exclusion, name) for name in ("where", "using", "ops")}
+        return cast(sa.Constraint, type(exclusion)(*pairs, **options))
     return item._copy()
 
 

@@ -7,18 +7,26 @@ find it as if it were done. What cannot be known in this way is reported as unkn
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from inspect import ismethod
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.schema import AddConstraint
 
+from .dialects.sqlite.copying import copy_schema, in_memory
+from .errors import DbSmartError, one_line
 from .loading.decorator import Migration
+from .notices import without_plugin_lines
 from .operations import Operations
 from .schema import model_tables
+from .schema.guard import Guard
 from .schema.planned import ROWS, CopyCatalog, DryCatalog, PlannedCatalog, apply
+from .schema.rules import MANY_ROWS, Refused
+from .session.environment import Environment
 from .session.journal import Journal, reads
 from .session.literals import (
     BEGIN,
@@ -30,12 +38,13 @@ from .session.literals import (
     literal,
     statement_text,
 )
+from .session.offline import RevisionScript, revision_scripts
 from .session.rebind import rebind
 from .session.sql import render
 from .session.transaction import NO_ROWS, Outcome, Send, Transaction
 from .settings import DdlSettings
 from .store import history, tables
-from .store.database import Database
+from .store.database import Database, begin, translated
 from .store.history import reading
 from .store.memory import Event, Memory, insert
 
@@ -56,8 +65,35 @@ _CHANGE = re.compile(
     r"(?=\s*$|\s*\(|\s+(?:SET|WHERE|VALUES|SELECT|DEFAULT|AS)\b)",
     re.IGNORECASE,
 )
+#: What stands for the tables of the models, which the first run makes, among the names of migrations.
+OF_MODELS = "tables of the models"
 #: How much of a statement is shown as what a migration does, characters.
 _SHOWN = 200
+
+
+class Sent(str):
+    """A statement of a script, or an operation.
+
+    :ivar line: of the migration's file that sends it; ``None`` where none does.
+    :ivar own: whether it is the migration's own SQL and not that of an operation.
+    """
+
+    __slots__ = ("line", "own")
+
+    line: int | None
+    own: bool
+
+
+class Refusal(NamedTuple):
+    """What a rule refuses.
+
+    :ivar line: of the migration's file.
+    :ivar allowed: why the migration says that it may be; ``None`` where it does not.
+    """
+
+    error: Refused
+    line: int | None
+    allowed: str | None
 
 
 @dataclass
@@ -69,9 +105,13 @@ class Preview:
     :ivar satisfied: operations that find nothing to do.
     :ivar unknown: why some of it cannot be known in advance; ``None`` if all of it is known.
     :ivar error: what the migration would fail with.
+    :ivar refused: the same, where a rule refuses it.
+    :ivar line: where in its file it would fail.
+    :ivar refusals: all that rules refuse, where that was asked for, and what they would but for a reason.
     :ivar script: statements and, beginning with ``--``, remarks.
     :ivar steps_done: how many steps an earlier, interrupted run has done.
     :ivar journal: whether the script writes steps down.
+    :ivar place: where in the script of a revision its row of the history belongs: it has its own transaction.
     """
 
     name: str
@@ -81,17 +121,34 @@ class Preview:
     satisfied: list[str] = field(default_factory=list)
     unknown: str | None = None
     error: str | None = None
+    refused: Refused | None = None
+    line: int | None = None
+    refusals: list[Refusal] = field(default_factory=list)
     script: list[str] = field(default_factory=list)
     steps_done: int = 0
     journal: bool = False
+    place: int | None = None
 
 
-def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_all: bool) -> list[Preview]:
+def preview(
+    app: Flask,
+    db: SQLAlchemy,
+    planner: Planner,
+    plan: Plan,
+    *,
+    create_all: bool,
+    remake: bool = False,
+    as_sql: bool = False,
+    beyond: bool = False,
+) -> list[Preview]:
     """What each pending migration of a database would do. Needs an application context.
 
     Reads only. For a SQLite database the run is played through on a copy of its schema in memory, without rows.
 
     :param create_all: whether the first run on a database makes the missing tables of the models.
+    :param remake: whether a later run makes them too, as ``migrate`` does and a boot does not.
+    :param as_sql: whether Alembic is to write the SQL of revisions.
+    :param beyond: whether to go on with a migration after what a rule refuses, as if that were done, or left out.
     :raises DatabaseUnreachable: no connection could be made, or the history cannot be read.
     :raises DbSmartError: the history is that of another application, and has names of this one's migrations.
     """
@@ -101,31 +158,37 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
         memory = planner.memory(plan, models, connection)
         begun = _remembered(database, memory)
         first = plan.is_first_run(planner.module, mine, memory.applications)
-        transaction = DryTransaction(database, connection, catalog, memory)
+        transaction = DryTransaction(database, connection, catalog, memory, planner.settings.ddl)
+        missing: list[sa.Table] = []
+        transaction.beyond = beyond
         if first and create_all and models is not None:
-            transaction.current = Preview("tables of the models", "first run")
-            operations = Operations(transaction, destructive=False, catalog=catalog)
+            transaction.current = Preview(OF_MODELS, "first run")
             wanted = model_tables.missing(connection, models)
             for event in memory.begin_first_run(connection, wanted):
                 transaction.remember(event)
-            copies = sa.MetaData()
-            for table in models.tables.values():
-                table.to_metadata(copies)
-            for copy, keys in model_tables.in_order([copies.tables[table.key] for table in wanted]):
-                if copy is not None:
-                    for key in copy.foreign_key_constraints.difference(keys):
-                        key.use_alter = True  # to a table that is only made after it
-                    operations.sync(copy)
-                elif database.facts.key_needs_target:
-                    for key in keys:
-                        transaction.send(AddConstraint(key))
-            if transaction.current.does:
-                previews.append(transaction.current)
+            previews += _tables(transaction, models, wanted)
             memory.keep()
+        elif remake and create_all and models is not None and plan.first_run_done:
+            missing = model_tables.missing(connection, models)
+            taken = memory.taken(missing)
+            missing = [table for table in missing if table.key not in taken]
+            # Others may be made by what is pending.
+            lost = memory.had(missing) or [] if plan.pending else missing
+            transaction.current = Preview(OF_MODELS, "missing in the database")
+            previews += _tables(transaction, models, lost)
+        revisions = _revisions(app, planner, plan, as_sql=as_sql)
+        previews += revisions
         for item in plan.pending:
+            if item.migration.revision:
+                continue
+            if revisions:
+                unknown = "what the revisions before it make"
+                previews.append(Preview(item.migration.name, item.reason, item.migration, unknown=unknown))
+                continue
             transaction.repeated = item.reason == "forced"
             shown = transaction.current = Preview(item.migration.name, item.reason, item.migration)
             transaction.begin(item.migration, begun.get(item.migration.name))
+            transaction.journal.guard = Guard(transaction, item.migration.options, catalog)
             shown.steps_done = transaction.journal.kept
             previews.append(shown)
             try:
@@ -135,8 +198,13 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
                 ):
                     if not item.migration.takes_operations:
                         transaction.unforeseeable("no operations, only db.session and db.engine")
-                    destructive = item.migration.options.destructive
-                    item.migration.function(Operations(transaction, destructive=destructive, catalog=catalog))
+                    options = item.migration.options
+                    operations = (_Beyond if beyond else Operations)(
+                        transaction, destructive=options.destructive, allow=options.allow, catalog=catalog
+                    )
+                    item.migration.function(operations)
+                if database.facts.server:  # a change of the tables that it asked about need not wait for the next ones
+                    transaction.rollback()
                 memory.keep()
             except _Unforeseeable as error:
                 shown.unknown = str(error)
@@ -145,7 +213,69 @@ def preview(app: Flask, db: SQLAlchemy, planner: Planner, plan: Plan, *, create_
                 connection.rollback()
                 memory.take_back()
                 shown.error = database.cause(error)
+                shown.refused = error if isinstance(error, Refused) else None
+                shown.line = line_of(error, item.migration.path)
                 transaction.remark(f"it ends here: {shown.error}")
+        if models is not None and not any(shown.unknown or shown.error for shown in previews):
+            places = {table.schema: translated(connection, table.schema) for table in missing}
+            left = [table for table in missing if not catalog.has_table(table.name, places[table.schema])]
+            transaction.current = Preview(OF_MODELS, "missing in the database")
+            previews += _tables(transaction, models, left)
+    return previews
+
+
+def _tables(transaction: DryTransaction, models: sa.MetaData, wanted: list[sa.Table]) -> list[Preview]:
+    """Note in the present preview that these tables of the models would be made.
+
+    :returns: it; nothing where there is none to make.
+    """
+    operations = Operations(transaction, destructive=False, catalog=transaction.catalog)
+    copies = sa.MetaData()
+    for table in models.tables.values():
+        table.to_metadata(copies)
+    for copy, keys in model_tables.in_order([copies.tables[table.key] for table in wanted]):
+        if copy is not None:
+            for key in copy.foreign_key_constraints.difference(keys):
+                key.use_alter = True  # to a table that is only made after it
+            operations.sync(copy)
+        elif transaction.database.facts.key_needs_target:
+            for key in keys:
+                transaction.send(AddConstraint(key))
+    return [transaction.current] if transaction.current.does else []
+
+
+def _revisions(app: Flask, planner: Planner, plan: Plan, *, as_sql: bool) -> list[Preview]:
+    """What the pending revisions of Alembic would do: only Alembic can tell, and only as SQL.
+
+    :raises DbSmartError: ``env.py`` cannot write SQL.
+    """
+    pending = [item for item in plan.pending if item.migration.revision]
+    alembic, scripts = planner.code.alembic, dict[str, RevisionScript]()
+    if pending and as_sql and alembic is not None:
+        environment = Environment(alembic)
+        with without_plugin_lines():
+            from .revising import leads_to
+
+            database, several = plan.database, len(planner.revised) > 1
+            scripts = revision_scripts(
+                environment,
+                planner.revisions,
+                plan.heads,
+                lambda url: not several or leads_to(sa.make_url(url), database),
+                transactional=database.transactional_ddl,
+            )
+    previews = []
+    for item in pending:
+        shown = Preview(item.migration.name, item.reason, item.migration, unknown="operations of Alembic")
+        previews.append(shown)
+        script = scripts.get(item.migration.name)
+        if script is None:
+            continue
+        if script.error is None and script.place is not None:
+            shown.script, shown.place, shown.unknown = script.lines, script.place, None
+        else:
+            shown.unknown = f"what Alembic cannot write as SQL ({script.error})"
+            shown.script = [f"-- Alembic cannot write it as SQL: {one_line(str(script.error))}"]
     return previews
 
 
@@ -191,38 +321,13 @@ def _opened(database: Database) -> Iterator[tuple[sa.Connection, DryCatalog]]:
         with database.connect() as connection:
             yield connection, PlannedCatalog(connection)
         return
-    engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
-    copy = Database(database.name, database.key, engine)
-    try:
-        with copy.connect() as connection:
-            if not database.exists:
-                yield connection, DryCatalog(connection)
-                return
-            with database.connect() as source:
-                _copy_schema(source, connection)
-                yield connection, CopyCatalog(connection, source)
-    finally:
-        engine.dispose()  # the pool keeps the one connection, and with it the copy
-
-
-def _copy_schema(source: sa.Connection, copy: sa.Connection) -> None:
-    order = "CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 WHEN 'view' THEN 3 ELSE 4 END, rowid"
-    query = (
-        f"SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY {order}"
-    )
-    for sql in source.exec_driver_sql(query).scalars().all():
-        # The tables behind a virtual one come with it; a view or trigger may be broken already.
-        with suppress(sa.exc.DBAPIError):
-            copy.exec_driver_sql(sql)
-    for record in ("sqlite_sequence", "sqlite_stat1"):  # what a rebuild has to move
-        if source.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = ?", (record,)).first():
-            with suppress(sa.exc.DBAPIError):
-                for row in source.exec_driver_sql(f"SELECT * FROM {record}"):
-                    copy.exec_driver_sql(f"INSERT INTO {record} VALUES ({', '.join('?' * len(row))})", tuple(row))
-    enforced = source.exec_driver_sql("PRAGMA foreign_keys").scalar_one()
-    copy.exec_driver_sql(f"PRAGMA foreign_keys = {enforced}")
-    source.rollback()
-    copy.rollback()
+    with in_memory() as engine, Database(database.name, database.key, engine).connect() as connection:
+        if not database.exists:
+            yield connection, DryCatalog(connection)
+            return
+        with database.connect() as source:
+            copy_schema(source, connection)
+            yield connection, CopyCatalog(connection, source)
 
 
 class DryTransaction(Transaction):
@@ -233,13 +338,25 @@ class DryTransaction(Transaction):
     #: What the present migration would do.
     current: Preview
 
-    def __init__(self, database: Database, connection: sa.Connection, catalog: DryCatalog, memory: Memory) -> None:
+    def __init__(
+        self,
+        database: Database,
+        connection: sa.Connection,
+        catalog: DryCatalog,
+        memory: Memory,
+        settings: DdlSettings | None = None,
+    ) -> None:
         journal = _DryJournal(connection, "", at_once=False, begun=False)
         # Nothing is sent that could wait for a lock.
-        super().__init__(database, connection, journal, settings=DdlSettings(), transactional=True, memory=memory)
+        super().__init__(
+            database, connection, journal, settings=settings or DdlSettings(), transactional=True, memory=memory
+        )
         self.catalog = catalog
         self.rows_changed = False
+        #: Whether to go on after what a rule refuses.
+        self.beyond = False
         self._types: set[str] = set()
+        self._own = False
 
     @property
     def dry(self) -> DryTransaction:
@@ -273,10 +390,24 @@ class DryTransaction(Transaction):
         """A migration uses something that cannot be foreseen."""
         raise _Unforeseeable(what)
 
+    def refuse(self, refusal: DbSmartError, allowed: str | None = None) -> None:
+        """Note what a rule refuses, where one is to go on after that, as if it were done.
+
+        What changes very many rows is left out: those after it are asked about the rows that are there.
+        """
+        if not self.beyond or (allowed is None and isinstance(refusal, Refused) and refusal.rule is MANY_ROWS):
+            super().refuse(refusal, allowed)
+        elif isinstance(refusal, Refused):
+            self.note_refusal(refusal, allowed)
+
+    def note_refusal(self, refusal: Refused, allowed: str | None = None) -> None:
+        """Note what a rule refuses, or would but for a reason."""
+        self.current.refusals.append(Refusal(refusal, self._line(), allowed))
+
     def report(self, outcome: Outcome, operation: str, reason: str = "") -> None:
         """Note what becomes of an operation."""
         if outcome == "does":
-            self.current.does.append(operation)
+            self.current.does.append(self._sent(operation))
             return
         reason = "done by the run that was cut short" if outcome == "done before" else reason
         self.current.satisfied.append(f"{operation}: {reason}" if reason else operation)
@@ -324,10 +455,26 @@ class DryTransaction(Transaction):
             if text in self._types:  # the database is asked for it again, and does not have it
                 return
             self._types.add(text)
-        self.current.script.append(text)
+        self.current.script.append(self._sent(text))
         self._note_rows(text)
         self.catalog.play(text)
         apply(change, self.catalog)
+
+    def _sent(self, text: str) -> Sent:
+        """A statement, with the line of the migration that is at it."""
+        sent = Sent(text)
+        sent.line, sent.own = self._line(), self._own
+        return sent
+
+    def _line(self) -> int | None:
+        """The line of the migration that is at work."""
+        migration, frame = self.current.migration, sys._getframe(1)
+        path = None if migration is None else migration.path
+        while path is not None and frame is not None:
+            if frame.f_code.co_filename == path:
+                return frame.f_lineno
+            frame = frame.f_back  # type: ignore[assignment]
+        return None
 
     def _note_rows(self, statement: str) -> None:
         """Note that a statement would change rows, and of which table."""
@@ -356,7 +503,7 @@ class DryTransaction(Transaction):
 
         def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
             if not reads(statement) or (statement.startswith("PRAGMA") and "=" in statement):
-                self.current.script.append(_with_values(statement, parameters or (), self.connection))
+                self.current.script.append(self._sent(_with_values(statement, parameters or (), self.connection)))
 
         sa.event.listen(self.connection, "before_cursor_execute", note)
         try:
@@ -408,7 +555,13 @@ class DryTransaction(Transaction):
         what = f"execute({text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'!r})"
         try:
             if reads(str(statement.compile(dialect=dialect))):
-                return self.connection.execute(statement, parameters)
+                self._read_only()
+                try:
+                    return self.connection.execute(statement, parameters)
+                except sa.exc.DBAPIError as error:
+                    if not self.facts.says(error, "read only"):
+                        raise
+                    self.rollback()
             self._note(statement, parameters, what)
         except sa.exc.DBAPIError as error:
             if not self.memory.excuses(self.journal.migration, error):
@@ -418,17 +571,25 @@ class DryTransaction(Transaction):
             self._left_out(what, error)
         return self.connection.exec_driver_sql(NO_ROWS)
 
+    def _read_only(self) -> None:
+        """Begin a transaction in which a query cannot write, nor set the numbers of a sequence for good."""
+        if self.facts.reads_only:
+            self.rollback()
+            begin(self.connection)
+            self.connection.exec_driver_sql(self.facts.reads_only)
+
     def _note(self, statement: Any, parameters: Any, what: str) -> None:
         """Note a statement of a migration that changes something."""
         step = self.journal.next(_as_sent(statement, parameters, self.connection.dialect))
-        self.current.does.append(what)
+        self.current.does.append(self._sent(what))
         if step is not None and self.journal.done(step) is not None:
             self.found_done()
+            self.journal.look(str(statement), passed=True)
         else:
             many = parameters is not None and not isinstance(parameters, Mapping)
             with nullcontext() if step is None else self.recorded(step):
                 for values in (parameters or [None]) if many else [parameters]:
-                    self.foretell(statement, values or {})
+                    self.foretell(statement, values or {}, own=True)
 
     @contextmanager
     def recorded(self, step: str, detail: str | None = None) -> Iterator[None]:
@@ -439,8 +600,12 @@ class DryTransaction(Transaction):
         self.journal.record(step, 0, None, detail)
         self.current.script += [COMMIT] if apart else []
 
-    def foretell(self, statement: Any, values: Mapping[str, Any]) -> None:
-        """Note a statement of a migration with its values, which a script may not be able to have."""
+    def foretell(self, statement: Any, values: Mapping[str, Any], *, own: bool = False) -> None:
+        """Note a statement of a migration with its values, which a script may not be able to have.
+
+        :param own: whether it is the migration's own SQL and not that of an operation.
+        :raises Refused: a rule forbids it.
+        """
         try:
             text = statement_text(statement, values, self.connection)
         except NoLiteral as error:
@@ -449,7 +614,13 @@ class DryTransaction(Transaction):
             self.current.unknown = self.current.unknown or f"values that a script cannot hold: {error}"
             self.remark(f"not written, because {error}: {statement}")
         else:
-            self._foretell(text)
+            if own:
+                self.journal.look(text)
+            self._own = own
+            try:
+                self._foretell(text)
+            finally:
+                self._own = False
 
     def _foretell(self, statement: str) -> None:
         """Note a statement of a migration; where it may need what no longer exists, so that it is left out then.
@@ -477,6 +648,42 @@ class DryTransaction(Transaction):
     def _left_out(self, what: str, error: sa.exc.DBAPIError) -> None:
         """SQL of a migration needs a table or a column that no longer exists."""
         self.report("left out", what, f"what it needs no longer exists: {error.orig}")
+
+
+def line_of(error: BaseException, path: str) -> int | None:
+    """The last line of a file that an error went through; ``None`` if it went through none."""
+    found = None
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == path:
+            found = step.tb_lineno
+        step = step.tb_next
+    return found
+
+
+class _Beyond(Operations):
+    """Operations that go on after one that is refused, which is left out."""
+
+    _transaction: DryTransaction
+    _within = False
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not ismethod(found) or self._within:
+            return found
+
+        def call(*args: Any, **given: Any) -> Any:
+            self._within = True
+            try:
+                return found(*args, **given)
+            except Refused as error:
+                self._transaction.rollback()
+                self._transaction.note_refusal(error)
+                return self._transaction.connection.exec_driver_sql(NO_ROWS) if name == "execute" else None
+            finally:
+                self._within = False
+
+        return call
 
 
 class _Unforeseeable(Exception):

@@ -1,26 +1,31 @@
 """What the commands say, as data: both the text and the JSON of a report are made from one object.
 
 ``migrate`` makes a :class:`Run`, with ``--dry-run`` a :class:`DryRun` and with ``--sql`` a :class:`Script`; ``status``
-makes a :class:`Status`, and ``snapshots`` makes :class:`Snapshots`. A field is a key of the JSON, unless it says
-otherwise.
+makes a :class:`Status`, ``diff`` a :class:`Diff`, ``lint`` a :class:`Lint`, ``history`` a :class:`History`, ``stamp`` a
+:class:`Stamp`, and ``snapshots`` makes :class:`Snapshots`. A field is a key of the JSON, unless it says otherwise.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .boot.decision import decide
 from .boot.plan import overall_state, pending
-from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout
-from .schema.progress import Progress, read_progress
+from .drift.differences import VERBS, by_owner
+from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout, one_line
+from .grid import Column, Screen, took
+from .schema import model_names
+from .schema.progress import Progress, duration, read_progress
 from .settings import Settings
-from .store.history import Applied, read_failure
+from .store.history import Applied, Ended, Holder, find_state, read_failure, read_runs, reading
 from .store.lock import lock_of
 from .store.snapshot import listed, others
 
@@ -30,7 +35,10 @@ if TYPE_CHECKING:
     from .boot.flag import FlagVerdict
     from .boot.plan import Plan
     from .boot.planner import Planner
+    from .drift.comparison import Drift
     from .extension import DbSmart
+    from .lint.findings import Finding, Linted, Taken, Traced
+    from .loading.decorator import Migration
     from .preview import Preview
     from .runner import Outcome
     from .store.database import Database
@@ -55,7 +63,11 @@ class Report(ABC):
 
     @abstractmethod
     def lines(self) -> Iterator[str]:
-        """The report as text."""
+        """The report as text, as others read it by a program: it says the same on every terminal."""
+
+    def screen(self, screen: Screen) -> Iterator[str]:
+        """The report on a terminal."""
+        yield from self.lines()
 
     def json(self) -> str:
         """The report as JSON."""
@@ -73,6 +85,43 @@ def _plain(value: Any) -> object:
     return {item.name: given for item, given in found.items() if item.metadata.get("json", lambda _: True)(given)}
 
 
+@dataclass(frozen=True)
+class RevisionText:
+    """What a revision of Alembic says of itself.
+
+    :ivar file: its path.
+    :ivar labels: those that it gives to its branch.
+    :ivar shown: the path as the text shows it.
+    """
+
+    message: str
+    file: str
+    labels: list[str]
+    shown: str = field(metadata=_TEXT_ONLY)
+
+    @classmethod
+    def of(cls, planner: Planner, migration: Migration) -> RevisionText | None:
+        """What the file of a migration says, if it is a revision."""
+        alembic, revisions = planner.code.alembic, planner.revisions
+        if not migration.revision or alembic is None or revisions is None:
+            return None
+        shown = os.path.relpath(migration.path, os.path.dirname(alembic.directory))
+        return cls(migration.message, migration.path, list(revisions.by_name[migration.name].labels), shown)
+
+
+def _message(revision: RevisionText | None) -> str:
+    """What a revision says of itself, without its path."""
+    if revision is None:
+        return ""
+    labels = f" ({', '.join(revision.labels)})" if revision.labels else ""
+    return f"{one_line(revision.message)}{labels}"
+
+
+def revision_text(revision: RevisionText | None) -> str:
+    """What to add to the name of a revision; nothing to that of a migration."""
+    return "" if revision is None else f"  {_message(revision)}  {revision.shown}"
+
+
 # -- migrate
 
 
@@ -82,6 +131,7 @@ class Ran:
 
     name: str
     duration_ms: float
+    revision: RevisionText | None = field(default=None, metadata=_IF_ANY)
 
 
 @dataclass(frozen=True)
@@ -92,6 +142,8 @@ class Lock:
     since: datetime
     expires_at: datetime | None
     migration: str | None
+    #: How far it is with one long statement.
+    progress: Progress | None = field(default=None, metadata=_TEXT_ONLY)
 
     @classmethod
     def of(cls, app: Flask, database: Database) -> Lock | None:
@@ -99,8 +151,15 @@ class Lock:
 
         :raises DatabaseUnreachable: it cannot be asked.
         """
-        found = lock_of(database, Settings(app).lock).holder()
-        return None if found is None else cls(found.name, found.since, found.expires_at, found.migration or None)
+        return cls.by(lock_of(database, Settings(app).lock).holder())
+
+    @classmethod
+    def by(cls, holder: Holder | None) -> Lock | None:
+        """Who migrates, by who holds the lock."""
+        if holder is None:
+            return None
+        progress = Progress.of_statement(holder.migration, holder.doing)
+        return cls(holder.name, holder.since, holder.expires_at, holder.migration or None, progress)
 
 
 @dataclass(frozen=True)
@@ -111,6 +170,7 @@ class Run(Report):
     :ivar lock: which process migrates now, if the command failed because of it.
     :ivar made: the lost tables of the models that were made again.
     :ivar reasons: why it was necessary.
+    :ivar ahead: which databases a newer release has migrated, and what they have beyond this code.
     """
 
     result: str
@@ -119,6 +179,7 @@ class Run(Report):
     lock: Lock | None = None
     made: list[str] = field(default_factory=list, metadata=_IF_ANY)
     reasons: list[str] = field(default_factory=list, metadata=_TEXT_ONLY)
+    ahead: dict[str, list[str]] = field(default_factory=dict, metadata=_TEXT_ONLY)
 
     unwritten = None
 
@@ -128,8 +189,11 @@ class Run(Report):
 
         :param plans: what was pending before it.
         """
+        plans = list(plans)
         reasons = [plan.clause for plan in plans if plan.behind]
-        return cls("applied" if outcome.changed else "up-to-date", applied, made=outcome.made, reasons=reasons)
+        ahead = {plan.database.name: plan.ahead for plan in plans if plan.ahead}
+        result = "applied" if outcome.changed else "up-to-date"
+        return cls(result, applied, made=outcome.made, reasons=reasons, ahead=ahead)
 
     @classmethod
     def failed(cls, error: DbSmartError, applied: list[Ran], app: Flask, databases: Iterable[Database]) -> Run:
@@ -148,6 +212,8 @@ class Run(Report):
                 return
         if self.result == "up-to-date":
             yield "Migration already completed: the database holds every migration of this code."
+            for name, beyond in self.ahead.items():
+                yield f"The database {name!r} is ahead of this code: {', '.join(beyond)}."
             yield "To run the repeatable migrations again, use --force."
             return
         count = len(self.applied)
@@ -176,6 +242,7 @@ class Foretold:
     error: str | None
     sql: list[str]
     steps_done: int
+    revision: RevisionText | None = field(metadata=_IF_ANY)
 
 
 @dataclass(frozen=True)
@@ -184,6 +251,7 @@ class DryRun(Report):
 
     :ivar result: ``"pending"`` or ``"up-to-date"``.
     :ivar shown: what the text shows, each with the name of its database.
+    :ivar revisions: name -> what that revision says of itself.
     """
 
     result: str
@@ -193,11 +261,14 @@ class DryRun(Report):
     pending: list[Foretold]
     lock: None
     shown: list[tuple[str, Preview]] = field(metadata=_TEXT_ONLY)
+    revisions: dict[str, RevisionText | None] = field(metadata=_TEXT_ONLY)
 
     @classmethod
-    def of(cls, previews: Mapping[str, list[Preview]]) -> DryRun:
+    def of(cls, planner: Planner, previews: Mapping[str, list[Preview]]) -> DryRun:
         """The report, by the previews of each database."""
         shown = [(database, item) for database, items in previews.items() for item in items]
+        migrations = [item.migration for _, item in shown if item.migration is not None]
+        revisions = {one.name: RevisionText.of(planner, one) for one in migrations if one.revision}
         tables = [TablesForetold(name, item.does, item.script) for name, item in shown if item.migration is None]
         pending = [
             Foretold(
@@ -210,11 +281,12 @@ class DryRun(Report):
                 item.error,
                 item.script,
                 item.steps_done,
+                revisions.get(item.name),
             )
             for database, item in shown
             if item.migration is not None
         ]
-        return cls("pending" if shown else "up-to-date", [], None, tables, pending, None, shown)
+        return cls("pending" if shown else "up-to-date", [], None, tables, pending, None, shown, revisions)
 
     @property
     def fails(self) -> bool:  # type: ignore[override]
@@ -224,15 +296,21 @@ class DryRun(Report):
     def lines(self) -> Iterator[str]:
         """The report as text."""
         for database, item in self.shown:
-            yield f"  {item.name}  {item.reason}  ({database})"
+            revision = self.revisions.get(item.name)
+            yield f"  {item.name}{revision_text(revision)}  {item.reason}  ({database})"
             if item.steps_done:
                 yield f"    goes on    after {item.steps_done} steps of an interrupted run"
             yield from (f"    would do   {operation}" for operation in item.does)
             yield from (f"    satisfied  {operation}" for operation in item.satisfied)
-            if item.unknown is not None:
+            if item.unknown is not None and revision is None:
                 yield f"    unknown    it uses {item.unknown}"
             if item.error is not None:
                 yield f"    would fail {item.error}"
+            if item.refused is not None and item.refused.instead:
+                yield "    instead"
+                yield from (f"        {line}".rstrip() for line in item.refused.instead.splitlines())
+        if self.revisions:
+            yield "What revisions of Alembic would do cannot be foreseen; --sql prints what can be written of them."
         tables = " and tables of the models to create" if self.tables else ""
         count = f"{len(self.pending)} to apply{tables}; nothing was written"
         yield f"Dry run: {count if self.shown else 'nothing to apply'}."
@@ -250,12 +328,13 @@ class Script(Report):
     unwritten = "The script cannot be written ({}): it is not complete, so do not run it. Nothing was changed."
 
     @classmethod
-    def of(cls, app: Flask, plans: Iterable[Plan], previews: Mapping[str, list[Preview]]) -> Script:
+    def of(cls, planner: Planner, plans: Iterable[Plan], previews: Mapping[str, list[Preview]]) -> Script:
         """The report, by the previews of each database."""
         from .script import certainly_fails, script
 
+        settings, versions = planner.settings, planner.versions
         shown = [(plan, found) for plan in plans if (found := previews[plan.database.name])]
-        text = [line for plan, found in shown for line in script(plan, found, Settings(app).ddl)]
+        text = [line for plan, found in shown for line in script(plan, found, settings, versions)]
         whole = [next((item for item in found if item.unknown or item.error), None) for _, found in shown]
         return cls(text, any(item is not None and certainly_fails(item) for item in whole))
 
@@ -273,6 +352,14 @@ class Waiting:
 
     name: str
     reason: str
+    revision: RevisionText | None = field(default=None, metadata=_IF_ANY)
+
+
+@dataclass(frozen=True)
+class Held(Applied):
+    """A migration that is applied."""
+
+    revision: RevisionText | None = field(default=None, metadata=_IF_ANY)
 
 
 @dataclass(frozen=True)
@@ -292,6 +379,7 @@ class DatabaseStatus:
 
     :ivar unknown: the names that it is ahead of this code by.
     :ivar missing: the tables of the models that are not there.
+    :ivar lacking: the tables and columns of the models that are not there although nothing is pending.
     :ivar failed: the last run that failed, of a migration that was not applied since.
     """
 
@@ -299,33 +387,126 @@ class DatabaseStatus:
     url: str
     dialect: str
     state: str
-    applied: list[Applied] = field(default_factory=list)
+    applied: list[Held] = field(default_factory=list)
     pending: list[Waiting] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
     failed: Failure | None = None
     lock: Lock | None = None
     progress: Progress | None = None
+
+    @classmethod
+    def of(
+        cls,
+        planner: Planner,
+        plan: Plan,
+        lock: Lock | None,
+        progress: Progress | None,
+        failed: Mapping[str, Any] | None,
+        missing: Sequence[str] = (),
+        lacking: Sequence[str] = (),
+    ) -> DatabaseStatus:
+        """What is said of a database that could be asked.
+
+        :param failed: see :func:`~.store.history.read_failure`.
+        """
+        database, taken_back = plan.database, planner.taken_back(plan)
+        code = planner.of(database)
+        revisions = {item.name: RevisionText.of(planner, item) for item in code if item.revision}
+        if failed is not None and failed["name"] not in {item.name for item in code}:
+            failed = None  # it is gone from the code
+        return cls(
+            database.name,
+            database.url,
+            database.dialect,
+            "pending" if missing else plan.status,
+            [Held(**vars(item), revision=revisions.get(item.name)) for item in plan.applied if item not in taken_back],
+            [Waiting(item.migration.name, item.reason, revisions.get(item.migration.name)) for item in plan.pending],
+            plan.ahead,
+            list(missing),
+            list(lacking),
+            None if failed is None else Failure(**failed),
+            lock,
+            progress,
+        )
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
         yield f"Database {self.name}: {self.state}  {self.url}"
         if self.lock is not None:
             on = f", on {self.lock.migration}" if self.lock.migration else ""
-            yield f"  migrating now: {self.lock.holder} since {_second(self.lock.since)}{on}"
+            yield f"  migrating now: {self.lock.holder} since {to_second(self.lock.since)}{on}"
         if self.progress is not None:
-            yield f"  backfill  {self.progress}"
+            yield f"  {'statement' if self.progress.phase else 'backfill'}  {self.progress}"
         last = {item.name: item.checksum for item in self.applied}
         for item in self.applied:
             ahead = item.name in self.unknown and item.checksum == last[item.name]
             word, why = ("unknown", "  the database is ahead of this code") if ahead else ("applied", "")
-            when = _second(item.applied_at)
-            yield f"  {word}  {item.name}  {when}  {item.duration_ms:.1f} ms  {item.applied_by}{why}"
+            when = to_second(item.applied_at)
+            about = revision_text(item.revision)
+            yield f"  {word}  {item.name}{about}  {when}  {item.duration_ms:.1f} ms  {item.applied_by}{why}"
+        # A head of Alembic's version table has no row of the history where Alembic alone has run it.
+        yield from (
+            f"  unknown  {name}  the database is ahead of this code" for name in self.unknown if name not in last
+        )
         if self.failed is not None:
-            when = _second(datetime.fromisoformat(self.failed.failed_at))
+            when = to_second(datetime.fromisoformat(self.failed.failed_at))
             yield f"  failed   {self.failed.name}  {when}  {self.failed.applied_by}  {self.failed.error}"
-        yield from (f"  pending  {item.name}  {item.reason}" for item in self.pending)
+        yield from (f"  pending  {item.name}{revision_text(item.revision)}  {item.reason}" for item in self.pending)
         yield from (f"  missing  {name}  the table of a model does not exist" for name in self.missing)
+        if self.lacking:
+            yield f"  models   {self._models}"
+
+    def screen(self, screen: Screen) -> Iterator[str]:
+        """The report on a terminal."""
+        yield from screen.ending(f"Database {self.name}: {self.state}", self.url)
+        yield from self.running(screen)
+        last = {item.name: item.checksum for item in self.applied}
+        rows = []
+        for item in self.applied:
+            state = "unknown" if item.name in self.unknown and item.checksum == last[item.name] else "applied"
+            about = _about(screen, item.revision)
+            rows.append(_Row(state, item.name, item.applied_at, item.duration_ms, item.applied_by, below=about))
+        rows += [_Row("unknown", name) for name in self.unknown if name not in last]
+        failed = self.failed
+        if failed is not None:
+            whole = f"    {failed.error}"
+            below = [screen.cut(whole)]
+            if below != [whole]:
+                below.append("    The whole message: flask db-smart history")
+            when = datetime.fromisoformat(failed.failed_at)
+            rows.append(_Row("failed", failed.name, when, failed.duration_ms, failed.applied_by, below=below))
+        rows += [_Row("pending", item.name, item.reason, below=_about(screen, item.revision)) for item in self.pending]
+        rows += [_Row("missing", name, "no table") for name in self.missing]
+        yield from _table(screen, "state", rows)
+        if self.unknown:
+            yield from screen.wrapped("  The database is ahead of this code by what is unknown to it.")
+        if self.missing:
+            yield from screen.wrapped("  The models have tables that are missing in the database.")
+        if self.lacking:
+            yield from screen.wrapped(f"  Models: {self._models}")
+
+    def running(self, screen: Screen) -> Iterator[str]:
+        """What happens there now, on a terminal."""
+        if self.lock is not None:
+            on = f"on {self.lock.migration}" if self.lock.migration else ""
+            said = f"  migrating now: {self.lock.holder} since {to_second(self.lock.since)}"
+            yield from screen.ending(said, on, "    ")
+        if self.progress is not None:
+            one = self.progress
+            said = ", ".join(filter(None, (one.rows, one.left)))
+            kind = "statement" if one.phase else "backfill"
+            yield from screen.ending(f"  {kind}: {said}", f"in {one.migration}", "    ")
+
+    @property
+    def counts(self) -> str:
+        """How many migrations are applied and pending."""
+        return f"{len({item.name for item in self.applied})} applied, {len(self.pending)} pending"
+
+    @property
+    def _models(self) -> str:
+        return f"{model_names.said(self.lacking)}; 'flask db-smart diff' shows more"
 
 
 @dataclass(frozen=True)
@@ -370,31 +551,38 @@ class Status(Report):
         return self.state in _SILENT
 
     @classmethod
-    def of(cls, app: Flask, smart: DbSmart) -> Status:
+    def of(cls, app: Flask, smart: DbSmart, begin: Begin = lambda _, ask: ask) -> Status:
         """Ask the flag and all databases. Needs an application context.
 
+        :param begin: begins to ask a database, and gives what waits for the answer; all are begun before the first is
+            waited for.
         :raises DbSmartError: the migrations or the settings are at fault.
         """
         planner = smart.planner(app)
         notes = planner.settings.check()
         verdict = planner.by_flag()
         found, plans = [], []
-        for database in planner.involved:
+        asked = [(one, begin(one, partial(_ask, app, smart, planner, one))) for one in planner.involved]
+        for database, answer in asked:
             try:
-                plan = planner.ask(database)
-                found.append(_database(app, smart, planner, plan, notes))
+                plan, status, said = answer()
+                found.append(status)
                 plans.append(plan)
+                notes += said
             except DatabaseUnreachable as error:
                 notes.append(error.message)
                 state = "unreadable" if isinstance(error, HistoryUnreadable) else "unreachable"
                 found.append(DatabaseStatus(database.name, database.url, database.dialect, state))
         state = overall_state(item.state for item in found)
         boot = _next_boot(app, planner, verdict, plans, state)
+        refused = _first(smart.made_otherwise(app, planner, plan) for plan in plans)
+        if refused is not None and boot.will_migrate:
+            boot = NextBoot(False, f"{_stops(planner.settings)}: {refused}")
         lost = [name for item in found for name in item.missing]
         if lost and not boot.will_migrate:
             boot = NextBoot(False, f"{boot.reason}; but tables of the models are missing: {', '.join(lost)}")
         lock, progress = _first(item.lock for item in found), _first(item.progress for item in found)
-        flag = FlagStatus(str(planner.path), verdict.present, verdict.holds, verdict.reason)
+        flag = FlagStatus(planner.path, verdict.present, verdict.holds, verdict.reason)
         return cls(state, None, found, lock, progress, flag, boot, notes)
 
     @classmethod
@@ -409,16 +597,33 @@ class Status(Report):
         if self.flag is not None:
             word = "valid" if self.flag.valid else "not valid" if self.flag.present else "none"
             yield f"Flag: {word}  {self.flag.path}  {self.flag.reason}"
-        yield f"Next boot: will {'' if self.boot.will_migrate else 'not '}migrate, {self.boot.reason}"
+        yield self._next_boot
+
+    def screen(self, screen: Screen) -> Iterator[str]:
+        """The report on a terminal."""
+        for database in self.databases:
+            yield from database.screen(screen)
+        if self.flag is not None:
+            word = "valid" if self.flag.valid else "not valid" if self.flag.present else "none"
+            yield from screen.ending(f"Flag: {word}, {self.flag.reason}", self.flag.path)
+        yield from screen.wrapped(self._next_boot)
+
+    @property
+    def _next_boot(self) -> str:
+        return f"Next boot: will {'' if self.boot.will_migrate else 'not '}migrate, {self.boot.reason}"
 
 
-def _database(app: Flask, smart: DbSmart, planner: Planner, plan: Plan, notes: list[str]) -> DatabaseStatus:
-    """What ``status`` says of a database that can be asked.
+#: What a database holds, what ``status`` says of it, and what else a person should know.
+Answer = tuple["Plan", DatabaseStatus, list[str]]
+Begin = Callable[["Database", Callable[[], Answer]], Callable[[], Answer]]
 
-    :param notes: takes what else a person should know.
-    :raises DatabaseUnreachable: it cannot be asked after all.
+
+def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> Answer:
+    """Ask a database all that ``status`` says of it.
+
+    :raises DatabaseUnreachable: it cannot be asked.
     """
-    database = plan.database
+    plan = planner.ask(database)
     # A first run that is not over makes the tables of the models, or goes on making them.
     first = not plan.first_run_done
     missing, said = ([], "") if first else smart.missing_tables(app, planner, plan)
@@ -427,25 +632,14 @@ def _database(app: Flask, smart: DbSmart, planner: Planner, plan: Plan, notes: l
     if database.exists:
         with database.connect() as connection:
             progress = read_progress(connection, plan.elsewhere, running=lock is not None)
+            if lock is not None and lock.progress is not None:
+                progress = lock.progress
             failed = read_failure(connection, plan.elsewhere)
-    if failed is not None and failed["name"] not in {item.name for item in planner.of(database)}:
-        failed = None  # it is gone from the code
-    notes += [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
+    notes = [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
     if missing and Settings(app).create_all:
         notes.append(f"Attention: {said}")
-    return DatabaseStatus(
-        database.name,
-        database.url,
-        database.dialect,
-        "pending" if missing else plan.status,
-        plan.applied,
-        [Waiting(item.migration.name, item.reason) for item in plan.pending],
-        plan.ahead,
-        missing,
-        None if failed is None else Failure(**failed),
-        lock,
-        progress,
-    )
+    lacking = [] if missing or plan.behind else smart.lacking(app, planner, database)
+    return plan, DatabaseStatus.of(planner, plan, lock, progress, failed, missing, lacking), notes
 
 
 #: States of databases that cannot be asked what they hold.
@@ -453,6 +647,11 @@ _SILENT = {
     "unreachable": "a database cannot be reached",
     "unreadable": "the history of a database cannot be read by its user",
 }
+
+
+def _stops(settings: Settings) -> str:
+    """What becomes of a boot that cannot bring the databases up to date."""
+    return "requests are refused and boot tries again" if settings.boot == "background" else "boot will stop"
 
 
 def _next_boot(app: Flask, planner: Planner, verdict: FlagVerdict, plans: list[Plan], state: str) -> NextBoot:
@@ -469,10 +668,11 @@ def _next_boot(app: Flask, planner: Planner, verdict: FlagVerdict, plans: list[P
         # Who may read the state of the history, but not the history, can do so for long.
         by_row = _by_row(planner) if step.action == "ask" and state == "unreadable" else None
         if by_row is None:
-            return NextBoot(False, f"{_SILENT[state]}, boot will stop")
+            return NextBoot(False, f"{_SILENT[state]}, {_stops(planner.settings)}")
         step = decide(mode, force, verdict, by_row)
     if step.action == "stop":
-        return NextBoot(False, f"DB_SMART_BOOT is check, boot will stop: {step.reason}")
+        stops = "requests are refused" if app.debug and planner.settings.web else _stops(planner.settings)
+        return NextBoot(False, f"DB_SMART_BOOT is check, {stops}: {step.reason}")
     if step.action == "migrate":
         return _next_run(planner, step.reason, plans, force=force is not None)
     if step.action != "skip":
@@ -481,7 +681,7 @@ def _next_boot(app: Flask, planner: Planner, verdict: FlagVerdict, plans: list[P
         then = "requests are refused until it can" if state == "unreachable" else "the flag is trusted"
         return NextBoot(False, f"{step.reason}; but {_SILENT[state]}, {then}")
     if behind:
-        may = mode == "migrate" and not any(plan.behind and plan.elsewhere for plan in plans)
+        may = planner.settings.migrates and not any(plan.behind and plan.elsewhere for plan in plans)
         return NextBoot(False, f"{step.reason}; but the first request {'migrates' if may else 'refuses'}, as {behind}")
     return NextBoot(False, step.reason)
 
@@ -494,7 +694,7 @@ def _next_run(planner: Planner, reason: str, plans: list[Plan], *, force: bool) 
     for plan in todo:
         if plan.elsewhere is not None:
             where = f"the history of the database {plan.database.name!r} is in the schema {plan.elsewhere!r}"
-            return NextBoot(False, f"{reason}; but {where} and not in the current one, boot will stop")
+            return NextBoot(False, f"{reason}; but {where} and not in the current one, {_stops(planner.settings)}")
     return NextBoot(True, reason) if todo else NextBoot(False, f"{reason}; nothing can be run again")
 
 
@@ -523,6 +723,171 @@ def _by_row(planner: Planner) -> list[Plan] | None:
         return planner.by_row()
     except DatabaseUnreachable:
         return None
+
+
+# -- history
+
+
+@dataclass(frozen=True)
+class DatabaseHistory:
+    """What ``history`` says of one database.
+
+    :ivar schema: where its history lies, if that is not the current schema of PostgreSQL.
+    :ivar runs: the oldest first; ``None`` where there is no history.
+    """
+
+    name: str
+    url: str
+    dialect: str
+    runs: list[Ended] | None
+    schema: str | None = field(default=None, metadata=_IF_ANY)
+
+    @classmethod
+    def of(cls, database: Database, limit: int | None, skip: int = 0) -> DatabaseHistory:
+        """Ask the database; the migrations of the code do not matter.
+
+        :param limit: only so many of the newest runs.
+        :param skip: without so many that are newer still.
+        :raises DatabaseUnreachable: it cannot be asked.
+        """
+        runs, place = None, None
+        if database.exists:
+            with database.connect() as connection, reading(database):
+                state = find_state(connection)
+                place = None if state is None else state.place
+                runs = read_runs(connection, place, limit, skip)
+        return cls(database.name, database.url, database.dialect, runs, place)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        where = "" if self.schema is None else f"  in the schema {self.schema}"
+        yield f"Database {self.name}: {self._count}  {self.url}{where}"
+        for run in self.runs or ():
+            more = "".join(f"  {part}" for part in (run.release, run.error) if part)
+            when = to_second(run.applied_at)
+            yield f"  {run.outcome}  {run.name}  {when}  {run.duration_ms:.1f} ms  {run.applied_by}{more}"
+
+    def screen(self, screen: Screen) -> Iterator[str]:
+        """The report on a terminal."""
+        where = "" if self.schema is None else f" in the schema {self.schema}"
+        yield from screen.ending(f"Database {self.name}: {self._count}{where}", self.url)
+        rows = []
+        for run in self.runs or ():
+            below = [f"    {run.error}"] if run.error else []
+            by, release = run.applied_by, run.release or ""
+            rows.append(_Row(run.outcome, run.name, run.applied_at, run.duration_ms, by, release, below))
+        yield from _table(screen, "outcome", rows)
+
+    @property
+    def _count(self) -> str:
+        return "no history" if self.runs is None else f"{len(self.runs)} run{'' if len(self.runs) == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class History(Report):
+    """What ``history`` says."""
+
+    error: str | None
+    databases: list[DatabaseHistory]
+
+    @classmethod
+    def of(cls, databases: Iterable[Database], limit: int | None) -> History:
+        """Ask all databases.
+
+        :param limit: only so many of the newest runs of each.
+        :raises DatabaseUnreachable: one cannot be asked.
+        """
+        return cls(None, [DatabaseHistory.of(database, limit) for database in databases])
+
+    @classmethod
+    def failed(cls, error: DbSmartError) -> History:
+        """The report where a database cannot be asked, or a setting cannot be used."""
+        return cls(error.message, [])
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for database in self.databases:
+            yield from database.lines()
+
+    def screen(self, screen: Screen) -> Iterator[str]:
+        """The report on a terminal."""
+        for database in self.databases:
+            yield from database.screen(screen)
+
+
+# -- stamp
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What would be recorded as applied.
+
+    :ivar named: whether the person named it, or it comes before a revision that is named.
+    """
+
+    name: str
+    named: bool
+    revision: RevisionText | None
+
+
+@dataclass(frozen=True)
+class DatabaseStamp:
+    """What ``stamp`` would record on one database.
+
+    :ivar there: what was named, and counts as applied already.
+    """
+
+    name: str
+    url: str
+    records: list[Recorded]
+    there: list[str]
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        yield f"Database {self.name}: {len(self.records) or 'nothing'} to record as applied  {self.url}"
+        for item in self.records:
+            why = "" if item.named else "  comes before what is named"
+            yield f"  {item.name}{revision_text(item.revision)}{why}"
+        yield from (f"  {name}  is applied already" for name in self.there)
+
+
+@dataclass(frozen=True)
+class Stamp(Report):
+    """What ``stamp`` would record; it has no JSON."""
+
+    databases: list[DatabaseStamp]
+
+    @classmethod
+    def of(cls, planner: Planner, plans: Iterable[Plan], wanted: Collection[str]) -> Stamp:
+        """The report, by what the databases hold.
+
+        :param wanted: the names; empty for everything that is pending.
+        :raises DbSmartError: see :func:`~.stamping.lacking`.
+        """
+        from .stamping import lacking
+
+        found = []
+        for plan in plans:
+            todo = lacking(planner, plan, wanted)
+            if todo:
+                plan.refuse_elsewhere()
+            names = {migration.name for migration in todo}
+            there = [item.name for item in planner.of(plan.database) if item.name in wanted and item.name not in names]
+            records = [
+                Recorded(item.name, not wanted or item.name in wanted, RevisionText.of(planner, item)) for item in todo
+            ]
+            found.append(DatabaseStamp(plan.database.name, plan.database.url, records, there))
+        return cls(found)
+
+    @property
+    def count(self) -> int:
+        """How many rows would be written."""
+        return sum(len(database.records) for database in self.databases)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for database in self.databases:
+            yield from database.lines()
 
 
 # -- snapshots
@@ -574,6 +939,20 @@ class Snapshots(Report):
         if not self.snapshots:
             yield "There are no snapshots."
 
+    def screen(self, screen: Screen) -> Iterator[str]:
+        """The report on a terminal."""
+        found = self.snapshots
+        if not found:
+            yield from self.lines()
+            return
+        several = len({item.database for item in found}) > 1
+        columns = [
+            Column("taken (UTC)", [f"{item.taken_at:%Y-%m-%d %H:%M:%S}" for item in found]),
+            Column("size", [f"{item.size / 1e6:,.1f} MB" for item in found], right=True),
+            Column("database", [item.database if several else "" for item in found], spare=1),
+        ]
+        yield from screen.table(columns, Column("name", [item.name for item in found]))
+
     def _data(self) -> object:
         return self.snapshots
 
@@ -582,5 +961,248 @@ def _first(values: Iterable[T | None]) -> T | None:
     return next((value for value in values if value is not None), None)
 
 
-def _second(moment: datetime) -> str:
+def to_second(moment: datetime) -> str:
+    """A moment as people read it."""
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table of runs.
+
+    :ivar when: in UTC, or words.
+    :ivar below: lines that follow it.
+    """
+
+    state: str
+    name: str
+    when: datetime | str = ""
+    duration_ms: float | None = None
+    by: str = ""
+    release: str = ""
+    below: list[str] = field(default_factory=list)
+
+
+def _table(screen: Screen, title: str, rows: list[_Row]) -> Iterator[str]:
+    """Runs as a table; those that failed lack nothing on a narrow terminal.
+
+    :param title: what is in the first column.
+    """
+    if not rows:
+        return
+    moments = [row.when if isinstance(row.when, str) else f"{row.when:%Y-%m-%d %H:%M:%S}" for row in rows]
+    times = ["" if row.duration_ms is None else took(row.duration_ms) for row in rows]
+    columns = [
+        Column(title, [row.state for row in rows]),
+        Column("when (UTC)", moments),
+        Column("took", times, right=True, spare=2, said="after {}"),
+        Column("by", [row.by for row in rows], spare=3, said="by {}"),
+        Column("release", [row.release for row in rows], spare=1, said="release {}"),
+    ]
+    below = {number: row.below for number, row in enumerate(rows)}
+    failed = [number for number, row in enumerate(rows) if row.state == "failed"]
+    yield from screen.table(columns, Column("name", [row.name for row in rows]), below, failed)
+
+
+def _about(screen: Screen, revision: RevisionText | None) -> list[str]:
+    """What to print below the name of a revision."""
+    if revision is None:
+        return []
+    return list(screen.ending(screen.cut(f"    {_message(revision)}"), revision.shown, "    "))
+
+
+# -- diff
+
+
+@dataclass(frozen=True)
+class Diff(Report):
+    """What ``diff`` found.
+
+    :ivar drifts: of each database.
+    """
+
+    drifts: list[Drift] = field(metadata=_TEXT_ONLY)
+    error: str | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether models and a database differ."""
+        return any(self.drifts)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for drift in self.drifts:
+            yield from self._lines(drift)
+
+    def _lines(self, drift: Drift) -> Iterator[str]:
+        if drift.counted:
+            names = ", ".join(drift.counted)
+            yield f"Database {drift.database}: counted as applied, because the next boot does so: {names}."
+        yield from drift.not_counted
+        if drift.weaker is not None:
+            yield f"Database {drift.database}: {drift.weaker}"
+        if drift.ahead:
+            yield (
+                f"Database {drift.database}: it is ahead of this code: {', '.join(drift.ahead)}. What differs may be "
+                "what a newer release has done: compare with its models."
+            )
+        if not drift:
+            yield f"Database {drift.database}: the models and the database are alike."
+            return
+        count = f"{len(drift.differences)} difference{'s' if len(drift.differences) > 1 else ''}"
+        yield f"Database {drift.database}: {count} between the models and the database."
+        for side, verb in VERBS.items():
+            found = [one for one in drift.differences if one.side == side]
+            if found:
+                yield f"  A migration would {verb}:"
+            for owner, differences in by_owner(found):
+                yield f"    {owner}"
+                yield from (f"      {one}" for one in differences)
+
+    def _data(self) -> object:
+        return {
+            "result": "error" if self.error is not None else "different" if self.found else "alike",
+            "error": self.error,
+            "databases": [
+                {
+                    "database": drift.database,
+                    "differences": [
+                        {
+                            "action": VERBS[one.side],
+                            "kind": one.kind,
+                            "schema": one.schema,
+                            "table": one.table,
+                            "name": one.name,
+                            "models": one.models and dict(one.models),
+                            "database": one.database and dict(one.database),
+                        }
+                        for one in drift.differences
+                    ],
+                    "counted": drift.counted,
+                    "uncounted": drift.uncounted,
+                    "weaker": drift.weaker,
+                    "ahead": drift.ahead,
+                }
+                for drift in self.drifts
+            ],
+        }
+
+    @classmethod
+    def failed(cls, error: DbSmartError) -> Diff:
+        """The report of a comparison that failed."""
+        return cls([], error.message)
+
+
+@dataclass(frozen=True)
+class Lint(Report):
+    """What ``lint`` found.
+
+    :ivar linted: of each database.
+    :ivar error: why nothing could be looked at; ``None`` where it could.
+    """
+
+    linted: list[Linted] = field(metadata=_TEXT_ONLY)
+    error: str | None = None
+
+    @property
+    def fails(self) -> bool:  # type: ignore[override]
+        """Whether there is an error that nobody allows, or a migration would fail."""
+        return any(one.errors for one in self.linted)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for linted in self.linted:
+            yield from self._lines(linted)
+
+    def _lines(self, linted: Linted) -> Iterator[str]:
+        if linted.unreachable is not None:
+            yield f"Database {linted.database}: only what the source tells, for it was not asked: {linted.unreachable}"
+        by_migration: dict[str | None, list[Finding]] = {name: [] for name in linted.migrations}
+        for finding in linted.findings:
+            by_migration.setdefault(finding.migration, []).append(finding)
+        for name, findings in by_migration.items():
+            taken = [one for one in linted.taken if one.migration == name]
+            if not findings and not taken:
+                continue
+            yield f"  {name or 'tables'}  ({linted.database})"
+            for one in taken:
+                yield f"    {one.statement}"
+                yield f"        {_taken_text(one)}"
+            for finding in findings:
+                yield from (f"    {line}" for line in _finding_lines(finding))
+        if linted.traced is not None:
+            yield f"  on a scratch copy of the database {linted.database}:"
+            for traced in linted.traced:
+                yield f"    {traced.statement}"
+                yield f"        {_traced_text(traced)}"
+        yield from (f"  error: {text}" for text in linted.failing)
+        yield from (f"  note: {note}" for note in linted.notes)
+        count = len(linted.migrations)
+        allowed = sum(one.allowed is not None for one in linted.findings)
+        several = len(linted.findings)
+        said = f"{linted.errors} error{'' if linted.errors == 1 else 's'}, "
+        said += f"{several} finding{'' if several == 1 else 's'} in all"
+        said += f", of which {allowed} allowed" if allowed else ""
+        yield f"Database {linted.database}: {count} migration{'' if count == 1 else 's'} looked at: {said}."
+
+    def _data(self) -> object:
+        found = "errors" if self.fails else "findings" if any(one.findings for one in self.linted) else "clean"
+        return {
+            "result": "error" if self.error is not None else found,
+            "error": self.error,
+            "databases": [
+                {
+                    "database": one.database,
+                    "unreachable": one.unreachable,
+                    "migrations": one.migrations,
+                    "statements": one.taken,
+                    "findings": [
+                        {
+                            **{item.name: getattr(found, item.name) for item in fields(found)},
+                            "rule": found.rule.id,
+                            "document": found.rule.document,
+                        }
+                        for found in one.findings
+                    ],
+                    "failing": one.failing,
+                    "notes": one.notes,
+                    "traced": one.traced,
+                }
+                for one in self.linted
+            ],
+        }
+
+    @classmethod
+    def failed(cls, error: DbSmartError) -> Lint:
+        """The report where nothing could be looked at."""
+        return cls([], error.message)
+
+
+def _taken_text(taken: Taken) -> str:
+    from .schema.guard import counted_text
+
+    if not taken.table:
+        return taken.lock
+    rows = "a new table" if taken.rows is None else "empty" if not taken.rows else f"about {counted_text(taken.rows)}"
+    said = f"{taken.lock} of {taken.table} ({rows}): blocks {taken.blocks}"
+    return said if taken.seconds is None or taken.rows is None else f"{said}, for {duration(taken.seconds)}"
+
+
+def _traced_text(traced: Traced) -> str:
+    said = [f"{mode} of {table}" for table, mode in traced.locks.items()]
+    said += [f"writes {table} again" for table in traced.rewritten]
+    said += [f"the server accepts {traced.accepted}"] if traced.accepted is not None else []
+    said += [f"fails: {traced.error}"] if traced.error is not None else [f"took {traced.seconds * 1000:.1f} ms"]
+    return "; ".join(said)
+
+
+def _finding_lines(finding: Finding) -> Iterator[str]:
+    place = "" if finding.path is None else f"{finding.path}{'' if finding.line is None else f':{finding.line}'}: "
+    level = finding.level if finding.allowed is None else f"allowed ({finding.allowed})"
+    where = "" if finding.where is None else f" ({finding.where})"
+    yield f"{place}{level}: {finding.rule.id} {finding.message}{where}"
+    if finding.allowed is not None:
+        return
+    if finding.rule.fix not in finding.message:
+        yield f"    {finding.rule.why} {finding.rule.fix} See {finding.rule.document}."
+    yield from (f"        {line}".rstrip() for line in finding.instead.splitlines())

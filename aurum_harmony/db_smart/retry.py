@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -47,10 +48,12 @@ class Wait:
 
     :param pauses: the shortest and the longest one, seconds.
     :param timeout: the longest wait, seconds.
+    :param woken: set by whoever has news, which ends a pause.
     """
 
-    def __init__(self, pauses: tuple[float, float], timeout: float) -> None:
+    def __init__(self, pauses: tuple[float, float], timeout: float, woken: threading.Event | None = None) -> None:
         self._pause, self._longest = pauses
+        self._woken = woken
         self._started = self._now = time.monotonic()
         self._deadline = self._started + timeout
         self._last_logged = float("-inf")
@@ -74,8 +77,18 @@ class Wait:
             logger.log(logging.WARNING if show or warn else logging.INFO, "db-smart: waiting for %s", message())
         self._warned = warn
 
+    def look(self, logger: Logger, message: Callable[[], str]) -> None:
+        """Say for whom, as :meth:`log` does, and wait for a moment, before one looks again."""
+        self._now = time.monotonic()
+        self.log(logger, message)
+        self.pause()
+
     def pause(self) -> None:
         """Wait for a moment; those that began together do not come back together."""
         left = max(self._deadline - self._now, 0)
-        time.sleep(min(self._pause * random.uniform(0.5, 1.5), left))
+        pause = min(self._pause * random.uniform(0.5, 1.5), left)
+        if self._woken is None:
+            time.sleep(pause)
+        elif self._woken.wait(pause):
+            self._woken.clear()
         self._pause = min(self._pause * 1.5, self._longest)

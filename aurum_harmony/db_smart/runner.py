@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from textwrap import indent
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, current_app, has_app_context
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
 from sqlalchemy.orm import scoped_session
@@ -24,27 +26,48 @@ from sqlalchemy.orm import scoped_session
 from .boot.plan import Pending, Plan
 from .boot.planner import Planner
 from .dialects.base import facts_of
-from .errors import DbSmartError, HistoryUnreadable, Interrupted, LeaseLost, MigrationFailed, plain, scrub
-from .first_run import loosen, tighten, warn_of_lost_history
-from .interrupt import ending, interruptible
+from .errors import (
+    DatabaseUnreachable,
+    DbSmartError,
+    HistoryUnreadable,
+    Interrupted,
+    LeaseLost,
+    MigrationFailed,
+    plain,
+    scrub,
+)
+from .first_run import loosen, made_otherwise, tighten, warn_of_lost_history
+from .interrupt import GiveWay, ending, interruptible
 from .loading.decorator import Migration
-from .loading.loader import location
+from .loading.loader import location, location_in
 from .notices import logger_of
 from .operations import Operations
 from .retry import back_off
-from .schema import model_tables
+from .revising import HeadsMoved, Revising
+from .schema import model_names, model_tables
+from .schema.guard import Guard
+from .schema.rules import Refused
+from .session.environment import Environment
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
 from .session.rebind import commit_session, rebind
+from .session.statement_progress import statements_watched
 from .session.transaction import RunTransaction, tried_again
 from .signals import migration_applied, migration_failed, migration_progress, migration_started, send
+from .spans import Statements
 from .store import history, snapshot
-from .store.database import Database, begin, commit, safe_url
-from .store.history import State
+from .store.database import Database, begin, commit, engines_of, safe_url
+from .store.history import State, VersionTable
 from .store.lock import lock_of
 from .store.memory import Memory, insert
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 _logger = logger_of(__name__)
+
+#: How often a run asks again because another tool writes to Alembic's version table.
+_MOST_MOVES = 5
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,7 @@ class Outcome:
     :ivar changed: whether this process did anything; ``False`` if another one had done all of it.
     :ivar made: the lost tables of the models that were made again.
     :ivar complete: whether every database of the application was migrated, so that the flag was written.
+    :ivar left: names of the migrations with ``background=True`` that are still to run.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -75,23 +99,41 @@ class Outcome:
     changed: bool = False
     made: list[str] = field(default_factory=list)
     complete: bool = False
+    left: list[str] = field(default_factory=list)
 
 
 class Runner:
-    """Applies the pending migrations of an application, one process at a time."""
+    """Applies the pending migrations of an application, one process at a time.
+
+    :ivar leaving: whether migrations with ``background=True`` are left for later.
+    :ivar slice: after how long a backfill gives the lock to others, seconds; ``None`` for never.
+    """
+
+    leaving = False
+    slice: float | None = None
 
     def __init__(self, app: Flask, db: SQLAlchemy, planner: Planner) -> None:
+        #: Databases and names of the migrations that were told to begin; later parts of a run do not tell it again.
+        self.told: set[tuple[str, str]] = set()
         self.app = app
         self.db = db
         self.planner = planner
         self.settings = planner.settings
 
-    def run(self, databases: Iterable[Database], *, force: bool = False, remake: bool = False) -> Outcome:
+    def run(
+        self,
+        databases: Iterable[Database],
+        *,
+        force: bool = False,
+        remake: bool = False,
+        kind: Callable[..., DatabaseRun] | None = None,
+    ) -> Outcome:
         """Apply what is pending on each database, in order.
 
         :param databases: the databases to migrate.
         :param force: run every repeatable migration again.
         :param remake: create the lost tables of the models again.
+        :param kind: makes the run on one database, in the place of :class:`DatabaseRun`.
         :raises MigrationFailed: a migration raised; those before it stay applied.
         :raises LockTimeout: another process migrated for too long.
         :raises LeaseLost: this process was stopped for so long that another one took over.
@@ -102,12 +144,13 @@ class Runner:
         """
         databases, planner, outcome = list(databases), self.planner, Outcome()
         for database in databases:
-            self._check_led(database)
+            self.check_led(database)
         for database in databases:
-            run = DatabaseRun(self, database, outcome, force=force, remake=remake and self.settings.create_all)
+            make = kind or DatabaseRun
+            run = make(self, database, outcome, force=force, remake=remake and self.settings.create_all)
             before = len(outcome.runs)
             try:
-                with interruptible(database.name, lambda run=run: run.doing):  # type: ignore[misc]
+                with run.observed(), interruptible(database.name, lambda run=run: run.doing):  # type: ignore[misc]
                     outcome.states[database.name] = run.run()
             except (sa.exc.SQLAlchemyError, OSError) as error:
                 raise DbSmartError(
@@ -124,12 +167,13 @@ class Runner:
         outcome.states = {name: last[state.database_id] for name, state in outcome.states.items()}
         for database in databases:
             self._check_same(database, outcome.states[database.name])
-        outcome.complete = outcome.states.keys() == {database.name for database in planner.involved}
+        reached = outcome.states.keys() == {database.name for database in planner.involved}
+        outcome.complete = reached and not outcome.left
         if outcome.complete:
             planner.remember(outcome.states)
         return outcome
 
-    def _check_led(self, database: Database) -> None:
+    def check_led(self, database: Database) -> None:
         """Make sure that ``DB_SMART_MIGRATION_URL`` leads to the database whose history the application reads.
 
         :raises DbSmartError: it does not; nothing was changed.
@@ -186,10 +230,27 @@ class DatabaseRun:
     _contents: set[tuple[str, str]]
     #: Whether the migration that runs has committed a part of its work.
     _committed = False
+    #: Whether db-smart had not begun the revision that failed, so that what is in its way may be another tool's.
+    _by_other = False
+    #: Name of a migration of this run -> its number, from 1.
+    _places: dict[str, int]
+    #: Whether this run leaves migrations for the background.
+    _leaves = False
+    #: When the lock was taken, and when a backfill first told how far it was; seconds of the monotonic clock.
+    _taken_at = 0.0
+    _first_told: float | None = None
+    #: How far a backfill was when it last told that, and whether one has come further in this run.
+    _last_told = 0
+    _moved = False
+    #: The id in the state row of the database.
+    database_id: str
+    #: What the history calls this release; ``None`` also where its table has no place for it.
+    _release: str | None = None
 
     def __init__(self, runner: Runner, database: Database, outcome: Outcome, *, force: bool, remake: bool) -> None:
         self.database = database
         self.lock = lock_of(database, runner.settings.lock)
+        self.statements = Statements(self._system, database.app_engine.url.database)
         self.doing: str | None = None
         self._runner = runner
         self._outcome = outcome
@@ -200,30 +261,75 @@ class DatabaseRun:
         #: The last row of the history before this process waited for the lock; ``None`` where it was not asked.
         self._seen: int | None = None
 
+    def _system(self) -> str:
+        """The kind of database as OpenTelemetry names it."""
+        return "mariadb" if getattr(self.database.app_engine.dialect, "is_mariadb", False) else self.database.facts.name
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Have the database tell what is sent, for as long as this run lasts."""
+        self.database.statements = self.statements
+        try:
+            with self.statements.run():
+                yield
+        finally:
+            self.database.statements = None
+
     def run(self) -> State:
         """Apply what is pending, in order, while this process holds the lock.
 
         :returns: the state row as it is afterwards.
         """
+        self._refuse_made_otherwise()
         found = self._reach()
         if found is not None:
             return found
         with self.lock.held(self._complete) as held:
             if held:
-                self.doing = ""
-                with self.database.connect() as self.connection:
+                self.doing, self._taken_at = "", time.monotonic()
+                watched = statements_watched(
+                    self._runner.app, self.database, self.lock, self.statements, lambda: self.doing
+                )
+                with watched, self.database.connect() as self.connection:
                     plan = self._begin()
                     if isinstance(plan, State):
                         return plan
-                    for index, item in enumerate(plan.pending, 1):
-                        self._outcome.runs.append(self.apply(item, index, len(plan.pending)))
+                    self._places = {item.migration.name: index for index, item in enumerate(plan.pending, 1)}
+                    if any(item.migration.revision for item in plan.pending):
+                        self._revise(plan)
+                    for item in plan.pending:
+                        if not item.migration.revision:
+                            self.apply(item)
                     return self._finish(plan)
-        state = self._runner.planner.state(self.database)
+        planner = self._runner.planner
+        if self._runner.leaving:
+            self._leave(planner.ask(self.database))
+        state = planner.state(self.database)
         if state is None:
             raise DbSmartError(
                 f"The database {self.database.name!r} was emptied while this process waited. Start again."
             )
         return state
+
+    def _refuse_made_otherwise(self) -> None:
+        """Leave a database as it is that was not made by the revisions of Alembic which are pending.
+
+        Where another process may be making it now, this is found out under the lock.
+
+        :raises DbSmartError: it was not.
+        """
+        planner, database = self._runner.planner, self.database
+        if planner.versions is None or not database.exists:
+            return
+        with database.connect() as connection:
+            refusal = self._refusal(planner.by_connection(database, connection), connection)
+        if refusal is not None and database.facts.server and planner.state(database) is None:
+            raise DbSmartError(refusal)
+
+    def _refusal(self, plan: Plan, connection: sa.Connection) -> str | None:
+        """Why a database is left as it is; see :func:`~.first_run.made_otherwise`."""
+        versions, metadata = self._runner.planner.versions, self._runner.db.metadatas.get(self.database.key)
+        return None if versions is None else made_otherwise(self.database, connection, plan, metadata, versions)
 
     def _reach(self) -> State | None:
         """Make what the lock needs: the folder of the file, or the row of the lease.
@@ -253,8 +359,8 @@ class DatabaseRun:
 
     def _complete(self, state: State) -> bool:
         """Whether another process has done all that there was to do."""
-        again = self._force or self._remake
-        return not again and self._runner.planner.complete(self.database, state)
+        again, leaving = self._force or self._remake, self._runner.leaving
+        return not again and self._runner.planner.complete(self.database, state, leaving=leaving)
 
     def _begin(self) -> Plan | State:
         """Ask again, now under the lock, and prepare the run.
@@ -266,14 +372,18 @@ class DatabaseRun:
             self._leave_failed(planner.since)
         self._wal_version = _wal_schema_version(connection)
         plan = planner.by_connection(database, connection, force=self._force)
+        refusal = self._refusal(plan, connection)
         connection.rollback()  # what was only read
+        if refusal is not None:
+            raise DbSmartError(refusal)
+        self._leave(plan)
         if planner.since is None:  # a command; a boot has said it when it asked
             plan.log_edited_once()
         first = not plan.first_run_done
         missing = self._missing() if self._remake and not first else []
-        if not (plan.behind or missing) and plan.state is not None and plan.state.source == planner.sources.digest:
+        if not (plan.behind or missing) and plan.state is not None and plan.state.source == self._source(plan.heads):
             return plan.state
-        if plan.behind:
+        if plan.behind and not self._goes_on(plan):
             name = plan.pending[0].migration.name if plan.pending else "first_run"
             snapshot.take(self._runner.app, database, connection, name)
         self._outcome.changed |= plan.behind
@@ -286,6 +396,27 @@ class DatabaseRun:
         if lost:
             self._make_lost(lost)
         return plan
+
+    def _goes_on(self, plan: Plan) -> bool:
+        """Whether this is one more part of a run in the background, before which there was a snapshot."""
+        first = plan.pending[0] if plan.pending else None
+        if self._runner.slice is None or first is None or not first.left:
+            return False
+        found = first.migration.name in history.begun(self.connection)
+        self.connection.rollback()  # what was only read
+        return found
+
+    def _leave(self, plan: Plan) -> None:
+        """Take what runs in the background out of a plan, where this run leaves it."""
+        left = [item for item in plan.pending if item.left] if self._runner.leaving else []
+        plan.pending = [item for item in plan.pending if item not in left]
+        self._outcome.left += [item.migration.name for item in left]
+        self._leaves = bool(left)
+
+    def _source(self, heads: tuple[str, ...] | None) -> str:
+        """What the state row is to say at the end of this run."""
+        planner = self._runner.planner
+        return planner.partly(heads) if self._leaves else planner.source(heads)
 
     def _finish(self, plan: Plan) -> State:
         """See to the tables of the models, and bring the state row up to date."""
@@ -318,7 +449,8 @@ class DatabaseRun:
         database, connection = self.database, self.connection
         rows = history.failed(connection, since, self._seen)
         plan = self._runner.planner.by_connection(database, connection) if rows else None
-        pending = {(item.migration.name, item.migration.checksum) for item in (plan.pending if plan else ())}
+        waited = [item for item in plan.pending if not (item.left and self._runner.leaving)] if plan else []
+        pending = {(item.migration.name, item.migration.checksum) for item in waited}
         for row in rows:
             if (row.name, row.checksum) in pending:
                 raise MigrationFailed(
@@ -340,10 +472,7 @@ class DatabaseRun:
         """
         database, connection = self.database, self.connection
         connection.rollback()  # what a try before this one has left
-        if not plan.first_run_done:
-            history.create_state(connection)
-        begin(connection)
-        history.create_tables(connection)
+        self._make_tables(plan)
         metadata = self._runner.db.metadatas.get(database.key)
         mine = self._runner.planner.of(database)
         memory = self._runner.planner.memory(plan, metadata, connection)
@@ -357,9 +486,47 @@ class DatabaseRun:
                 connection.execute(insert(event))
             model_tables.make(connection, metadata, missing, transactional=database.transactional_ddl)
         begun = history.begun(connection)
+        self._adopt(plan)
+        found = history.read_state(connection)
+        assert found is not None
+        self.database_id = found.database_id
         commit(connection)
         memory.keep()
         return begun, memory
+
+    def _make_tables(self, plan: Plan) -> None:
+        """Make our tables, and the column of a later release, where they are missing; begins a transaction."""
+        connection = self.connection
+        if not plan.first_run_done:
+            history.create_state(connection)
+        release = self._runner.settings.release
+        self._release = release if history.add_release(connection) else None
+        begin(connection)
+        history.create_tables(connection)
+
+    def _adopt(self, plan: Plan) -> None:
+        """Have the history name every revision that Alembic alone has applied, or taken back.
+
+        The steps of one that it has finished are forgotten: after a downgrade it is to run as a whole.
+        """
+        planner = self._runner.planner
+        for name, checksum, mark in planner.done_alone(plan):
+            history.record(self.connection, name, checksum, 0.0, mark=mark, release=self._release)
+        history.forget_steps(self.connection, planner.without_steps(plan))
+
+    def record(
+        self,
+        connection: sa.Connection,
+        migration: Migration,
+        seconds: float,
+        *,
+        error: str | None = None,
+        mark: str | None = None,
+    ) -> None:
+        """Append one run to the history, in the transaction of a connection; see :func:`~.store.history.record`."""
+        history.record(
+            connection, migration.name, migration.checksum, seconds, error=error, mark=mark, release=self._release
+        )
 
     def _models(self) -> list[sa.Table]:
         """The tables of the models, where this is to see to them."""
@@ -401,6 +568,7 @@ class DatabaseRun:
         """
         connection, planner = self.connection, self._runner.planner
         connection.rollback()  # what a try before this one has left
+        complete = self._complete_models()
         begin(connection)
         if migrated and self._wal_version is not None and self._wal_version == _wal_schema_version(connection):
             # In WAL mode only a schema change surely shows in the file's header, by which boot tells this file from
@@ -409,37 +577,221 @@ class DatabaseRun:
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         self.lock.confirm(connection)
         self.memory.end_run(connection, models)
-        state = history.update_state(connection, planner.sources.digest, [item.name for item in planner.involved])
+        versions = planner.versions
+        heads = None if versions is None else history.read_heads(connection, versions)
+        lacking, _ = planner.lacking(self.database, heads)
+        if lacking:
+            raise DbSmartError(
+                f"Revisions of Alembic are still pending on the database {self.database.name!r} ({self.database.url}) "
+                f"although its environment reported no error: {', '.join(lacking[:3])}. Another tool has taken them "
+                "back meanwhile, or env.py passes over errors. What was applied stays applied. Start again."
+            )
+        names = [item.name for item in planner.involved]
+        state = history.update_state(connection, self._source(heads), names, versions, planner.learned, complete)
         commit(connection)
         return state
 
-    def apply(self, item: Pending, index: int, total: int) -> Run:
+    def _complete_models(self) -> str | None:
+        """The hash of the models, if the database has all tables and columns of theirs."""
+        metadata = self._runner.db.metadatas.get(self.database.key)
+        if metadata is None or model_names.lacking(self.connection, metadata):
+            return None
+        return model_names.digest(metadata)
+
+    @property
+    def attended(self) -> bool:
+        """Whether a person waits for this run, who can be asked."""
+        return self._runner.planner.since is None and sys.stdin is not None and sys.stdin.isatty()
+
+    @property
+    def versions(self) -> VersionTable | None:
+        """The version table that was asked for what is pending."""
+        return self._runner.planner.versions
+
+    @contextmanager
+    def led(self, config: Config) -> Iterator[None]:
+        """Let ``env.py`` find the URL for migrating where it looks for that of the application.
+
+        That is in ``db.engine``, in the settings of the application, or in its own configuration.
+        """
+        database, runner = self.database, self._runner
+        if database.migration_url is None:
+            yield
+            return
+        settings, key = runner.app.config, "SQLALCHEMY_DATABASE_URI"
+        before = settings.get(key)
+        if database.key is None:
+            config.set_main_option("sqlalchemy.url", database.migration_url.replace("%", "%%"))
+            settings[key] = database.migration_url
+        try:
+            with rebind(runner.app, runner.db, database, lambda: database.engine, default=False):
+                yield
+        finally:
+            settings[key] = before
+
+    def rebound(self, engine: Callable[[], sa.Engine]) -> AbstractContextManager[None]:
+        """Let ``db.session`` and ``db.engine`` use one engine, also of an application that ``env.py`` itself made."""
+        database = self.database
+        app: Flask = current_app._get_current_object() if has_app_context() else self._runner.app  # type: ignore[attr-defined]
+        db = self._runner.db if app is self._runner.app else app.extensions.get("sqlalchemy")
+        if not isinstance(db, SQLAlchemy):
+            return nullcontext()
+        found = engines_of(app, db).get(database.key)
+        if found is None or found.url not in (database.app_engine.url, database.engine.url):
+            return nullcontext()
+        return rebind(app, db, database, engine, default=False)
+
+    def environment(self) -> Environment:
+        """The Alembic directory of the application."""
+        alembic = self._runner.planner.code.alembic
+        assert alembic is not None
+        return Environment(alembic)
+
+    def _revise(self, plan: Plan) -> None:
+        """Apply the revisions of Alembic that are pending, and try one again where others were in its way.
+
+        :raises MigrationFailed: one raised; the message says what was kept.
+        :raises LeaseLost: another process has taken the lock.
+        """
+        tried: dict[str, int] = {}
+        self._runner.planner.learn()  # of a new file it could not be asked before
+        moved = 0
+        while True:
+            revising = Revising(self, plan)
+            self.connection.rollback()  # what was only read
+            started = time.perf_counter()
+            try:
+                revising.run()
+                ran = {run.migration for run in self._outcome.runs if run.database == self.database.name}
+                if any(item.migration.revision and item.migration.name not in ran for item in plan.pending):
+                    self._again()  # another tool was quicker
+                return
+            except LeaseLost:
+                raise
+            except HeadsMoved as error:
+                if moved == _MOST_MOVES:
+                    raise DbSmartError(
+                        f"Cannot migrate the database {self.database.name!r} ({self.database.url}): {error}, again and "
+                        "again. What was applied stays applied. Start again when it is done."
+                    ) from None
+                moved += 1
+                plan = self._again()
+            except Exception as error:
+                self.statements.failed(error)
+                end = ending(error)
+                if end is not None:
+                    raise end from None
+                item = revising.item
+                self._committed = revising.journal is not None and revising.journal.committed
+                if item is not None:
+                    with suppress(sa.exc.DBAPIError, DatabaseUnreachable):  # the error itself says more
+                        plan = self._again()
+                    if item not in plan.pending:  # another tool was quicker, which is why it failed here
+                        continue
+                if item is None:
+                    if isinstance(error, DbSmartError):
+                        raise
+                    scrub(error, self.database.hide)
+                    place = location_in(error, self._runner.planner.revisions)
+                    if place is not None:
+                        failed = f"The revision of Alembic in {place}, cannot be imported"
+                    else:
+                        failed = (
+                            f"The environment of Alembic, {self.environment().directory}/env.py, failed for the "
+                            f"database {self.database.name!r} ({self.database.url})"
+                        )
+                    raise DbSmartError(
+                        f"{failed}: {self.database.cause(error)}. What was applied before that stays applied. Fix the "
+                        "cause and start again."
+                    ) from error
+                self._by_other = not self.has_steps(item)
+                if self._committed:
+                    self._begun.add(item.migration.name)
+                tried[item.migration.name] = tries = tried.get(item.migration.name, 0) + 1
+                if tries <= self._runner.settings.ddl.retries and _transient(self.database, error):
+                    _logger.info("db-smart: %r is tried again: %s", item.migration.name, self.database.redact(error))
+                    back_off(tries)
+                    continue
+                self._fail(item, error, time.perf_counter() - started)
+
+    def has_steps(self, item: Pending) -> bool:
+        """Whether an earlier run of a migration may have left steps."""
+        return item.migration.name in self._begun
+
+    def bound_changes(self, connection: sa.Connection) -> DdlLockTimeout:
+        """Have schema changes of a connection wait for their locks for a short time only."""
+        return DdlLockTimeout(self.database, connection, self._runner.settings.ddl.lock_timeout)
+
+    def _again(self) -> Plan:
+        """Ask again what is pending, as another tool may have written to Alembic's version table."""
+        connection = self.connection
+        connection.rollback()  # what a try before this one has left
+        plan = self._runner.planner.by_connection(self.database, connection)
+        connection.rollback()  # what was only read
+        begin(connection)
+        self.lock.confirm(connection)
+        self._adopt(plan)
+        commit(connection)
+        for item in plan.pending:
+            self._places.setdefault(item.migration.name, len(self._places) + 1)
+        return plan
+
+    def begin_item(self, item: Pending) -> None:
+        """Say that a migration begins."""
+        self.doing = item.migration.name
+        self.statements.begin(item.migration.name)
+        self.lock.note(item.migration.name)
+        begins = (self.database.name, item.migration.name)
+        if begins not in self._runner.told:
+            self._runner.told.add(begins)
+            send(migration_started, self._runner.app, **self._about(item))
+
+    def end_item(self, item: Pending, seconds: float) -> None:
+        """Say that a migration is applied and recorded."""
+        self.doing = ""
+        self.statements.end()
+        send(migration_applied, self._runner.app, **self._about(item), duration=seconds)
+        self._outcome.runs.append(Run(item.migration.name, self.database.name, seconds))
+
+    def _fail(self, item: Pending, error: Exception, seconds: float) -> NoReturn:
+        """Record and tell that a migration failed."""
+        self.statements.end(error)
+        failed = self._failed(item, error, self._places[item.migration.name] - 1, seconds)
+        scrub(error, self.database.hide)
+        self._runner.told.discard((self.database.name, item.migration.name))
+        send(migration_failed, self._runner.app, **self._about(item), error=failed)
+        raise failed from error
+
+    def _about(self, item: Pending) -> dict[str, Any]:
+        """What all signals say of a migration."""
+        name = item.migration.name
+        return {
+            "migration": name,
+            "database": self.database.name,
+            "index": self._places[name],
+            "total": len(self._places),
+        }
+
+    def apply(self, item: Pending) -> None:
         """Apply one migration, and try it again where others were in its way.
 
-        :param index: its number in this run, from 1.
-        :param total: how many there are.
         :raises MigrationFailed: it raised; the message says what was kept.
         :raises LeaseLost: another process has taken the lock.
         """
-        migration, connection, app = item.migration, self.connection, self._runner.app
-        about: dict[str, Any] = {
-            "migration": migration.name,
-            "database": self.database.name,
-            "index": index,
-            "total": total,
-        }
-        self.doing = migration.name
-        send(migration_started, app, **about)
+        migration, connection = item.migration, self.connection
+        self.begin_item(item)
         started = time.perf_counter()
         for tries in itertools.count(1):
             try:
-                self.lock.note(migration.name)
+                if tries > 1:
+                    self.lock.note(migration.name)
                 duration = self.apply_once(migration)
                 break
             except LeaseLost:
                 connection.rollback()
                 raise
             except Exception as error:
+                self.statements.failed(error)
                 self.memory.take_back()
                 end = ending(error)
                 if end is not None:
@@ -457,13 +809,8 @@ class DatabaseRun:
                 if again and loosen(self, error):
                     self._begun.add(migration.name)
                     continue
-                failed = self._failed(item, error, index - 1, time.perf_counter() - started)
-                scrub(error, self.database.hide)
-                send(migration_failed, app, **about, error=failed)
-                raise failed from error
-        self.doing = ""
-        send(migration_applied, app, **about, duration=duration)
-        return Run(migration.name, self.database.name, duration)
+                self._fail(item, error, time.perf_counter() - started)
+        self.end_item(item, duration)
 
     def apply_once(self, migration: Migration) -> float:
         """Run a migration and record it; in one transaction, where the migration and the database allow it.
@@ -485,27 +832,36 @@ class DatabaseRun:
             transactional, session = migration.options.transactional, runner.db.session
             transaction = self.transaction(own, journal, transactional=transactional, session=session)
             transaction.repeated = (migration.name, migration.checksum) in self._contents
+            journal.guard = Guard(transaction, migration.options)
             try:
                 with (
                     rebind(runner.app, runner.db, self.database, lambda: transaction.engine),
                     transaction.leniently(functools.partial(self._say_left_out, migration), whole=True),
                 ):
                     if migration.takes_operations:
-                        operations = Operations(transaction, destructive=migration.options.destructive)
+                        operations = Operations(
+                            transaction, destructive=migration.options.destructive, allow=migration.options.allow
+                        )
                         migration.function(operations)
                         operations.finish()
                     else:
                         migration.function()
                         commit_session(runner.db.session)
                 transaction.check()
+            except Exception:
+                if transaction.gave_way:  # what its code has made of that
+                    raise GiveWay from None
+                raise
             finally:
                 self._committed |= transaction.commits > 0
                 transaction.close()
+            if transaction.gave_way:  # its code has caught that, and only a part is done
+                raise GiveWay
         if own is not connection:
             begin(connection)
         duration = time.perf_counter() - started
         self.lock.confirm(connection)
-        history.record(connection, migration.name, migration.checksum, duration)
+        self.record(connection, migration, duration)
         journal.clear(connection)
         commit(connection)
         self.memory.keep()
@@ -527,7 +883,7 @@ class DatabaseRun:
         runner, database, lock_timeout = self._runner, self.database, self._lock_timeout
         if not transactional:
             lock_timeout = DdlLockTimeout(database, connection, runner.settings.ddl.lock_timeout)
-        return RunTransaction(
+        transaction = RunTransaction(
             database,
             connection,
             journal,
@@ -535,12 +891,31 @@ class DatabaseRun:
             lock_timeout=lock_timeout,
             settings=runner.settings.ddl,
             transactional=transactional,
-            tell=functools.partial(
-                send, migration_progress, runner.app, migration=journal.migration, database=database.name
-            ),
             memory=self.memory,
             session=session,
         )
+        transaction.tell = functools.partial(self._tell, transaction)
+        return transaction
+
+    def _tell(self, transaction: RunTransaction, **values: Any) -> None:
+        """Tell how far a backfill is, and end this run for now where others are to have the lock.
+
+        :raises GiveWay: it ends; never before a batch is done, so that each run comes further, and not soon after what
+            came before the backfill has taken all the time.
+        """
+        runner, migration = self._runner, transaction.journal.migration
+        send(migration_progress, runner.app, migration=migration, database=self.database.name, **values)
+        if runner.slice is None:
+            return
+        now, done = time.monotonic(), values["done"]
+        if self._first_told is None:
+            self._first_told = now
+        else:
+            self._moved |= done != self._last_told
+        self._last_told = done
+        if self._moved and now - self._taken_at > runner.slice and now - self._first_told > runner.slice / 3:
+            transaction.gave_way = True
+            raise GiveWay
 
     def _say_left_out(self, migration: Migration, error: Exception) -> None:
         _logger.warning(
@@ -563,7 +938,7 @@ class DatabaseRun:
                 connection.rollback()
                 begin(connection)
                 self.lock.confirm(connection)
-                history.record(connection, migration.name, migration.checksum, seconds, error=text)
+                self.record(connection, migration, seconds, error=text)
                 commit(connection)
                 break
             except UnicodeError:  # the connection speaks an encoding that lacks some of it
@@ -584,16 +959,30 @@ class DatabaseRun:
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
             )
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
+        if self._committed and migration.revision:  # whose steps are told by what it sends, in that order
+            again = "start again: the next run goes on after what is kept, so leave that part of the file as it is"
+        if migration.revision and self._by_other and database.facts.says(error, "begun"):
+            again += (
+                ". If another tool, such as 'flask db upgrade', was ended in the middle of this revision, finish it "
+                f"with 'flask db-smart migrate --resume {migration.name}'"
+            )
         return MigrationFailed(
             f"Migration {migration.name!r} failed on the database {database.name!r} ({database.url}): {cause}."
             f"\n  At: {location(error, migration.path)}"
             + (f"\n  Statement: {statement}" if statement else "")
-            + f"\n{kept}. {advice} and {again}.",
+            + f"\n{kept}. {advice} and {again}."
+            + _instead(error),
             migration=migration.name,
             database=database.name,
             statement=statement,
             cause=cause,
         )
+
+
+def _instead(error: Exception) -> str:
+    """The migration to write instead of one that was refused, where one is known."""
+    source = error.instead if isinstance(error, Refused) else ""
+    return f"\n  Instead:\n\n{indent(source, '    ')}\n" if source else ""
 
 
 def _transient(database: Database, error: BaseException | None) -> bool:

@@ -15,8 +15,10 @@ from .store import history, tables
 
 if TYPE_CHECKING:
     from .boot.plan import Plan
+    from .loading.decorator import Migration
     from .preview import Preview
-    from .settings import DdlSettings
+    from .settings import Settings
+    from .store.history import VersionTable
 
 
 def certainly_fails(shown: Preview) -> bool:
@@ -24,11 +26,15 @@ def certainly_fails(shown: Preview) -> bool:
     return shown.error is not None and shown.unknown is None
 
 
-def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> Iterator[str]:
+def script(
+    plan: Plan, previews: Iterable[Preview], settings: Settings, versions: VersionTable | None = None
+) -> Iterator[str]:
     """The previews as SQL for the database's own client, line by line, with transaction boundaries.
 
     The history is written too, so that the next boot finds the migrations applied. From the first migration on that
     cannot be known completely, the script only has comments.
+
+    :param versions: where Alembic keeps what is applied.
     """
     database = plan.database
     dialect = database.app_engine.dialect
@@ -37,14 +43,15 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
     yield f"-- For the database {place}, by {facts.client}. Made at {_now()} UTC."
     yield from facts.script_header
     if facts.name in _GUARDS:
-        yield from _GUARDS[facts.name](_Guard.of(plan))
-    if (bound := facts.set_lock_timeout(settings.lock_timeout)) is not None:
+        yield from _GUARDS[facts.name](_Guard.of(plan, versions))
+    if (bound := facts.set_lock_timeout(settings.ddl.lock_timeout)) is not None:
         yield f"{bound};"
     transactional = database.transactional_ddl
     for table in tables.metadata.sorted_tables:
         yield f"{render(sa.schema.CreateTable(table, if_not_exists=True), dialect)};"
     if plan.state is None:
         yield f"{render(tables.state.insert().values(history.new_state()), dialect, literal_binds=True)};"
+    release = settings.release if _has_room(plan) else None
     known = True
     for shown in previews:
         yield f"\n-- {shown.name} ({shown.reason})"
@@ -55,26 +62,48 @@ def script(plan: Plan, previews: Iterable[Preview], settings: DdlSettings) -> It
             whose = "Left to db-smart, which runs it at the next boot"
             if fails:
                 whose = "Not in this script, and the next boot would fail at it too"
-            yield f"-- {whose}. What is known of it:"
+            yield f"-- {whose}.{' What is known of it:' if shown.script else ''}"
             yield from ("-- " + line.removeprefix("-- ").replace("\n", "\n-- ") for line in shown.script)
+            continue
+        if shown.place is not None and shown.migration is not None:
+            yield from shown.script[: shown.place]
+            yield f"{_record(shown.migration, release, dialect)};"
+            yield from shown.script[shown.place :]
             continue
         whole = transactional and (shown.migration is None or shown.migration.options.transactional)
         lines = [BEGIN, *shown.script] if whole else list(shown.script)
         lines += [] if whole else [START]
         if shown.migration is not None:
-            row = (
-                tables.history.insert()
-                .inline()
-                .values(history.row(shown.migration.name, shown.migration.checksum, 0.0))
-            )
-            lines.append(render(row, dialect, literal_binds=True))
+            lines.append(_record(shown.migration, release, dialect))
             if shown.steps_done or shown.journal:
                 journal = tables.progress.delete().where(tables.progress.c.migration == shown.migration.name)
                 lines.append(render(journal, dialect, literal_binds=True))
         lines.append(COMMIT)
         # A comment is no statement, and what sets another delimiter ends its statements itself.
         as_they_are = ("--", "DELIMITER")
-        yield from (line if line.startswith(as_they_are) else f"{line};" for line in _without_empty_transactions(lines))
+        yield from (
+            line if line.startswith(as_they_are) else _ended(line) for line in _without_empty_transactions(lines)
+        )
+
+
+def _ended(statement: str) -> str:
+    """A statement with its end, which is no part of a comment in its last line."""
+    last = statement.rpartition("\n")[2]
+    return f"{statement}\n;" if "--" in last or "#" in last else f"{statement};"
+
+
+def _record(migration: Migration, release: str | None, dialect: sa.Dialect) -> str:
+    """SQL for the row of the history."""
+    row = history.row(migration.name, migration.checksum, 0.0, release=release)
+    return render(tables.history.insert().inline().values(row), dialect, literal_binds=True)
+
+
+def _has_room(plan: Plan) -> bool:
+    """Whether the history has, or will have, a place for the release: the next run makes it, a script does not."""
+    if plan.state is None:
+        return True
+    with plan.database.connect() as connection:
+        return history.has_release(connection) is not False
 
 
 @dataclass
@@ -83,13 +112,28 @@ class _Guard:
 
     :ivar wanted: the id of that database; ``None`` where it has no history yet.
     :ivar rows: how many rows its history and its journal have; ``None`` where there are none yet.
+    :ivar heads: the condition that the version table of Alembic has what it had; ``None`` where that does not matter.
     """
 
     wanted: str | None
     rows: tuple[int, int] | None = None
+    heads: str | None = None
 
     @classmethod
-    def of(cls, plan: Plan) -> _Guard:
+    def of(cls, plan: Plan, versions: VersionTable | None) -> _Guard:
+        guard = cls._of_history(plan)
+        # Where there is no version table, the script makes it, which fails where there is one by now.
+        if versions is not None and plan.heads is not None and any(item.migration.revision for item in plan.pending):
+            preparer = plan.database.app_engine.dialect.identifier_preparer
+            table = preparer.quote(versions.name)
+            if versions.schema is not None:
+                table = f"{preparer.quote_schema(versions.schema)}.{table}"
+            found = "".join(f" AND EXISTS (SELECT 1 FROM {table} WHERE version_num = '{one}')" for one in plan.heads)
+            guard.heads = f"(SELECT count(*) FROM {table}) = {len(plan.heads)}{found}"
+        return guard
+
+    @classmethod
+    def _of_history(cls, plan: Plan) -> _Guard:
         if plan.state is None:
             return cls(None)
         counted = tables.history, tables.progress
@@ -153,6 +197,10 @@ def _guard_postgresql(guard: _Guard) -> Iterator[str]:
         yield f"      RAISE EXCEPTION USING MESSAGE = {guard.later};"
     yield "    END IF;"
     yield "  END IF;"
+    if guard.heads is not None:
+        yield f"  IF NOT ({guard.heads}) THEN"
+        yield f"    RAISE EXCEPTION USING MESSAGE = {guard.later};"
+        yield "  END IF;"
     yield "END $db_smart$;"
 
 
@@ -174,6 +222,10 @@ def _guard_mariadb(guard: _Guard) -> Iterator[str]:
         yield f"      SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.later};"
     yield "    END IF;"
     yield "  END IF;"
+    if guard.heads is not None:
+        yield f"  IF NOT ({guard.heads}) THEN"
+        yield f"    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {guard.later};"
+        yield "  END IF;"
     yield "END//"
     yield "DELIMITER ;"
 
@@ -185,6 +237,8 @@ def _guard_sqlite(guard: _Guard) -> Iterator[str]:
     if guard.wanted is not None:
         mine, fresh = guard.mine("main."), guard.fresh("main.")
         questions = [(guard.without, there), (guard.other, mine), (guard.later, fresh)]
+    if guard.heads is not None:
+        questions.append((guard.later, guard.heads))
     for text, question in questions:
         yield f'CREATE TEMP TABLE db_smart_guard (fine INTEGER CONSTRAINT "{text[1:-1]}" CHECK (fine));'
         yield f"INSERT INTO temp.db_smart_guard SELECT {question};"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flask import Flask
 from sqlalchemy.engine import URL
@@ -24,39 +25,93 @@ DEFAULTS: Mapping[str, Any] = {
     "DB_SMART_LEASE_SECONDS": 15,
     "DB_SMART_DDL_LOCK_TIMEOUT": 2,
     "DB_SMART_DDL_RETRIES": 30,
+    "DB_SMART_STATEMENT_ROWS": 10_000,
     "DB_SMART_SNAPSHOTS": 3,
+    "DB_SMART_RELEASE": None,
+    "DB_SMART_DIFF_IGNORE": (),
+    "DB_SMART_WEB": True,
+    "DB_SMART_URL_PREFIX": "/_db-smart",
+    "DB_SMART_TOKEN": None,
 }
 
 
-class LockSettings(NamedTuple):
-    """How long to wait for the lock, and how long a lease lasts without heartbeat; both in seconds."""
+#: The pause between two tries to take the lock grows from the first to the second figure, seconds, and is jittered.
+#: It is about a third of the time waited so far: a herd of waiters that comes back faster takes from the server what
+#: the holder needs.
+_PAUSES = (0.05, 3.0)
+#: Likewise where a thread waits, and requests are answered meanwhile; jittered, the shortest is above a second.
+_PATIENT_PAUSES = (2.1, 4.0)
+#: Likewise for migrations with ``background=True``, which are in no hurry.
+_IDLE_PAUSES = (10.0, 30.0)
+#: For how long they leave a lock alone that one of them has left to others; whoever waits to boot asks within that.
+_IDLE_AWAY = 4.5
 
-    timeout: float = DEFAULTS["DB_SMART_LOCK_TIMEOUT"]
-    lease: float = DEFAULTS["DB_SMART_LEASE_SECONDS"]
+
+class LockSettings:
+    """How long to wait for the lock, and how long a lease lasts without heartbeat; both in seconds.
+
+    :param pauses: the shortest and the longest pause between two tries, seconds, before they are jittered.
+    :param away: for how long a lock that was left to others is not taken, seconds.
+    :param woken: set by whoever has news, which ends a pause.
+    """
+
+    def __init__(
+        self,
+        timeout: float = DEFAULTS["DB_SMART_LOCK_TIMEOUT"],
+        lease: float = DEFAULTS["DB_SMART_LEASE_SECONDS"],
+        pauses: tuple[float, float] = _PAUSES,
+        away: float = 0.0,
+        woken: threading.Event | None = None,
+    ) -> None:
+        self.away = away
+        self.timeout = timeout
+        self.lease = lease
+        self.pauses = pauses
+        self.woken = woken
 
 
-class DdlSettings(NamedTuple):
-    """How long a schema change waits for a lock, seconds; how often a migration that met one is tried again."""
+class DdlSettings:
+    """How long a schema change waits for a lock, seconds; how often a migration that met one is tried again.
 
-    lock_timeout: float = DEFAULTS["DB_SMART_DDL_LOCK_TIMEOUT"]
-    retries: int = DEFAULTS["DB_SMART_DDL_RETRIES"]
+    And how many rows one statement of a migration's own SQL may change.
+    """
+
+    def __init__(
+        self,
+        lock_timeout: float = DEFAULTS["DB_SMART_DDL_LOCK_TIMEOUT"],
+        retries: int = DEFAULTS["DB_SMART_DDL_RETRIES"],
+        statement_rows: int = DEFAULTS["DB_SMART_STATEMENT_ROWS"],
+    ) -> None:
+        self.lock_timeout = lock_timeout
+        self.retries = retries
+        self.statement_rows = statement_rows
 
 
 #: A year. A holder that died keeps the others out for so long; dates far beyond cannot be computed with.
 _LONGEST_LEASE = 366.0 * 86_400
 #: What fits into PostgreSQL's ``lock_timeout``, milliseconds in 32 bits; MariaDB's ``lock_wait_timeout`` takes a year.
 _LONGEST_DDL_WAIT = 2_147_483.0
+#: How long the name of a release can be, characters.
+_LONGEST_RELEASE = 255
 #: No count has more.
 _DIGITS = 15
+#: A token that is shorter can be found by trying, characters.
+_SHORTEST_TOKEN = 16
 
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off")
 
 
-def set_defaults(app: Flask) -> None:
-    """Give each key that the application did not set its value from the environment, or its default."""
-    for key, default in DEFAULTS.items():
+def set_defaults(app: Flask, *, create_all: bool = True) -> None:
+    """Give each key that the application did not set its value from the environment, or its default.
+
+    :param create_all: the default of ``DB_SMART_CREATE_ALL``.
+    """
+    for key, default in {**DEFAULTS, "DB_SMART_CREATE_ALL": create_all}.items():
         app.config.setdefault(key, _environment(f"FLASK_{key}", default))
+    release = os.environ.get("FLASK_DB_SMART_RELEASE")
+    if release is not None and app.config["DB_SMART_RELEASE"] == _environment("FLASK_DB_SMART_RELEASE", None):
+        app.config["DB_SMART_RELEASE"] = release  # as it is written: read as JSON, version 1.10 is 1.1
 
 
 class Settings:
@@ -70,6 +125,10 @@ class Settings:
 
     def __init__(self, app: Flask) -> None:
         self._app = app
+        #: Whether they are for migrations with ``background=True``, for which nobody waits.
+        self.idle = False
+        #: Set by whoever has news for a thread that waits for the lock.
+        self.woken: threading.Event | None = None
 
     def check(self) -> list[str]:
         """Look at every setting, also at those that nothing needs now.
@@ -77,7 +136,8 @@ class Settings:
         :returns: what to say about keys that have no effect: misspelt, or in the environment without the prefix.
         :raises ConfigError: one cannot be used.
         """
-        for name in ("flag", "boot", "force", "lock", "ddl", "snapshots", "create_all", "migration_urls"):
+        names = ("flag", "boot", "force", "lock", "ddl", "snapshots", "create_all", "migration_urls", "release")
+        for name in (*names, "diff_ignore", "web", "token"):
             getattr(self, name)
         unknown = {key for key in self._app.config if key.startswith("DB_SMART_")}
         unknown |= {key.removeprefix("FLASK_") for key in os.environ if key.startswith("FLASK_DB_SMART_")}
@@ -95,15 +155,16 @@ class Settings:
         return said
 
     @cached_property
-    def flag(self) -> Path:
+    def flag(self) -> str:
         """Where the flag of an application is: ``DB_SMART_FLAG``, relative to the instance folder.
 
         :raises ConfigError: it is no path of a file.
         """
         value = self._app.config["DB_SMART_FLAG"]
-        if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value) or Path(value).name in ("", ".."):
+        path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+        if "\0" in path or os.path.basename(path) in ("", ".", ".."):
             raise ConfigError(f"DB_SMART_FLAG is {_shown(value)}; it must be the path of a file. Nothing was changed.")
-        return Path(self._app.instance_path, value)
+        return os.path.join(self._app.instance_path, path)
 
     @cached_property
     def snapshot_folder(self) -> Path:
@@ -117,11 +178,19 @@ class Settings:
         :raises ConfigError: it is none of its values.
         """
         mode = str(self._app.config["DB_SMART_BOOT"]).strip().lower()
-        if mode not in ("migrate", "check", "off"):
+        if mode not in ("migrate", "background", "check", "off"):
             raise ConfigError(
-                f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'check' or 'off'. Nothing was changed."
+                f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'background', 'check' or 'off'. Nothing was changed."
             )
         return mode
+
+    @property
+    def migrates(self) -> bool:
+        """Whether boot may migrate, at once or in the background.
+
+        :raises ConfigError: see :attr:`boot`.
+        """
+        return self.boot in ("migrate", "background")
 
     @cached_property
     def force(self) -> str | None:
@@ -141,16 +210,20 @@ class Settings:
         :raises ConfigError: one is no number, or too small or too large to work with.
         """
         timeout = _seconds(self._app, "DB_SMART_LOCK_TIMEOUT", 0)
-        return LockSettings(timeout, _seconds(self._app, "DB_SMART_LEASE_SECONDS", 0.2, _LONGEST_LEASE))
+        lease = _seconds(self._app, "DB_SMART_LEASE_SECONDS", 0.2, _LONGEST_LEASE)
+        waits = _IDLE_PAUSES if self.idle else _PATIENT_PAUSES if self.boot == "background" else _PAUSES
+        away = _IDLE_AWAY if self.idle else 0.0
+        return LockSettings(timeout, lease, waits, away, self.woken)
 
     @cached_property
     def ddl(self) -> DdlSettings:
-        """``DB_SMART_DDL_LOCK_TIMEOUT``, in seconds, and ``DB_SMART_DDL_RETRIES``.
+        """``DB_SMART_DDL_LOCK_TIMEOUT``, in seconds, ``DB_SMART_DDL_RETRIES`` and ``DB_SMART_STATEMENT_ROWS``.
 
         :raises ConfigError: one is no number, or too small or too large.
         """
         timeout = _seconds(self._app, "DB_SMART_DDL_LOCK_TIMEOUT", 0.05, _LONGEST_DDL_WAIT)
-        return DdlSettings(timeout, _whole(self._app, "DB_SMART_DDL_RETRIES"))
+        retries, rows = _whole(self._app, "DB_SMART_DDL_RETRIES"), _whole(self._app, "DB_SMART_STATEMENT_ROWS")
+        return DdlSettings(timeout, retries, rows)
 
     @cached_property
     def snapshots(self) -> int:
@@ -159,6 +232,74 @@ class Settings:
         :raises ConfigError: it is no whole number.
         """
         return _whole(self._app, "DB_SMART_SNAPSHOTS")
+
+    @cached_property
+    def release(self) -> str | None:
+        """``DB_SMART_RELEASE``: what the history calls the release that runs now; ``None`` where nobody has said.
+
+        :raises ConfigError: it is no text, or too long to be kept.
+        """
+        value = self._app.config["DB_SMART_RELEASE"]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = _text(value)
+        if value is not None and (
+            not isinstance(value, str) or len(value) > _LONGEST_RELEASE or not value.isprintable()
+        ):
+            raise ConfigError(
+                f"DB_SMART_RELEASE is {_shown(value)}; it must be a text in one line, of at most {_LONGEST_RELEASE} "
+                "characters. Nothing was changed."
+            )
+        return value.strip() or None if value is not None else None
+
+    @cached_property
+    def diff_ignore(self) -> list[str]:
+        """``DB_SMART_DIFF_IGNORE``: glob patterns of what comparisons with the models leave out.
+
+        :raises ConfigError: it is neither a list of texts nor a text with commas.
+        """
+        value = self._app.config["DB_SMART_DIFF_IGNORE"]
+        if isinstance(value, str):
+            value = value.split(",")
+        if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in value):
+            raise ConfigError(
+                f"DB_SMART_DIFF_IGNORE is {_shown(value)}; it must be a list of patterns such as 'spatial_*' or "
+                "'users.legacy_*'. Nothing was changed."
+            )
+        return [one.strip() for one in value if one.strip()]
+
+    @cached_property
+    def web(self) -> str | None:
+        """Below which path the probes and pages are: ``DB_SMART_URL_PREFIX``; ``None`` without ``DB_SMART_WEB``.
+
+        :raises ConfigError: it is no path.
+        """
+        if not _boolean("DB_SMART_WEB", self._app.config["DB_SMART_WEB"], empty=True):
+            return None
+        value = self._app.config["DB_SMART_URL_PREFIX"]
+        path = value.rstrip("/") if isinstance(value, str) else ""
+        if not path.startswith("/") or "//" in path or any(one in "<>?#\\" or one.isspace() for one in path):
+            raise ConfigError(
+                f"DB_SMART_URL_PREFIX is {_shown(value)}; it must be a path such as '/_db-smart'. Nothing was changed."
+            )
+        return path
+
+    @cached_property
+    def token(self) -> str | None:
+        """``DB_SMART_TOKEN``: who has it may see the pages and the metrics; ``None`` where nobody may by it.
+
+        :raises ConfigError: it is no text, or easy to guess.
+        """
+        value = self._app.config["DB_SMART_TOKEN"]
+        if isinstance(value, int) and not isinstance(value, bool):  # from the environment
+            value = _text(value)
+        if not value:
+            return None
+        if not isinstance(value, str) or len(value) < _SHORTEST_TOKEN:
+            raise ConfigError(
+                f"DB_SMART_TOKEN must be a text of at least {_SHORTEST_TOKEN} characters that nobody can guess, such "
+                "as 'python -c \"import secrets; print(secrets.token_urlsafe())\"' prints. Nothing was changed."
+            )
+        return value
 
     @cached_property
     def create_all(self) -> bool:

@@ -40,6 +40,13 @@ snapshot_taken = _signals.signal("snapshot-taken")
 #: ``total`` (rows, the second an estimate), ``rate`` (rows per second), ``eta`` (seconds, ``None`` if not known).
 migration_progress = _signals.signal("migration-progress")
 
+#: A single statement of a migration takes long, and the server tells how far it is. Sent about once a second, from a
+#: thread of its own without an application context. Arguments: ``migration``, ``database`` (names), ``phase`` (what the
+#: server is at), ``unit`` (``"blocks"``, ``"rows"``, ``"bytes"``, ``"transactions"`` that are waited for, or ``"%"``),
+#: ``done`` and ``total`` (0 where it is not known) of this phase, ``rate`` (per second), ``eta`` (seconds, ``None`` if
+#: not known). When the statement has ended, ``done`` and ``total`` are the same, and ``phase`` is empty.
+statement_progress = _signals.signal("statement-progress")
+
 #: Boot came to a decision. Argument: ``report``, a :class:`~.extension.BootReport`.
 booted = _signals.signal("booted")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from sqlalchemy.engine import make_url
 from aurum_harmony.db_smart.cli import group
 from aurum_harmony.db_smart.commands import Commands
 from tests.harness.project import Project
-from tests.samples import APP, V1, V2
+from tests.harness.terminal import Terminal, command_line, flask, write_app
+from tests.samples import V1, V2
 
 
 def snapshot(project: Project) -> dict[str, bytes]:
@@ -138,7 +138,7 @@ def test_status_json_shape_and_states(project: Project) -> None:
     report = json.loads(project.run("status", "--json").stdout)
     assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot"}
     (entry,) = report["databases"]
-    lists = {"applied", "pending", "unknown", "missing"}
+    lists = {"applied", "pending", "unknown", "missing", "lacking"}
     assert entry.keys() == {"name", "url", "dialect", "state", "failed", "lock", "progress"} | lists
     assert (report["state"], entry["state"], entry["name"]) == ("up-to-date", "up-to-date", "default")
     assert entry["dialect"] == project.dialect
@@ -199,22 +199,8 @@ def test_reset_flag(sqlite_project: Project) -> None:
 def flask_command(sqlite_project: Project) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs ``flask`` on a project that is not AurumHarmony, as a user does."""
     sqlite_project.write(V1)
-    url = make_url(sqlite_project.url).render_as_string(hide_password=False)
-    (sqlite_project.directory / "other_app.py").write_text(
-        APP.format(instance=str(sqlite_project.instance), url=url, module=sqlite_project.module)
-    )
-
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        paths = [str(Path(__file__).parents[2]), str(sqlite_project.directory)]
-        return subprocess.run(
-            [sys.executable, "-m", "flask", "--app", "other_app", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=sqlite_project.directory,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
-        )
-
-    return run
+    write_app(sqlite_project)
+    return functools.partial(flask, sqlite_project)
 
 
 @pytest.mark.parametrize("arguments", [("routes",), ("db-smart", "status"), ("shell", "-c", ""), ("--help",)])
@@ -249,33 +235,12 @@ def test_an_error_at_boot_under_flask_run_is_one_message(
     assert "Traceback" not in result.stderr
 
 
-def test_a_progress_line_on_a_terminal(
-    flask_command: Callable[..., subprocess.CompletedProcess[str]], sqlite_project: Project
-) -> None:
-    pty = pytest.importorskip("pty")
-    paths = [str(Path(__file__).parents[2]), str(sqlite_project.directory)]
-    main, side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flask", "--app", "other_app", "db-smart", "migrate"],
-        stdout=side,
-        stderr=side,
-        cwd=sqlite_project.directory,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TERM": "xterm"},
-    )
-    os.close(side)
-    output = b""
-    while True:
-        try:
-            chunk = os.read(main, 4096)
-        except OSError:  # the other side is closed
-            break
-        if not chunk:
-            break
-        output += chunk
-    os.close(main)
-    assert process.wait() == 0
-    assert b"(1 of 1)" in output
-    assert b"Applied 1 migration" in output
+def test_a_progress_line_on_a_terminal(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    with Terminal(command_line(sqlite_project, "migrate")) as terminal:
+        assert terminal.rest() == 0
+        assert "(1 of 1)" in terminal.seen
+        assert "Applied 1 migration" in terminal.seen
 
 
 def test_the_commands_are_known_without_being_imported() -> None:

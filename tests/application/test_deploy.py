@@ -2,78 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 
-from tests.harness.processes import ROOT, run_harness
+from tests.harness.processes import run_harness
 from tests.harness.project import DIALECTS, Project
 from tests.harness.servers import wait_until
-
-WORKERS = 8
-TIMEOUT = 3  # seconds
-
-SERVED = """
-import json
-import os
-import time
-
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
-
-from aurum_harmony.db_smart import DbSmart
-
-
-def report():
-    pass  # Gunicorn's configuration may have a real one
-
-
-def answer():
-    time.sleep(0.05)  # so that the next request goes to another worker
-    return str(os.getpid())
-
-
-def create_app(boot):
-    app = Flask("served", instance_path=os.environ["INSTANCE"])
-    app.config.update(json.loads(os.environ["CONFIG"]))
-    db = SQLAlchemy(app)
-    smart = DbSmart(app, db, migrations=os.environ["MIGRATIONS"])
-    app.add_url_rule("/", view_func=answer)
-    count = "SELECT count(*) FROM effects"
-    app.add_url_rule("/effects", "effects", lambda: str(db.session.execute(db.text(count)).scalar()))
-    if boot:
-        report()
-        smart.boot(app)
-    return app
-"""
-
-# Gunicorn 22 and newer have no time-out before a worker's first report. Older ones count from the start, which this
-# does from the boot of db-smart: how long eight workers need to import at once is not the question.
-CONFIGURATION = """
-import alembic.operations, psycopg, pymysql
-import aurum_harmony.db_smart.runner
-import served
-
-control_socket_disable = True
-
-
-def post_fork(server, worker):
-    served.report = worker.notify
-"""
-
-# Before gevent has changed the standard library in the worker, nothing may import what it changes.
-CONFIGURATION_OF_GEVENT = "control_socket_disable = True\n"
+from tests.harness.serving import CONFIGURATION, CONFIGURATION_OF_GEVENT, SERVED, TIMEOUT, WORKERS, Server, surroundings
 
 QUICK = """
 @migration
@@ -127,68 +70,6 @@ def computes_longer_than_the_lease(op):
 def url(request: pytest.FixtureRequest, new_url: Callable[[str], URL]) -> URL:
     """An empty database of the kind that the test names."""
     return new_url(request.param)
-
-
-@dataclass
-class Server:
-    """A running Gunicorn or uWSGI.
-
-    :ivar begun: file with the process id of each worker that began the long migration.
-    """
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    begun: Path
-    workers: int = WORKERS
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        said = r"(?:Listening at: http://|bound to TCP address )127\.0\.0\.1:(\d+)"
-        return int(wait_until(lambda: re.findall(said, self.log.read_text()))[0])
-
-    def answer(self, _: object = None, path: str = "/") -> int | None:
-        """The number that a worker answers, its process id; ``None`` when one was killed under the request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            text = response.read().decode()
-            assert response.status == 200, text
-            return int(text)
-        except (ConnectionError, http.client.RemoteDisconnected):
-            return None
-        finally:
-            connection.close()
-
-    def serve_all(self) -> None:
-        """Send requests until every worker has answered one."""
-        answered: set[int] = set()
-
-        def all_answered() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
-            with ThreadPoolExecutor(2 * self.workers) as pool:
-                answered.update(pid for pid in pool.map(self.answer, range(4 * self.workers)) if pid is not None)
-            return len(answered) == self.workers
-
-        wait_until(all_answered)
-
-    def began(self) -> list[int]:
-        """Who began the long migration, in order."""
-        return [int(pid) for pid in self.begun.read_text().split()] if self.begun.exists() else []
-
-
-def surroundings(project: Project, folder: Path, lease: float) -> dict[str, str]:
-    """The environment of a server."""
-    url = make_url(project.url).render_as_string(hide_password=False)
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
-        "INSTANCE": str(project.instance),
-        "MIGRATIONS": project.module,
-        "CONFIG": json.dumps({"SQLALCHEMY_DATABASE_URI": url, "DB_SMART_LEASE_SECONDS": lease}),
-        "BEGUN": str(folder / "begun"),
-    }
 
 
 @pytest.fixture

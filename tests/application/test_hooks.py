@@ -289,7 +289,7 @@ def test_a_query_of_the_first_request_that_fails_for_another_reason_than_rights_
             connection.execute(sa.text("LOCK TABLES db_smart_state WRITE"))
         response = client.get("/")
         assert response.status_code == 503
-        assert response.text == "The database is not ready.\n"
+        assert response.get_json()["detail"] == "The database is not ready."
         assert client.get("/alive").text == "alive"
         connection.rollback()
     limits[0] = unlimited

@@ -5,37 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from tests.harness.processes import environment
 from tests.harness.project import Project
+from tests.harness.terminal import Terminal, command_line, run
 from tests.samples import V1, V2
-
-CLI = """
-import os, sys
-from flask import Flask
-from flask.cli import ScriptInfo
-from flask_sqlalchemy import SQLAlchemy
-from aurum_harmony.db_smart import DbSmart
-sys.path.insert(0, sys.argv[1])
-app = Flask("cli", instance_path=sys.argv[3])
-app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[4]
-DbSmart(app, SQLAlchemy(app), migrations=sys.argv[2])
-info = ScriptInfo(create_app=lambda: app)
-app.cli.main(args=["db-smart", *sys.argv[5:]], obj=info)
-"""
-
-
-def run(project: Project, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``flask db-smart ARGUMENTS`` in a process of its own."""
-    where = [str(project.directory), project.module, str(project.instance), str(project.url)]
-    options = {"stdout": subprocess.PIPE, "text": True, "env": environment(), **options}
-    command = [sys.executable, "-c", CLI, *where, *arguments]
-    return subprocess.run(command, stderr=subprocess.PIPE, timeout=60, **options)
 
 
 def run_full(project: Project, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -165,22 +142,19 @@ def test_an_output_of_another_encoding_breaks_no_run(sqlite_project: Project) ->
 
 
 def test_a_path_is_whole_on_a_narrow_terminal(sqlite_project: Project) -> None:
-    pty = pytest.importorskip("pty")
     project = sqlite_project
-    project.write(V1)
-    where = [str(project.directory), project.module, str(project.directory / "an:key:instance"), str(project.url)]
-    run(project, "migrate")
-    project.write(V2)
-    main, side = pty.openpty()
-    surroundings = environment(TERM="xterm", COLUMNS="20", NO_COLOR="1")
-    command = [sys.executable, "-c", CLI, *where, "migrate"]
-    with subprocess.Popen(command, stdout=side, stderr=side, env=surroundings) as process:
-        os.close(side)
-        output = b""
-        with suppress(OSError):  # the other side is closed
-            while chunk := os.read(main, 4096):
-                output += chunk
-    os.close(main)
-    assert process.returncode == 0
-    (snapshot,) = (project.directory / "an:key:instance" / "snapshots").glob("*.sqlite")
-    assert f"  snapshot of default: {snapshot}\r\n".encode() in output
+    instance = project.directory / "an:key:instance"
+    for source in (V1, V2):
+        project.write(source)
+        with Terminal(command_line(project, "migrate", instance=instance), {"NO_COLOR": "1"}, columns=20) as terminal:
+            assert terminal.rest() == 0, terminal.seen
+    (snapshot,) = (instance / "snapshots").glob("*.sqlite")
+    assert f"  snapshot of default: {snapshot}\r\n" in terminal.seen
+
+
+def test_a_terminal_that_can_only_print_gets_lines(sqlite_project: Project) -> None:
+    sqlite_project.write(V1)
+    with Terminal(command_line(sqlite_project, "migrate"), {"TERM": "dumb"}) as terminal:
+        assert terminal.rest() == 0
+    assert "\x1b" not in terminal.seen
+    assert [line.split()[0] for line in terminal.lines] == ["make_items", "Applied"]

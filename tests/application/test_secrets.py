@@ -159,7 +159,8 @@ def test_the_answer_to_a_request_names_no_file(sqlite_project: Project, caplog: 
     response = app.test_client().get("/")
     sqlite_project.dispose(app)
     assert response.status_code == 503
-    assert response.text.startswith("The database is behind this code: the database 'default' has 1 new migration")
+    said = response.get_json()["detail"]
+    assert said.startswith("The database is behind this code: the database 'default' has 1 new migration")
     assert "second" in response.text
     assert str(sqlite_project.directory) not in response.text
     assert str(sqlite_project.file) in caplog.text

@@ -116,7 +116,7 @@ def test_force_refuses_the_same_numbers_as_text_and_as_numbers(value: int) -> No
 
 
 @settings(deadline=None)
-@given(mode=spelled(("migrate", "check", "off")))
+@given(mode=spelled(("migrate", "background", "check", "off")))
 def test_boot_mode_is_taken_in_any_spelling(mode: str) -> None:
     assert Settings(make_app(DB_SMART_BOOT=mode)).boot == mode.strip().lower()
 
@@ -130,7 +130,7 @@ def test_boot_mode_refuses_another_value_and_names_it(mode: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Settings(make_app(DB_SMART_BOOT=mode)).boot  # noqa: B018
     assert caught.value.message == (
-        f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'check' or 'off'. Nothing was changed."
+        f"DB_SMART_BOOT is {mode!r}; it must be 'migrate', 'background', 'check' or 'off'. Nothing was changed."
     )
 
 
@@ -182,6 +182,12 @@ def test_defaults_are_set() -> None:
         "DB_SMART_DDL_LOCK_TIMEOUT": 2,
         "DB_SMART_DDL_RETRIES": 30,
         "DB_SMART_SNAPSHOTS": 3,
+        "DB_SMART_RELEASE": None,
+        "DB_SMART_DIFF_IGNORE": (),
+        "DB_SMART_STATEMENT_ROWS": 10_000,
+        "DB_SMART_WEB": True,
+        "DB_SMART_URL_PREFIX": "/_db-smart",
+        "DB_SMART_TOKEN": None,
     }
 
 
@@ -238,7 +244,7 @@ def test_setting_is_not_read_from_the_environment_without_prefix(monkeypatch: py
     ids=str,
 )
 def test_flag_is_relative_to_the_instance_folder(value: object, parts: tuple[str, ...]) -> None:
-    assert Settings(make_app(DB_SMART_FLAG=value)).flag == Path(os.path.abspath(os.sep), *parts)
+    assert Path(Settings(make_app(DB_SMART_FLAG=value)).flag) == Path(os.path.abspath(os.sep), *parts)
 
 
 # DB_SMART_MIGRATION_URL

@@ -25,6 +25,7 @@ WRONG = [
     *(("DB_SMART_FLAG", value) for value in ("a\0b", None, False, {}, {"a": 1}, 7, "", ".", "/", "..", b"x")),
     ("DB_SMART_DDL_RETRIES", "9" * 5000),
     ("DB_SMART_DDL_RETRIES", 10**5000),
+    ("DB_SMART_STATEMENT_ROWS", 10**5000),
     ("DB_SMART_SNAPSHOTS", "9" * 16),
     ("DB_SMART_LOCK_TIMEOUT", 10**5000),
     ("DB_SMART_LOCK_TIMEOUT", "nan"),
@@ -67,6 +68,7 @@ def test_the_largest_values_work(project: Project) -> None:
         "DB_SMART_LEASE_SECONDS": 31_622_400,
         "DB_SMART_LOCK_TIMEOUT": 1e300,
         "DB_SMART_DDL_RETRIES": "9" * 15,
+        "DB_SMART_STATEMENT_ROWS": "9" * 15,
         "DB_SMART_SNAPSHOTS": "9" * 15,
     }
     assert project.boot(**largest).applied == ("make_t",)
@@ -93,6 +95,7 @@ def test_why_a_lock_timeout_cannot_be_set_is_not_hidden(new_url: Callable[[str],
         ("DB_SMART_SNAPSHOTS", -1),
         ("DB_SMART_DDL_LOCK_TIMEOUT", 0),
         ("DB_SMART_DDL_RETRIES", "1.5"),
+        ("DB_SMART_STATEMENT_ROWS", "many"),
         ("DB_SMART_CREATE_ALL", "maybe"),
     ],
 )

@@ -120,6 +120,25 @@ def test_a_server_that_is_not_there(
             project.boot(FORCE_DB_MIGRATION=force)
 
 
+def test_what_goes_on_although_it_cannot_migrate(
+    make_project: Callable[..., Project], new_url: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A boot in the background does not stop, nor does one with ``check`` in debug mode, which has a page for that."""
+    project = make_project(new_url("sqlite"))
+    project.write(V1)
+    with monkeypatch.context() as patch:
+        patch.setenv("FLASK_DEBUG", "1")
+        checked = told(project, DB_SMART_BOOT="check")["boot"]["reason"]
+    assert checked.startswith("DB_SMART_BOOT is check, requests are refused: ")
+    (port,) = free_ports(1)
+    project.url = make_url("postgresql+psycopg://nobody@127.0.0.1/none").set(port=port)
+    report = json.loads(project.run("status", "--json", DB_SMART_BOOT="background").stdout)
+    assert report["boot"] == {
+        "will_migrate": False,
+        "reason": "a database cannot be reached, requests are refused and boot tries again",
+    }
+
+
 # Trouble
 
 

@@ -64,6 +64,7 @@ def mixed(op):
     op.execute(effect("mixed 1"))
     op.add_columns("things", Column("a", Integer), Column("b", String(20), server_default="x"))
     op.execute(effect("mixed 2"))
+    op.execute("ALTER TABLE things ADD COLUMN raw INTEGER")
     op.execute("INSERT INTO effects (name) VALUES (:name)", [{"name": "mixed 3"}, {"name": "mixed 4"}])
     op.create_index("ix_things_b", "things", ["b"])
     op.execute(effect("mixed 5"))
@@ -179,9 +180,39 @@ def drops(op):
     op.drop_table("spare")
     op.execute(effect("drops 3"))
     op.rename_table("made", "renamed")
+
+
+@migration
+def declarations(op):
+    op.execute(effect("declarations 1"))
+    op.alter_enum("mood", add=["so so", "50%"], after="sad", columns={"moods": "mood"}, online=online)
+    op.execute("INSERT INTO moods (id, mood, n) VALUES (100, 'so so', 1)")
+    op.replace_index("ix_moods", "moods", ["n", "mood"])
+    op.alter_column("moods", "n", comment="it's 50%")
+    op.create_table_comment("moods", "all")
+    op.execute(effect("declarations 2"))
+    op.view("some_things", "SELECT id FROM things WHERE id < 3")
+    op.view("some_things", "SELECT name, id FROM things WHERE id < 5")
+    if db.engine.dialect.name == "postgresql":
+        body = "CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN new.n := 7; RETURN new; END $$"
+        op.function("counted", body)
+        op.trigger("count", "CREATE TRIGGER count BEFORE INSERT ON moods FOR EACH ROW EXECUTE FUNCTION counted()",
+                   table="moods")
+    op.execute("INSERT INTO moods (id, mood, n) SELECT id + 200, 'sad', 2 FROM some_things")
+    op.execute(effect("declarations 3"))
+
+
+@migration
+def keys(op):
+    op.execute(effect("keys 1"))
+    op.create_primary_key("pk_keyless", "keyless", ["n"])
+    op.execute(effect("keys 2"))
+    op.widen_key("owners", online=False)
+    op.execute(effect("keys 3"))
 """
 OPERATIONS_EFFECTS = ["mixed 1", "mixed 2", *(f"model {n}" for n in (1, 2, 3)), *(f"columns {n}" for n in (1, 2, 3))]
 OPERATIONS_EFFECTS += [f"{name} {n}" for name in ("constraints", "alterations", "drops") for n in (1, 2)] + ["drops 3"]
+OPERATIONS_EFFECTS += [f"{name} {n}" for name in ("declarations", "keys") for n in (1, 2, 3)]
 
 EFFECTS = [f"data {n}" for n in (1, 2)] + [f"mixed {n}" for n in (1, 2, 3, 4, 5)]
 EFFECTS += [f"session {n}" for n in (1, 2, 3)] + [f"model {n}" for n in (1, 2, 3)] + ["once"]
@@ -238,11 +269,16 @@ def populate(engine: sa.Engine) -> None:
         number._copy(),
         sa.Column("thing_id", sa.Integer, sa.ForeignKey("things.id", ondelete="CASCADE")),
     )
+    mood: sa.Column[Any] = sa.Column("mood", sa.Enum("sad", "ok", name="mood", create_constraint=True))
+    moods = sa.Table("moods", metadata, number._copy(), mood, sa.Column("n", sa.Integer), sa.Index("ix_moods", "mood"))
+    keyless = sa.Table("keyless", metadata, sa.Column("n", sa.Integer))
     rows = [{"id": n, "name": f"it's {n}%", "code": f"c{n}", "count": n, "owner_id": n % 3 + 1} for n in range(1, 41)]
     with engine.begin() as connection:
         metadata.create_all(connection)
         connection.execute(metadata.tables["owners"].insert(), [{"id": n} for n in (1, 2, 3)])
         connection.execute(things.insert(), rows)
+        connection.execute(moods.insert(), [{"id": n, "mood": "ok", "n": n} for n in (1, 2, 3)])
+        connection.execute(keyless.insert(), [{"n": n} for n in (1, 2, 3)])
         connection.execute(metadata.tables["child"].insert(), [{"id": n, "thing_id": n} for n in range(1, 41)])
 
 

@@ -1,7 +1,8 @@
 """Boot many processes at once and count failures and repeated effects: ``python -m tests.harness.herd URL``.
 
 The processes are forked after import and wait for one starting signal. Four rounds: on an empty database, with one
-migration pending, with none but no flag, and with none and a flag. Several URLs are the nodes of one cluster.
+migration pending, with none but no flag, and with none and a flag. Several URLs are the nodes of one cluster. With
+``--revisions`` the migrations are revisions of Alembic.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
+from flask_migrate import Migrate  # type: ignore[import-untyped]
 from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import DbSmart
+from tests.harness.alembic_project import AlembicProject
 from tests.harness.crash import ended, forked, preload
 
 MODULE = "herd_migrations"
@@ -41,6 +45,42 @@ def effect_{number}(op):
     op.add_column("effects", Column("c{number}", Integer))
     op.execute("INSERT INTO effects (name) VALUES ('{number}')")
 """
+#: The same as revisions: of the first one, and of those that come after it.
+FIRST_REVISION = """
+op.create_table("effects", sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(50)))
+"""
+MORE_REVISION = """
+op.add_column("effects", sa.Column("c{number}", sa.Integer))
+op.execute("INSERT INTO effects (name) VALUES ('{number}')")
+"""
+
+
+class Package:
+    """A package of migrations."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / MODULE
+        self._folder.mkdir()
+        (self._folder / "__init__.py").write_text(FIRST)
+
+    def add(self, number: int) -> None:
+        """Write one more."""
+        (self._folder / f"m{number:04}.py").write_text(MORE.format(number=number))
+        shutil.rmtree(self._folder / "__pycache__", ignore_errors=True)
+
+
+class Directory(Package):
+    """A directory of revisions."""
+
+    def __init__(self, folder: Path) -> None:
+        self._project = AlembicProject(folder, MODULE, "sqlite://")
+        with redirect_stdout(sys.stderr):
+            self._project.init()
+        self._project.revision("r0000", None, FIRST_REVISION)
+
+    def add(self, number: int) -> None:
+        """Write one more."""
+        self._project.revision(f"r{number:04}", f"r{number - 1:04}", MORE_REVISION.format(number=number))
 
 
 ROUNDS = ("cold", "one pending", "no flag", "flag")
@@ -62,7 +102,11 @@ def boot(folder: Path, url: str, flag: str, start: int, told: int) -> None:
     app = Flask("herd", instance_path=str(folder))
     app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_FLAG=flag, DB_SMART_LOCK_TIMEOUT=300)
     db = SQLAlchemy(app)
-    smart = DbSmart(app, db, migrations=MODULE)
+    if (folder / MODULE / "env.py").exists():
+        Migrate(app, db, str(folder / MODULE))
+        smart = DbSmart(app, db, alembic=True)
+    else:
+        smart = DbSmart(app, db, migrations=MODULE)
     os.read(start, 1)
     smart.boot(app)
     os.write(told, json.dumps(counts).encode() + b"\n")
@@ -97,24 +141,21 @@ def main() -> None:
     parser.add_argument("urls", nargs="+", help="several for the nodes of one cluster")
     parser.add_argument("--processes", type=int, default=64)
     parser.add_argument("--migrations", type=int, default=100)
+    parser.add_argument("--revisions", action="store_true")
     arguments = parser.parse_args()
     preload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        package = folder / MODULE
-        package.mkdir()
-        (package / "__init__.py").write_text(FIRST)
+        package = (Directory if arguments.revisions else Package)(folder)
         for number in range(1, arguments.migrations):
-            (package / f"m{number:04}.py").write_text(MORE.format(number=number))
+            package.add(number)
         sys.path.insert(0, name)
         urls = [url if "://" in url else f"sqlite:///{name}/herd.sqlite" for url in arguments.urls]
         engine = sa.create_engine(urls[0], poolclass=sa.pool.NullPool)
         report: dict[str, object] = {}
         for round_name in ROUNDS:
             if round_name == "one pending":
-                number = arguments.migrations
-                (package / f"m{number:04}.py").write_text(MORE.format(number=number))
-                shutil.rmtree(package / "__pycache__", ignore_errors=True)
+                package.add(arguments.migrations)
             elif round_name == "no flag":
                 for flag in folder.glob("flag_of_process_*"):
                     flag.unlink()

@@ -82,11 +82,15 @@ class Project:
         if self.models is not None:
             self.models(db)
         db.init_app(app)
-        smart = DbSmart(app, db, migrations=self.module)
+        smart = self.extend(app, db)
         app.add_url_rule("/", view_func=lambda: "served", endpoint="index")
         if self.tune is not None:
             self.tune(app)
         return app, smart
+
+    def extend(self, app: Flask, db: SQLAlchemy) -> DbSmart:
+        """Register the extension on an application."""
+        return DbSmart(app, db, migrations=self.module)
 
     def boot(self, **config: Any) -> BootReport:
         """Make the application and boot it."""

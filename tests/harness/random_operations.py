@@ -162,7 +162,7 @@ class Generator:
             self._add_columns, self._add_columns, self._nullable, self._default, self._type, self._rename_column,
             self._drop_column, self._create_index, self._create_index, self._drop_index, self._unique, self._check,
             self._foreign, self._foreign, self._drop_constraint, self._create_table, self._drop_table,
-            self._rename_table, self._update,
+            self._rename_table, self._update, self._replace_index, self._comment,
         ]  # fmt: skip
         kinds = [kind for kind in kinds if kind.__name__.removeprefix("_") not in self._without]
         made: list[str] = self.random.choice(kinds)(table, self.tables[table])
@@ -259,6 +259,20 @@ class Generator:
         index = self.random.choice(free)
         del table.indexes[index]
         return [f"op.drop_index({index!r}, {name!r})"]
+
+    def _replace_index(self, name: str, table: TableModel) -> list[str]:
+        keys = [columns for kind, columns, _ in table.constraints.values() if kind == "foreign"]
+        free = [index for index, columns in table.indexes.items() if columns[:1] not in keys]
+        columns = self._indexable(table)
+        if not free or not columns:
+            return []
+        index, on = self.random.choice(free), self.random.sample(columns, min(len(columns), self.random.randint(1, 2)))
+        table.indexes[index] = on
+        return [f"op.replace_index({index!r}, {name!r}, {on!r})"]
+
+    def _comment(self, name: str, table: TableModel) -> list[str]:
+        column, text = self._pick(table), self.random.choice(["it's a comment", "näh", None])
+        return [] if column is None else [f"op.alter_column({name!r}, {column!r}, comment={text!r})"]
 
     def _unique(self, name: str, table: TableModel) -> list[str]:
         column = self._pick(table, wanted=lambda _, model: model.unique)
@@ -371,14 +385,22 @@ class PlainAlembic:
         """Drop an index."""
         self._alembic.drop_index(name, table_name=table)
 
+    def replace_index(self, name: str, table: str, columns: list[str]) -> None:
+        """Drop an index, and create the other one."""
+        self.drop_index(name, table)
+        self._alembic.create_index(name, table, columns)
+
     def alter_column(self, table: str, column: str, *, online: bool = True, **changes: Any) -> None:
         """Change a column; MariaDB wants to hear all that it is."""
         (known,) = (one for one in sa.inspect(self._connection).get_columns(table) if one["name"] == column)
+        if self._connection.dialect.name == "sqlite" and changes.keys() == {"comment"}:
+            return  # it has none
         default = known["default"]
         existing: dict[str, Any] = {
             "existing_type": known["type"],
             "existing_nullable": known["nullable"],
             "existing_server_default": None if default is None else sa.text(default.replace(":", "\\:")),
+            "existing_comment": known.get("comment"),
         }
         if self._connection.dialect.name == "sqlite" and changes.keys() != {"new_column_name"}:
             with self._batch(table) as batch:

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -263,7 +264,7 @@ _FILES = st.dictionaries(st.sampled_from(["a.py", "b.py", "a/b.py"]), st.binary(
 
 
 def _sources(files: dict[str, bytes]) -> Sources:
-    sources = Sources("m", True, ["r"], {}, {}, 0)
+    sources = Sources("m", True, ["r"], [], 0)
     sources.__dict__["contents"] = dict(sorted(files.items()))
     return sources
 
@@ -291,8 +292,28 @@ def test_digests_are_the_same_only_when_the_files_are(one: dict[str, bytes], two
 def test_scan_is_racy_when_a_file_may_change_with_its_stamps_unchanged(mtime: int, ctime: int, racy: bool) -> None:
     now = 1_700_000_000_000_000_000
     old = [now - 100 * RACY_NS, now - 100 * RACY_NS, 6]
-    stats = {"a.py": old, "b.py": [now + mtime, now + ctime, 6]}
-    assert Sources("m", True, ["r"], stats, {}, now).racy is racy
+    listing = (["a.py", "b.py"], [*old, now + mtime, now + ctime, 6])
+    assert Sources("m", True, ["r"], [listing], now).racy is racy
+
+
+_LISTINGS = st.lists(
+    st.lists(st.tuples(st.sampled_from(["a.py", "b.py", "aa.py"]), *[st.integers(-2, 2)] * 3), max_size=2), max_size=2
+).map(lambda roots: [([name for name, *_ in root], [n for _, *stat in root for n in stat]) for root in roots])
+
+
+@settings(max_examples=300, deadline=None)
+@given(one=_LISTINGS, two=_LISTINGS)
+def test_listings_are_packed_the_same_only_when_they_are(one: list[Any], two: list[Any]) -> None:
+    packed = [Sources("m", True, ["r"] * len(listings), listings, 0).packed for listings in (one, two)]
+    assert (packed[0] == packed[1]) is (one == two)
+
+
+def test_stamp_that_does_not_fit_is_not_packed(module: Project) -> None:
+    assert scan(module.module).packed
+    os.utime(module.file, ns=(0, 2**63))
+    if module.file.stat().st_mtime_ns == 2**63:  # a file system may know no such year
+        assert scan(module.module).packed == ""
+    assert Sources("m", True, ["r"], [(["a.py"], [2**63, 0, 0])], 0).packed == ""
 
 
 def test_scan_right_after_an_edit_is_racy(module: Project) -> None:

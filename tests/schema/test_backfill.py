@@ -8,6 +8,7 @@ import logging
 import os
 import pty
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from rich.cells import cell_len
 from sqlalchemy import Column, Integer, String
 from sqlalchemy.engine import URL, make_url
 
@@ -37,6 +39,7 @@ from tests.harness.crash import ended, forked
 from tests.harness.databases import engine_of
 from tests.harness.direct import operations
 from tests.harness.project import Project
+from tests.harness.terminal import ESCAPES, Terminal, command_line
 
 ROOT = Path(__file__).parents[2]
 ROWS = 3_000
@@ -705,7 +708,7 @@ def test_status_tells_it_from_another_process(project: Project) -> None:
     assert process.returncode == 0, error
     progress = report["progress"]
     assert progress == report["databases"][0]["progress"]
-    assert progress.keys() == {"migration", "done", "total", "rate", "eta_s"}
+    assert progress.keys() == {"migration", "done", "total", "unit", "phase", "rate", "eta_s"}
     assert progress["migration"] == "fill"
     assert 250 < progress["done"] < ROWS
     assert progress["rate"] > 0
@@ -714,6 +717,16 @@ def test_status_tells_it_from_another_process(project: Project) -> None:
     assert "fill: 0 of ~" in error  # no terminal: a line at once
     assert numbers(project.url) == [(1, ROWS)]
     assert json.loads(project.run("status", "--json").stdout)["progress"] is None
+
+
+def test_watch_tells_it_on_a_terminal(sqlite_project: Project) -> None:
+    with held_backfill(sqlite_project), Terminal(command_line(sqlite_project, "watch"), columns=60) as terminal:
+        terminal.until("━")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.rest() == 0
+    last = terminal.seen.rpartition("\x1b[?25h")[2].replace("\r\n", "\n")
+    assert re.search(r"^  migrating now: \S+ since 20.* UTC\n? +on fill$", last, re.MULTILINE), last
+    assert re.search(r"^  backfill: [\d,]+ of ~[\d,]+ rows, [\d,]+ rows/s", last, re.MULTILINE), last
 
 
 def test_status_tells_what_a_kill_has_left(sqlite_project: Project) -> None:
@@ -739,7 +752,9 @@ def test_a_signal_keeps_what_was_committed(project: Project, number: signal.Sign
     assert numbers(project.url) == [(1, ROWS)]
 
 
-def test_a_bar_on_a_terminal(sqlite_project: Project) -> None:
+@pytest.mark.parametrize("columns", [60, 120])
+def test_a_bar_on_a_terminal(sqlite_project: Project, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     ours, theirs = pty.openpty()
     with held_backfill(sqlite_project, stdout=theirs, stderr=theirs, stdin=theirs) as (process, let_go):
         os.close(theirs)
@@ -757,9 +772,11 @@ def test_a_bar_on_a_terminal(sqlite_project: Project) -> None:
     os.close(ours)
     text = shown.decode()
     assert process.returncode == 0, text
-    assert "of ~" in text
-    assert "rows/s" in text
+    assert ("rows/s" in text) is (columns == 120)
+    assert " left" in text
     assert "━" in text
+    drawn = [line for line in re.split("[\r\n]", ESCAPES.sub("", text)) if "━" in line]
+    assert max(map(cell_len, drawn)) <= columns
     assert numbers(sqlite_project.url) == [(1, ROWS)]
 
 

@@ -78,6 +78,15 @@ def test_execute_takes_savepoints_and_comments(database: Database) -> None:
         assert connection.scalar(sa.text("SELECT note FROM orders WHERE id = 1")) == "a"
 
 
+def test_one_row_is_no_plural(new_url: Callable[[str], URL]) -> None:
+    database = made(new_url("postgresql"))
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE orders SET note = 'x' WHERE id <> (SELECT min(id) FROM orders)"))
+        connection.execute(sa.text("UPDATE orders SET note = NULL WHERE id = (SELECT min(id) FROM orders)"))
+    with pytest.raises(DbSmartError, match="1 row has NULL"), operations(database) as op:
+        op.alter_column("orders", "note", nullable=False)
+
+
 @pytest.mark.parametrize("online", [True, False])
 def test_not_null_on_postgresql_names_the_column_and_counts(new_url: Callable[[str], URL], online: bool) -> None:
     database = made(new_url("postgresql"))

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from tests.harness.clients import run_client
 from tests.harness.processes import environment
 from tests.harness.project import Project
 
@@ -171,6 +172,33 @@ def test_a_new_model_without_a_migration_is_named_by_a_run(
     assert project.boot().applied == ("two",)
     assert "lacks tables of the models: " in caplog.text
     assert "items" not in project.tables()
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_dry_run_tells_of_a_new_model(project: Project, pending: bool) -> None:
+    one = "@migration\ndef one(op): ...\n"
+    project.write(one)
+    project.boot()
+    project.models = globals()["models"]
+    if pending:
+        one += '@migration\ndef two(op): op.create_table("other", Column("id", Integer, primary_key=True))\n'
+        project.write(one)
+    shown = json.loads(project.run("migrate", "--dry-run", "--json").stdout)
+    assert shown["result"] == "pending"
+    does = {line for entry in shown["tables"] for line in entry["does"] if "create_table" in line}
+    assert does == {"create_table('items')", "create_table('a')", "create_table('b')"}
+    assert "nothing to apply" not in project.run("migrate", "--dry-run").output
+    run_client(project.url, project.run("migrate", "--sql").stdout)
+    assert {"items", "a", "b"} <= project.tables()
+    assert ("other" in project.tables()) is pending
+    made = facts(project)
+    assert json.loads(project.run("migrate", "--dry-run", "--json").stdout)["result"] == "up-to-date"
+    app, _ = project.app()
+    with app.app_context():
+        app.extensions["sqlalchemy"].drop_all()
+    project.dispose(app)
+    assert project.run("migrate").exit_code == 0
+    assert facts(project) == made
 
 
 RENAME = (

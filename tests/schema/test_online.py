@@ -807,6 +807,7 @@ def test_a_column_whose_default_breaks_its_constraint(database: Database, what: 
 
 TYPES: list[tuple[Any, Any, str]] = [
     (mysql.INTEGER(display_width=11), Integer(), "same"),
+    (mysql.BIGINT(display_width=20, unsigned=True), mysql.BIGINT(unsigned=True), "same"),
     (mysql.INTEGER(unsigned=True), Integer(), "other"),
     (mysql.INTEGER(unsigned=True), sa.BigInteger(), "wider"),
     (mysql.MEDIUMINT(), Integer(), "wider"),

@@ -309,7 +309,8 @@ def test_a_database_made_by_a_creator_is_a_file_with_lock_flag_and_snapshot(
     engine = sa.create_engine("sqlite://", creator=lambda: sqlite3.connect(path), poolclass=sa.pool.NullPool)
     database = Database("default", None, engine)
     assert database.path == path
-    other = lock_of(Database("default", None, sa.create_engine(f"sqlite:///{path}")), LockSettings(1, 1))
+    beside = sa.create_engine(f"sqlite:///{path}", poolclass=sa.pool.NullPool)
+    other = lock_of(Database("default", None, beside), LockSettings(1, 1))
     assert other.try_acquire(lambda _: False)
     project.write(source.replace("make_t", "make_it"))
     with pytest.raises(DbSmartError, match="is being migrated by"):

@@ -397,3 +397,11 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(url: URL, options: tuple
     assert report["kills"] >= 100
     assert (report["converged"], report["failed"]) == (report["kills"], 0), report["stderr"] or report
     assert (report["lost"], report["repeated"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_background_loses_and_repeats_nothing(url: URL) -> None:
+    report = run_harness("kill_later", url.get_backend_name(), [url], "--every", "10")
+    assert report["kills"] >= 15
+    assert (report["converged"], report["failed"]) == (report["kills"], 0), report["stderr"] or report
+    assert (report["lost"], report["repeated"]) == (0, 0)

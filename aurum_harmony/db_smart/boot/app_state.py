@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
 from ..errors import DatabaseBehind, DatabaseUnreachable, DbSmartError
 from ..signals import in_listener
 from .flag import Flag
-from .planner import Planner
+from .planner import Code, Planner
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
+    from .background import Background
     from .question import Question
 
 #: After how long a request that is refused may be tried again, seconds.
@@ -28,6 +30,8 @@ _LEAST_PATIENCE = 2.0
 _ASK_AGAIN_SECONDS = 60.0
 #: How long a request waits for a listener that is called while another thread migrates, seconds.
 _LISTENER_SECONDS = 1.0
+#: How long a probe waits for another thread, which may only be asking, seconds.
+_BRIEFLY = 0.8
 
 
 class AppState:
@@ -38,17 +42,40 @@ class AppState:
     :ivar flag: what the flag said when boot trusted it.
     :ivar refusal: what requests are told that cannot be served; not the error, whose traceback would keep all that it
         came through.
+    :ivar cause: the whole message, for those who operate the application.
+    :ivar behind: whether that is because the database is behind and boot may not migrate it.
     :ivar refused_until: until when not to try again, seconds of the monotonic clock.
     """
 
-    def __init__(self, db: SQLAlchemy, module: str) -> None:
+    def __init__(self, db: SQLAlchemy, find: Callable[[], Code]) -> None:
         self.db = db
-        self.module = module
+        self._find = find
         self.booted = False
         self.verified = False
         self.flag: Flag | None = None
         self.refusal: str | None = None
+        self.cause = ""
+        self.behind = False
         self.refused_until = 0.0
+        #: What migrates in a thread of this process while requests are refused; ``None`` where nothing does.
+        self.background: Background | None = None
+        #: What runs migrations with ``background=True`` in a thread while requests are served; ``None`` where none is
+        #: left.
+        self.later: Background | None = None
+        #: Held while migrations run: two threads must not change what ``db.engine`` is at the same time.
+        self.running = threading.Lock()
+        #: Name of a migration -> whether it was applied, and until when that need not be asked again, seconds of the
+        #: monotonic clock.
+        self.applied: dict[str, tuple[bool, float]] = {}
+        #: Whom that is asked; and held by the thread that looks whether to ask.
+        self.asked: Planner | None = None
+        self.asking = threading.Lock()
+        #: What the probes and pages remember of the database for a second.
+        self.seen: Any = None
+        #: What the metrics remember likewise.
+        self.metrics: Any = None
+        #: What the last boot of this process decided.
+        self.report: Any = None
         #: The last question of a first request that had no answer in time, and when it was asked.
         self._question: Question[str | None] | None = None
         self._asked = float("-inf")
@@ -56,20 +83,35 @@ class AppState:
         #: The thread that holds the lock.
         self._thread: int | None = None
 
+    @cached_property
+    def code(self) -> Code:
+        """What the application has to apply.
+
+        :raises ConfigError: it is not there.
+        """
+        return self._find()
+
     @property
     def mine(self) -> bool:
         """Whether this very thread is deciding: it runs a migration, or a listener, that calls back."""
         return self._thread == threading.get_ident()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a thread of this process is deciding, and may migrate."""
+        return self._thread is not None
+
     @contextmanager
-    def deciding(self, *, patient: bool = True) -> Iterator[bool]:
+    def deciding(self, *, patient: bool = True, wait: bool = True) -> Iterator[bool]:
         """Let one thread at a time decide.
 
         :param patient: whether to wait also while that one is in a listener, which may wait for this very thread.
+        :param wait: whether to wait longer than one question to a database takes.
         :returns: whether it is this thread's turn.
         """
-        while not self._lock.acquire(timeout=-1 if patient else _LISTENER_SECONDS / 10):
-            if in_listener(self._thread) > _LISTENER_SECONDS:
+        seconds = _BRIEFLY if not wait else -1 if patient else _LISTENER_SECONDS / 10
+        while not self._lock.acquire(timeout=seconds):
+            if not wait or in_listener(self._thread) > _LISTENER_SECONDS:
                 yield False
                 return
         self._thread = threading.get_ident()
@@ -78,6 +120,12 @@ class AppState:
         finally:
             self._thread = None
             self._lock.release()
+
+    def forked(self) -> None:
+        """Make good in a forked process that the thread which was deciding is not there, nor its connections."""
+        self._lock, self._thread, self._question, self.seen = threading.Lock(), None, None, None
+        self.metrics = None
+        self.running, self.asking = threading.Lock(), threading.Lock()
 
     def trust(self, flag: Flag | None) -> None:
         """Go on by the flag alone, until the first request asks the database."""
@@ -92,6 +140,7 @@ class AppState:
         """Answer requests with status 503 for a while."""
         # What a failed migration says (SQL, paths) is for the log; that the database is behind is for all.
         self.refusal = error.public if isinstance(error, DatabaseBehind) else "The database is not ready."
+        self.cause, self.behind = error.message, isinstance(error, DatabaseBehind)
         self.refused_until = time.monotonic() + RETRY_SECONDS
 
     def changed(self, app: Flask, planner: Planner) -> str | None:

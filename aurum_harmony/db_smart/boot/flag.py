@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from ..errors import one_line
-from ..files import give, make_folder, read_regular
+from ..files import StrPath, give, make_folder, read_regular
 
 if TYPE_CHECKING:
     from ..loading.sources import Sources
@@ -25,7 +27,8 @@ FORMAT = 1
 PROGRAM = "db-smart"
 #: What separates the first line of a flag from its stats; a text in JSON has no line break.
 _BEFORE_STATS = b',\n"stats": '
-_quoted = json.encoder.encode_basestring_ascii
+#: The last line of a flag.
+_LAST = ',\n"packed": "%s"}'
 #: A larger file is not ours: 10,000 migration files need less. To read one takes up to 25 times as much memory.
 MAX_BYTES = 2 * 1024 * 1024
 
@@ -38,7 +41,7 @@ class FlagInvalid(Exception):
         self.present = present
 
 
-class DatabaseRecord(NamedTuple):
+class DatabaseRecord(SimpleNamespace):
     """What the flag remembers of one database.
 
     :ivar url: its URL, without password.
@@ -52,11 +55,16 @@ class DatabaseRecord(NamedTuple):
     database_id: str
     applied: str
 
+    # No named tuple: to define one takes longer than half a boot.
+    def __init__(self, url: str, file: dict[str, int] | None, database_id: str, applied: str) -> None:
+        super().__init__(url=url, file=file, database_id=database_id, applied=applied)
 
-class Flag(NamedTuple):
+
+class Flag(SimpleNamespace):
     """The content of a flag file; see :class:`~.loading.sources.Sources`.
 
     :ivar stats: ``None`` where only the first line of the file was read.
+    :ivar packed: empty in flags of earlier releases, and where only the first line was read.
     """
 
     module: str
@@ -64,10 +72,22 @@ class Flag(NamedTuple):
     digest: str
     racy: bool
     databases: dict[str, DatabaseRecord]
-    stats: dict[str, list[int]] | None = None
+
+    def __init__(
+        self,
+        module: str,
+        roots: list[str],
+        digest: str,
+        racy: bool,
+        databases: dict[str, DatabaseRecord],
+        stats: dict[str, list[int]] | None = None,
+        packed: str = "",
+    ) -> None:
+        super().__init__(module=module, roots=roots, digest=digest, racy=racy, databases=databases)
+        self.stats, self.packed = stats, packed
 
 
-def read(path: Path) -> Flag:
+def read(path: StrPath) -> Flag:
     """Read and check a flag file.
 
     :raises FlagInvalid: it is missing, unreadable, or not a flag of this format.
@@ -75,7 +95,7 @@ def read(path: Path) -> Flag:
     return _whole(_content(path))
 
 
-def _content(path: Path) -> bytes:
+def _content(path: StrPath) -> bytes:
     """The bytes of a flag file.
 
     :raises FlagInvalid: there are none that could be a flag's.
@@ -107,16 +127,16 @@ def _whole(content: bytes) -> Flag:
     data = _data(content)
     try:
         stats = {name: _stat(_typed(stat, list)) for name, stat in _typed(data["stats"], dict).items()}
-        return _parse(data)._replace(stats=stats)
+        return _parse(data, stats, _typed(data.get("packed", ""), str))
     except (KeyError, TypeError, ValueError):
         raise FlagInvalid("the flag file is damaged") from None
 
 
 def _head(content: bytes) -> Flag | None:
     """The first line of a flag file, ``None`` where it is not in the lines in which :func:`write` leaves it."""
-    head, stats, _ = content.partition(_BEFORE_STATS)
+    end = content.find(_BEFORE_STATS)
     try:
-        return _parse(_data(head + b"}")) if stats else None
+        return None if end < 0 else _parse(_data(content[:end] + b"}"))
     except (FlagInvalid, KeyError, TypeError, ValueError):
         return None
 
@@ -127,7 +147,7 @@ def _data(content: bytes) -> dict[str, Any]:
     :raises FlagInvalid: it is none, or not that of this format.
     """
     try:
-        data = json.loads(content)
+        data = json.loads(content.decode())
     except (ValueError, RecursionError):
         raise FlagInvalid("the flag file is not one of db-smart (or was cut short)") from None
     if not isinstance(data, dict) or data.get("program") != PROGRAM:
@@ -137,21 +157,22 @@ def _data(content: bytes) -> dict[str, Any]:
     return data
 
 
-def write(path: Path, flag: Flag) -> None:
+def write(path: StrPath, flag: Flag) -> None:
     """Replace the flag file in one step; its directory is made when missing.
 
     Where root does it, the flag is of the owner of its folder.
 
     :raises OSError: the file cannot be written, or would be too large to be read again; nothing is left behind.
     """
-    fields = {name: value for name, value in flag._asdict().items() if name not in ("databases", "stats")}
-    databases = {name: record._asdict() for name, record in flag.databases.items()}
+    fields = {name: value for name, value in vars(flag).items() if name not in ("databases", "stats", "packed")}
+    databases = {name: vars(record) for name, record in flag.databases.items()}
     head = {"program": PROGRAM, "format": FORMAT, "note": "safe to delete", **fields, "databases": databases}
-    content = json.dumps(head).removesuffix("}") + _ending(flag.stats or {})
+    # In three lines, because a boot reads the first one and compares the last one.
+    lines = (json.dumps(head)[:-1], _BEFORE_STATS.decode(), json.dumps(flag.stats or {}), _LAST % flag.packed)
+    content = "".join(lines)
     if len(content) > MAX_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    import secrets  # and with it a good part of what a boot would import that writes no flag
-
+    path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -165,30 +186,20 @@ def write(path: Path, flag: Flag) -> None:
         raise
 
 
-def remove(path: Path) -> bool:
+def remove(path: StrPath) -> bool:
     """Remove the flag file.
 
     :returns: whether there was one.
     :raises OSError: it cannot be removed.
     """
     try:
-        path.unlink()
+        os.unlink(path)
     except FileNotFoundError:
         return False
     return True
 
 
-def _ending(stats: dict[str, list[int]]) -> str:
-    """The JSON of a flag from its stats on, in a line of its own.
-
-    So a boot can compare them as text, and need not parse thousands; that they are written as ``json`` would do it is
-    only for those who read the flag.
-    """
-    entries = [f"{_quoted(name)}: [{mtime}, {ctime}, {size}]" for name, (mtime, ctime, size) in stats.items()]
-    return f"{_BEFORE_STATS.decode()}{{{', '.join(entries)}}}}}"
-
-
-def _parse(data: dict[str, Any]) -> Flag:
+def _parse(data: dict[str, Any], stats: dict[str, list[int]] | None = None, packed: str = "") -> Flag:
     """Build the flag from JSON, all but its stats; what has another type than ours raises."""
     databases = {
         name: DatabaseRecord(
@@ -208,6 +219,8 @@ def _parse(data: dict[str, Any]) -> Flag:
         digest=_typed(data["digest"], str),
         racy=_typed(data["racy"], bool),
         databases=databases,
+        stats=stats,
+        packed=packed,
     )
 
 
@@ -232,7 +245,7 @@ def _typed(value: Any, kind: type) -> Any:
 _UNCHANGED = "nothing changed"
 
 
-class FlagVerdict(NamedTuple):
+class FlagVerdict:
     """What the flag says.
 
     :ivar holds: whether boot may go on without asking a database.
@@ -242,11 +255,14 @@ class FlagVerdict(NamedTuple):
     :ivar stale: whether it holds but should be written again: only stamps had changed, or it is of an older release.
     """
 
-    holds: bool
-    reason: str
-    flag: Flag | None = None
-    present: bool = True
-    stale: bool = False
+    def __init__(
+        self, holds: bool, reason: str, flag: Flag | None = None, *, present: bool = True, stale: bool = False
+    ) -> None:
+        self.holds = holds
+        self.reason = reason
+        self.flag = flag
+        self.present = present
+        self.stale = stale
 
 
 def _sources_changed(flag: Flag, sources: Sources) -> str:
@@ -263,7 +279,7 @@ def _sources_changed(flag: Flag, sources: Sources) -> str:
     return f"{sources.paths.get(name, name)} {verb}{more}"
 
 
-def check(path: Path, module: str, databases: Mapping[str, Database], scanned: Callable[[], Sources]) -> FlagVerdict:
+def check(path: StrPath, module: str, databases: Mapping[str, Database], scanned: Callable[[], Sources]) -> FlagVerdict:
     """Levels 0 and 1: does the flag still fit the sources and the databases? No query, no connection.
 
     :param scanned: gives the scan of the sources; asked last.
@@ -283,20 +299,20 @@ def check(path: Path, module: str, databases: Mapping[str, Database], scanned: C
     if "default" in databases and "default" not in flag.databases:
         return FlagVerdict(False, "the flag does not name the default database", flag)
     sources = scanned()
-    compact = content[content.find(_BEFORE_STATS) :] == _ending(sources.stats).encode()
-    if compact and flag.roots == sources.roots and not flag.racy:
+    packed = sources.packed
+    if packed and content.endswith((_LAST % packed).encode()) and flag.roots == sources.roots and not flag.racy:
         return FlagVerdict(True, _UNCHANGED, flag)
     head = flag
     try:
         flag = head if head.stats is not None else _whole(content)
     except FlagInvalid as error:
         return FlagVerdict(False, str(error))
-    if head[:-1] != flag[:-1]:  # it says something twice
+    if flag != Flag(**{**vars(head), "stats": flag.stats, "packed": flag.packed}):  # it says something twice
         return FlagVerdict(False, "the flag file is damaged")
     same = flag.stats == sources.stats and flag.roots == sources.roots
-    # A flag of an earlier release, which is slower to read, is written again where it holds.
+    # One of an earlier release, or of a time when the system listed the files in another order, is written again.
     if same and not flag.racy:
-        return FlagVerdict(True, _UNCHANGED, flag, stale=True)
+        return FlagVerdict(True, _UNCHANGED, flag, stale=bool(packed))
     if flag.digest == sources.digest:
         reason = _UNCHANGED if same else "only time stamps or places of the migrations changed"
         return FlagVerdict(True, reason, flag, stale=True)
@@ -310,17 +326,17 @@ def _database_changed(databases: Mapping[str, Database], name: str, record: Data
         return f"the application no longer has the database {name!r}"
     if database.url != record.url:
         return f"the database {name!r} is now {database.url}, was {record.url}"
-    if database.path is None or record.file is None:
-        return None if database.path is None and record.file is None else "the flag file is damaged"
+    if database.file is None or record.file is None:
+        return None if database.file is None and record.file is None else "the flag file is damaged"
     try:
         now = database.file_state()
     except OSError as error:
-        return f"the database file {database.path} is gone or cannot be read ({error.strerror})"
+        return f"the database file {database.file} is gone or cannot be read ({error.strerror})"
     assert now is not None
     if now.keys() != record.file.keys() or now["inode"] != record.file["inode"]:
-        return f"the database file {database.path} was replaced"
+        return f"the database file {database.file} was replaced"
     if now["schema"] != record.file["schema"]:
-        return f"the schema of the database file {database.path} was changed or an older copy put back"
+        return f"the schema of the database file {database.file} was changed or an older copy put back"
     if now["changes"] < record.file["changes"]:
-        return f"an older copy of the database file {database.path} was put back"
+        return f"an older copy of the database file {database.file} was put back"
     return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import DbSmartError
+from ..loading.sources import ALEMBIC
 from ..notices import logger_of
 
 if TYPE_CHECKING:
@@ -24,16 +25,27 @@ class Pending:
     migration: Migration
     reason: Literal["new", "edited", "forced"]
 
+    @property
+    def left(self) -> bool:
+        """Whether boot leaves it to a thread that runs it while the process serves."""
+        return self.migration.options.background and self.reason != "forced"
 
-def pending(migrations: Iterable[Migration], applied: Iterable[Applied], *, force: bool = False) -> list[Pending]:
+
+def pending(
+    migrations: Iterable[Migration], applied: Iterable[Applied], *, force: bool = False, lacking: Sequence[str] = ()
+) -> list[Pending]:
     """The migrations of one database that are still to run, in order.
 
     :param force: run every repeatable migration again.
+    :param lacking: names of the revisions of Alembic that are still to run, in order: its version table knows.
     """
     contents = {(item.name, item.checksum) for item in applied}
     names = {name for name, _ in contents}
-    found: list[Pending] = []
+    revisions = {migration.name: migration for migration in migrations if migration.revision}
+    found = [Pending(revisions[name], "new") for name in lacking]
     for migration in migrations:
+        if migration.revision:
+            continue
         if migration.name not in names:
             found.append(Pending(migration, "new"))
         elif not migration.options.once:
@@ -45,12 +57,17 @@ def pending(migrations: Iterable[Migration], applied: Iterable[Applied], *, forc
 
 
 def ahead(migrations: Iterable[Migration], applied: Iterable[Applied]) -> list[str]:
-    """Names whose last applied content is not of this code: the database is ahead of it."""
+    """Names of migrations whose last applied content is not of this code: the database is ahead of it.
+
+    Which revisions of Alembic a database has is not told by what was once applied: some may be taken back.
+    """
     known = {migration.name: migration for migration in migrations}
     contents = {(item.name, item.checksum) for item in applied}
     last = {item.name: item.checksum for item in applied}
     beyond = []
     for name, checksum in last.items():
+        if checksum.startswith(ALEMBIC):
+            continue
         migration = known.get(name)
         if migration is None or (
             not migration.options.once and checksum != migration.checksum and (name, migration.checksum) in contents
@@ -66,7 +83,10 @@ def edited_once(migrations: Iterable[Migration], applied: Iterable[Applied]) -> 
     return [
         migration.name
         for migration in migrations
-        if migration.options.once and migration.name in names and (migration.name, migration.checksum) not in contents
+        if migration.options.once
+        and not migration.revision
+        and migration.name in names
+        and (migration.name, migration.checksum) not in contents
     ]
 
 
@@ -94,11 +114,13 @@ class Plan:
     edited_once: list[str] = field(default_factory=list)
     #: Whether the history is that of other applications alone, so that this one's first run is still to come.
     foreign: bool = False
+    #: What Alembic's version table has, sorted; ``None`` where there is none, or no Alembic directory.
+    heads: tuple[str, ...] | None = None
 
     @property
     def status(self) -> str:
         """``"pending"``, ``"ahead"`` or ``"up-to-date"``."""
-        return "pending" if self.behind else "ahead" if self.ahead else "up-to-date"
+        return "pending" if self.behind and not self.adoptable else "ahead" if self.ahead else "up-to-date"
 
     @property
     def clause(self) -> str:
@@ -139,13 +161,14 @@ class Plan:
                 "would count as applied. Nothing was changed. Rename these migrations, or give this application a "
                 "database or a schema of its own."
             )
-        if shared:
+        counted = [item.name for item in shared if not item.revision]  # those are told by Alembic's version table
+        if counted:
             _logger.warning(
                 "db-smart: the history in the database %r belongs to %s; of %r it has as applied: %s",
                 database.name,
                 owner,
                 module,
-                ", ".join(item.name for item in shared),
+                ", ".join(counted),
             )
         return True
 
@@ -184,6 +207,17 @@ class Plan:
         """Whether the database lacks something: a migration, or the end of its first run."""
         return bool(self.pending) or self.foreign or not self.first_run_done
 
+    @property
+    def blocks(self) -> bool:
+        """Whether it lacks something that boot waits for: all but migrations with ``background=True``."""
+        return self.foreign or not self.first_run_done or any(not item.left for item in self.pending)
+
+    @property
+    def adoptable(self) -> bool:
+        """Whether it lacks our own tables alone: Alembic has applied every revision of this code, or more."""
+        own = any(not item.checksum.startswith(ALEMBIC) for item in self.applied)
+        return bool(self.heads) and not (self.pending or self.foreign or self.first_run_done or own)
+
 
 def overall_state(states: Iterable[str]) -> str:
     """The one state that stands for several databases."""
@@ -200,7 +234,7 @@ def describe(todo: list[Pending], state: State | None, applied: Sequence[Applied
         return COMPLETE if state.source else f"{COMPLETE}, and its first run is not complete yet"
     kinds: dict[str, list[str]] = {}
     for item in todo:
-        kinds.setdefault(item.reason, []).append(item.migration.name)
+        kinds.setdefault(item.reason, []).append(item.migration.name + (" in the background" if item.left else ""))
     parts = []
     for reason, names in kinds.items():
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -20,6 +20,8 @@ from .planner import Planner
 _logger = logger_of(__name__)
 #: How often a boot looks whether the one that asks before it is done, seconds.
 _LOOK_EVERY = (0.05, 0.25)
+#: So long is what the lock file says: the process that has the turn, and what it asks.
+_HOLDER_BYTES = 40
 
 
 @contextmanager
@@ -33,18 +35,22 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
     :param patience: the longest wait, seconds; the shortest is half of it, because all must not leave at once.
     :returns: what the flag says now.
     """
-    if verdict.holds or any(database.in_memory for database in planner.databases.values()):
+    if verdict.holds or planner.in_memory:
         yield verdict
         return
     question = _question(planner)
     try:
         import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
 
-        make_folder(planner.path.parent)
-        make_file(planner.path.with_name(f"{planner.path.name}.lock"), planner.path.parent)
+        path = Path(f"{planner.path}.lock")
         # Whoever may write to the folder can put a link or a pipe there: nothing is written through it.
-        careful = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(f"{planner.path}.lock", os.O_RDWR | os.O_CREAT | careful, 0o644)
+        careful = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, careful)
+        except FileNotFoundError:
+            make_folder(path.parent)
+            make_file(path, path.parent)
+            descriptor = os.open(path, careful | os.O_CREAT, 0o644)
     except (ImportError, OSError) as error:
         _logger.debug("db-smart: boots of this host do not wait for each other: %s", error)
         yield verdict
@@ -52,7 +58,7 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            _logger.debug("db-smart: boots of this host do not wait for each other: %s.lock is not ours", planner.path)
+            _logger.debug("db-smart: boots of this host do not wait for each other: %s is not ours", path)
             yield verdict
             return
         wait = Wait(_LOOK_EVERY, patience * random.uniform(0.5, 1))
@@ -61,10 +67,12 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 taken = True
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()} {question}".encode(), 0)
+                # Over what the one before wrote: to truncate a file takes longer than all else here.
+                os.pwrite(descriptor, f"{os.getpid()} {question}".ljust(_HOLDER_BYTES).encode(), 0)
             except BlockingIOError:
-                holder, _, asked = one_line(os.pread(descriptor, 40, 0).decode(errors="replace")).partition(" ")
+                holder, _, asked = one_line(os.pread(descriptor, _HOLDER_BYTES, 0).decode(errors="replace")).partition(
+                    " "
+                )
                 if asked and asked != question:  # another application, which will not answer ours
                     break
                 who = holder or "another one"
@@ -72,7 +80,7 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
                 wait.pause()
             except OSError:  # a file system without locks
                 break
-            before, seen = seen, _stamp(planner.path)
+            before, seen = seen, stamp(planner.path)
             if seen != before:
                 verdict = planner.by_flag()
         yield verdict
@@ -82,11 +90,12 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
 
 def _question(planner: Planner) -> str:
     """What a boot asks, in short: whether these databases hold these migrations."""
-    texts = [planner.module, *(database.url for database in planner.databases.values())]
+    texts = [planner.code.flag_name, *(database.url for database in planner.databases.values())]
     return hashlib.sha256("\0".join(texts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def stamp(path: str) -> tuple[int, int] | None:
+    """What changes whenever the file is written anew; ``None`` where there is none."""
     try:
         found = os.stat(path)
     except OSError:

@@ -6,7 +6,7 @@ nothing to do asks for none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -15,6 +15,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+#: How often to look whether another session of the server is done, the shortest and the longest pause, seconds.
+LOOK_EVERY = (0.05, 0.25)
 #: The folder of each of SQLAlchemy's dialects; MySQL's is MariaDB's.
 FOLDERS: Mapping[str, str] = {"sqlite": "sqlite", "postgresql": "postgresql", "mariadb": "mariadb", "mysql": "mariadb"}
 
@@ -35,7 +37,9 @@ def facts_of(dialect: str) -> Facts:
 #: serialization failure, a lock time-out, or when another node of a cluster was quicker. *denied*: the user lacks the
 #: right. *read only*: nothing can be written, because the server, the role or the transaction only reads. *missing*:
 #: there is no such table or column. *old rows*: existing rows are in the way of a schema change.
-Kind = Literal["transient", "denied", "read only", "missing", "old rows"]
+#: *done*: a schema change finds that it was made before, and the catalog of :meth:`Facts.image` does not show that.
+#: *begun*: what a statement would make is there, or what it needs is not, as after a part of a migration.
+Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun"]
 
 
 class Facts:
@@ -58,6 +62,8 @@ class Facts:
     transactional_ddl = True
     #: Whether a failed statement is the end of its transaction, so that it needs a savepoint.
     failure_ends_transaction = False
+    #: By which a transaction that has just begun only reads; ``""`` where there is no such statement.
+    reads_only = ""
     #: What a semicolon within does not end a statement: strings, names, comments; a pattern with ``re.DOTALL``.
     quoted = r"""'[^']*'|"[^"]*"|--[^\n]*|/\*.*?\*/"""
     #: Whether the body of a procedure is a string unless it says ``BEGIN ATOMIC``.
@@ -70,6 +76,10 @@ class Facts:
     #: The query for who keeps the session ``:session`` waiting: number, user, client, state, seconds. ``None`` where
     #: nobody does.
     blockers: str | None = None
+
+    #: The query for how far ``:statement`` of this user is, sent by the session ``:session`` where that is known: what
+    #: the server is at, the unit, how many are done, of how many (0 where that is not known). ``None``: nobody can say.
+    statement_progress: str | None = None
 
     #: By what it names the errors of each kind.
     errors: Mapping[Kind, tuple[object, ...]] = {}
@@ -84,6 +94,8 @@ class Facts:
     restrict_is_no_action = False
     #: Whether a value that is too long or too large for its column is refused.
     enforces_lengths = True
+    #: Whether a backslash in a string takes the next character as it is.
+    backslash_escapes = False
     #: Whether a literal among the results of a query needs a cast to have the type of its column.
     casts_literals = False
     #: Whether a value can be cast to each type that a column can have.
@@ -97,6 +109,12 @@ class Facts:
 
     #: SQL for the names of all tables and views, each behind a NUL; ``None`` where that is a question of its own.
     table_names: str | None = None
+
+    #: SQL for all values of a column in one text, with commas between; ``{}`` stands for the column.
+    joined = "group_concat({})"
+
+    #: The statement that begins a transaction that will write, in autocommit.
+    begin_now = "BEGIN"
 
     #: The least rest after a batch of a backfill, as a fraction of the batch.
     batch_rest = 0.0
@@ -113,6 +131,21 @@ class Facts:
         """A name as the database compares it."""
         return name.lower()
 
+    def column_names(self, connection: sa.Connection, schema: str | None) -> set[tuple[str, str]]:
+        """The tables and views with each of their columns, by normalized names. One query.
+
+        :param schema: ``None`` for where the connection looks.
+        """
+        rows = connection.execute(sa.text(self.columns_query(connection, schema)), {"schema": schema})
+        return {(self.normalize_name(table), self.normalize_name(column)) for table, column in rows}
+
+    def columns_query(self, connection: sa.Connection, schema: str | None) -> str:
+        """The query of :meth:`column_names`, by ``:schema``."""
+        return (
+            "SELECT table_name, column_name FROM information_schema.columns "
+            "WHERE table_schema = COALESCE(:schema, schema())"
+        )
+
     def exact(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[Any]:
         """A text by which only equal ones are grouped."""
         return text
@@ -125,6 +158,19 @@ class Facts:
         """A new connection as it is used for migrating, for as long as it is."""
         yield connection.execution_options(isolation_level="AUTOCOMMIT") if autocommit else connection
 
+    @contextmanager
+    def adopted(self, connection: sa.Connection) -> Iterator[None]:
+        """A connection that ``env.py`` of Alembic has made, as it is used for migrating; it may be closed meanwhile."""
+        yield
+
+    def violations(self, connection: sa.Connection) -> set[str]:
+        """What refers to no row although a foreign key says that it must, where the database does not see to it."""
+        return set()
+
+    def changes(self, connection: sa.Connection) -> object | None:
+        """What is equal later where nobody has changed the database meanwhile; ``None`` where that is not known."""
+        return None
+
     def begin(self, connection: sa.Connection) -> None:
         """Begin a transaction that will write; see :func:`~.store.database.begin`."""
         if "isolation_level" not in connection.get_execution_options():
@@ -132,6 +178,10 @@ class Facts:
             connection.rollback()  # a query has begun a transaction
             connection.execution_options(isolation_level=level)
         connection.begin()
+
+    def begin_within(self, connection: sa.Connection) -> None:
+        """As :meth:`begin`, where SQLAlchemy takes a transaction for open whose work the driver has just ended."""
+        connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {self.isolation_level(connection)}")
 
     def isolation_level(self, connection: sa.Connection) -> str:
         """The level at which migrations run."""
@@ -142,6 +192,48 @@ class Facts:
 
     def commits(self, statement: str) -> bool:
         """Whether a statement commits the open transaction before it is done."""
+        return False
+
+    def runs_alone(self, statement: str) -> bool:
+        """Whether a statement cannot run in a transaction."""
+        return False
+
+    def locking_ours(self, statement: str, ours: Sequence[str]) -> str:
+        """A statement, which also locks these tables if it locks some and no other ones may be used meanwhile."""
+        return statement
+
+    def variables(self, statement: str) -> list[str]:
+        """Names of the variables of the session that a statement without rows gives values to."""
+        return []
+
+    def set_last_id(self, number: int) -> str | None:
+        """The statement that gives a session the identifier that it inserted last; ``None`` where there is none."""
+        return None
+
+    def image(self, connection: sa.Connection, statement: str) -> str | None:
+        """What the database has of all that a schema change names, before it is made; see :meth:`happened`."""
+        return None
+
+    def happened(self, connection: sa.Connection, statement: str, image: str) -> bool:
+        """Whether a schema change was made after all, of which a run that was killed left only its intent.
+
+        A server may still be busy with it; that is waited for.
+
+        :param image: what :meth:`image` gave before it.
+        """
+        return False
+
+    def clear_way(self, connection: sa.Connection, statement: str, image: str | None = None) -> None:
+        """Remove what a schema change that cannot run in a transaction has left behind when it failed.
+
+        :param image: what :meth:`image` gave before it; ``None`` where this run is the first one.
+        """
+
+    def chooses_name(self, statement: str) -> bool:
+        """Whether a schema change makes something whose name the database chooses, so that it never is there already.
+
+        What it leaves behind when it fails is found by its :meth:`image` alone.
+        """
         return False
 
     def wait_for_nobody(self, connection: sa.Connection) -> None:
@@ -165,6 +257,18 @@ class Facts:
         """
         return None
 
+    def estimate(self, cursor: Any, statement: str, parameters: Any) -> float | None:
+        """How many rows a statement would update or delete, as the database plans it; ``None`` where it does not say.
+
+        :param cursor: of the driver.
+        :param parameters: the values of the statement as the driver takes them; ``None`` for none.
+        """
+        return None
+
+    def rows(self, connection: sa.Connection, table: str, schema: str | None) -> float:
+        """How many rows a table has that is not empty, as the database's own statistics have it, or counted."""
+        return float(connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table, schema=schema))) or 0)
+
     def code(self, error: BaseException) -> object:
         """By what the database names an error, from any of its drivers; ``None`` for an error that is not its own."""
         return None
@@ -180,6 +284,12 @@ class Facts:
     def column_without_value(self, error: BaseException) -> tuple[str | None, str | None]:
         """The table, where it is named, and the column for which a row has no value; two times ``None`` otherwise."""
         return None, None
+
+
+def autocommits(connection: sa.Connection) -> bool:
+    """Whether each statement of a connection commits by itself, by its options or by those of its engine."""
+    level = connection.get_execution_options().get("isolation_level")
+    return (level or getattr(connection.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
 
 
 def cause_of(error: BaseException) -> Any:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable, ColumnType, DropColumn, RenameTable
+from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.types import TypeEngine
 
-from ..schema.catalog import Catalog, Constraint
-from ..schema.ddl import AddColumns, RenameColumn
-from ..schema.rules import OLD_ROWS, Refused, counted
-from ..session.sql import condition_text, default_text, render
+from ..errors import DbSmartError
+from ..schema.catalog import Catalog, Constraint, Index
+from ..schema.column_types import listed_values
+from ..schema.ddl import AddColumns, CreateDeclared, DropDeclared, RenameColumn, ReplaceCheck
+from ..schema.rules import ENUM_VALUES, OLD_ROWS, REWRITE, Refused, Rule, counted
+from ..session.sql import condition_text, default_text, needed, render
 from ..session.transaction import Transaction
+from .base import Facts
 
 #: The kind of a constraint that rows break.
 Broken = Literal["unique", "check", "foreign"]
@@ -29,7 +34,8 @@ class Change:
     :ivar existing: the column as SQLAlchemy's inspector has it.
     :ivar server_default: ``False`` when it stays.
     :ivar using: PostgreSQL's expression for the values of the new type.
-    :ivar checks: on SQLite, the checks that come with the new type and are not there.
+    :ivar comment: ``False`` when it stays.
+    :ivar checks: those that come with the new type and are not there; one that is there under their name gives way.
     """
 
     table: str
@@ -41,20 +47,27 @@ class Change:
     server_default: Any = False
     name: str | None = None
     using: str | None = None
+    comment: Any = False
     checks: Sequence[sa.CheckConstraint] = ()
 
     @property
     def empty(self) -> bool:
         """Whether nothing changes."""
         same = self.nullable is None and self.type_ is None and self.server_default is False and self.name is None
-        return same and not self.checks
+        return same and self.comment is False and not self.checks
 
 
 def editor_of(transaction: Transaction, catalog: Catalog) -> SchemaEditor:
-    """The editor for the kind of database that is being migrated; it stands beside the facts of that kind."""
-    folder = type(transaction.facts).__module__.rpartition(".")[0]
-    kind: type[SchemaEditor] = getattr(import_module(f"{folder}.editor"), transaction.facts.editor)
-    return kind(transaction, catalog)
+    """The editor for the kind of database that is being migrated."""
+    return _editor_class(transaction.facts)(transaction, catalog)
+
+
+@cache
+def _editor_class(facts: Facts) -> type[SchemaEditor]:
+    """The class that the facts name; it stands beside them."""
+    folder = type(facts).__module__.rpartition(".")[0]
+    kind: type[SchemaEditor] = getattr(import_module(f"{folder}.editor"), facts.editor)
+    return kind
 
 
 class SchemaEditor:
@@ -69,6 +82,14 @@ class SchemaEditor:
 
     #: Whether some changes have a form that does not block.
     has_online = False
+    #: Whether a check that gives way to a narrower one is only dropped where all rows meet that.
+    rechecks = False
+    #: Whether a unique index and a unique constraint are one and the same.
+    has_unique_keys = False
+    #: Why a key of a table with rows is not widened.
+    widening: Rule = REWRITE
+    #: Whether each check has a name.
+    names_checks = True
 
     def __init__(self, transaction: Transaction, catalog: Catalog) -> None:
         self.transaction = transaction
@@ -134,9 +155,49 @@ class SchemaEditor:
         """Drop an index."""
         self.transaction.send(sa.schema.DropIndex(index))
 
+    def replace_index(self, index: sa.Index, existing: Index, online: bool) -> None:
+        """Put an index in the place of another of its name."""
+        assert index.table is not None
+        old = SchemaObjects().index(existing.name, index.table.name, [], schema=index.table.schema)
+        self.drop_index(old, online)
+        self.create_index(index, online)
+
+    def needing_index(self, name: str, table: str, schema: str | None) -> list[str]:
+        """What needs an index as it is, and is known before, such as ``"the foreign key 'fk'"``."""
+        return []
+
+    def leftover(self, index: str) -> str | None:
+        """What an index is called while it is built beside the one that it is to replace."""
+        return None
+
+    def same_index(self, index: sa.Index, existing: Index) -> bool | None:
+        """Whether an index that is there is this one; ``None`` where the database does not tell."""
+        columns = [one.name if isinstance(one, sa.ColumnClause) else None for one in index.expressions]
+        names = [self.catalog.normalize_name(str(name)) for name in columns]
+        if [self.catalog.normalize_name(str(name)) for name in existing.columns] != names:
+            return None if None in columns and len(names) == len(existing.columns) else False
+        if bool(index.unique) != existing.unique:
+            return False
+        return None if None in columns or existing.options or dict(index.dialect_kwargs) else True
+
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
         """Add a named constraint that is missing."""
         self.transaction.send(sa.schema.AddConstraint(constraint))
+
+    def referring(self, table: str, column: str, schema: str | None) -> list[tuple[str | None, str, str]] | None:
+        """The columns whose foreign keys lead to a column: schema, table and name; ``None`` to ask the inspector."""
+        return None
+
+    def refuse_widening(self, columns: Sequence[tuple[str | None, str, str]], what: str) -> None:
+        """Refuse to give columns another type because of others that stay as they are.
+
+        :raises DbSmartError: there are such.
+        """
+
+    def widen(self, changes: Sequence[Change]) -> None:
+        """Give the columns of keys that refer to each other another type, in the plain form."""
+        for change in changes:
+            self.alter_column(change, False)
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Do what an earlier run has left to do for a constraint that is there."""
@@ -186,12 +247,72 @@ class SchemaEditor:
             self.transaction.send(ColumnNullable(change.table, change.column, change.nullable, **place))
         if change.server_default is not False:
             self.transaction.send(ColumnDefault(change.table, change.column, change.server_default, **place))
+        for check in change.checks:
+            self.put_check(check, online)
+        self.comment_column(change)
         self.rename_column(change)
+
+    def comment_column(self, change: Change) -> None:
+        """Give a column its comment, if it gets another one, or take it away."""
+        if change.comment is False:
+            return
+        column = sa.Column(change.column, sa.types.NullType(), comment=change.comment)
+        sa.Table(change.table, sa.MetaData(), column, schema=change.schema)
+        kind = sa.schema.DropColumnComment if change.comment is None else sa.schema.SetColumnComment
+        self.transaction.send(kind(column))
+
+    def comment_table(self, table: sa.Table) -> None:
+        """Give a table its comment, or take it away."""
+        kind = sa.schema.DropTableComment if table.comment is None else sa.schema.SetTableComment
+        self.transaction.send(kind(table))
+
+    def put_check(self, check: sa.CheckConstraint, online: bool) -> None:
+        """Add a check, in the place of the one that has its name, if there is one."""
+        assert isinstance(check.table, sa.Table)
+        there = self.catalog.constraints(check.table.name, check.table.schema)
+        existing = there.get(self.catalog.normalize_name(str(check.name)))
+        if existing is None:
+            self.add_constraint(check, online)
+        else:
+            self.replace_check(existing.name, check, online)
+
+    def replace_check(self, name: str, check: sa.CheckConstraint, online: bool) -> None:
+        """Put a check in the place of another, whose rows all meet it."""
+        self.transaction.send(ReplaceCheck(name, check))
+
+    def listing(self, table: str, column: str, schema: str | None) -> Constraint | None:
+        """The check that lists the values of a column, as an enumeration that is no type of its own has one."""
+        for constraint in self.checks(table, schema):
+            if listed_values(constraint.condition, column, self.dialect) is not None:
+                return constraint
+        return None
+
+    def checks(self, table: str, schema: str | None) -> list[Constraint]:
+        """The checks of a table."""
+        return [one for one in self.catalog.constraints(table, schema).values() if one.kind == "check"]
+
+    def add_values(self, name: str, schema: str | None, have: Sequence[str], wanted: Sequence[str]) -> None:
+        """Give an enumeration that is a type of its own more values, each in its place."""
 
     def rename_column(self, change: Change) -> None:
         """Give a column its new name, if it gets one."""
         if change.name is not None:
             self.transaction.send(RenameColumn(change.table, change.column, change.name, change.schema))
+
+    def declare(self, one: CreateDeclared, there: bool) -> None:
+        """Make a view, a function or a trigger from its text, in the place of the one that is there."""
+        if there:
+            self.drop_declared(DropDeclared(one.kind, one.name, one.schema, one.table))
+        self.transaction.send(one)
+
+    def drop_declared(self, one: DropDeclared) -> None:
+        """Drop a view, a function or a trigger."""
+        self.transaction.send(one)
+
+    def replacing(self, one: CreateDeclared) -> CreateDeclared:
+        """The same, where the database puts it in the place of the one that is there."""
+        text = f"CREATE OR REPLACE {one.text.removeprefix('CREATE ')}"
+        return CreateDeclared(one.kind, one.name, one.schema, one.table, text)
 
     def create_types(self, columns: Sequence[sa.Column[Any]] | sa.ColumnCollection[str, sa.Column[Any]]) -> None:
         """Make the types of columns that are things of their own: PostgreSQL's native enumerations."""
@@ -207,11 +328,59 @@ class SchemaEditor:
         shown = change.existing["default"]
         return None if shown is None else str(shown)
 
+    def comment(self, change: Change) -> str | None:
+        """The comment that a column has."""
+        return change.existing.get("comment") or None
+
     def wanted(
         self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
     ) -> tuple[TypeEngine[Any] | None, bool | None]:
         """What is asked for of a column, without what this kind of database does not tell from what it has."""
+        change.checks = [] if type_ is None else self._new_checks(change, type_)
         return type_, nullable
+
+    def _new_checks(self, change: Change, type_: TypeEngine[Any]) -> list[sa.CheckConstraint]:
+        """The checks that come with a type (``create_constraint``), but for those that the table has as they are.
+
+        :raises Refused: one of them allows less than that which is there.
+        :raises DbSmartError: there is another one of its name.
+        """
+        described = sa.Table(change.table, sa.MetaData(), sa.Column(change.column, type_), schema=change.schema)
+        found = []
+        for check in [*described.constraints]:
+            if not isinstance(check, sa.CheckConstraint) or not needed(check, self.dialect):
+                continue
+            checks, named = self.checks(change.table, change.schema), isinstance(check.name, str)
+            there = {self.catalog.normalize_name(one.name): one for one in checks}
+            existing = there.get(self.catalog.normalize_name(str(check.name))) if named else None
+            existing = existing or self.listing(change.table, change.column, change.schema)
+            if existing is None and not named:
+                existing = next((one for one in checks if self.same_condition(check, one)), None)
+            if existing is None:
+                if not named and self.names_checks:
+                    check.name = f"{change.table}_{change.column}_check"
+                found.append(check)
+                continue
+            values = [
+                listed_values(text, change.column, self.dialect)
+                for text in (existing.condition, condition_text(check.sqltext, self.dialect))
+            ]
+            if None in values:
+                if not self.same_condition(check, existing):
+                    raise DbSmartError(
+                        f"The table {change.table!r} already has a constraint {existing.name!r}, with another "
+                        f"condition: {existing.condition}. Nothing was changed. Drop it first with "
+                        "op.drop_constraint(), or give the new one another name."
+                    )
+            else:
+                gone = [value for value in values[0] or () if value not in (values[1] or ())]
+                if gone and not self.rechecks:
+                    what = f"op.alter_column({change.table!r}, {change.column!r}, type_=…)"
+                    raise Refused(ENUM_VALUES, what, f"These would go: {', '.join(map(repr, gone))}. ")
+                if set(values[1] or ()) != set(values[0] or ()):
+                    check.name = existing.name or None
+                    found.append(check)
+        return found
 
     def _shared(self, table: str, column: str, schema: str | None) -> list[str]:
         """As :meth:`shared`, of indexes and constraints by their columns."""
@@ -334,7 +503,7 @@ class SchemaEditor:
         if kind == "unique" and unique:
             found += _alike(self.repeated(table, unique, columns))
         for each in constraints:
-            if kind == "unique" and isinstance(each, sa.UniqueConstraint):
+            if kind == "unique" and isinstance(each, (sa.UniqueConstraint, sa.PrimaryKeyConstraint)):
                 found += _alike(self.repeated(table, [one.name for one in each.columns], columns))
             elif kind == "check" and isinstance(each, sa.CheckConstraint):
                 count = self.breaking(table, each.sqltext, columns)

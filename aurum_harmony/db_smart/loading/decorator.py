@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, TypeVar, overload
 
@@ -21,6 +21,8 @@ class Options:
     transactional: bool = True
     database: str | None = None
     destructive: bool = False
+    allow: Mapping[str, str] = field(default_factory=dict, hash=False)
+    background: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Migration:
     :ivar function: what to call.
     :ivar takes_operations: whether the function takes an :class:`~.operations.Operations`.
     :ivar path: its source file, for messages.
+    :ivar revision: whether it is a revision of Alembic, which ``env.py`` runs, and not a function.
+    :ivar message: what its author says of it in one line, where that is known.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Migration:
     function: Callable[..., object]
     takes_operations: bool
     path: str
+    revision: bool = False
+    message: str = ""
 
 
 @overload
@@ -49,7 +55,13 @@ def migration(function: F, /) -> F: ...
 
 @overload
 def migration(
-    *, once: bool = False, transactional: bool = True, database: str | None = None, destructive: bool = False
+    *,
+    once: bool = False,
+    transactional: bool = True,
+    database: str | None = None,
+    destructive: bool = False,
+    allow: Mapping[str, str] | None = None,
+    background: bool = False,
 ) -> Callable[[F], F]: ...
 
 
@@ -61,6 +73,8 @@ def migration(
     transactional: bool = True,
     database: str | None = None,
     destructive: bool = False,
+    allow: Mapping[str, str] | None = None,
+    background: bool = False,
 ) -> F | Callable[[F], F]:
     """Mark a function as a migration. The function itself is returned and can be called as before.
 
@@ -73,8 +87,14 @@ def migration(
         ``VACUUM``; each statement then commits by itself. Operations do not need it.
     :param database: bind key of ``SQLALCHEMY_BINDS``; the default database if ``None``.
     :param destructive: allow operations that destroy data or break the release that is still running.
+    :param allow: rules that do not apply to it, each with the reason: ``{"DS301": "the table has 40 rows"}``.
+    :param background: boot and readiness do not wait for it: it runs in a thread of a process that serves, after the
+        migrations that boot waits for, also after later ones. For a long backfill that the release can live without;
+        ``smart.applied("name")`` tells the application when it is done.
     """
 
+    if any(not isinstance(why, str) or not why.strip() for why in (allow or {}).values()):
+        raise TypeError("@migration(allow=…) takes a reason for each rule: allow={'DS301': 'the table has 40 rows'}")
     called = function is None
 
     def mark(function: F) -> F:
@@ -82,7 +102,7 @@ def migration(
             raise TypeError(f"@migration is for functions defined with 'def', not for {function!r}")
         # The module that marks it, not the one that made it: another decorator may come from elsewhere.
         marking = sys._getframe(1 if called else 2).f_globals
-        options = Options(once, transactional, database, destructive)
+        options = Options(once, transactional, database, destructive, dict(allow or {}), background)
         marking.setdefault(REGISTRY, []).append((function, options))
         return function
 

@@ -22,6 +22,7 @@ from ..errors import MigrationError, scrub, text_of
 from ..store.tables import MAX_NAME
 from .checksum import ModuleSource
 from .decorator import REGISTRY, Migration, Options, migration
+from .revisions import Revision, Revisions
 from .sources import Sources
 
 #: Bytes before the code in a file of byte code, see :pep:`552`.
@@ -30,7 +31,7 @@ _PYC_HEADER = 16
 _LOADED = "__db_smart_source__"
 
 
-def load(sources: Sources) -> list[Migration]:
+def load(sources: Sources, revisions: Revisions | None = None) -> list[Migration]:
     """Load the migrations from the very bytes that were scanned, in the order of their definition.
 
     In a package, modules come in the order of their names. Undecorated functions named ``migrate_…`` that take
@@ -38,8 +39,8 @@ def load(sources: Sources) -> list[Migration]:
 
     :raises MigrationError: a module does not import, two migrations share a name, or one cannot be called.
     """
-    found: list[Migration] = []
-    for relative in sorted(sources.paths, key=sources.module_name):
+    found = [] if revisions is None else [_of_revision(one) for one in revisions.by_name.values()]
+    for relative in sorted(sources.modules, key=sources.module_name):
         name, path, content = sources.module_name(relative), sources.paths[relative], sources.contents[relative]
         source = ModuleSource(name, path, content)
         module = _import(name, path, content, source)
@@ -53,6 +54,15 @@ def load(sources: Sources) -> list[Migration]:
                 "unique, because the history knows a migration by its name. Nothing was changed. Rename one of them."
             )
     return found
+
+
+def _of_revision(one: Revision) -> Migration:
+    """A revision of Alembic as a migration, which ``env.py`` runs."""
+
+    def run() -> None:
+        raise AssertionError("a revision is run by env.py")
+
+    return Migration(one.name, one.checksum, Options(once=True), run, False, one.path, True, one.message)
 
 
 def _import(name: str, path: str, content: bytes, source: ModuleSource) -> ModuleType:
@@ -260,3 +270,9 @@ def location(error: BaseException, path: str) -> str:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return path if line is None else f"{path}, line {line}"
+
+
+def location_in(error: BaseException, revisions: Revisions | None) -> str | None:
+    """Where in a revision an exception came from, ``None`` if it came through none."""
+    paths = () if revisions is None else (one.path for one in revisions.by_name.values())
+    return next((found for path in paths if (found := location(error, path)) != path), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -199,12 +199,19 @@ class Backfill:
                     f"A backfill of {self._name!r} cannot set {name!r}, a column of the key whose order it follows."
                 )
         transaction.checkpoint()
-        with journal.pause(), self._patience():
-            if state is None:
-                state = self._first_of(_State(None, 0, repeat))
-                self._save(state)
-            transaction.commit()
-            self._pass(state, work, most)
+        try:
+            with journal.pause(), self._patience():
+                if state is None:
+                    state = self._first_of(_State(None, 0, repeat))
+                    self._save(state)
+                transaction.commit()
+                self._pass(state, work, most)
+        except BaseException:
+            # The code of the migration may catch it: what it does then must not commit by itself.
+            with suppress(sa.exc.SQLAlchemyError):
+                transaction.rollback()
+                begin(self._connection)
+            raise
         begin(self._connection)
 
     def _foretell(self, dry: DryRun, values: Mapping[str, Any], condition: Any) -> None:

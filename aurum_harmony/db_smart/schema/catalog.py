@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -16,16 +17,32 @@ Kind = Literal["unique", "check", "foreign", "primary", "exclude"]
 _SQLITE_COLUMNS = sa.text(
     "SELECT lower(name), cid FROM pragma_table_xinfo(:table, :schema) WHERE cid = 0 OR lower(name) IN :names"
 ).bindparams(sa.bindparam("names", expanding=True))
+#: A name that SQLite's definition of a table holds as it is, however it is quoted.
+_SIMPLE_NAME = re.compile(r"\w+")
 _SQLITE_INDEXES = sa.text(
     'SELECT i.name, i."unique", c.name FROM pragma_index_list(:table, :schema) AS i, '
     "pragma_index_info(i.name, :schema) AS c ORDER BY i.name, c.seqno"
 )
+#: How MariaDB shows what it escapes in the values of an enumeration.
+_ESCAPE, _SIGNS = re.compile(r"\\(.)", re.DOTALL), {"n": "\n", "r": "\r", "0": "\0"}
 #: PostgreSQL: the name of a table as SQL, by ``:schema`` and ``:table``, quoted by the server itself.
 TABLE_NAME = "COALESCE(quote_ident(CAST(:schema AS text)) || '.', '') || quote_ident(CAST(:table AS text))"
+#: One row of NULL for a table that has none of the columns, none where there is no such table: nothing of the system's.
+_POSTGRESQL_COLUMNS = sa.text(
+    "SELECT CAST(a.attname AS text) FROM pg_class AS c LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid "
+    "AND a.attnum > 0 AND NOT a.attisdropped AND CAST(a.attname AS text) IN :names "
+    f"WHERE c.oid = to_regclass({TABLE_NAME}) AND c.relkind IN ('r', 'p', 'f', 'v', 'm') "
+    "AND c.relnamespace <> CAST('pg_catalog' AS regnamespace)"
+).bindparams(sa.bindparam("names", expanding=True, type_=sa.Text()))
 _POSTGRESQL_INVALID = sa.text(
     "SELECT i.relname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
     f"WHERE x.indrelid = to_regclass({TABLE_NAME}) AND NOT (x.indisvalid AND x.indisready) UNION ALL "
     f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND NOT convalidated"
+)
+#: One row of NULL for an enumeration without values.
+_POSTGRESQL_ENUMERATION = sa.text(
+    "SELECT CAST(e.enumlabel AS text) FROM pg_type AS t LEFT JOIN pg_enum AS e ON e.enumtypid = t.oid "
+    f"WHERE t.oid = to_regtype({TABLE_NAME}) AND t.typtype = 'e' ORDER BY e.enumsortorder"
 )
 _POSTGRESQL_EXCLUSIONS = sa.text(
     f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND contype = 'x'"
@@ -81,6 +98,44 @@ class Reference:
     on_delete: str
 
 
+#: By kind, how many there are of a name.
+_POSTGRESQL_DECLARED = {
+    "view": sa.text(
+        "SELECT count(*) FROM pg_class WHERE relkind = 'v' AND oid = to_regclass("
+        f"{TABLE_NAME.replace(':table', ':name')})"
+    ),
+    "function": sa.text(
+        "SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE p.proname = :name "
+        "AND (n.nspname = CAST(:schema AS text) OR CAST(:schema AS text) IS NULL AND pg_function_is_visible(p.oid)) "
+        "AND n.nspname <> 'pg_catalog' AND (CAST(:of AS text) IS NULL OR p.oid = to_regprocedure("
+        f"{TABLE_NAME.replace(':table', ':name')} || '(' || CAST(:of AS text) || ')'))"
+    ),
+    "trigger": sa.text(
+        "SELECT count(*) FROM pg_trigger WHERE tgname = :name AND NOT tgisinternal "
+        f"AND tgrelid = to_regclass({TABLE_NAME.replace(':table', ':of')})"
+    ),
+}
+_MARIADB_DECLARED = {
+    "view": sa.text(
+        "SELECT count(*) FROM information_schema.VIEWS WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) "
+        "AND TABLE_NAME = :name"
+    ),
+    "function": sa.text(
+        "SELECT count(*) FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = COALESCE(:schema, DATABASE()) "
+        "AND ROUTINE_TYPE = 'FUNCTION' AND ROUTINE_NAME = :name"
+    ),
+    "trigger": sa.text(
+        "SELECT count(*) FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = COALESCE(:schema, DATABASE()) "
+        "AND EVENT_OBJECT_TABLE = COALESCE(:of, EVENT_OBJECT_TABLE) AND TRIGGER_NAME = :name"
+    ),
+}
+
+
+def _options(index: Any) -> dict[str, Any]:
+    """What an inspector has of an index beside its name, its columns and whether it is unique."""
+    return {**index.get("dialect_options", {}), "sorting": index.get("column_sorting")}
+
+
 class Catalog:
     """Answers from a connection."""
 
@@ -108,6 +163,11 @@ class Catalog:
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
         found = [(self._plain(one["name"]), one) for one in self.inspector.get_columns(table, schema=schema)]
+        if self._dialect == "mysql":
+            for _, column in found:
+                kind: Any = column["type"]
+                if isinstance(kind, sa.Enum):  # of which SQLAlchemy leaves backslashes as the server shows them
+                    kind.enums = [_ESCAPE.sub(lambda one: _SIGNS.get(one[1], one[1]), value) for value in kind.enums]
         return {self.normalize_name(name): {**column, "name": name} for name, column in found}
 
     def primary_key(self, table: str, schema: str | None) -> list[str]:
@@ -120,11 +180,31 @@ class Catalog:
 
         :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
         """
+        # Reflecting all columns to look for one is what makes a thousand migrations slow.
         wanted = {self.normalize_name(column) for column in columns}
-        if self._dialect != "sqlite":
-            return wanted & self.columns(table, schema).keys()
-        # Reflecting all columns to look for one is what makes a thousand migrations slow. The first column always
-        # comes along, because only a table that exists has one.
+        if self._dialect == "sqlite":
+            return self._sqlite_present(table, wanted, schema)
+        if self._dialect == "postgresql" and wanted:
+            names = {"table": table, "schema": schema, "names": sorted(wanted)}
+            found = self._connection.scalars(_POSTGRESQL_COLUMNS, names).all()
+            if found:
+                return wanted & {*found}
+        return wanted & self.columns(table, schema).keys()
+
+    def _sqlite_present(self, table: str, wanted: set[str], schema: str | None) -> set[str]:
+        """As :meth:`present`, of normalized names."""
+        # Of a column that a table has, its definition holds the name; the columns themselves are asked only where that
+        # leaves a doubt.
+        definition = self.definition(table, schema)
+        if (
+            definition is not None
+            and definition.startswith("CREATE TABLE")
+            and all(map(_SIMPLE_NAME.fullmatch, wanted))
+        ):
+            text = self.normalize_name(definition)
+            if not any(name in text for name in wanted):
+                return set()
+        # The first column always comes along, because only a table that exists has one.
         names = {"table": table, "schema": schema or "main", "names": sorted(wanted)}
         rows = self._connection.execute(_SQLITE_COLUMNS, names).all()
         if not rows:
@@ -149,7 +229,7 @@ class Catalog:
                     [None if column is None else self._plain(column) for column in index["column_names"]],
                     bool(index["unique"]),
                     name not in invalid,
-                    {key: value for key, value in index.get("dialect_options", {}).items() if value},
+                    {key: value for key, value in _options(index).items() if value},
                 )
         return found
 
@@ -207,6 +287,33 @@ class Catalog:
                 known.options = self._sqlite_options(table, schema, known)
             found[self.normalize_name(constraint.name)] = known
         return found
+
+    def has_declared(self, kind: str, name: str, schema: str | None, of: str | None = None) -> bool:
+        """Whether there is such a view, function or trigger.
+
+        :param of: of a trigger its table, of a function of PostgreSQL the types of its arguments; any where ``None``,
+            but for the triggers of PostgreSQL, whose names are those of a table.
+        """
+        if self._dialect == "sqlite":
+            quote = self._connection.dialect.identifier_preparer.quote_identifier
+            query = f"SELECT count(*) FROM {quote(schema or 'main')}.sqlite_master WHERE type = ? AND name = ?"
+            query += " COLLATE NOCASE AND (? IS NULL OR tbl_name = ? COLLATE NOCASE)"
+            of = of if kind == "trigger" else None
+            return bool(self._connection.exec_driver_sql(query, (kind, name, of, of)).scalar())
+        queries = _POSTGRESQL_DECLARED if self._dialect == "postgresql" else _MARIADB_DECLARED
+        names = {"name": name, "schema": schema, **({"of": of} if ":of" in queries[kind].text else {})}
+        return bool(self._connection.scalar(queries[kind], names))
+
+    def comment(self, table: str, schema: str | None) -> str | None:
+        """The comment of a table."""
+        return self.inspector.get_table_comment(table, schema=schema)["text"] or None
+
+    def enumeration(self, name: str, schema: str | None) -> list[str] | None:
+        """The values of an enumeration that is a type of its own; ``None`` where there is no such type."""
+        if not self._facts.named_enumerations:
+            return None
+        found = self._connection.scalars(_POSTGRESQL_ENUMERATION, {"table": name, "schema": schema}).all()
+        return [value for value in found if value is not None] if found else None
 
     def definition(self, table: str, schema: str | None) -> str | None:
         """SQLite: the text of a table's definition; ``None`` where there is no such table."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Sequence
 from operator import le
 from typing import Any, Literal
 
@@ -12,8 +14,15 @@ from sqlalchemy.types import TypeEngine
 
 from ..dialects.base import facts_of
 
-#: What ends the name of a type.
-_MORE = re.compile(r"\s*\(| CHARACTER SET | COLLATE ")
+_STRING, _QUOTE = re.compile(r"'((?:[^']|'')*)'"), re.compile("'(')")
+#: The same where a backslash takes the next character as it is.
+_ESCAPED_STRING, _ESCAPE = re.compile(r"'((?:[^'\\]|''|\\.)*)'", re.DOTALL), re.compile(r"(?:'|\\)(.)", re.DOTALL)
+#: PostgreSQL's casts, as in ``'a'::character varying(20)`` and ``::text[]``.
+_CAST = re.compile(r"::[a-z ]+(\(\d+\))?(\[\])?")
+#: What makes no difference in a list of values.
+_SIGNS = re.compile(r"""[\s(),\[\]"`]""")
+#: What ends the name of a type; what is below zero counts with the size.
+_MORE = re.compile(r"\s*\(| UNSIGNED\b| CHARACTER SET | COLLATE ")
 
 
 def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Literal["same", "wider", "other"]:
@@ -24,7 +33,8 @@ def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Lit
         ``"other"`` when it may not.
     """
     values = native_values(old, dialect), native_values(new, dialect)
-    if values[0] is not None and values[1] is not None and _same_name(old, new, dialect):
+    lists = isinstance(old, sa.ARRAY), isinstance(new, sa.ARRAY)
+    if values[0] is not None and values[1] is not None and lists[0] == lists[1] and _same_name(old, new, dialect):
         return "same" if values[0] == values[1] else "wider" if _within(values[0], values[1]) else "other"
     if _text(old, dialect) == _text(new, dialect):
         return "same"
@@ -47,12 +57,63 @@ def compare(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> Lit
 
 
 def native_values(kind: TypeEngine[Any], dialect: Dialect) -> list[str] | None:
-    """The values of an enumeration that is a type of the database, in their order; ``None`` of any other type."""
-    if isinstance(kind, sa.types.TypeDecorator):
-        kind = kind.load_dialect_impl(dialect)
+    """The values of an enumeration that is a type of the database, in their order; ``None`` of any other type.
+
+    Of an array, those of its items.
+    """
+    kind = enumeration(kind, dialect)
     if isinstance(kind, sa.Enum) and kind.native_enum and dialect.supports_native_enum:
         return list(kind.enums)
     return None
+
+
+def enumeration(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """The enumeration that a type is made of, if it is of one: by a decorator or as an array; else the type itself."""
+    while isinstance(kind, (sa.types.TypeDecorator, sa.ARRAY)):
+        kind = kind.item_type if isinstance(kind, sa.ARRAY) else kind.load_dialect_impl(dialect)
+    return kind
+
+
+def listed_values(condition: str | None, column: str, dialect: Dialect) -> list[str] | None:
+    """The values that a check allows a column, as the database shows it; ``None`` if it says anything else."""
+    escapes = facts_of(dialect.name).backslash_escapes
+    string, escape = (_ESCAPED_STRING, _ESCAPE) if escapes else (_STRING, _QUOTE)
+    values = [escape.sub(r"\1", text) for text in string.findall(condition or "")]
+    rest, name = (_SIGNS.sub("", text).lower() for text in (_CAST.sub("", string.sub("", condition or "")), column))
+    return values if rest in (f"{name}in", f"{name}=anyarray", f"{name}=") and values else None
+
+
+def longer(kind: TypeEngine[Any], values: Sequence[str]) -> TypeEngine[Any] | None:
+    """A text type in which all values have room; ``None`` where they have it already."""
+    length = getattr(kind, "length", None)
+    most = max(map(len, values), default=0)
+    if not isinstance(kind, sa.String) or length is None or length >= most:
+        return None
+    new = copy.copy(kind)
+    new.length = most
+    new.__dict__.pop("_static_cache_key", None)
+    return new
+
+
+def with_values(
+    have: Sequence[str], add: Sequence[str], *, after: str | None = None, before: str | None = None
+) -> list[str]:
+    """Values with those that are missing among them, each behind the one that is added before it.
+
+    :param after: the value behind which the first of them stands; ``before`` likewise; without both it is the last.
+    :raises ValueError: there is no such value.
+    """
+    wanted, previous = list(have), after
+    for value in add:
+        if value not in wanted:
+            place = len(wanted)
+            if previous is not None:
+                place = wanted.index(previous) + 1
+            elif before is not None:
+                place = wanted.index(before)
+            wanted.insert(place, value)
+        previous = None if previous is None and before is None else value
+    return wanted
 
 
 def spelled(kind: TypeEngine[Any], dialect: Dialect) -> str:
@@ -90,7 +151,8 @@ def _same_name(old: TypeEngine[Any], new: TypeEngine[Any], dialect: Dialect) -> 
     """Whether two enumerations are one type, which may have a name and perhaps a schema."""
     if not facts_of(dialect.name).named_enumerations:
         return True
-    names = [[str(getattr(kind, "name", None)), getattr(kind, "schema", None)] for kind in (old, new)]
+    kinds = enumeration(old, dialect), enumeration(new, dialect)
+    names = [[str(getattr(kind, "name", None)), getattr(kind, "schema", None)] for kind in kinds]
     return names[0][0] == names[1][0] and (None in (names[0][1], names[1][1]) or names[0][1] == names[1][1])
 
 

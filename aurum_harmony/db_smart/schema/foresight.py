@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import Grouping
 
 from .planned import DryCatalog
-from .rules import OLD_ROWS, Refused
+from .rules import OLD_ROWS, Refused, counted
 
 
 class Foresight:
@@ -44,9 +44,8 @@ class Foresight:
         """
         rows = self._catalog.rows(table, schema)
         if rows is not None and column in rows.c:
-            self._refuse(
-                what, sa.select(sa.func.count()).select_from(rows).where(rows.c[column].is_(None)), "have NULL"
-            )
+            nulls = sa.select(sa.func.count()).select_from(rows).where(rows.c[column].is_(None))
+            self._refuse(what, nulls, "has NULL", "have NULL")
 
     def fits(self, what: str, table: str, schema: str | None, column: str, kind: Any) -> None:
         """See that texts are short enough for a type.
@@ -56,7 +55,7 @@ class Foresight:
         rows = self._catalog.rows(table, schema)
         if isinstance(kind, sa.String) and kind.length and rows is not None and column in rows.c:
             long = sa.func.char_length(rows.c[column]) > kind.length
-            self._refuse(what, sa.select(sa.func.count()).select_from(rows).where(long), "are longer")
+            self._refuse(what, sa.select(sa.func.count()).select_from(rows).where(long), "is longer", "are longer")
 
     def unique(self, what: str, table: str, schema: str | None, columns: Sequence[str], where: Any = None) -> None:
         """See that no rows have the same values.
@@ -72,7 +71,12 @@ class Foresight:
         groups = groups.group_by(*own).having(sa.func.count() > 1)
         if where is not None:
             groups = groups.where(sa.text(where) if isinstance(where, str) else where)
-        self._refuse(what, sa.select(sa.func.sum(groups.subquery().c.n)), "have the same values as others")
+        self._refuse(
+            what,
+            sa.select(sa.func.sum(groups.subquery().c.n)),
+            "has the values of another",
+            "have the same values as others",
+        )
 
     def check(self, what: str, table: str, schema: str | None, condition: Any) -> None:
         """See that no row breaks a check.
@@ -82,7 +86,7 @@ class Foresight:
         rows = self._catalog.rows(table, schema)
         if rows is not None:
             wrong = sa.not_(Grouping(sa.text(condition) if isinstance(condition, str) else condition))
-            self._refuse(what, sa.select(sa.func.count()).select_from(rows).where(wrong), "break it")
+            self._refuse(what, sa.select(sa.func.count()).select_from(rows).where(wrong), "breaks it", "break it")
 
     def foreign(self, what: str, constraint: sa.ForeignKeyConstraint) -> None:
         """See that what rows refer to is there.
@@ -100,11 +104,12 @@ class Foresight:
             return
         same = sa.exists().where(*(rows.c[key] == theirs.c[other] for key, other in pairs))
         broken = sa.and_(*(rows.c[key].is_not(None) for key, _ in pairs), ~same)
-        self._refuse(what, sa.select(sa.func.count()).select_from(rows).where(broken), "refer to missing rows")
+        missing = sa.select(sa.func.count()).select_from(rows).where(broken)
+        self._refuse(what, missing, "refers to a missing row", "refer to missing rows")
 
-    def _refuse(self, what: str, query: sa.Select[Any], how: str) -> None:
+    def _refuse(self, what: str, query: sa.Select[Any], one: str, more: str) -> None:
         count = None
         with suppress(sa.exc.DBAPIError, sa.exc.CompileError):  # on what only the run makes; or no right to read
             count = self._catalog.ask(query)
         if count:
-            raise Refused(OLD_ROWS, what, f"{count} rows {how}. ")
+            raise Refused(OLD_ROWS, what, f"{counted(count, one, more)}. ")

@@ -48,7 +48,10 @@ def lost(database: str, names: Iterable[str], taken: Mapping[str, str]) -> str:
     """
     said = f"the database {database!r} lacks tables of the models: {', '.join(names)}. "
     if set(names) - taken.keys():
-        said += "'flask db-smart migrate' creates them; new models need a migration with op.create_table. "
+        said += (
+            "'flask db-smart migrate' creates them; for a new model 'flask db-smart new NAME --from-models' writes the "
+            "migration. "
+        )
     for name, migration in taken.items():
         said += (
             f"{name!r} was dropped or renamed by the migration {migration!r}, which this code does not have: either "

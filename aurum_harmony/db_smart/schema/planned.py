@@ -15,12 +15,39 @@ from typing import Any, Literal, cast
 import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable, ColumnType, DropColumn, RenameTable
 from alembic.ddl.postgresql import PostgresqlColumnType
-from sqlalchemy.schema import AddConstraint, CreateIndex, CreateTable, DropConstraint, DropIndex, DropTable
+from sqlalchemy.dialects.postgresql import CreateEnumType
+from sqlalchemy.schema import (
+    AddConstraint,
+    CreateIndex,
+    CreateTable,
+    DropColumnComment,
+    DropConstraint,
+    DropIndex,
+    DropTable,
+    DropTableComment,
+    SetColumnComment,
+    SetTableComment,
+)
 
 from ..dialects.base import facts_of
-from ..session.sql import default_text, name_text
+from ..session.sql import condition_text, default_text, name_text, needed
 from .catalog import Catalog, Constraint, Index, Kind, Reference
-from .ddl import AddColumns, AlterDefault, ModifyColumn, RenameColumn, UniqueUsingIndex, ValidateConstraint
+from .column_types import with_values
+from .ddl import (
+    AddColumns,
+    AddEnumValue,
+    AlterDefault,
+    CreateDeclared,
+    DeclaredObject,
+    DropDeclared,
+    ModifyColumn,
+    RenameColumn,
+    RenameIndex,
+    ReplaceCheck,
+    ReplaceIndex,
+    UniqueUsingIndex,
+    ValidateConstraint,
+)
 
 #: The beginning of SQL that may change rows.
 ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|REPLACE|WITH)\b", re.IGNORECASE)
@@ -29,6 +56,7 @@ _KINDS: dict[type[sa.Constraint], Kind] = {
     sa.UniqueConstraint: "unique",
     sa.CheckConstraint: "check",
     sa.ForeignKeyConstraint: "foreign",
+    sa.PrimaryKeyConstraint: "primary",
 }
 
 
@@ -40,6 +68,8 @@ class Planned:
         ``None`` where it has no such column.
     :ivar stored: what the database calls the table; ``None`` where it has no such table.
     :ivar changed: whether the run changes rows of it, so that those that are there tell little.
+    :ivar key: the columns of its primary key; ``None`` where the database is to be asked.
+    :ivar comment: of the table; ``False`` where the database is to be asked.
     :ivar dropped: names of what the run drops of it: indexes and constraints.
     """
 
@@ -49,6 +79,8 @@ class Planned:
     empty: bool = True
     stored: str | None = None
     changed: bool = False
+    key: list[str] | None = field(default_factory=list)
+    comment: str | None | Literal[False] = None
     dropped: set[str] = field(default_factory=set)
 
 
@@ -83,6 +115,17 @@ class DryCatalog(Catalog):
     def plan_rename(self, table: str, schema: str | None, column: str, name: str | None) -> None:
         """Note that a column has another name, or with ``None`` that it is gone."""
 
+    def plan_enumeration(self, name: str, schema: str | None, values: list[str]) -> None:
+        """Note which values an enumeration has that is a type of its own."""
+
+    def plan_declared(self, one: DeclaredObject, *, there: bool) -> None:
+        """Note that a view, a function or a trigger is made, or gone."""
+
+    @property
+    def makes_keys(self) -> bool:
+        """Whether there would be foreign keys by now that the database itself does not show."""
+        return False
+
     def plan_rows(self, table: str, schema: str | None, *, filled: bool) -> None:
         """Note that rows of a table are changed.
 
@@ -116,6 +159,8 @@ class PlannedCatalog(DryCatalog):
     def __init__(self, connection: sa.Connection) -> None:
         super().__init__(connection)
         self._planned: dict[tuple[str | None, str], Planned | None] = {}
+        self._enumerations: dict[tuple[str | None, str], list[str]] = {}
+        self._declared: dict[tuple[str, str | None, str, str | None], bool] = {}
 
     def play(self, sql: str) -> None:
         """Nothing is made."""
@@ -123,7 +168,27 @@ class PlannedCatalog(DryCatalog):
     def has_table(self, table: str, schema: str | None) -> bool:
         """Whether there is such a table or view."""
         known = self._known(table, schema)
+        view = self._declared.get(("view", schema, self.normalize_name(table), None))
+        if view is not None:
+            return view
         return super().has_table(table, schema) if known is False else known is not None
+
+    def has_declared(self, kind: str, name: str, schema: str | None, of: str | None = None) -> bool:
+        """Whether there is such a view, function or trigger."""
+        place = (kind, schema, self.normalize_name(name))
+        known = self._declared.get((*place, of and self.normalize_name(of)))
+        if known is None and kind == "function" and of is not None and self._declared.get((*place, None)) is False:
+            return False  # all of that name are gone
+        return super().has_declared(kind, name, schema, of) if known is None else known
+
+    def plan_declared(self, one: DeclaredObject, *, there: bool) -> None:
+        """Note that a view, a function or a trigger is made, or gone."""
+        of = one.arguments if isinstance(one, DropDeclared) and one.kind == "function" else one.table
+        names = [of and self.normalize_name(of)]
+        if one.kind == "trigger" and self._dialect != "postgresql":
+            names.append(None)  # of a name there is one alone
+        for name in names:
+            self._declared[one.kind, one.schema, self.normalize_name(one.name), name] = there
 
     def columns(self, table: str, schema: str | None) -> dict[str, Any]:
         """The columns by normalized name, each as SQLAlchemy's inspector has it, or as in :class:`Planned`.
@@ -135,15 +200,52 @@ class PlannedCatalog(DryCatalog):
             raise sa.exc.NoSuchTableError(table)
         return super().columns(table, schema) if known is False else known.columns
 
+    def present(self, table: str, columns: Iterable[str], schema: str | None) -> set[str]:
+        """Those of the columns, normalized, that the table has.
+
+        :raises sqlalchemy.exc.NoSuchTableError: there is no such table.
+        """
+        return {self.normalize_name(column) for column in columns} & self.columns(table, schema).keys()
+
     def indexes(self, table: str, schema: str | None) -> dict[str, Index]:
         """The indexes of a table by normalized name."""
         known = self._known(table, schema)
         return super().indexes(table, schema) if known is False else {} if known is None else known.indexes
 
+    @property
+    def makes_keys(self) -> bool:
+        """Whether there would be foreign keys by now that the database itself does not show."""
+        for (schema, _), planned in self._planned.items():
+            if planned is None:
+                continue
+            there = {} if planned.stored is None else super().constraints(planned.stored, schema)
+            names = [{one.name for one in of.values() if one.kind == "foreign"} for of in (planned.constraints, there)]
+            if planned.stored is None or names[0] != names[1]:
+                return True
+        return False
+
     def constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
         """The named constraints of a table by normalized name."""
         known = self._known(table, schema)
         return super().constraints(table, schema) if known is False else {} if known is None else known.constraints
+
+    def primary_key(self, table: str, schema: str | None) -> list[str]:
+        """The columns of the primary key in its order; none where there is no such key."""
+        known = self._known(table, schema) or Planned(key=None, stored=table)
+        return super().primary_key(str(known.stored), schema) if known.key is None else known.key
+
+    def comment(self, table: str, schema: str | None) -> str | None:
+        """The comment of a table."""
+        known = self._known(table, schema) or Planned(comment=False, stored=table)
+        return super().comment(str(known.stored), schema) if known.comment is False else known.comment
+
+    def enumeration(self, name: str, schema: str | None) -> list[str] | None:
+        """The values of an enumeration that is a type of its own; ``None`` where there is no such type."""
+        return self._enumerations.get((schema, name)) or super().enumeration(name, schema)
+
+    def plan_enumeration(self, name: str, schema: str | None, values: list[str]) -> None:
+        """Note which values an enumeration has."""
+        self._enumerations[schema, name] = values
 
     def empty(self, table: str, schema: str | None) -> bool:
         """Whether a table has no rows."""
@@ -178,6 +280,8 @@ class PlannedCatalog(DryCatalog):
                     self.constraints(table, schema),
                     self.empty(table, schema),
                     table,
+                    key=None,
+                    comment=False,
                 )
             self._planned[schema, self.normalize_name(table)] = known
         return known
@@ -399,6 +503,13 @@ def apply(change: object, catalog: DryCatalog) -> None:
 def _create_table(change: CreateTable, catalog: DryCatalog) -> None:
     table = change.element
     catalog.plan_columns(table.name, table.schema, table.columns)
+    _plan_comment(catalog, table, table.comment)
+    planned = catalog.plan(table.name, table.schema)
+    if planned is not None:
+        planned.key = [column.name for column in table.primary_key]
+    for constraint in table.constraints:
+        if isinstance(constraint.name, str) and needed(constraint, catalog.dialect):
+            _plan_constraint(catalog, table, constraint.name, constraint)
 
 
 @apply.register
@@ -460,6 +571,19 @@ def _modify_column(change: ModifyColumn, catalog: DryCatalog) -> None:
     _plan_column(catalog, change.table, change.column, change.schema, **change.becomes)
 
 
+@apply.register(SetColumnComment)
+@apply.register(DropColumnComment)
+def _column_comment(change: Any, catalog: DryCatalog) -> None:
+    column = change.element
+    _plan_column(catalog, column.table.name, column.name, column.table.schema, comment=column.comment)
+
+
+@apply.register(SetTableComment)
+@apply.register(DropTableComment)
+def _table_comment(change: Any, catalog: DryCatalog) -> None:
+    _plan_comment(catalog, change.element, change.element.comment)
+
+
 @apply.register
 def _create_index(change: CreateIndex, catalog: DryCatalog) -> None:
     index = change.element
@@ -470,6 +594,19 @@ def _create_index(change: CreateIndex, catalog: DryCatalog) -> None:
         name = name_text(index, catalog.dialect)
         planned.indexes[catalog.normalize_name(name)] = Index(name, columns, bool(index.unique))
         planned.dropped.discard(name)
+
+
+@apply.register
+def _replace_index(change: ReplaceIndex, catalog: DryCatalog) -> None:
+    _create_index(CreateIndex(change.index), catalog)
+
+
+@apply.register
+def _rename_index(change: RenameIndex, catalog: DryCatalog) -> None:
+    planned = catalog.plan(change.table, change.schema)
+    if planned is not None:
+        index = planned.indexes.pop(catalog.normalize_name(change.index))
+        planned.indexes[catalog.normalize_name(change.name)] = replace(index, name=change.name)
 
 
 @apply.register
@@ -499,10 +636,47 @@ def _drop_constraint(change: DropConstraint, catalog: DryCatalog) -> None:
 
 
 @apply.register
+def _replace_check(change: ReplaceCheck, catalog: DryCatalog) -> None:
+    assert isinstance(change.check.table, sa.Table)
+    _forget(catalog, change.check.table, change.name)
+    _plan_constraint(catalog, change.check.table, str(change.check.name), change.check)
+    if change.column is not None:
+        _plan_column(catalog, change.check.table.name, change.column, change.check.table.schema, type=change.type_)
+
+
+@apply.register
+def _create_declared(change: CreateDeclared, catalog: DryCatalog) -> None:
+    catalog.plan_declared(change, there=True)
+
+
+@apply.register
+def _drop_declared(change: DropDeclared, catalog: DryCatalog) -> None:
+    catalog.plan_declared(change, there=False)
+
+
+@apply.register
+def _create_enum_type(change: CreateEnumType, catalog: DryCatalog) -> None:
+    catalog.plan_enumeration(str(change.element.name), change.element.schema, list(change.element.enums))
+
+
+@apply.register
+def _add_enum_value(change: AddEnumValue, catalog: DryCatalog) -> None:
+    have = catalog.enumeration(change.name, change.schema) or []
+    values = with_values(have, [change.value], after=change.after, before=change.before)
+    catalog.plan_enumeration(change.name, change.schema, values)
+
+
+@apply.register
 def _validate_constraint(change: ValidateConstraint, catalog: DryCatalog) -> None:
     planned = catalog.plan(change.table, change.schema)
     if planned is not None and catalog.normalize_name(change.name) in planned.constraints:
         planned.constraints[catalog.normalize_name(change.name)].valid = True
+
+
+def _plan_comment(catalog: DryCatalog, table: sa.Table, comment: str | None) -> None:
+    planned = catalog.plan(table.name, table.schema)
+    if planned is not None:
+        planned.comment = comment
 
 
 def _plan_column(catalog: DryCatalog, table: str, column: str, schema: str | None, **new: Any) -> None:
@@ -519,13 +693,17 @@ def _plan_constraint(catalog: DryCatalog, table: sa.Table, name: str, constraint
         return
     columns: list[str] = []
     target = None
-    if isinstance(constraint, sa.UniqueConstraint):
+    if isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint)):
         columns = [column.name for column in constraint.columns]
+        planned.key = columns if kind == "primary" else planned.key
     elif isinstance(constraint, sa.ForeignKeyConstraint):
         columns = [*constraint.column_keys]
         target = constraint.referred_table.name, tuple(element.column.name for element in constraint.elements)
     valid = not constraint.dialect_options["postgresql"]["not_valid"] if kind in ("check", "foreign") else True
     planned.constraints[catalog.normalize_name(name)] = Constraint(name, kind, columns, valid, target)
+    if isinstance(constraint, sa.CheckConstraint):
+        condition = condition_text(constraint.sqltext, catalog.dialect)
+        planned.constraints[catalog.normalize_name(name)].condition = condition
     planned.dropped.discard(name)
 
 
@@ -535,5 +713,7 @@ def _forget(catalog: DryCatalog, table: sa.Table, name: str) -> None:
     if planned is not None:
         planned.dropped.add(name)
         constraint = planned.constraints.pop(key, None)
+        if constraint is not None and constraint.kind == "primary":
+            planned.key = []
         if constraint is None or constraint.kind != "foreign":  # whose index MariaDB keeps
             planned.indexes.pop(key, None)

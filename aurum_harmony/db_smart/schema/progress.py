@@ -1,4 +1,4 @@
-"""How far a backfill is, as the table of the journal tells others."""
+"""How far a backfill is, as the table of the journal tells others, or one long statement, as the lock's holder does."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from ..session import json_values
-from ..store.history import within
+from ..store.history import Doing, within
 from ..store.tables import progress
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a backfill is.
+    """How far a backfill is, or one long statement.
 
-    :ivar done: rows.
-    :ivar total: rows, estimated.
-    :ivar rate: rows per second; 0 where it stands still.
+    :ivar done: rows; of a statement, as many of its unit.
+    :ivar total: likewise, estimated; of a statement 0 where the server does not say.
+    :ivar rate: of these per second; 0 where it stands still.
+    :ivar unit: ``"rows"`` of a backfill; of a statement what the server counts: ``"blocks"``, ``"rows"``, ``"bytes"``,
+        ``"transactions"`` that it waits for, or ``"%"``.
+    :ivar phase: what the server is at with the statement, of which the others are; empty for a backfill.
     :ivar eta_s: how long it will take, seconds; ``None`` where nothing can be said.
     """
 
@@ -25,6 +28,8 @@ class Progress:
     done: int
     total: int
     rate: float
+    unit: str = "rows"
+    phase: str = ""
     eta_s: float | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -32,8 +37,44 @@ class Progress:
         object.__setattr__(self, "eta_s", left)
 
     def __str__(self) -> str:
-        text = f"{self.migration}: {self.done:,} of ~{self.total:,} rows"
-        return text if self.eta_s is None else f"{text}, {self.rate:,.0f} rows/s, about {self.eta_s:,.0f} s left"
+        return f"{self.migration}: {self.rows}{', ' if self.left else ''}{self.left}"
+
+    @property
+    def rows(self) -> str:
+        """How many are done, and how quickly."""
+        if self.phase and not self.total:
+            return self.phase
+        text = f"{self.done:,} of {'' if self.phase else '~'}{self.total:,} {self.unit}"
+        text = f"{self.done} %" if self.unit == "%" else text
+        text = f"{self.phase}: {text}" if self.phase else text
+        return f"{text}, {self.rate:,.0f} {self.unit}/s" if self.rate and self.unit != "%" else text
+
+    @property
+    def left(self) -> str:
+        """How long it will take, in words; empty where nothing can be said."""
+        if self.eta_s is None:
+            return ""
+        return f"{duration(self.eta_s if self.eta_s < 1 else round(self.eta_s))} left"
+
+    @classmethod
+    def of_statement(cls, migration: str | None, doing: Doing | None) -> Progress | None:
+        """How far a migration is with one long statement, where it is with one."""
+        if doing is None or not migration:
+            return None
+        return cls(migration, doing.done, doing.total, doing.rate, doing.unit, doing.phase)
+
+
+def duration(seconds: float) -> str:
+    """About how long something takes, in words."""
+    if seconds < 0.05:
+        return "a moment"
+    if seconds < 90:
+        return f"about {seconds:.1f} s" if seconds < 10 and seconds % 1 else f"about {seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"about {minutes} min"
+    hours = round(seconds / 3600)
+    return f"about {hours} h" if hours < 48 else f"about {round(hours / 24)} days"
 
 
 def read_progress(connection: sa.Connection, place: str | None = None, *, running: bool) -> Progress | None:

@@ -4,7 +4,9 @@ A migration may be committed in parts: where the database commits at a schema ch
 operation commits because its work must not share a transaction with other work (an index built while the table is in
 use, a backfill). Schema operations look first and do only what is missing. Every other statement that changes
 something is a *step*: it is recorded in the same transaction as its change, and the next run skips it
-(:class:`StepCursor`, which :mod:`.rebind` puts in the place of the driver's cursor).
+(:class:`StepCursor`, which :mod:`.rebind` puts in the place of the driver's cursor). A schema change in raw SQL that
+commits by itself is recorded as *intended* before it and as done after it; where only the intent is found, the
+definitions of the tables that it names tell whether it was made.
 """
 
 from __future__ import annotations
@@ -12,25 +14,29 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
+from ..dialects.base import facts_of
 from ..errors import DbSmartError
 from ..store.tables import progress
 from . import json_values as codec
+from .controls import without_comments
 
 _READS = ("SELECT", "SHOW", "PRAGMA", "EXPLAIN", "VALUES", "DESCRIBE", "DESC")
-_CONTROL = ("SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "BEGIN", "START", "SET", "USE", "LOCK", "UNLOCK")
-#: How much of what a statement returned is kept, characters; MariaDB's ``TEXT`` holds 65,535 bytes.
+CONTROL = ("SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "BEGIN", "START", "SET", "USE", "LOCK", "UNLOCK")
+#: How much of what a statement returned is kept, characters.
 _MAX_KEPT = 16_000
+#: How much of that is in one row, all of it ASCII; MariaDB's ``TEXT`` holds 65,535 bytes.
+_PIECE = 60_000
 _PROMISE = "promise:"
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
 
 
-class _Done(NamedTuple):
+class Done(NamedTuple):
     """What the driver said of a step when it was done.
 
     :ivar detail: JSON: the columns and rows that it returned; ``None`` where it returned none.
@@ -39,6 +45,18 @@ class _Done(NamedTuple):
     rowcount: int
     lastrowid: int
     detail: str | None
+
+
+class Guard(Protocol):
+    """Looks at what a migration's own SQL is about to do."""
+
+    def check(self, statement: str, parameters: Any = None) -> None:
+        """Look at a statement before it is sent; raise if it is not to be."""
+        ...
+
+    def passed(self, statement: str) -> None:
+        """Take note of a statement that an earlier, interrupted run has done."""
+        ...
 
 
 class Journal:
@@ -58,15 +76,37 @@ class Journal:
         self._connection = connection
         self.migration = migration
         self.at_once = at_once
+        self.facts = facts_of(connection.dialect.name)
         self._begun = begun
         self._counts: Counter[str] = Counter()
         self._made: list[dict[str, Any]] = []
-        self._done: dict[str, _Done] = {}
+        self._done: dict[str, Done] = {}
         if begun:
             rows = connection.execute(sa.select(progress).where(progress.c.migration == migration))
-            self._done = {row.step: _Done(row.row_count, row.last_row_id, row.detail) for row in rows}
+            self._done = _joined({row.step: Done(row.row_count, row.last_row_id, row.detail) for row in rows})
         #: True while what is sent is no step: the record of one, or a batch, which has a cursor instead.
         self.paused = False
+        #: Looks at each statement of the migration's own SQL; ``None`` where nobody does.
+        self.guard: Guard | None = None
+        #: True while the guard asks the database, in the middle of sending the statement that it looks at.
+        self.guarding = False
+
+    def look(self, statement: str, parameters: Any = None, *, passed: bool = False) -> None:
+        """Let the guard look at a statement of the migration's own SQL.
+
+        :param parameters: as the driver takes them.
+        :param passed: whether an earlier, interrupted run has done it.
+        """
+        if self.guard is None or self.paused or self.guarding:
+            return
+        self.guarding = True
+        try:
+            if passed:
+                self.guard.passed(statement)
+            else:
+                self.guard.check(statement, parameters)
+        finally:
+            self.guarding = False
 
     def clear(self, connection: sa.Connection) -> None:
         """Forget all steps, in the transaction that records the migration."""
@@ -108,7 +148,7 @@ class Journal:
         """Record that something begins that takes several transactions, before or with the first of them."""
         step = _promise(what)
         if step not in self._done:
-            self._done[step] = _Done(0, 0, None)
+            self._done[step] = Done(0, 0, None)
             self.record(step, 0, None, None)
 
     def promised(self, what: str) -> bool:
@@ -121,7 +161,7 @@ class Journal:
 
     def next(self, statement: str) -> str | None:
         """The key of the step that a statement is; ``None`` when it changes nothing or is no step."""
-        if self.paused or reads(statement) or statement.lstrip().upper().startswith(_CONTROL):
+        if self.paused or reads(statement) or statement.lstrip().upper().startswith(CONTROL):
             return None
         return self.number(statement)
 
@@ -131,7 +171,11 @@ class Journal:
         self._counts[digest] += 1
         return f"{digest}:{self._counts[digest]}"
 
-    def done(self, step: str) -> _Done | None:
+    def steps(self, prefix: str) -> list[Done]:
+        """The steps of an earlier run whose keys begin with something."""
+        return [done for step, done in self._done.items() if step.startswith(prefix)]
+
+    def done(self, step: str) -> Done | None:
         """What a step said when an earlier run did it."""
         return self._done.get(step)
 
@@ -145,15 +189,44 @@ class Journal:
             else:
                 row = {"migration": self.migration, "step": step, "last_row_id": 0, **values}
                 self._connection.execute(progress.insert(), row)
-        self._done[step] = _Done(row_count, 0, detail)
+        self._done[step] = Done(row_count, 0, detail)
         self._begun = True
 
     def record(self, step: str, rowcount: int, lastrowid: int | None, detail: str | None) -> None:
         """Note a step, and write it down where that cannot wait."""
         values = {"migration": self.migration, "step": step, "row_count": rowcount, "last_row_id": lastrowid or 0}
-        self._made.append({**values, "detail": detail})
+        self._made.append({**values, "detail": detail if detail is None else detail[:_PIECE]})
+        for number, start in enumerate(range(_PIECE, len(detail or ""), _PIECE), 1):
+            piece = (detail or "")[start : start + _PIECE]
+            self._made.append({**values, "step": f"{step}/{number}", "detail": piece})
         if self.at_once:
             self.store()
+
+    def intent(self, step: str) -> Done | None:
+        """What an earlier run has written before a schema change."""
+        return self.done(f"{step}?")
+
+    def intend(self, step: str, statement: str) -> None:
+        """Write down that a schema change is about to be made; it commits that before it begins."""
+        if self.intent(step) is None:
+            with self.pause():
+                image = self.facts.image(self._connection, statement)
+            values = {"migration": self.migration, "row_count": 0, "last_row_id": 0}
+            self._made.append({**values, "step": f"{step}?", "detail": image})
+            self.store()
+
+    def give_up(self, step: str, statement: str) -> None:
+        """The database has refused a schema change: the next run makes it as if for the first time."""
+        with self.pause(), suppress(sa.exc.DBAPIError):
+            mine = sa.and_(progress.c.migration == self.migration, progress.c.step == f"{step}?")
+            self._connection.execute(progress.delete().where(mine))
+            driver: Any = self._connection.connection.dbapi_connection
+            driver.commit()
+
+    def happened(self, intent: Done, statement: str) -> bool:
+        """Whether a schema change was made of which only the intent was found."""
+        with self.pause():
+            return self.facts.happened(self._connection, statement, intent.detail or "")
 
 
 class StepCursor:
@@ -162,7 +235,7 @@ class StepCursor:
     def __init__(self, journal: Journal, cursor: Any) -> None:
         self._journal = journal
         self._cursor = cursor
-        self._passed: _Done | None = None
+        self._passed: Done | None = None
         #: What the statement returned, where it was kept; ``None`` where the driver has it.
         self._rows: list[Any] | None = None
         self._description: Any = None
@@ -221,21 +294,56 @@ class StepCursor:
         step = self._journal.next(statement)
         self._passed = None if step is None else self._journal.done(step)
         self._rows = self._description = None
+        many = run == self._cursor.executemany
+        self._journal.look(statement, None if many else parameters, passed=self._passed is not None)
         if self._passed is not None:
-            if self._passed.detail is not None:
-                self._description, rows = codec.loads(self._passed.detail)
-                if rows is None:
-                    raise DbSmartError(
-                        "What a statement returned before this migration was interrupted was not saved, because of its "
-                        "types or its size, and cannot be given again. Query it by a SELECT instead of RETURNING"
-                    )
-                self._rows = [tuple(row) for row in rows]
-            return self._passed.rowcount
-        result = run(statement) if parameters is None else run(statement, parameters)
-        if step is not None:
-            last = getattr(self._cursor, "lastrowid", None)  # psycopg has none
-            rows = self._keep_rows()
-            self._journal.record(step, self._cursor.rowcount, last, rows)
+            return self._replay(self._passed)
+
+        def send() -> Any:
+            return run(statement) if parameters is None else run(statement, parameters)
+
+        if step is None:
+            return send()
+        return (
+            self._change(step, statement, send) if self._journal.facts.commits(statement) else self._record(step, send)
+        )
+
+    def _replay(self, done: Done) -> Any:
+        """Answer as the driver did when a step was done."""
+        self._passed = done
+        if done.detail is not None:
+            self._description, rows = codec.loads(done.detail)
+            if rows is None:
+                raise DbSmartError(
+                    "What a statement returned before this migration was interrupted was not saved, because of its "
+                    "types or its size, and cannot be given again. Query it by a SELECT instead of RETURNING"
+                )
+            self._rows = [tuple(row) for row in rows]
+        return done.rowcount
+
+    def _change(self, step: str, statement: str, send: Callable[[], Any]) -> Any:
+        """Make a schema change that commits by itself."""
+        journal = self._journal
+        intent = journal.intent(step)
+        if intent is not None and journal.happened(intent, statement):
+            journal.record(step, 0, 0, None)
+            return self._replay(Done(0, 0, None))
+        journal.intend(step, statement)
+        try:
+            return self._record(step, send)
+        except Exception as error:
+            if intent is not None and journal.facts.says(error, "done"):
+                journal.record(step, 0, 0, None)
+                return self._replay(Done(0, 0, None))
+            journal.give_up(step, statement)
+            raise
+
+    def _record(self, step: str, send: Callable[[], Any]) -> Any:
+        """Do a step, and note what the driver said of it."""
+        result = send()
+        last = getattr(self._cursor, "lastrowid", None)  # psycopg has none
+        rows = self._keep_rows()
+        self._journal.record(step, self._cursor.rowcount, last, rows)
         return result
 
     def _keep_rows(self) -> str | None:
@@ -244,20 +352,36 @@ class StepCursor:
             return None
         self._description = [tuple(column)[:7] for column in self._cursor.description]
         self._rows = list(self._cursor.fetchall())
-        names = [
-            [column[0], column[1] if isinstance(column[1], int) else None] + [None] * 5 for column in self._description
-        ]
+        names = self._kept_names()
         try:
             kept = codec.dumps([names, self._rows])
         except TypeError:
             kept = None
         return codec.dumps([names, None]) if kept is None or len(kept) > _MAX_KEPT else kept
 
+    def _kept_names(self) -> list[Any]:
+        """The description of what was returned, as far as JSON has a form for it."""
+        return [
+            [column[0], column[1] if isinstance(column[1], int) else None] + [None] * 5 for column in self._description
+        ]
+
 
 def reads(statement: str) -> bool:
     """Whether a statement only reads."""
-    text = statement.lstrip(" \t\r\n(").upper()
+    text = without_comments(statement).lstrip(" \t\r\n(").upper()
     return text.startswith(_READS) or (text.startswith("WITH") and not _WRITES.search(text))
+
+
+def _joined(rows: dict[str, Done]) -> dict[str, Done]:
+    """The steps, each with all pieces of what it returned."""
+    steps = {step: done for step, done in rows.items() if "/" not in step}
+    for step, done in steps.items():
+        pieces = [done.detail or ""]
+        while (more := rows.get(f"{step}/{len(pieces)}")) is not None:
+            pieces.append(more.detail or "")
+        if len(pieces) > 1:
+            steps[step] = done._replace(detail="".join(pieces))
+    return steps
 
 
 def _promise(what: str) -> str:

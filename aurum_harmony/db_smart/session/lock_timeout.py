@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from sqlalchemy.engine import Engine
 from ..dialects.base import facts_of
 from ..notices import logger_of
 from ..store.database import Database
+from .controls import split, without_comments
 
 _logger = logger_of(__name__)
 
@@ -32,6 +34,13 @@ _ALONE = re.compile(
     r"|\b(CREATE|ALTER|DROP|REINDEX)\s+(DATABASE|SYSTEM|TABLESPACE|SUBSCRIPTION)\b",
     re.IGNORECASE,
 )
+#: By what the code of a migration chooses a time-out itself, or gives it back.
+_CHOICE = re.compile(
+    r"SET\s+(?:SESSION\s+|(?P<local>LOCAL)\s+)?lock_timeout\s*(?:=|TO\b)\s*(?P<default>DEFAULT\b)?"
+    r"|SELECT\b.*\bset_config\s*\(\s*'lock_timeout'\s*,[^,]*,\s*(?P<transaction>true\b)?"
+    r"|(?P<reset>RESET\s+(?:lock_timeout|ALL)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 #: The shortest time-out, seconds: what is left to a transaction whose schema changes have waited long already.
 _LEAST = 0.05
 
@@ -41,9 +50,10 @@ class DdlLockTimeout:
 
     On PostgreSQL each gets ``lock_timeout`` for its statement; those of one transaction share the time, since the locks
     that it has already block others while it waits for more. In autocommit a change gets a transaction of its own, as
-    nothing else may be set for one statement alone behind PgBouncer. On MariaDB it is the session's
-    ``lock_wait_timeout``. SQLite has one lock, which is waited for at the begin of a transaction, when nothing is held,
-    and at its end, when new readers wait too.
+    nothing else may be set for one statement alone behind PgBouncer. What the code of a migration itself sets is left
+    as it is, for as long as PostgreSQL keeps it. On MariaDB it is the session's ``lock_wait_timeout``. SQLite has one
+    lock, which is waited for at the begin of a transaction, when nothing is held, and at its end, when new readers wait
+    too.
 
     :param connection: a new connection for migrating.
     :param seconds: how long to wait.
@@ -56,9 +66,18 @@ class DdlLockTimeout:
         self._session = 0
         #: Asked before each statement, and before anything is set for it.
         self.fence: Callable[[str], None] | None = None
+        #: Tells of a statement that is sent while another one is, such as the record of that one: it is none of ours.
+        self.within: Callable[[], bool] = lambda: False
+        #: Tells of one that nobody is told of either: the record of a step, or a batch of a backfill.
+        self.aside: Callable[[], bool] = lambda: False
+        #: Whether any statement is bounded, not only a schema change.
+        self._bounding = False
         #: How long the schema changes of this transaction took.
         self._spent = 0.0
         self._started: float | None = None
+        #: Whether the code of the migration has chosen a time-out: for this transaction; for the session, as it is now,
+        #: and as the last commit left it.
+        self._chosen_here = self._chosen = self._chosen_before = False
         #: The ``lock_timeout`` before ours; ``None`` where there is none of ours.
         self._before_ours: str | None = None
         self._watch: threading.Timer | None = None
@@ -67,9 +86,13 @@ class DdlLockTimeout:
         if not self._facts.server and not database.in_memory:
             self._bound_commits()
         elif not self._facts.bounds_each_change and (bound := self._facts.set_lock_timeout(seconds)) is not None:
+            begun = connection.in_transaction()
             connection.exec_driver_sql(bound)
             self._session = connection.exec_driver_sql(self._facts.session_number).scalar_one()
-            connection.rollback()
+            if begun:  # by who made the connection, who will end it
+                _driver_of(connection).rollback()
+            else:
+                connection.rollback()
         self.watch(connection)
 
     def watch(self, target: sa.Connection | Engine) -> None:
@@ -78,8 +101,21 @@ class DdlLockTimeout:
             sa.event.listen(target, "before_cursor_execute", self._before)
             sa.event.listen(target, "after_cursor_execute", self._after)
             if target is self._connection:
-                for event in ("commit", "rollback"):
-                    sa.event.listen(target, event, self._ended)
+                sa.event.listen(target, "commit", self._ended)
+                sa.event.listen(target, "rollback", self._taken_back)
+        told = self._database.statements
+        if told is not None and (told.traced or self._facts.statement_progress is not None):
+            sa.event.listen(target, "before_cursor_execute", self._sent)
+            sa.event.listen(target, "after_cursor_execute", self._answered)
+
+    @contextmanager
+    def bounding(self) -> Iterator[None]:
+        """Bound the wait of whatever statement, where each schema change has a time-out of its own."""
+        self._bounding = True
+        try:
+            yield
+        finally:
+            self._bounding = False
 
     def _bound_commits(self) -> None:
         driver: Any = self._connection.connection.dbapi_connection
@@ -89,6 +125,8 @@ class DdlLockTimeout:
         sa.event.listen(self._connection, "commit", lambda _: driver.execute(f"PRAGMA busy_timeout = {ours}"))
 
     def _before(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if self.within():
+            return
         if self.fence is not None:
             self.fence(statement)
         self._quiet()
@@ -96,7 +134,9 @@ class DdlLockTimeout:
             self._before_ours = None
             if self._autocommit:
                 self._send("ROLLBACK")
-        if not _CHANGE.match(statement):
+        if self._facts.bounds_each_change and "lock_timeout" in statement.lower():
+            self._note_choice(statement)
+        if not (self._bounding or _CHANGE.match(statement)):
             return
         if self._facts.bounds_each_change:
             try:
@@ -112,13 +152,24 @@ class DdlLockTimeout:
         self._watch.start()
 
     def _after(self, *_: Any) -> None:
+        if self.within():
+            return
         self._quiet()
         if self._started is not None:
-            self._spent += time.monotonic() - self._started
+            if not self._bounding:  # which takes nothing that others wait for
+                self._spent += time.monotonic() - self._started
             self._started = None
         if self._before_ours is not None:
             before, self._before_ours = self._before_ours, None
             self._send("COMMIT" if self._autocommit else f"SET LOCAL lock_timeout = '{before}'")
+
+    def _sent(self, connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if self._database.statements is not None and not (self.within() or self.aside()):
+            self._database.statements.before(statement, self._session)
+
+    def _answered(self, *_: Any) -> None:
+        if self._database.statements is not None and not (self.within() or self.aside()):
+            self._database.statements.after()
 
     def _arm(self, statement: str) -> None:
         bounded = "NULL"
@@ -127,8 +178,24 @@ class DdlLockTimeout:
                 self._send("BEGIN")
                 self._spent = 0.0
             left = max(_LEAST, self._seconds - self._spent)
-            bounded = f"current_setting('lock_timeout'), set_config('lock_timeout', '{round(left * 1000)}', true)"
+            if not (self._chosen_here or self._chosen):
+                bounded = f"current_setting('lock_timeout'), set_config('lock_timeout', '{round(left * 1000)}', true)"
+            elif self._autocommit:  # it is to be committed
+                bounded = "current_setting('lock_timeout')"
         self._session, self._before_ours, *_ = self._send(f"SELECT pg_backend_pid(), {bounded}")
+
+    def _note_choice(self, sql: str) -> None:
+        """Note that the code of a migration chooses a time-out."""
+        for statement in split(sql, self._facts.name):
+            found = _CHOICE.match(without_comments(statement))
+            if found is None:
+                continue
+            if found["reset"] or found["default"]:
+                self._chosen_here = self._chosen = False
+            elif found["local"] or found["transaction"]:
+                self._chosen_here = not self._autocommit  # else it has no effect
+            else:
+                self._chosen = True
 
     def _quiet(self) -> None:
         if self._watch is not None:
@@ -137,13 +204,11 @@ class DdlLockTimeout:
 
     @property
     def _autocommit(self) -> bool:
-        driver: Any = self._connection.connection.dbapi_connection
-        return bool(driver.autocommit)
+        return bool(_driver_of(self._connection).autocommit)
 
     def _send(self, statement: str) -> Any:
         """Send a statement without SQLAlchemy's events, one of which has called this."""
-        driver: Any = self._connection.connection.dbapi_connection
-        with driver.cursor() as cursor:
+        with _driver_of(self._connection).cursor() as cursor:
             cursor.execute(statement)
             return cursor.fetchone() if cursor.description else None
 
@@ -151,6 +216,12 @@ class DdlLockTimeout:
         """``SET LOCAL`` ended with its transaction, and so did the locks."""
         self._quiet()
         self._spent, self._started, self._before_ours = 0.0, None, None
+        self._chosen_here, self._chosen_before = False, self._chosen
+
+    def _taken_back(self, *_: Any) -> None:
+        """As at each end of a transaction; and what it set for the session is as it was."""
+        self._chosen = self._chosen_before
+        self._ended()
 
     def _tell(self) -> None:
         """Log who is in the way; in a thread, while the connection waits."""
@@ -159,6 +230,17 @@ class DdlLockTimeout:
                 _logger.warning("db-smart: a schema change waits for %s", line)
         except Exception as error:  # it is only said to help
             _logger.debug("db-smart: cannot tell which session blocks: %s", self._database.redact(error))
+
+
+def gets_transaction(statement: str) -> bool:
+    """Whether a statement in autocommit gets a transaction of its own, on a database that bounds each change."""
+    return _CHANGE.match(statement) is not None and not _ALONE.search(statement)
+
+
+def _driver_of(connection: sa.Connection) -> Any:
+    """The driver's connection, also where a journal stands before it."""
+    driver: Any = connection.connection.dbapi_connection
+    return getattr(driver, "driver", driver)
 
 
 def guarded(database: Database, seconds: float, fence: Callable[[str], None]) -> Engine:

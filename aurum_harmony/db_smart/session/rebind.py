@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,25 +33,54 @@ _BEGIN = re.compile(r"\s*BEGIN\b", re.IGNORECASE)
 
 
 @contextmanager
-def rebind(app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], Engine]) -> Iterator[None]:
+def rebind(
+    app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], Engine], *, default: bool = True
+) -> Iterator[None]:
     """Let ``db.engine``, ``db.engines[bind key]`` and ``db.session`` use one engine, in this thread.
 
     Other threads keep the application's pool. What the migration left uncommitted in ``db.session`` is committed at
     the end, so that nothing is recorded as done and then lost.
 
     :param engine: gives the engine; called when the migration first needs it, and most never do.
+    :param default: whether ``db.engine`` and ``db.session`` mean the database, whichever bind it is.
     """
     with app.app_context():
-        # Without a model, db.engine and db.session mean the database being migrated, whichever bind it is.
         all_engines: Any = db._app_engines  # the one place where Flask-SQLAlchemy looks an engine up
         before = all_engines[app]
-        all_engines[app] = _ThreadEngines(before, {None, database.key}, engine)
+        all_engines[app] = _ThreadEngines(before, {None, database.key} if default else {database.key}, engine)
         try:
             yield
             commit_session(db.session)
         finally:
             db.session.remove()
             all_engines[app] = before
+
+
+@contextmanager
+def refusing(
+    app: Flask, db: SQLAlchemy, database: Database, engine: Callable[[], Engine], others: Iterable[Database]
+) -> Iterator[None]:
+    """As :func:`rebind`; the other databases are refused.
+
+    :raises DbSmartError: one of them is used.
+    """
+
+    def refuse(other: Database) -> Callable[[], Engine]:
+        def get() -> Engine:
+            raise DbSmartError(
+                f"While the models of the database {database.name!r} are compared, a listener of the models uses the "
+                f"database {other.name!r}, which would be changed. Nothing was changed. Let it use the connection that "
+                "it is given."
+            )
+
+        return get
+
+    with ExitStack() as stack:
+        stack.enter_context(rebind(app, db, database, engine))
+        for other in others:
+            if other.key not in (None, database.key):
+                stack.enter_context(rebind(app, db, other, refuse(other), default=False))
+        yield
 
 
 def commit_session(session: scoped_session[Session]) -> None:

@@ -29,9 +29,20 @@ def as_written(text: sa.TextClause) -> sa.TextClause:
     return plain.bindparams(*(bind for name, bind in text._bindparams.items() if name not in without))
 
 
-def needed(constraint: sa.Constraint, dialect: Dialect) -> bool:
-    """Whether the database needs a constraint: not the check of a type that it has itself."""
-    return bool(constraint._should_create_for_compiler(_ddl_compiler(dialect)))
+def needed(item: sa.Constraint | sa.Index, dialect: Dialect) -> bool:
+    """Whether the database needs a constraint or an index.
+
+    It does not need the check of a type that it has itself, nor what ``ddl_if`` keeps for others.
+    """
+    compiler = _ddl_compiler(dialect)
+    if isinstance(item, sa.Constraint):
+        # create_all() adds a foreign key of a circle of tables by itself, and leaves it without a place in its table.
+        apart = getattr(item._create_rule, "__func__", None) is sa.schema.AddConstraint._create_rule_disable
+        return apart or bool(item._should_create_for_compiler(compiler))
+    only = item._ddl_if
+    return only is None or only._should_execute(
+        sa.schema.CreateIndex(item), item, None, compiler=compiler, checkfirst=False
+    )
 
 
 def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
@@ -39,7 +50,7 @@ def render(element: sa.ClauseElement, dialect: Dialect, **options: Any) -> str:
 
     :param options: as ``compile_kwargs`` of SQLAlchemy.
     """
-    return str(element.compile(dialect=without_doubled_percents(dialect), compile_kwargs=options)).strip()
+    return str(element.compile(dialect=_plain(dialect), compile_kwargs=options)).strip()
 
 
 def default_text(column: sa.Column[Any], dialect: Dialect) -> str | None:
@@ -80,7 +91,7 @@ def settle_names(constraints: Iterable[Any], dialect: Dialect) -> None:
 
 def type_text(kind: TypeEngine[Any], dialect: Dialect) -> str:
     """A type as SQL that is sent without parameters."""
-    return kind.compile(dialect=without_doubled_percents(dialect))
+    return kind.compile(dialect=_plain(dialect))
 
 
 def string_text(value: str, dialect: Dialect) -> str:
@@ -118,13 +129,15 @@ def column_text(column: sa.Column[Any], checks: Sequence[sa.Constraint], dialect
 
 
 def _ddl_compiler(dialect: Dialect) -> Any:
-    plain = without_doubled_percents(dialect)
+    plain = _plain(dialect)
     return plain.ddl_compiler(plain, None)  # type: ignore[arg-type]
 
 
 def inline_column(compiler: Any, column: sa.Column[Any], checks: Sequence[sa.Constraint]) -> str:
     """A column with its foreign key, which Alembic writes without its name, and with constraints behind it."""
-    plain = compiler.get_column_specification(column)
+    plain: str = compiler.get_column_specification(column)
+    if not (column.foreign_keys or column.constraints or checks):
+        return plain
     more = add_column(compiler, column, inline_references=True).removeprefix(f"ADD COLUMN {plain}")
     if more.startswith(" REFERENCES "):
         key = next(iter(column.foreign_keys)).constraint
@@ -133,14 +146,22 @@ def inline_column(compiler: Any, column: sa.Column[Any], checks: Sequence[sa.Con
     return " ".join([plain + more, *map(compiler.process, checks)])
 
 
+@functools.lru_cache(maxsize=8)
+def _plain(dialect: Dialect) -> Dialect:
+    """As :func:`without_doubled_percents`, and each time the same, so that it remembers how it writes types."""
+    return without_doubled_percents(dialect)
+
+
 def without_doubled_percents(dialect: Dialect) -> Dialect:
-    """A dialect that does not double percent signs."""
+    """A new dialect that does not double percent signs."""
     plain = copy.copy(dialect)
     plain.paramstyle, plain.positional = "named", False
     plain.identifier_preparer = plain.preparer(plain)
     compiler: Any = plain.statement_compiler
     plain.statement_compiler = _ddl_statements(compiler)
     plain.__dict__.pop("_type_memos", None)  # how literals are written
+    types = type(plain.type_compiler_instance)(plain)  # the values of MariaDB's enumerations
+    plain.type_compiler_instance = plain.type_compiler = types
     return plain
 
 

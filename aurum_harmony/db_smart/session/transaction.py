@@ -13,13 +13,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from ..dialects.base import Facts
+from ..errors import DbSmartError
+from ..interrupt import GiveWay
 from ..notices import logger_of, without_pipeline_lines
 from ..retry import retry
 from ..settings import DdlSettings
 from ..store.database import Database, begin, commit
 from ..store.lock import Lock
 from ..store.memory import Memory, insert
-from .journal import Journal, reads
+from .journal import CONTROL, Journal, reads
 from .lock_timeout import DdlLockTimeout, guarded
 from .rebind import Savepoints, commit_session
 from .sql import render
@@ -123,6 +125,15 @@ class Transaction(ABC):
     def dry(self) -> DryRun | None:
         """Where nothing is really sent, who is to be asked what would be; ``None`` when the run is real."""
         return None
+
+    def refuse(self, refusal: DbSmartError, allowed: str | None = None) -> None:
+        """Refuse something before it is done; a dry run may take note of it instead and go on.
+
+        :param allowed: why the migration says that it may be.
+        :raises DbSmartError: the refusal.
+        """
+        if allowed is None:
+            raise refusal
 
     @property
     @abstractmethod
@@ -272,14 +283,25 @@ class RunTransaction(Transaction):
         self._own_connection: sa.Connection | None = None
         self._savepoints: Savepoints | None = None
         lock_timeout.fence = self._fence
+        lock_timeout.within = lambda: journal.guarding
+        lock_timeout.aside = lambda: journal.paused
+        #: Whether the migration's own SQL is what the connection of a migration without a transaction is about to send.
+        self._executing = False
+        if not transactional:
+            sa.event.listen(connection, "before_cursor_execute", self._guard_own)
         #: How many transactions were committed, or may have been, as their commit failed.
         self.commits = 0
+        #: Whether the migration has ended for now, in the middle: nothing of it is committed any more, even where its
+        #: code catches that and goes on.
+        self.gave_way = False
 
     @cached_property
     def engine(self) -> Engine:
         """What ``db.engine`` is during the migration."""
         if not self.transactional:
-            return guarded(self.database, self.settings.lock_timeout, self._fence)
+            engine = guarded(self.database, self.settings.lock_timeout, self._fence)
+            sa.event.listen(engine, "before_cursor_execute", self._guard)
+            return engine
         self._savepoints = Savepoints(self.connection, self.journal)
         self._lock_timeout.watch(self._savepoints.engine)
         return self._savepoints.engine
@@ -317,6 +339,7 @@ class RunTransaction(Transaction):
                 self._own_connection.close()
         finally:
             self._lock_timeout.fence = None
+            self._lock_timeout.within = self._lock_timeout.aside = lambda: False
             if self._savepoints is not None:
                 self._savepoints.close()
 
@@ -325,6 +348,8 @@ class RunTransaction(Transaction):
 
         :raises LeaseLost: the statement would commit, and somebody else has taken the lock.
         """
+        if self.gave_way and not reads(statement) and not statement.lstrip().upper().startswith(CONTROL):
+            raise GiveWay
         if self.transactional:
             commits = self.facts.commits(statement)
         else:
@@ -338,8 +363,23 @@ class RunTransaction(Transaction):
         finally:
             self._confirming = False
 
+    def _guard(self, _: sa.Connection, __: Any, statement: str, parameters: Any, ___: Any, many: bool) -> None:
+        """Look at a statement of a migration that has no steps; see :attr:`~.journal.Journal.guard`."""
+        self.journal.look(statement, None if many else parameters)
+
+    def _guard_own(self, *sent: Any) -> None:
+        if self._executing:
+            self._guard(*sent)
+
     def execute(self, statement: Executable, parameters: Any) -> sa.CursorResult[Any]:
         """Run a statement, quietly: psycopg tells of its pipelines."""
+        self._executing = True
+        try:
+            return self._execute(statement, parameters)
+        finally:
+            self._executing = False
+
+    def _execute(self, statement: Executable, parameters: Any) -> sa.CursorResult[Any]:
         memory = self.memory
         connection = self.own_connection if self.transactional else self.connection
         retries = 0 if self.transactional else self.settings.retries
@@ -515,7 +555,10 @@ class RunTransaction(Transaction):
         """Make sure, in the open transaction, that this process still holds the lock.
 
         :raises LeaseLost: it does not.
+        :raises GiveWay: this migration has left it to others already.
         """
+        if self.gave_way:
+            raise GiveWay
         self._lock.confirm(self.connection)
 
 

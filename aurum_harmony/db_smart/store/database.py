@@ -18,12 +18,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from ..dialects.base import Facts, facts_of
 from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, plain, raw_text_of, text_of, without_secrets
 
 if TYPE_CHECKING:
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
+
+    from ..dialects.base import Facts
+    from ..spans import Statements
 
 #: Bytes of a SQLite file that hold all we ask of it: https://www.sqlite.org/fileformat2.html#the_database_header
 _HEADER_BYTES = 100
@@ -54,6 +56,8 @@ class Database:
         self.app_engine = app_engine
         self.migration_url = migration_url
         self.queries = 0
+        #: Told of what a run sends; ``None`` where there is none.
+        self.statements: Statements | None = None
 
     @cached_property
     def url(self) -> str:
@@ -68,17 +72,22 @@ class Database:
     @property
     def facts(self) -> Facts:
         """What is true of that kind of database."""
-        return facts_of(self.dialect)
+        return _facts_of(self.dialect)
 
     @cached_property
     def path(self) -> Path | None:
-        """The file of a SQLite database; ``None`` for a server and for a database in memory."""
+        """As :attr:`file`."""
+        return None if self.file is None else Path(self.file)
+
+    @cached_property
+    def file(self) -> str | None:
+        """The path of the file of a SQLite database; ``None`` for a server and for a database in memory."""
         url = self.app_engine.url
         name = url.database
         if self.dialect != "sqlite":  # not by the facts, which would have to be imported for a warm boot
             return None
         if not name:
-            return self._path_by_creator()
+            return self._file_by_creator()
         if name == ":memory:":
             return None
         if name.startswith("file:"):  # https://www.sqlite.org/uri.html
@@ -88,30 +97,29 @@ class Database:
             if name.startswith("//"):
                 name = name[2:].removeprefix("localhost")
                 name = "/" + name.lstrip("/")
-        return Path(os.path.abspath(name))
+        return os.path.abspath(name)
 
-    def _path_by_creator(self) -> Path | None:
+    def _file_by_creator(self) -> str | None:
         """The file that a ``creator`` opens, where the URL names none; asked of a connection."""
         try:
             with self.app_engine.connect() as connection:
                 rows = connection.exec_driver_sql("PRAGMA database_list").all()
         except Exception:  # whoever connects next says what is wrong, with all that a person needs
             return None
-        name = next((file for _, schema, file in rows if schema == "main"), None)
-        return Path(name) if name else None
+        return next((file for _, schema, file in rows if schema == "main"), None) or None
 
     @property
     def in_memory(self) -> bool:
         """Whether the database lives in this process only."""
-        return self.dialect == "sqlite" and self.path is None
+        return self.dialect == "sqlite" and self.file is None
 
     @property
     def exists(self) -> bool:
         """``False`` for a SQLite file that is not there (or empty); connecting would make it."""
-        if self.path is None:
+        if self.file is None:
             return True
         try:
-            found = self.path.stat()
+            found = os.stat(self.file)
         except FileNotFoundError:
             return False
         except OSError:  # whoever connects is told what is wrong
@@ -131,13 +139,13 @@ class Database:
 
         :raises OSError: the file is missing or cannot be read.
         """
-        if self.path is None:
+        if self.file is None:
             return None
         import sqlite3  # which an application of a server need not have
 
         # A driver that has a SQLite of its own knows nothing of Python's, and Python's nothing of its locks.
         driver: object = self.app_engine.dialect.dbapi
-        header, inode = _read_header(self.path, driver is sqlite3.dbapi2)
+        header, inode = _read_header(self.file, driver is sqlite3.dbapi2)
         return {
             "inode": inode,
             "wal": int(header[18:19] == b"\2"),
@@ -218,12 +226,8 @@ class Database:
         :raises DatabaseUnreachable: no connection could be made; the message has no password.
         """
         with self._open() as connection:
-            driver: Any = connection.connection.dbapi_connection
             if self.engine is self.app_engine:
                 sa.event.listen(connection, "before_cursor_execute", self._count)
-            elif hasattr(driver, "prepare_threshold"):
-                # psycopg's prepared statements do not outlast a transaction behind PgBouncer in transaction mode.
-                driver.prepare_threshold = None
             with self.facts.opened(connection, autocommit) as opened:
                 yield opened
 
@@ -236,7 +240,7 @@ class Database:
             except Exception as error:  # also what a driver or a connect hook raises that SQLAlchemy does not wrap
                 if not self.facts.full(error) or time.monotonic() > deadline:
                     check = "that the server is running, and the address, user, password and rights"
-                    if self.path is not None:
+                    if self.file is not None:
                         check = "that it is a file, and the permissions of the file and its folder"
                     raise DatabaseUnreachable(
                         f"Cannot connect to the database {self.name!r} ({safe_url(self.engine.url)}): "
@@ -276,7 +280,13 @@ class Database:
         self.queries += 1
 
 
-def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
+def _facts_of(dialect: str) -> Facts:
+    from ..dialects.base import facts_of  # which a warm boot does not need
+
+    return facts_of(dialect)
+
+
+def _read_header(path: str, by_sqlite: bool) -> tuple[bytes, int]:
     """The first bytes of a file, and its inode.
 
     The file stays open, or is opened and closed by SQLite: on POSIX, closing it ends every lock that this process holds
@@ -294,16 +304,16 @@ def _read_header(path: Path, by_sqlite: bool) -> tuple[bytes, int]:
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for who writes to it
         raise OSError(errno.EINVAL, "it is not a regular file")
     if not by_sqlite or len(_open_files) < _MOST_KEPT or (found.st_dev, found.st_ino) in _open_files:
-        return _read_kept(path)
+        return _read_kept(path, found)
     import sqlite3
 
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)):
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)):
             found = os.stat(path)
             header = _read_open(found)
     except sqlite3.Error as error:
-        raise OSError(errno.EIO, f"SQLite says: {error}", str(path)) from error
-    return _read_kept(path) if header is None else (header, found.st_ino)
+        raise OSError(errno.EIO, f"SQLite says: {error}", path) from error
+    return _read_kept(path, found) if header is None else (header, found.st_ino)
 
 
 def _read_open(wanted: os.stat_result) -> bytes | None:
@@ -320,9 +330,8 @@ def _read_open(wanted: os.stat_result) -> bytes | None:
     return None
 
 
-def _read_kept(path: Path) -> tuple[bytes, int]:
+def _read_kept(path: str, found: os.stat_result) -> tuple[bytes, int]:
     """As :func:`_read_header`, of a file that is never closed again."""
-    found = os.stat(path)
     key = (found.st_dev, found.st_ino)
     if key not in _open_files:
         _open_files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -343,7 +352,7 @@ def begin(connection: sa.Connection) -> None:
     in autocommit nothing could be taken back, and at a stricter level the heartbeat's write to the row of the lease
     would make every longer migration fail as it confirms the lease.
     """
-    facts_of(connection.dialect.name).begin(connection)
+    _facts_of(connection.dialect.name).begin(connection)
 
 
 def commit(connection: sa.Connection) -> None:
@@ -354,7 +363,7 @@ def commit(connection: sa.Connection) -> None:
     try:
         connection.commit()
     except sa.exc.DBAPIError:
-        facts_of(connection.dialect.name).commit_failed(connection)
+        _facts_of(connection.dialect.name).commit_failed(connection)
         raise
 
 

@@ -14,19 +14,22 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from ..dialects.base import facts_of
 from ..errors import DatabaseUnreachable, HistoryUnreadable
 from .database import Database, begin, commit, translated
-from .tables import epoch_us, history, metadata, objects, progress, state
+from .tables import clock, history, metadata, objects, progress, state
+
+#: One statement for all rows, which SQLAlchemy compiles once; their number is not asked for.
+_RECORD = history.insert().inline()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,50 @@ class Applied:
     applied_by: str
 
 
+#: What a row says of a migration that counts as applied although this extension did not run it. It stands where errors
+#: do, and the outcome is ``applied``: so releases that do not know of it take it for what it is.
+STAMPED, ADOPTED = "stamped", "adopted"
+#: The outcome of a row that says that another tool has taken a revision of Alembic back.
+TAKEN_BACK = "taken back"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One run as the history has it.
+
+    :ivar outcome: ``applied``, ``failed``, ``stamped`` (a person said that it is applied), ``adopted`` (Alembic alone
+        had applied it) or ``taken back`` (by Alembic alone, as ``flask db downgrade`` does).
+    :ivar applied_at: its end, in UTC.
+    :ivar applied_by: ``user@host``.
+    :ivar release: see :attr:`~.settings.Settings.release`.
+    """
+
+    name: str
+    checksum: str
+    outcome: str
+    applied_at: datetime
+    duration_ms: float
+    applied_by: str
+    release: str | None
+    error: str | None
+
+
+class Doing(NamedTuple):
+    """How far one long statement is, as the server tells it.
+
+    :ivar phase: what the server is at, in its own words.
+    :ivar unit: of the next three.
+    :ivar total: 0 where it is not known.
+    :ivar rate: per second.
+    """
+
+    phase: str
+    unit: str
+    done: int
+    total: int
+    rate: float
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who holds the lock of a database.
@@ -53,16 +100,43 @@ class Holder:
     :ivar since: in UTC, by the database's clock where it has one.
     :ivar expires_at: in UTC; ``None`` for a file lock, which ends with its process.
     :ivar migration: the one it is on, empty before the first.
+    :ivar doing: how far it is with one long statement; ``None`` where it does not say.
     """
 
     name: str
     since: datetime
     expires_at: datetime | None
     migration: str
+    doing: Doing | None = None
 
     def __str__(self) -> str:
         on = f", on {self.migration!r}" if self.migration else ""
         return f"{self.name} (since {self.since:%Y-%m-%d %H:%M:%S} UTC{on})"
+
+
+class VersionTable(NamedTuple):
+    """Where Alembic keeps the heads of a database.
+
+    :ivar schema: ``None`` for where the connection looks.
+    :ivar sure: whether it is known, and not only likely, so that the row of the state may know better.
+    """
+
+    name: str = "alembic_version"
+    schema: str | None = None
+    sure: bool = True
+
+
+class Learned(NamedTuple):
+    """What only a run of ``env.py`` tells.
+
+    :ivar env: hexadecimal hash of that file.
+    :ivar versions: the version table that it configures.
+    :ivar databases: names of the databases that it migrates.
+    """
+
+    env: str
+    versions: VersionTable
+    databases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,6 +151,9 @@ class State:
     :ivar place: the schema of PostgreSQL where it lies, if that is another one than the connection's current schema, in
         which our tables are made; ``None`` for the current one, and for other databases.
     :ivar tables: names of all tables and views, as the database compares them; ``None`` where that takes another query.
+    :ivar heads: what Alembic's version table has, sorted; ``None`` where it was not asked, or where there is none.
+    :ivar learned: what an earlier run has learned of ``env.py``; ``None`` where that was nothing.
+    :ivar models: hash of the models of which the database was found to have all; ``None`` where it had not.
     """
 
     database_id: str
@@ -86,14 +163,21 @@ class State:
     holder: Holder | None
     place: str | None = None
     tables: frozenset[str] | None = None
+    heads: tuple[str, ...] | None = None
+    learned: Learned | None = None
+    models: str | None = None
+
+    @property
+    def stamp(self) -> str:
+        """What is another one as soon as anything was applied, by this extension or by Alembic alone."""
+        return self.applied if self.heads is None else f"{self.applied} {','.join(self.heads)}"
 
 
-def _schema_of(table: sa.Table) -> sa.ColumnElement[str]:
-    """The schema in which PostgreSQL's search path finds one of our tables."""
-    return sa.literal_column(
+def _schema_of(table: sa.Table) -> str:
+    """SQL for the schema in which PostgreSQL's search path finds one of our tables."""
+    return (
         "(SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace "
-        f"WHERE pg_class.oid = to_regclass('{table.name}'))",
-        sa.Text(),
+        f"WHERE pg_class.oid = to_regclass('{table.name}'))"
     )
 
 
@@ -109,7 +193,8 @@ def within(connection: sa.Connection, table: sa.Table, place: str | None = None)
     """
     if not _searches(connection):
         return sa.true()
-    return _schema_of(table) == (sa.func.current_schema() if place is None else sa.literal(place))
+    found = sa.literal_column(_schema_of(table), sa.Text())
+    return found == (sa.func.current_schema() if place is None else sa.literal(place))
 
 
 def _schema(connection: sa.Connection) -> str | None:
@@ -120,62 +205,201 @@ def _schema(connection: sa.Connection) -> str | None:
     return found
 
 
-def read_state(connection: sa.Connection) -> State | None:
+def read_state(connection: sa.Connection, versions: VersionTable | None = None) -> State | None:
     """The state row in the place where this connection makes our tables; ``None`` where there is none. One query.
 
+    :param versions: ask for the heads too.
     :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
     """
-    found = find_state(connection)
+    found = find_state(connection, versions)
     return None if found is None or found.place is not None else found
 
 
-def find_state(connection: sa.Connection) -> State | None:
+def read_heads(connection: sa.Connection, versions: VersionTable) -> tuple[str, ...] | None:
+    """What Alembic's version table has, sorted; ``None`` where there is none.
+
+    Looks first, and does not try: a query that fails would end the transaction, with what it has recorded.
+
+    :raises sqlalchemy.exc.DBAPIError: the database answered with an error.
+    """
+    if not sa.inspect(connection).has_table(versions.name, schema=versions.schema):
+        return None
+    table = sa.table(versions.name, sa.column("version_num"), schema=versions.schema)
+    return tuple(sorted(connection.scalars(sa.select(table.c.version_num))))
+
+
+def find_state(connection: sa.Connection, versions: VersionTable | None = None) -> State | None:
     """As :func:`read_state`, also that of another schema, to which the search path of PostgreSQL leads.
 
     Such a one (see :class:`State`) is what another role has migrated, or another installation altogether.
 
+    :param versions: ask for the heads too.
     :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
     """
-    place: sa.ColumnElement[Any] = sa.null()
-    if _searches(connection):
-        place = sa.func.nullif(_schema_of(state), sa.func.current_schema())
-    # As text where no database quotes a name: to compile the columns one by one takes longer than to ask for them.
-    plain = sa.text("database_id, applied, source, holder, lease_since, lease_expires, lease_migration")
     facts = facts_of(connection.dialect.name)
-    apart = facts.table_names is None or translated(connection, None) is not None
-    names = sa.null() if apart else sa.literal_column(str(facts.table_names), sa.Text())
-    columns = (plain, state.c.databases, epoch_us().label("now"), place.label("place"), names.label("tables"))
-    query = sa.select(*columns).where(state.c.id == 1)
-    rows = _rows(connection, query, state, anywhere=True)
+    schema, preparer = translated(connection, None), connection.dialect.identifier_preparer
+    place = f"nullif({_schema_of(state)}, current_schema())" if _searches(connection) else "NULL"
+    names = facts.table_names if facts.table_names is not None and schema is None else "NULL"
+
+    def query(heads: str) -> str:
+        # As text, because to build and to compile a query for the first time takes longer than to ask it.
+        return (
+            "SELECT database_id, applied, source, holder, lease_since, lease_expires, lease_migration, "
+            f"{preparer.quote('databases')}, {clock(connection.dialect.name)} AS now, {place} AS place, "
+            f"{names} AS tables, {heads} AS heads "
+            f"FROM {'' if schema is None else preparer.quote_schema(schema) + '.'}{state.name} WHERE id = 1"
+        )
+
+    heads = "NULL"
+    if versions is not None and versions.sure:
+        table = "" if versions.schema is None else preparer.quote_schema(versions.schema) + "."
+        heads = f"(SELECT {facts.joined.format('version_num')} FROM {table}{preparer.quote(versions.name)})"
+    try:
+        rows = _rows(connection, query(heads), state, anywhere=True)
+    except sa.exc.DBAPIError:
+        if versions is None or not versions.sure:
+            raise
+        # Another process may have made the version table between the query and this look.
+        there = read_heads(connection, versions) is not None
+        versions = versions if there else None
+        rows = _rows(connection, query(heads if there else "NULL"), state, anywhere=True)
     row = rows[0] if rows else None
     if row is None:
         return None
+    databases, learned, models = _parsed(row.databases)
+    found = None if versions is None else tuple(sorted(filter(None, (row.heads or "").split(","))))
+    if versions is not None and not versions.sure:
+        found = read_heads(connection, versions if learned is None else learned.versions) or ()
     holder = None
     if row.lease_expires >= row.now:
-        holder = Holder(row.holder, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration)
-    try:
-        databases = tuple(str(name) for name in json.loads(row.databases))
-    except (ValueError, TypeError):  # not ours: without names the whole history is asked
-        databases = ()
+        name, doing = holder_in(row.holder)
+        holder = Holder(name, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration, doing)
     tables = None if row.tables is None else frozenset(map(facts.normalize_name, row.tables.split("\0")))
-    return State(row.database_id, row.applied, row.source, databases, holder, row.place, tables)
+    return State(row.database_id, row.applied, row.source, databases, holder, row.place, tables, found, learned, models)
 
 
-def read_applied(connection: sa.Connection, place: str | None = None) -> list[Applied]:
-    """Everything that was applied, oldest first; of runs of the same content only the last. One query.
+#: How long what names a holder can be, characters.
+_LONGEST_HOLDER = 255
+
+
+def holder_text(name: str, doing: Doing | None) -> str:
+    """What the state row says of a holder: who it is, and behind that how far it is with one long statement."""
+    more = "" if doing is None else f" {json.dumps(doing)}"
+    return f"{name}{more}" if len(name) + len(more) <= _LONGEST_HOLDER else name[:_LONGEST_HOLDER]
+
+
+def holder_in(text: str) -> tuple[str, Doing | None]:
+    """The name in such a text, and how far it is."""
+    name, found, more = text.partition(" [")
+    if not found:
+        return text, None
+    try:
+        phase, unit, done, total, rate = json.loads(f"[{more}")
+        return name, Doing(str(phase), str(unit), int(done), int(total), float(rate))
+    except (ValueError, TypeError, OverflowError):  # it is a name
+        return text, None
+
+
+def _parsed(text: str) -> tuple[tuple[str, ...], Learned | None, str | None]:
+    """The names of databases in the state row, what is learned of ``env.py``, and the hash of the models."""
+    try:
+        found = json.loads(text)
+        if isinstance(found, list):
+            return tuple(map(str, found)), None, None
+        learned = None
+        if "learned" in found:
+            env, (table, schema), databases = found["learned"]
+            learned = Learned(env, VersionTable(table, schema), tuple(databases))
+        return tuple(map(str, found["names"])), learned, found.get("models")
+    except (ValueError, TypeError, KeyError):  # not ours: without names the whole history is asked
+        return (), None, None
+
+
+def _text(names: Iterable[str], learned: Learned | None, models: str | None) -> str:
+    more: dict[str, object] = {} if models is None else {"models": models}
+    if learned is not None:
+        more["learned"] = [learned.env, learned.versions[:2], learned.databases]
+    return json.dumps({"names": list(names), **more} if more else list(names))
+
+
+def read_applied(
+    connection: sa.Connection, place: str | None = None, names: Sequence[str] | None = None
+) -> list[Applied]:
+    """Everything that was applied and not taken back since, oldest first; of runs of the same content only the last.
+
+    One query.
 
     :param place: see :class:`State`.
+    :param names: of these alone.
     """
-    applied = sa.and_(history.c.outcome == "applied", within(connection, history, place))
+    counts = sa.and_(history.c.outcome.in_(("applied", TAKEN_BACK)), within(connection, history, place))
+    if names is not None:
+        counts = sa.and_(counts, history.c.name.in_(names))
     name = facts_of(connection.dialect.name).exact(history.c.name)
-    newest = sa.select(sa.func.max(history.c.id)).where(applied).group_by(name, history.c.checksum)
+    newest = sa.select(sa.func.max(history.c.id)).where(counts).group_by(name, history.c.checksum)
     columns = (history.c.name, history.c.checksum, history.c.applied_at, history.c.duration_ms, history.c.applied_by)
-    query = sa.select(*columns).where(history.c.id.in_(newest)).order_by(history.c.id)
+    query = sa.select(*columns).where(history.c.id.in_(newest), history.c.outcome == "applied").order_by(history.c.id)
     rows: Sequence[Any] = _rows(connection, query, history, place) or []  # none while the first run has only begun
     return [
-        Applied(name, checksum, datetime.fromisoformat(at).replace(tzinfo=timezone.utc), duration_ms, applied_by)
+        Applied(name, checksum, _utc(at), duration_ms, applied_by)
         for name, checksum, at, duration_ms, applied_by in rows
     ]
+
+
+def was_applied(connection: sa.Connection, name: str, checksum: str | None, place: str | None = None) -> bool:
+    """Whether a migration was applied; one short query, whatever the history holds.
+
+    :param checksum: of its content; ``None`` where any counts.
+    :param place: see :class:`State`.
+    """
+    query = sa.select(history.c.name).distinct()
+    query = query.where(history.c.name == name, history.c.outcome == "applied", within(connection, history, place))
+    if checksum is not None:
+        query = query.where(history.c.checksum == checksum)
+    # A collation may take no notice of case.
+    return any(row.name == name for row in _rows(connection, query, history, place) or ())
+
+
+def read_runs(
+    connection: sa.Connection, place: str | None = None, limit: int | None = None, skip: int = 0
+) -> list[Ended] | None:
+    """Every run that the history has, oldest first; ``None`` where there is no history.
+
+    :param place: see :class:`State`.
+    :param limit: only so many of the newest.
+    :param skip: without so many that are newer still.
+    """
+    found = has_release(connection, place)
+    if found is None:
+        return None
+    names = [column for column in history.c if column.name not in ("id", "release")]
+    release = history.c.release if found else sa.null().label(history.c.release.name)
+    query = (
+        sa.select(*names, release).where(within(connection, history, place)).order_by(history.c.id.desc()).limit(limit)
+    )
+    if skip:
+        query = query.offset(skip)
+    runs = []
+    for row in reversed(_rows(connection, query, history, place) or []):
+        marked = row.outcome == "applied" and row.error in (STAMPED, ADOPTED)
+        outcome, error = (row.error, None) if marked else (row.outcome, row.error)
+        when = _utc(row.applied_at)
+        runs.append(Ended(row.name, row.checksum, outcome, when, row.duration_ms, row.applied_by, row.release, error))
+    return runs
+
+
+def has_release(connection: sa.Connection, place: str | None = None) -> bool | None:
+    """Whether the history has the column for the release; ``None`` where there is no history."""
+    try:
+        query = sa.select(history.c.release).where(within(connection, history, place)).limit(1)
+        return None if _rows(connection, query, history, place) is None else True
+    except sa.exc.DBAPIError:
+        schema = place or _schema(connection)
+        columns = {column["name"] for column in sa.inspect(connection).get_columns(history.name, schema=schema)}
+        connection.rollback()
+        if history.c.release.name in columns:
+            raise
+        return False
 
 
 def read_applications(connection: sa.Connection, place: str | None = None) -> set[str]:
@@ -207,20 +431,47 @@ def read_failure(connection: sa.Connection, place: str | None = None) -> dict[st
     if not rows:
         return None
     name, failed_at, duration_ms, applied_by, error = rows[0]
-    moment = datetime.fromisoformat(failed_at).replace(tzinfo=timezone.utc)
     return {
         "name": name,
-        "failed_at": moment.isoformat(),
+        "failed_at": _utc(failed_at).isoformat(),
         "duration_ms": duration_ms,
         "applied_by": applied_by,
         "error": error,
     }
 
 
-def last_id(connection: sa.Connection) -> int:
-    """The number of the newest row of the history, 0 without one. One query."""
-    rows = _rows(connection, sa.select(sa.func.max(history.c.id)).where(within(connection, history)), history)
+def last_id(connection: sa.Connection, place: str | None = None) -> int:
+    """The number of the newest row of the history, 0 without one. One query.
+
+    :param place: see :class:`State`.
+    """
+    query = sa.select(sa.func.max(history.c.id)).where(within(connection, history, place))
+    rows = _rows(connection, query, history, place)
     return (rows[0][0] if rows else None) or 0
+
+
+def read_counts(connection: sa.Connection, place: str | None = None) -> dict[str, int]:
+    """How many runs the history has of each outcome; see :class:`Ended`. One query.
+
+    :param place: see :class:`State`.
+    """
+    marked = sa.and_(history.c.outcome == "applied", history.c.error.in_((STAMPED, ADOPTED)))
+    mark = sa.case((marked, history.c.error), else_=None).label("mark")
+    query = sa.select(history.c.outcome, mark, sa.func.count()).where(within(connection, history, place))
+    rows: Sequence[Any] = _rows(connection, query.group_by(history.c.outcome, mark), history, place) or []
+    return {mark or outcome: count for outcome, mark, count in rows}
+
+
+def read_durations(connection: sa.Connection, limit: int, place: str | None = None) -> dict[str, float]:
+    """How long the last run took that applied a migration, seconds, by its name. One query.
+
+    :param limit: so many of the newest runs are looked at.
+    :param place: see :class:`State`.
+    """
+    ran = sa.and_(history.c.outcome == "applied", history.c.error.is_(None), within(connection, history, place))
+    query = sa.select(history.c.name, history.c.duration_ms).where(ran).order_by(history.c.id.desc()).limit(limit)
+    rows: Sequence[Any] = _rows(connection, query, history, place) or []
+    return {name: milliseconds / 1000 for name, milliseconds in reversed(rows)}
 
 
 def failed(connection: sa.Connection, since: datetime, seen: int | None) -> Sequence[sa.Row[Any]]:
@@ -235,13 +486,13 @@ def failed(connection: sa.Connection, since: datetime, seen: int | None) -> Sequ
     here = sa.and_(history.c.applied_at >= moment, history.c.applied_by == _applied_by())
     newer = here if seen is None else sa.or_(here, history.c.id > seen)
     wanted = sa.and_(history.c.outcome == "failed", newer, within(connection, history))
-    query = sa.select(history).where(wanted).order_by(history.c.id)
-    return _rows(connection, query, history) or []
+    columns = (history.c.name, history.c.checksum, history.c.applied_by, history.c.error)
+    return _rows(connection, sa.select(*columns).where(wanted).order_by(history.c.id), history) or []
 
 
 def _rows(
     connection: sa.Connection,
-    query: sa.Select[Any],
+    query: sa.Select[Any] | str,
     table: sa.Table,
     place: str | None = None,
     *,
@@ -254,7 +505,8 @@ def _rows(
     """
     for last in (False, True):
         try:
-            return connection.execute(query).all()
+            asked = connection.exec_driver_sql(query) if isinstance(query, str) else connection.execute(query)
+            return asked.all()
         except sa.exc.DBAPIError as error:
             connection.rollback()
             if error.connection_invalidated:
@@ -321,9 +573,45 @@ def create_tables(connection: sa.Connection) -> None:
             table.create(connection, checkfirst=False)
 
 
+def add_release(connection: sa.Connection) -> bool:
+    """Give the history of an earlier release the column for the release; under the lock, in a transaction of its own.
+
+    :returns: whether the history has it, or will have it; not where this user may not change the table, which is no
+        reason to migrate nothing.
+    """
+    found = has_release(connection)
+    connection.rollback()  # what was only read
+    if found is not False:
+        return True
+    from alembic.ddl.base import AddColumn
+
+    column = sa.Column(history.c.release.name, history.c.release.type, comment=history.c.release.comment)
+    try:
+        begin(connection)
+        connection.execute(AddColumn(history.name, column, schema=translated(connection, None)))
+        commit(connection)
+    except sa.exc.DBAPIError as error:
+        connection.rollback()
+        if not facts_of(connection.dialect.name).says(error, "denied"):
+            raise
+        return False
+    return True
+
+
 def begun(connection: sa.Connection) -> set[str]:
     """Names of migrations that an earlier run left unfinished. One query."""
     return set(connection.scalars(sa.select(progress.c.migration).distinct()))
+
+
+def forget_steps(connection: sa.Connection, names: Collection[str]) -> None:
+    """Forget how far runs of migrations had come that another tool has finished, or taken back what comes before them.
+
+    In the transaction of ``connection``.
+
+    :param names: see :meth:`~.boot.planner.Planner.without_steps`.
+    """
+    for name in begun(connection).intersection(names) if names else ():
+        connection.execute(progress.delete().where(progress.c.migration == name))
 
 
 def missing_tables(connection: sa.Connection) -> set[str]:
@@ -332,54 +620,100 @@ def missing_tables(connection: sa.Connection) -> set[str]:
     return {table.name for table in metadata.sorted_tables if not inspector.has_table(table.name, schema=schema)}
 
 
-def record(connection: sa.Connection, name: str, checksum: str, seconds: float, *, error: str | None = None) -> None:
+def record(
+    connection: sa.Connection,
+    name: str,
+    checksum: str,
+    seconds: float,
+    *,
+    error: str | None = None,
+    mark: str | None = None,
+    release: str | None = None,
+) -> None:
     """Append one run of a migration to the history, in the transaction of ``connection``.
 
     :param seconds: how long the migration ran.
     :param error: why it failed, without password; ``None`` when it was applied.
+    :param mark: ``STAMPED`` or ``ADOPTED``, of what was applied without a run; ``TAKEN_BACK`` is an outcome itself.
+    :param release: only where the history has that column.
     """
-    connection.execute(history.insert(), row(name, checksum, seconds, error=error))
+    connection.execute(_RECORD, row(name, checksum, seconds, error=error, mark=mark, release=release))
 
 
-def row(name: str, checksum: str, seconds: float, *, error: str | None = None) -> dict[str, Any]:
+def row(
+    name: str,
+    checksum: str,
+    seconds: float,
+    *,
+    error: str | None = None,
+    mark: str | None = None,
+    release: str | None = None,
+) -> dict[str, Any]:
     """One run as the history keeps it; see :func:`record`."""
+    said = {} if release is None else {history.c.release.name: release}
     return {
         "name": name,
         "checksum": checksum,
         "applied_at": datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds"),
         "duration_ms": round(seconds * 1000, 3),
         "applied_by": _applied_by(),
-        "outcome": "applied" if error is None else "failed",
-        "error": error,
+        "outcome": "failed" if error is not None else TAKEN_BACK if mark == TAKEN_BACK else "applied",
+        "error": error or (None if mark == TAKEN_BACK else mark),
+        **said,
     }
 
 
-def update_state(connection: sa.Connection, source: str, databases: Iterable[str]) -> State:
+def update_state(
+    connection: sa.Connection,
+    source: str,
+    databases: Iterable[str],
+    versions: VersionTable | None = None,
+    learned: Learned | None = None,
+    models: str | None = None,
+) -> State:
     """Write down what the history now holds, in the transaction of ``connection``.
 
     :param source: digest of the sources whose migrations for this database are all applied.
     :param databases: names of all databases that those sources concern.
+    :param learned: what of ``env.py`` is to be known the next time.
+    :param models: see :class:`State`.
     """
+    values = {"applied": _digest(connection), "source": source, "databases": _text(databases, learned, models)}
+    connection.execute(state.update().where(state.c.id == 1).values(values))
+    updated = read_state(connection)
+    assert updated is not None
+    return updated if versions is None else replace(updated, heads=read_heads(connection, versions))
+
+
+def _digest(connection: sa.Connection) -> str:
+    """What is another text as soon as the history has another row."""
     applied = hashlib.sha256()
     columns = (history.c.id, history.c.name, history.c.checksum, history.c.outcome)
     for run in connection.execute(sa.select(*columns).order_by(history.c.id)):
         applied.update("\0".join(map(str, run)).encode())
-    values = {"applied": applied.hexdigest(), "source": source, "databases": json.dumps(list(databases))}
-    connection.execute(state.update().where(state.c.id == 1).values(values))
-    updated = read_state(connection)
-    assert updated is not None
-    return updated
+    return applied.hexdigest()
 
 
-def settle(connection: sa.Connection, found: State, source: str, databases: Iterable[str]) -> bool:
+def settle(
+    connection: sa.Connection,
+    found: State,
+    source: str,
+    databases: Iterable[str],
+    learned: Learned | None = None,
+    alone: Sequence[tuple[str, str, str]] = (),
+    without_steps: Collection[str] = (),
+) -> State | None:
     """Write down that a history, found complete, holds these very sources; without the lock, and without waiting.
 
     A history only grows, so that what it held it holds. Where the row is no longer what was found, or another one has
     it, it is left alone.
 
     :param found: the state row as it was read with the history.
-    :param source: see :func:`update_state`; so is ``databases``.
-    :returns: whether it was written.
+    :param source: see :func:`update_state`; so are ``databases`` and ``learned``.
+    :param alone: names, checksums and marks of revisions that Alembic alone has applied or taken back; the history gets
+        a row for each.
+    :param without_steps: see :func:`forget_steps`.
+    :returns: the state row as it is then; ``None`` where it was left alone.
     :raises sqlalchemy.exc.DBAPIError: it cannot be written.
     """
     same = sa.and_(
@@ -393,11 +727,19 @@ def settle(connection: sa.Connection, found: State, source: str, databases: Iter
     begin(connection)
     if connection.execute(sa.select(state.c.id).where(same).with_for_update(nowait=True)).first() is None:
         connection.rollback()
-        return False
-    values = {"source": source, "databases": json.dumps(list(databases))}
+        return None
+    for name, checksum, mark in alone:
+        record(connection, name, checksum, 0.0, mark=mark)
+    forget_steps(connection, without_steps)
+    applied = _digest(connection) if alone else found.applied
+    values = {"applied": applied, "source": source, "databases": _text(databases, learned, found.models)}
     connection.execute(state.update().where(state.c.id == 1).values(values))
     commit(connection)
-    return True
+    return replace(found, applied=applied, source=source, databases=tuple(databases))
+
+
+def _utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
 
 
 def _moment(microseconds: int) -> datetime:

@@ -25,11 +25,12 @@ import sqlalchemy as sa
 from ..beat import Beat
 from ..errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
 from ..files import NO_LINK, give, make_file, read_regular
+from ..interrupt import GiveWay
 from ..notices import logger_of
 from ..retry import Wait
 from ..settings import LockSettings
 from .database import Database, begin
-from .history import Holder, State, read_state
+from .history import Doing, Holder, State, holder_in, holder_text, read_state
 from .tables import epoch_us, state
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
 _logger = logger_of(__name__)
 
-#: The pause between two tries grows from the first to the second figure, seconds, and is jittered. It is about a third
-#: of the time waited so far: a herd of waiters that comes back faster takes from the server what the holder needs.
-_PAUSES = (0.05, 3.0)
 #: How often at most the holder writes down which migration it is on, seconds.
 _NOTE_EVERY = 0.5
 #: A longer file is not the holder's, bytes.
@@ -54,6 +52,8 @@ class Lock(ABC):
     def __init__(self, database: Database, settings: LockSettings) -> None:
         self.database = database
         self.settings = settings
+        #: Whether it is released for those who wait to boot: see :attr:`~.settings.LockSettings.away`.
+        self._for_others = False
 
     @abstractmethod
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
@@ -77,6 +77,9 @@ class Lock(ABC):
 
         :raises LeaseLost: somebody else has taken the lock.
         """
+
+    def note_doing(self, doing: Doing | None) -> None:  # noqa: B027 - a file has no server that would tell
+        """Tell others, soon, how far the holder is with one long statement; ``None`` where it is with none."""
 
     @abstractmethod
     def confirm(self, connection: sa.Connection) -> None:
@@ -115,11 +118,14 @@ class Lock(ABC):
             return
         try:
             yield True
+        except GiveWay:
+            self._for_others = True
+            raise
         finally:
             self.release()
 
     def _wait(self, done: Callable[[State], bool]) -> bool:
-        wait = Wait(_PAUSES, self.settings.timeout)
+        wait = Wait(self.settings.pauses, self.settings.timeout, self.settings.woken)
         while True:
             over = wait.over
             try:
@@ -158,11 +164,12 @@ class _Lease(Lock):
         super().__init__(database, settings)
         self._token: int | None = None
         self._migration = ""
+        self._doing: Doing | None = None
         self._lost = False
         self._heart: Beat | None = None
 
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
-        free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us())
+        free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us() - int(self.settings.away * 1_000_000))
         take = {
             "token": state.c.token + 1,
             "holder": _me(),
@@ -202,7 +209,8 @@ class _Lease(Lock):
         if self._heart is not None:
             self._heart.stop()
         try:
-            self._update({"lease_expires": 0, "holder": "", "lease_migration": ""})
+            expired = epoch_us() - 1 if self._for_others else 0
+            self._update({"lease_expires": expired, "holder": "", "lease_migration": ""})
         except Exception as error:  # the expiry frees it
             _logger.warning("db-smart: cannot free the lease, which will run out: %s", self.database.redact(error))
 
@@ -214,7 +222,12 @@ class _Lease(Lock):
     def note(self, migration: str) -> None:
         if self._lost:
             raise self._loss()
-        self._migration = migration
+        self._migration, self._doing = migration, None
+        if self._heart is not None:
+            self._heart.wake()
+
+    def note_doing(self, doing: Doing | None) -> None:
+        self._doing = doing
         if self._heart is not None:
             self._heart.wake()
 
@@ -239,7 +252,7 @@ class _Lease(Lock):
                     " Nothing was changed. To stop it, end that process; then the lock frees itself."
                 )
         self._found = found
-        return str(found.holder)
+        return holder_in(found.holder)[0]
 
     def free(self) -> bool:
         same = sa.and_(
@@ -265,7 +278,9 @@ class _Lease(Lock):
         :returns: when to do so again, seconds.
         """
         try:
-            if not self._update({"lease_expires": self._expiry(), "lease_migration": self._migration}):
+            holder = holder_text(_me(), self._doing)
+            values = {"lease_expires": self._expiry(), "lease_migration": self._migration, "holder": holder}
+            if not self._update(values):
                 self._lost = True
                 return None
             return self.settings.lease / 3
@@ -304,7 +319,8 @@ class _FileLock(Lock):
         self._path = None if path is None else Path(f"{path}{_LOCK}")
         self._info = None if path is None else Path(f"{path}.db-smart.holder")
         self._lock: BaseFileLock | None = None
-        self._since = datetime.now(timezone.utc)
+        #: Who holds it, and since when.
+        self._holder: tuple[str, str] = ("", "")
         #: The second file, as long as it is ours, and how long what it says was at most.
         self._notes: FileIO | None = None
         self._width = 0
@@ -315,6 +331,10 @@ class _FileLock(Lock):
         from filelock import FileLock, Timeout
 
         make_file(self._path, self._like)
+        if self.settings.away:
+            found = self._path.lstat()
+            if found.st_size and 0 <= time.time() - found.st_mtime < self.settings.away:
+                return False
         self._lock = self._lock or FileLock(self._path, thread_local=False)
         try:
             self._lock.acquire(blocking=False)
@@ -324,7 +344,10 @@ class _FileLock(Lock):
             if error.filename is None:  # such as a pipe in its place, which cannot be cut
                 error.filename = str(self._path)
             raise
-        self._since = datetime.now(timezone.utc)
+        self._holder = _me(), datetime.now(timezone.utc).isoformat()
+        with suppress(OSError):
+            if self._path.lstat().st_size:
+                self._mark(0)
         try:
             self.note("")
         except BaseException:  # a full disk; the next try must not wait for this one
@@ -334,6 +357,10 @@ class _FileLock(Lock):
 
     def release(self) -> None:
         if self._lock is not None and self._info is not None:
+            assert self._path is not None
+            if self._for_others:
+                with suppress(OSError):  # then those in the background may be quicker
+                    self._mark(1)
             try:
                 self._close_notes()
                 self._info.unlink(missing_ok=True)
@@ -384,7 +411,7 @@ class _FileLock(Lock):
 
     def note(self, migration: str) -> None:
         if self._info is not None:
-            text = json.dumps([_me(), self._since.isoformat(), migration]).encode()
+            text = json.dumps([*self._holder, migration]).encode()
             # In one write, with blanks over what was longer, because others may read it meanwhile.
             self._width = max(self._width, len(text))
             if self._notes is not None and os.fstat(self._notes.fileno()).st_nlink:
@@ -408,6 +435,15 @@ class _FileLock(Lock):
                 temporary.unlink(missing_ok=True)
                 raise
             self._notes = None if notes.closed else notes
+
+    def _mark(self, size: int) -> None:
+        """Have the lock file be empty, or not: then it was left to who waits to boot."""
+        assert self._path is not None
+        descriptor = os.open(self._path, os.O_WRONLY | NO_LINK)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
 
     def _close_notes(self) -> None:
         if self._notes is not None:

@@ -32,13 +32,15 @@ class Event(NamedTuple):
     """One row of ``db_smart_objects``.
 
     :ivar migration: its name; of the events of a first run and of models, the dotted name of the migrations.
-    :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; of a first run ``made`` (from the models) and
-        ``added`` (by a migration), ``loosened`` (a column, see :mod:`~.schema.loosening`) and ``there`` (before it
-        began; with an empty name of a schema whose tables were looked at); ``application`` when that run was
-        complete; ``model`` for a table of the models that was there when the last run was complete.
-    :ivar kind: ``table``, ``column``, ``index``, ``constraint``; of what was altered ``type``, ``nullable`` or
-        ``default``; ``new table``, of the event ``added``, for one that no complete run has left to the application;
-        ``new name``, of the event ``renamed``, with the new name of the table.
+    :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; ``declared``, of what was made from a text, with the
+        digest of that behind its name; of a first run ``made`` (from the models) and ``added`` (by a migration),
+        ``loosened`` (a column, see :mod:`~.schema.loosening`) and ``there`` (before it began; with an empty name of a
+        schema whose tables were looked at); ``application`` when that run was complete; ``model`` for a table of the
+        models that was there when the last run was complete.
+    :ivar kind: ``table``, ``column``, ``index``, ``constraint``, ``view``, ``function``, ``trigger``; of what was
+        altered ``type``, ``nullable``, ``default``, ``comment`` or ``index``; ``new table``, of the event ``added``,
+        for one that no complete run has left to the application; ``new name``, of the event ``renamed``, with the new
+        name of the table.
     """
 
     migration: str
@@ -146,6 +148,18 @@ class Memory:
     def unused(self, schema: str | None, table: str) -> bool:
         """Whether a run that is not complete has created this table, so that no release uses it yet."""
         return any(event.migration == self.module for event in self._of(schema, table, self.created[1]))
+
+    def enumerated(self, schema: str | None, name: str) -> dict[tuple[str, str], list[str]]:
+        """The columns of models that have an enumeration of a name, as table and column, with the values of each."""
+        found = {}
+        for (place, _), model in self._models.items():
+            for column in model.columns if place == (schema or "") else ():
+                kind: Any = column.type
+                while isinstance(kind, (sa.types.TypeDecorator, sa.ARRAY)):
+                    kind = kind.item_type if isinstance(kind, sa.ARRAY) else kind.impl
+                if isinstance(kind, sa.Enum) and kind.name == name:
+                    found[model.name, column.name] = list(kind.enums)
+        return found
 
     def made(self) -> list[sa.Table]:
         """The models of the tables that this first run made from them."""
@@ -278,6 +292,16 @@ class Memory:
                 or self.later(migration, event.kind, event.schema_name, event.table_name, event.name) is not None
             )
         }
+
+    def declared(self, kind: str, schema: str | None, table: str, name: str) -> str | None:
+        """The digest of the text that something was made from last; ``None`` where it was not made from one."""
+        for one in reversed(self._events):
+            own, _, digest = one.name.rpartition(" ")
+            if (one.event, one.kind, one.schema_name) == ("declared", kind, schema or "") and (
+                self.same(one.table_name, table) and self.same(own, name)
+            ):
+                return digest
+        return None
 
     def finished(self, migration: str) -> bool:
         """Whether a migration was applied whole before, in this content or another one."""

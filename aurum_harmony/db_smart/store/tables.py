@@ -27,8 +27,10 @@ history = sa.Table(
     sa.Column("applied_at", sa.String(26), nullable=False, comment="end of the run, UTC, ISO 8601"),
     sa.Column("duration_ms", sa.Float, nullable=False),
     sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
-    sa.Column("outcome", sa.String(10), nullable=False, comment="applied or failed"),
-    sa.Column("error", sa.Text),
+    sa.Column("outcome", sa.String(10), nullable=False, comment="applied, failed or taken back"),
+    sa.Column("error", sa.Text, comment="why it failed; of what was applied without a run, how"),
+    # Not in the tables of earlier releases, until a run adds it.
+    sa.Column("release", sa.String(255), comment="what the application said that it is"),
     **_TRANSACTIONAL,
 )
 state = sa.Table(
@@ -81,7 +83,16 @@ class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function 
 
 @compiles(epoch_us)
 def _epoch_us(element: epoch_us, compiler: SQLCompiler, **_: Any) -> str:
-    clock = facts_of(compiler.dialect.name).clock
-    if clock is None:
-        raise sa.exc.UnsupportedCompilationError(compiler, type(element))
-    return clock
+    return clock(compiler.dialect.name)
+
+
+def clock(dialect: str) -> str:
+    """SQL for :class:`epoch_us`.
+
+    :param dialect: SQLAlchemy's name of it.
+    :raises sqlalchemy.exc.CompileError: there is none for it.
+    """
+    found = facts_of(dialect).clock
+    if found is None:
+        raise sa.exc.CompileError(f"There is no SQL for the clock of {dialect} in microseconds.")
+    return found

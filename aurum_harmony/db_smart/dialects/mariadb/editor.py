@@ -18,10 +18,10 @@ from alembic.operations.schemaobj import SchemaObjects
 from sqlalchemy.schema import DDLElement
 
 from ...errors import DbSmartError
-from ...schema.catalog import Constraint
-from ...schema.ddl import AddColumns, AlterDefault, ModifyColumn
+from ...schema.catalog import Constraint, Index
+from ...schema.ddl import AddColumns, AlterDefault, CreateDeclared, ModifyColumn, ReplaceCheck, ReplaceIndex
 from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
-from ...session.sql import default_text, definition_text, render, string_text
+from ...session.sql import default_text, definition_text, render, string_text, type_text
 from ..editor import Broken, Change, SchemaEditor
 from .facts import number
 from .types import blocks, character_set, type_of
@@ -30,6 +30,8 @@ _ONLINE = ", LOCK=NONE"
 #: ER_ALTER_OPERATION_NOT_SUPPORTED, and the same with a reason.
 _CANNOT = (1845, 1846)
 _KEY_COLUMN = 1072
+#: ER_DROP_INDEX_FK.
+_KEY_INDEX = 1553
 #: ER_YES: how it has understood a query.
 _REWRITTEN = 1003
 #: What rows break: ER_DUP_ENTRY, ER_NO_REFERENCED_ROW_2, ER_CONSTRAINT_FAILED; and what MySQL says of a check.
@@ -45,6 +47,9 @@ _TOKEN = re.compile(r"'(?:[^']|'')*'|`(?:[^`]|``)*`|\w+|.", re.DOTALL)
 #: Words that can follow a default.
 _AFTER_DEFAULT = ("ON", "AUTO_INCREMENT", "COMMENT", "CHECK")
 _ON_UPDATE = re.compile(r"^ON UPDATE \w+(\(\d*\))? ?", re.IGNORECASE)
+#: The comment of a column among what stands behind its default; a text in a check is none.
+_COMMENT = re.compile(r"(?<![\w`'(])COMMENT '((?:[^'\\]|''|\\.)*)' ?", re.IGNORECASE | re.DOTALL)
+_ESCAPE = re.compile(r"''|\\(.)", re.DOTALL)
 _DEFAULT_NULL = re.compile(r"^( INVISIBLE)? DEFAULT NULL")
 _WIDTH = sa.text(
     "SELECT MAXLEN FROM information_schema.CHARACTER_SETS WHERE CHARACTER_SET_NAME = COALESCE(:name, "
@@ -63,10 +68,31 @@ _TARGET = sa.text(
 )
 
 
+#: The foreign keys of a column and those to it.
+_ENDS = sa.text(
+    "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME, REFERENCED_TABLE_SCHEMA, REFERENCED_TABLE_NAME, "
+    "REFERENCED_COLUMN_NAME, DATABASE() FROM information_schema.KEY_COLUMN_USAGE "
+    "WHERE REFERENCED_TABLE_NAME IS NOT NULL AND "
+    "(TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :table AND COLUMN_NAME = :column OR "
+    "REFERENCED_TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND REFERENCED_TABLE_NAME = :table "
+    "AND REFERENCED_COLUMN_NAME = :column)"
+)
+_VIEW = sa.text(
+    "SELECT SECURITY_TYPE, CHECK_OPTION FROM information_schema.VIEWS "
+    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :name"
+)
+_DESCENDING = sa.text(
+    "SELECT 1 FROM information_schema.statistics WHERE table_schema = COALESCE(:schema, DATABASE()) "
+    "AND table_name = :table AND index_name = :name AND collation = 'D' LIMIT 1"
+)
+
+
 class MariadbEditor(SchemaEditor):
     """See the module."""
 
     has_online = True
+    has_unique_keys = True
+    widening = BLOCKS
 
     def create_table(self, table: sa.Table) -> None:
         """Create a table that is missing, without its indexes."""
@@ -148,6 +174,32 @@ class MariadbEditor(SchemaEditor):
         with self.rows_in_the_way(index.table, (), what, unique=names):
             self._send(sa.schema.CreateIndex(index), online, what, place, " LOCK=NONE")
 
+    def same_index(self, index: sa.Index, existing: Index) -> bool | None:
+        """Whether an index that is there is this one; SQLAlchemy does not tell which column descends."""
+        same = super().same_index(index, existing)
+        if same and index.table is not None:
+            names = {"schema": index.table.schema, "table": index.table.name, "name": existing.name}
+            if self.transaction.connection.scalar(_DESCENDING, names):
+                return None
+        return same
+
+    def replace_index(self, index: sa.Index, existing: Index, online: bool) -> None:
+        """Put an index in the place of another in one statement, so that the table has one of them at any time."""
+        assert index.table is not None
+        what = f"op.replace_index({str(index.name)!r}, {index.table.name!r})"
+        place = index.table.name, index.table.schema
+        names = [column.name for column in index.expressions if isinstance(column, sa.ColumnClause)]
+        try:
+            with self.rows_in_the_way(index.table, (), what, unique=names):
+                self._send(ReplaceIndex(index), online, what, place)
+        except sa.exc.DBAPIError as error:
+            if number(error) != _KEY_INDEX:
+                raise
+            raise DbSmartError(
+                f"{what}: a foreign key needs the index as it is. Nothing was changed. Create the new one with "
+                "op.create_index() and another name; or first create an index on the columns of the foreign key."
+            ) from error
+
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index; MariaDB's ``DROP INDEX`` does not know ``LOCK``, and does not block."""
         self.transaction.send(sa.schema.DropIndex(index))
@@ -175,6 +227,29 @@ class MariadbEditor(SchemaEditor):
         if isinstance(constraint, sa.ForeignKeyConstraint) and promised:
             self._check_rows(constraint)
 
+    def refuse_widening(self, columns: Sequence[tuple[str | None, str, str]], what: str) -> None:
+        """Refuse to give columns another type if foreign keys lead from them or to them that stay as they are."""
+        normalize_name = self.catalog.normalize_name
+        known = {(normalize_name(table), normalize_name(column)) for _, table, column in columns}
+        for schema, table, column in columns:
+            names = {"schema": schema, "table": self.catalog.stored(table, schema), "column": column}
+            for *ends, current in self.transaction.connection.execute(_ENDS, names):
+                for place, other, name in (ends[:3], ends[3:]):
+                    apart = normalize_name(place) != normalize_name(schema or current)
+                    if apart or (normalize_name(other), normalize_name(name)) not in known:
+                        which = f"{place}.{other}.{name}" if apart else f"{other}.{name}"
+                        leads = "to" if other == ends[4] and name == ends[5] and place == ends[3] else "from"
+                        raise DbSmartError(
+                            f"{what}: a foreign key leads {leads} {which}, whose type would stay as it is, which the "
+                            "server does not take. Nothing was changed. "
+                            + (
+                                "Drop that foreign key before, with op.drop_constraint() or by op.execute(), and make "
+                                "it again when both have the new type."
+                                if apart
+                                else f"Widen {which}: this column comes along."
+                            )
+                        )
+
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; type and nullability by a ``MODIFY``, which must repeat all else that the column has."""
         what = f"op.alter_column({change.table!r}, {change.column!r}, …)"
@@ -184,7 +259,7 @@ class MariadbEditor(SchemaEditor):
                 raise Refused(OLD_ROWS, what, f"{counted(missing, 'has', 'have')} NULL. ")
         if (change.type_ is not None or change.nullable is not None) and change.existing.get("computed"):
             raise DbSmartError(f"{what}: the column is computed; change it by op.execute(), with its whole definition.")
-        modify = change.type_ is not None or change.nullable is not None
+        modify = change.type_ is not None or change.nullable is not None or change.comment is not False
         if modify or change.server_default is not False:
             definition, on_update = self._definition(change)
             becomes = self._becoming(change, definition)
@@ -199,7 +274,33 @@ class MariadbEditor(SchemaEditor):
                 modified = ModifyColumn(change.table, change.column, definition, change.schema, becomes)
                 with self._strict():
                     self._send(modified, online, what, (change.table, change.schema))
+        for check in change.checks:
+            self.put_check(check, online)
         self.rename_column(change)
+
+    def replace_check(self, name: str, check: sa.CheckConstraint, online: bool) -> None:
+        """Put a check in the place of another; the server looks at the old rows, and blocks writers meanwhile."""
+        assert isinstance(check.table, sa.Table)
+        what, place = f"The constraint {name!r} of {check.table.name!r}", (check.table.name, check.table.schema)
+        if self._foresees and online:
+            raise Refused(BLOCKS, what, "The server checks old rows only in this way. ")
+        self._send(ReplaceCheck(name, check), online, what, place)
+
+    def declare(self, one: CreateDeclared, there: bool) -> None:
+        """Make a view, a function or a trigger; MySQL can only replace a view in one statement."""
+        names = {"name": one.name, "schema": one.schema}
+        kept = self.transaction.connection.execute(_VIEW, names).first() if one.kind == "view" and there else None
+        if getattr(self.dialect, "is_mariadb", True) or one.kind == "view":
+            one, there = self.replacing(one), False
+        if kept is not None:  # what the server takes away where it is not said again
+            if kept.SECURITY_TYPE == "INVOKER":
+                one.text = one.text.replace(" VIEW ", " SQL SECURITY INVOKER VIEW ", 1)
+            if kept.CHECK_OPTION != "NONE":
+                one.text += f"\nWITH {kept.CHECK_OPTION} CHECK OPTION"
+        if self.transaction.dry and one.kind != "view":  # it has semicolons of its own
+            end = next(end for end in ("//", "$$", "@@", "~~~") if end not in one.text)
+            one.text = f"DELIMITER {end}\n{one.text}\n{end}\nDELIMITER ;"
+        super().declare(one, there)
 
     def default(self, change: Change) -> str | None:
         """The default that a column has. SQLAlchemy does not find all that are expressions."""
@@ -207,6 +308,15 @@ class MariadbEditor(SchemaEditor):
         if found is None:
             return super().default(change)
         return _around_default(found[4])[1][len("DEFAULT ") :] or None
+
+    def comment(self, change: Change) -> str | None:
+        """The comment that a column has. SQLAlchemy does not find those behind ``ON UPDATE``."""
+        found = _DEFINITION.fullmatch(self._shown(change))
+        comment = None if found is None else _COMMENT.search(_around_default(found[4])[2])
+        if comment is None:
+            return None
+        signs = {"n": "\n", "r": "\r", "0": "\0", "Z": "\x1a"}
+        return _ESCAPE.sub(lambda one: signs.get(one[1], one[1]) if one[1] else "'", comment[1]) or None
 
     @property
     def _foresees(self) -> bool:
@@ -287,8 +397,15 @@ class MariadbEditor(SchemaEditor):
             if _around_default(f" {default}")[2].upper().startswith("ON UPDATE "):
                 after, on_update = _ON_UPDATE.sub("", after), True
             more = "".join(f" {part}" for part in (before, default, after) if part)
+        if change.comment is not False:
+            before, default, after = _around_default(more)
+            after = _COMMENT.sub("", after) if " " in after else after
+            checks = after.upper().find("CHECK (")
+            text = "" if change.comment is None else f"COMMENT {string_text(change.comment, self.dialect)}"
+            first, last = (after, "") if checks < 0 else (after[:checks], after[checks:])
+            more = "".join(f" {part.strip()}" for part in (before, default, first, text, last) if part.strip())
         if change.type_ is not None:
-            kind = change.type_.compile(dialect=self.dialect)
+            kind = type_text(change.type_, self.dialect)
             if not isinstance(change.type_, sa.String) or " COLLATE " in kind or " CHARACTER SET " in kind:
                 characters = ""
         if change.nullable is not None:
@@ -306,6 +423,8 @@ class MariadbEditor(SchemaEditor):
         if change.server_default is not False:
             column = sa.Column("c", sa.types.NullType(), server_default=change.server_default)
             becomes["default"] = default_text(column, self.dialect)
+        if change.comment is not False:
+            becomes["comment"] = change.comment
         return becomes
 
     def _shown(self, change: Change) -> str:
@@ -321,7 +440,12 @@ class MariadbEditor(SchemaEditor):
         lines = self.transaction.connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1].split("\n")
         quote = self.dialect.identifier_preparer.initial_quote  # a double one in the mode ANSI_QUOTES
         start = f"  {quote}{column.replace(quote, quote * 2)}{quote} "
-        line: str = next(line for line in lines if line.lower().startswith(start.lower()))
+        line: str | None = next((line for line in lines if line.lower().startswith(start.lower())), None)
+        if line is None:
+            raise DbSmartError(
+                f"op.alter_column({change.table!r}, {change.column!r}, …): {change.table!r} is a view, or has no "
+                "definition of the column. Nothing was changed. Edit the view with op.view()."
+            )
         return line[len(start) :].rstrip(",")
 
     @contextmanager

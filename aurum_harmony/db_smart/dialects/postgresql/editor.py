@@ -9,23 +9,33 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from alembic.ddl.base import ColumnDefault, ColumnNullable
 from alembic.ddl.postgresql import PostgresqlColumnType
 from alembic.operations.schemaobj import SchemaObjects
-from sqlalchemy.dialects.postgresql import DOMAIN, REGCLASS, CreateEnumType, NamedType
+from sqlalchemy.dialects.postgresql import DOMAIN, REGCLASS, CreateDomainType, CreateEnumType, NamedType
 from sqlalchemy.types import TypeEngine
 
 from ...errors import DbSmartError
-from ...schema.catalog import TABLE_NAME, Constraint
-from ...schema.column_types import free_on_postgresql, native_values, spelled
-from ...schema.ddl import UniqueUsingIndex, ValidateConstraint
+from ...schema.catalog import TABLE_NAME, Constraint, Index
+from ...schema.column_types import enumeration, free_on_postgresql, native_values, spelled
+from ...schema.ddl import (
+    AddEnumValue,
+    CreateDeclared,
+    DropDeclared,
+    RenameIndex,
+    ReplaceCheck,
+    UniqueUsingIndex,
+    ValidateConstraint,
+)
 from ...schema.defaults import without_types
-from ...schema.rules import BLOCKS, OLD_ROWS, PARTITIONED, REWRITE, Refused
-from ...session.sql import as_written, render, string_text, type_text
+from ...schema.instead import retyped_column
+from ...schema.rules import BLOCKS, ENUM_VALUES, OLD_ROWS, PARTITIONED, REWRITE, Refused, counted
+from ...session.sql import as_written, render, type_text
 from ..editor import Broken, Change, SchemaEditor
 from .facts import sqlstate
 
@@ -40,6 +50,35 @@ _VOLATILE = sa.text("SELECT count(*) FROM pg_proc WHERE proname IN :names AND pr
 )
 _PARTITIONED = sa.text(f"SELECT count(*) FROM pg_class WHERE oid = to_regclass({TABLE_NAME}) AND relkind = 'p'")
 _SEQUENCE = sa.text(f"SELECT pg_get_serial_sequence({TABLE_NAME}, :column)")
+
+#: That of a serial column, and one that its default asks; the one of an identity column gets its type.
+_NARROW_SEQUENCE = sa.text(
+    "SELECT DISTINCT CAST(CAST(s.seqrelid AS regclass) AS text) FROM pg_sequence AS s JOIN pg_attribute AS a "
+    f"ON a.attrelid = to_regclass({TABLE_NAME}) AND a.attname = :column "
+    "WHERE s.seqtypid <> CAST('bigint' AS regtype) AND (EXISTS (SELECT 1 FROM pg_depend AS d "
+    "WHERE d.classid = CAST('pg_class' AS regclass) AND d.objid = s.seqrelid AND d.deptype = 'a' "
+    "AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum) OR EXISTS (SELECT 1 FROM pg_attrdef AS f "
+    "JOIN pg_depend AS d ON d.classid = CAST('pg_attrdef' AS regclass) AND d.objid = f.oid "
+    "AND d.refclassid = CAST('pg_class' AS regclass) AND d.refobjid = s.seqrelid "
+    "WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum))"
+)
+#: The columns whose foreign keys lead to a column, in any schema. One that a table inherits, as a partition does,
+#: changes with that of the table above it.
+_REFERRING = sa.text(
+    f"WITH RECURSIVE c AS (SELECT a.attrelid AS rel, a.attnum FROM pg_attribute AS a "
+    f"WHERE a.attrelid = to_regclass({TABLE_NAME}) AND a.attname = :column UNION "
+    "SELECT n.rel, n.attnum FROM c CROSS JOIN LATERAL (SELECT k.conrelid AS rel, u.own AS attnum "
+    "FROM pg_constraint AS k CROSS JOIN LATERAL unnest(k.conkey, k.confkey) AS u (own, other) "
+    "WHERE k.contype = 'f' AND k.confrelid = c.rel AND u.other = c.attnum UNION ALL "
+    "SELECT i.inhparent, p.attnum FROM pg_inherits AS i JOIN pg_attribute AS a ON a.attrelid = i.inhrelid "
+    "AND a.attnum = c.attnum AND a.attinhcount > 0 JOIN pg_attribute AS p ON p.attrelid = i.inhparent "
+    "AND p.attname = a.attname AND NOT p.attisdropped WHERE i.inhrelid = c.rel) AS n) "
+    "SELECT CASE WHEN r.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = "
+    f"to_regclass({TABLE_NAME})) THEN CAST(:schema AS text) WHEN pg_table_is_visible(r.oid) THEN NULL "
+    "ELSE CAST(n.nspname AS text) END, CAST(r.relname AS text), CAST(a.attname AS text) FROM c "
+    "JOIN pg_class AS r ON r.oid = c.rel JOIN pg_namespace AS n ON n.oid = r.relnamespace "
+    "JOIN pg_attribute AS a ON a.attrelid = c.rel AND a.attnum = c.attnum WHERE a.attinhcount = 0 ORDER BY 1, 2, 3"
+)
 
 #: Of a domain, and the domains that it is made of.
 _CHECKED_DOMAIN = sa.text(
@@ -81,6 +120,58 @@ _SHARED = sa.text(
     "LEFT JOIN pg_class AS r ON d.classid = 'pg_class'::regclass AND r.oid = d.objid AND r.relkind IN ('i', 'I') "
     "WHERE k.oid IS NOT NULL OR r.oid IS NOT NULL ORDER BY 2"
 )
+
+
+#: What needs an index as it is, in words.
+_NEEDING_INDEX = sa.text(
+    "WITH x AS (SELECT i.* FROM pg_index AS i JOIN pg_class AS r ON r.oid = i.indexrelid "
+    f"WHERE i.indrelid = to_regclass({TABLE_NAME}) AND r.relname = :name) "
+    "SELECT 'the foreign key ' || quote_ident(k.conname) || ' of ' || CAST(CAST(k.conrelid AS regclass) AS text) "
+    "FROM x JOIN pg_constraint AS k ON k.conindid = x.indexrelid AND k.contype = 'f' AND k.conparentid = 0 UNION ALL "
+    "SELECT 'the index ' || CAST(CAST(h.inhparent AS regclass) AS text) || ' of the partitioned table' "
+    "FROM x JOIN pg_inherits AS h ON h.inhrelid = x.indexrelid UNION ALL "
+    "SELECT 'the replica identity of the table' FROM x WHERE indisreplident ORDER BY 1"
+)
+#: The version that puts a trigger in the place of another.
+_REPLACES_TRIGGERS = (14,)
+#: Other columns of a view; another result of a function.
+_CANNOT_REPLACE = ("42P16", "42P13")
+#: What needs a view or a function, or would be lost with it: others that use it, triggers, rights.
+#: A view, a rule or a computed column uses a column that is to get another type.
+_CANNOT_ALTER = "0A000"
+_RIGHTS = "rights granted on it"
+#: Several functions of a name; something that others need.
+_AMBIGUOUS, _NEEDED = "42725", "2BP01"
+_NEEDS = (
+    "SELECT DISTINCT CASE WHEN r.oid IS NULL THEN pg_describe_object(d.classid, d.objid, d.objsubid) "
+    "ELSE 'view ' || CAST(CAST(r.ev_class AS regclass) AS text) END FROM o JOIN pg_depend AS d ON d.refclassid = "
+    "o.class AND d.refobjid = o.oid LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass "
+    "AND r.oid = d.objid "
+    "WHERE d.deptype IN ('n', 'a') AND d.classid <> 'pg_type'::regclass AND (r.oid IS NULL OR r.ev_class <> o.oid) "
+    f"UNION ALL SELECT '{_RIGHTS}' FROM o WHERE o.acl UNION ALL SELECT 'its comment' FROM o WHERE EXISTS (SELECT 1 "
+    "FROM pg_description WHERE classoid = o.class AND objoid = o.oid)"
+)
+_OPTIONS = sa.text(
+    "SELECT array_to_string(reloptions, ', ') FROM pg_class "
+    f"WHERE oid = to_regclass({TABLE_NAME.replace(':table', ':name')})"
+)
+_OVERLOADS = sa.text(
+    "SELECT CAST(CAST(p.oid AS regprocedure) AS text) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = "
+    "p.pronamespace WHERE p.proname = :name AND (n.nspname = CAST(:schema AS text) OR CAST(:schema AS text) IS NULL "
+    "AND pg_function_is_visible(p.oid)) ORDER BY 1"
+)
+_NEEDING = {
+    "view": sa.text(
+        "WITH o AS (SELECT 'pg_class'::regclass AS class, oid, relacl IS NOT NULL AS acl FROM pg_class "
+        f"WHERE oid = to_regclass({TABLE_NAME.replace(':table', ':name')})) {_NEEDS}".replace("::", r"\:\:")
+    ),
+    "function": sa.text(
+        "WITH o AS (SELECT 'pg_proc'::regclass AS class, p.oid, p.proacl IS NOT NULL AS acl FROM pg_proc AS p "
+        "JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE p.proname = :name AND (n.nspname = "
+        "CAST(:schema AS text) "
+        f"OR CAST(:schema AS text) IS NULL AND pg_function_is_visible(p.oid))) {_NEEDS}".replace("::", r"\:\:")
+    ),
+}
 
 
 class PostgresqlEditor(SchemaEditor):
@@ -191,6 +282,40 @@ class PostgresqlEditor(SchemaEditor):
             names = ", ".join(str(part) for part in index.expressions)
             raise Refused(OLD_ROWS, what, found or f"Rows repeat {names}. ") from failure
 
+    def needing_index(self, name: str, table: str, schema: str | None) -> list[str]:
+        """What needs an index as it is: foreign keys, the index above that of a partition, and replication."""
+        names = {"table": self.catalog.stored(table, schema), "schema": schema, "name": name}
+        return list(self.transaction.connection.scalars(_NEEDING_INDEX, names).all())
+
+    def leftover(self, index: str) -> str | None:
+        """What an index is called while it is built beside the one that it is to replace."""
+        return _name(index, "db_smart_new")
+
+    def replace_index(self, index: sa.Index, existing: Index, online: bool) -> None:
+        """Build an index beside the one that it replaces, which then goes, and its name is the new one's."""
+        assert index.table is not None
+        table, schema, name = index.table.name, index.table.schema, str(index.name)
+        new = str(self.leftover(name))
+        there = self.catalog.indexes(table, schema)
+        built = there.get(new)
+        if not online:
+            for old in [one for one in (new, existing.name) if one in there]:
+                self.drop_index(SchemaObjects().index(old, table, [], schema=schema), online)
+            self.create_index(index, online)
+            return
+        promise = f"index {schema} {new} {render(sa.schema.CreateIndex(index), self.dialect)}"
+        if built is not None and not (built.valid and self.transaction.journal.promised(promise)):
+            self.drop_index(SchemaObjects().index(new, table, [], schema=schema), online)
+            built = None
+        if built is None:
+            self.transaction.journal.promise(promise)
+            index.name = sa.quoted_name(new, None)
+            self.create_index(index, online)
+            index.name = sa.quoted_name(name, None)
+        if existing.name in there:
+            self.drop_index(SchemaObjects().index(existing.name, table, [], schema=schema), online)
+        self.transaction.send(RenameIndex(table, new, name, schema))
+
     def drop_index(self, index: sa.Index, online: bool) -> None:
         """Drop an index, beside the table's traffic."""
         if not online:
@@ -213,13 +338,30 @@ class PostgresqlEditor(SchemaEditor):
             what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
             with self.rows_in_the_way(constraint.table, [constraint], what):
                 super().add_constraint(constraint, online)
-        elif isinstance(constraint, sa.UniqueConstraint):
+        elif isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint)):
             self._add_unique(constraint)
         else:
             constraint.dialect_options["postgresql"]["not_valid"] = True
             super().add_constraint(constraint, online)
             assert constraint.table is not None
             self._validate(constraint.table.name, str(constraint.name), constraint.table.schema, constraint)
+
+    def referring(self, table: str, column: str, schema: str | None) -> list[tuple[str | None, str, str]] | None:
+        """The columns whose foreign keys lead to a column."""
+        stored = self.catalog.stored(table, schema), self.catalog.stored_column(table, column, schema)
+        names = {"table": stored[0], "schema": schema, "column": stored[1]}
+        rows = self.transaction.connection.execute(_REFERRING, names)
+        return [(place, name, own) for place, name, own in rows]
+
+    def widen(self, changes: Sequence[Change]) -> None:
+        """Give the columns of keys another type, and the sequences that number them too."""
+        super().widen(changes)
+        for change in changes:
+            assert change.type_ is not None
+            place = {"table": self.catalog.stored(change.table, change.schema), "schema": change.schema}
+            column = change.existing.get("stored", change.column)
+            for sequence in self.transaction.connection.scalars(_NARROW_SEQUENCE, {**place, "column": column}).all():
+                self.transaction.send(f"ALTER SEQUENCE {sequence} AS {type_text(change.type_, self.dialect)}")
 
     def finish_constraint(self, constraint: sa.Constraint, existing: Constraint) -> None:
         """Validate a constraint that an earlier run only added."""
@@ -229,37 +371,163 @@ class PostgresqlEditor(SchemaEditor):
 
     def alter_column(self, change: Change, online: bool) -> None:
         """Change a column; NOT NULL by a validated check, which saves the scan under the exclusive lock."""
+        replaced: list[str] = []
         if change.type_ is not None and self._add_values(change):
             change.type_ = None
         if change.type_ is not None:
+            replaced = self._replaced(change)
             if online:
-                self._refuse_scan(change)
+                self._refuse_scan(change, replaced)
             self.create_types([sa.Column(change.column, change.type_)])
-            self.transaction.send(
-                PostgresqlColumnType(
-                    change.table, change.column, change.type_, schema=change.schema, using=change.using
-                )
-            )
+            if not replaced:
+                with self._used(change):
+                    self.transaction.send(
+                        PostgresqlColumnType(
+                            change.table, change.column, change.type_, schema=change.schema, using=change.using
+                        )
+                    )
+        for check in change.checks:
+            if change.type_ is not None and str(check.name) in replaced:
+                with self._used(change):
+                    self.replace_check(str(check.name), check, online, change.column, change.type_)
+            else:
+                self.put_check(check, online)
         if change.server_default is not False:
             default = ColumnDefault(change.table, change.column, change.server_default, schema=change.schema)
             self.transaction.send(default)
         if change.nullable is not None:
             self._set_nullable(change, online)
+        self.comment_column(change)
         self.rename_column(change)
+
+    @contextmanager
+    def _used(self, change: Change) -> Iterator[None]:
+        """Say what to do where a column cannot get another type because something is computed from it.
+
+        :raises DbSmartError: a view, a computed column, a trigger or a policy uses it.
+        """
+        try:
+            with self.transaction.undoable():
+                yield
+        except sa.exc.DBAPIError as error:
+            if sqlstate(error) != _CANNOT_ALTER:
+                raise
+            said = " ".join(self.transaction.database.redact(error).split())
+            raise DbSmartError(
+                f"op.alter_column({change.table!r}, {change.column!r}, type_=…): PostgreSQL says: {said}. The type was "
+                "not changed. Drop what uses the column before, a view for example with op.drop_view(), and make it "
+                "again afterwards."
+            ) from error
+
+    def _replaced(self, change: Change) -> list[str]:
+        """The one check that gives way to another with the change of type, in one statement."""
+        there = self.catalog.constraints(change.table, change.schema)
+        names = [str(check.name) for check in change.checks if str(check.name) in there]
+        return names[:1] if change.using is None else []
+
+    def replace_check(
+        self,
+        name: str,
+        check: sa.CheckConstraint,
+        online: bool,
+        column: str | None = None,
+        type_: TypeEngine[Any] | None = None,
+    ) -> None:
+        """Put a check in the place of another, for new rows; then validate the old ones."""
+        check.dialect_options["postgresql"]["not_valid"] = online
+        self.transaction.send(ReplaceCheck(name, check, column, type_))
+        if online:
+            assert isinstance(check.table, sa.Table)
+            self._validate(check.table.name, str(check.name), check.table.schema, check)
+
+    def declare(self, one: CreateDeclared, there: bool) -> None:
+        """Make a view, a function or a trigger; drop the old one only where it cannot be replaced.
+
+        :raises DbSmartError: others need the old one.
+        """
+        if one.kind == "view" and there:
+            options = self.transaction.connection.scalar(_OPTIONS, {"name": one.name, "schema": one.schema})
+            if options:  # such as security_invoker, which the server takes away where it is not said again
+                one.text = one.text.replace(" AS\n", f" WITH ({options}) AS\n", 1)
+        version = self.dialect.server_version_info or ()
+        plain = one.kind == "trigger" and (version < _REPLACES_TRIGGERS or not one.text.startswith("CREATE TRIGGER"))
+        if plain or not there:
+            super().declare(one, there)
+            return
+        try:
+            with self.transaction.undoable():
+                self.transaction.send(self.replacing(one))
+        except sa.exc.DBAPIError as error:
+            if sqlstate(error) not in _CANNOT_REPLACE:
+                raise
+            names = {"name": one.name, "schema": one.schema}
+            said = f"op.{one.kind}({one.name!r}): PostgreSQL cannot replace it in place ({self._said(error)})"
+            alike = [] if one.kind == "view" else self.transaction.connection.scalars(_OVERLOADS, names).all()
+            if len(alike) > 1:
+                raise DbSmartError(
+                    f"{said}, and there are several of that name: {', '.join(alike)}. Nothing was changed. Drop the "
+                    f"old one first: op.drop_function({one.name!r}, 'its, types')."
+                ) from error
+            needing = self.transaction.connection.scalars(_NEEDING[one.kind], names).all()
+            if needing:
+                raise DbSmartError(
+                    f"{said}, and would have to drop it. It would take these along: {', '.join(sorted(needing))}. "
+                    f"Nothing was changed. Drop them first, then op.drop_{one.kind}({one.name!r}), and make all of "
+                    "them again."
+                ) from error
+            if not self.transaction.transactional:
+                raise DbSmartError(
+                    f"{said}. Nothing was changed. Outside of a transaction, drop the old one first with "
+                    f"op.drop_{one.kind}({one.name!r}); or take transactional=False away."
+                ) from error
+            super().declare(one, there)
+
+    def drop_declared(self, one: DropDeclared) -> None:
+        """Drop a view, a function or a trigger.
+
+        :raises DbSmartError: others need it, or there are several functions of that name.
+        """
+        try:
+            with self.transaction.undoable():
+                super().drop_declared(one)
+        except sa.exc.DBAPIError as error:
+            names, what = {"name": one.name, "schema": one.schema}, f"op.drop_{one.kind}({one.name!r})"
+            if sqlstate(error) == _AMBIGUOUS:
+                alike = self.transaction.connection.scalars(_OVERLOADS, names).all()
+                raise DbSmartError(
+                    f"{what}: there are several functions of that name: {', '.join(alike)}. Nothing was dropped. Say "
+                    f"which one: op.drop_function({one.name!r}, 'its, types')."
+                ) from error
+            if sqlstate(error) == _NEEDED:
+                needing = self.transaction.connection.scalars(_NEEDING[one.kind], names).all()
+                found = ", ".join(sorted(need for need in needing if need != _RIGHTS))
+                raise DbSmartError(
+                    f"{what}: others need it: {found}. Nothing was dropped. Drop those first, or have them do without "
+                    "it."
+                ) from error
+            raise
+
+    def _said(self, error: sa.exc.DBAPIError) -> str:
+        return self.transaction.database.redact(error).partition("\n")[0]
 
     def create_types(self, columns: Any) -> None:
         """Make the native types that are missing."""
         for column in columns:
-            kind = column.type.dialect_impl(self.dialect)
-            if isinstance(kind, NamedType) and isinstance(kind, sa.Enum) and kind.native_enum:
+            kind = enumeration(column.type.dialect_impl(self.dialect), self.dialect).dialect_impl(self.dialect)
+            if isinstance(kind, DOMAIN) or (
+                isinstance(kind, NamedType) and isinstance(kind, sa.Enum) and kind.native_enum
+            ):
                 connection: Any = self.transaction.connection
+                if self.catalog.enumeration(str(kind.name), kind.schema) is not None:
+                    continue
                 if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
-                    self.transaction.send(CreateEnumType(kind))
+                    self.transaction.send(CreateDomainType(kind) if isinstance(kind, DOMAIN) else CreateEnumType(kind))
 
     def wanted(
         self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None
     ) -> tuple[TypeEngine[Any] | None, bool | None]:
         """What is asked for of a column: a text keeps its collation, which ``ALTER TYPE`` without one takes away."""
+        type_, nullable = super().wanted(change, type_, nullable)
         old = change.existing["type"]
         if isinstance(old, sa.String) and isinstance(type_, sa.String):
             stored = self.catalog.stored(change.table, change.schema)
@@ -281,38 +549,40 @@ class PostgresqlEditor(SchemaEditor):
     def type_is(self, old: TypeEngine[Any], new: TypeEngine[Any]) -> Literal["same", "wider", "other"]:
         """What a change of type does; an enumeration can only be given more values.
 
-        :raises DbSmartError: values of an enumeration are to go, or to change places.
+        :raises Refused: values of an enumeration are to go, or to change places.
         """
         relation = super().type_is(old, new)
         values = native_values(old, self.dialect), native_values(new, self.dialect)
         if relation == "other" and None not in values and type_text(old, self.dialect) == type_text(new, self.dialect):
-            raise DbSmartError(
-                f"The type {spelled(old, self.dialect)} cannot become {spelled(new, self.dialect)}: PostgreSQL only "
-                "adds values to an enumeration, and neither removes one nor changes their order. Nothing was changed. "
-                "Keep the existing values in their order; or add a column of a new enumeration with another "
-                "name, op.backfill() it, and change over to it."
+            raise Refused(
+                ENUM_VALUES,
+                f"The type {spelled(old, self.dialect)} cannot become {spelled(new, self.dialect)}",
+                "PostgreSQL only adds values to an enumeration, and neither removes one nor changes their order. ",
             )
         return relation
 
     def _add_values(self, change: Change) -> bool:
-        """Give an enumeration its new values, each in its place, if that is what the change of type is.
-
-        A transaction that has added a value cannot use it, so that each is added outside of the migration's.
-        """
+        """Give an enumeration its new values, if that is what the change of type is."""
         old, new = change.existing["type"], change.type_
         assert new is not None
         have, wanted = native_values(old, self.dialect), native_values(new, self.dialect)
         if have is None or wanted is None or super().type_is(old, new) != "wider":
             return False
-        name = type_text(old, self.dialect)
+        kind: Any = enumeration(old, self.dialect)
+        self.add_values(str(kind.name), kind.schema, have, wanted)
+        return True
+
+    def add_values(self, name: str, schema: str | None, have: Sequence[str], wanted: Sequence[str]) -> None:
+        """Give an enumeration more values, each in its place.
+
+        A transaction that has added a value cannot use it, so that each is added outside of the migration's.
+        """
         with self.transaction.autocommit_block() as send:
             for number, value in enumerate(wanted):
                 if value not in have:
                     after = wanted[number - 1] if number else None
-                    place = [] if not have else ["BEFORE", have[0]] if after is None else ["AFTER", after]
-                    texts = [string_text(text, self.dialect) for text in (value, *place[1:])]
-                    send(f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS {' '.join([texts[0], *place[:1], *texts[1:]])}")
-        return True
+                    before = have[0] if have and after is None else None
+                    send(AddEnumValue(name, schema, value, before=before, after=after))
 
     def _set_nullable(self, change: Change, online: bool) -> None:
         plain = ColumnNullable(change.table, change.column, bool(change.nullable), schema=change.schema)
@@ -348,9 +618,9 @@ class PostgresqlEditor(SchemaEditor):
         count = self.catalog.count(change.table, change.schema, sa.column(change.column).is_(None))
         if count:
             what = f"op.alter_column({change.table!r}, {change.column!r}, nullable=False)"
-            raise Refused(OLD_ROWS, what, f"{count} rows have NULL. ") from cause
+            raise Refused(OLD_ROWS, what, f"{counted(count, 'has NULL', 'have NULL')}. ") from cause
 
-    def _add_unique(self, constraint: sa.UniqueConstraint) -> None:
+    def _add_unique(self, constraint: sa.UniqueConstraint | sa.PrimaryKeyConstraint) -> None:
         table = constraint.table
         name, columns = str(constraint.name), [column.name for column in constraint.columns]
         given = constraint.dialect_options["postgresql"]
@@ -457,23 +727,25 @@ class PostgresqlEditor(SchemaEditor):
         version = self.dialect.server_version_info or ()
         if isinstance(constraint, sa.ForeignKeyConstraint) and version < _KEYS_OF_PARTITIONED:
             why = "Before version 18, PostgreSQL adds a foreign key of a partitioned table only in this way. "
-        elif isinstance(constraint, sa.UniqueConstraint):
+        elif isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint)):
             why = "PostgreSQL adds a unique constraint of a partitioned table only in this way. "
         else:
             return
         if self._partitioned(table):
             raise Refused(BLOCKS, f"The constraint {str(constraint.name)!r} of {table.name!r}", why)
 
-    def _refuse_scan(self, change: Change) -> None:
+    def _refuse_scan(self, change: Change, replaced: Sequence[str] = ()) -> None:
         """Refuse a change of type for which the rows are rewritten, or all of them are read.
 
+        :param replaced: checks that give way with it.
         :raises Refused: it is such a change.
         """
         what = f"op.alter_column({change.table!r}, {change.column!r}, type_=…)"
         old, new = change.existing["type"], change.type_
         assert new is not None
         if change.using is not None or not free_on_postgresql(old, new):
-            raise Refused(REWRITE, what)
+            name, names = self.transaction.journal.migration, (change.table, change.schema, change.column)
+            raise Refused(REWRITE, what, instead=retyped_column(name, *names, new))
         if getattr(old, "collation", None) != getattr(new, "collation", None):
             raise Refused(REWRITE, what, "For another collation the indexes on the column are built again. ")
         table = self.catalog.stored(change.table, change.schema)
@@ -481,14 +753,14 @@ class PostgresqlEditor(SchemaEditor):
         place = {"table": table, "schema": change.schema, "column": column}
         remade: dict[str, list[str]] = {"check": [], "index": []}
         for kind, name in self.transaction.connection.execute(_REMADE, place):
-            if not self.catalog.dropped(change.table, name, change.schema):
+            if not self.catalog.dropped(change.table, name, change.schema) and name not in replaced:
                 remade[kind].append(name)
-        names = [f"the {kind} {name!r}" for kind in remade for name in remade[kind]]
-        if names:
+        found = [f"the {kind} {name!r}" for kind in remade for name in remade[kind]]
+        if found:
             raise Refused(
                 REWRITE,
                 what,
-                f"PostgreSQL makes {', '.join(names)} again for that, and reads every row. Drop it before and "
+                f"PostgreSQL makes {', '.join(found)} again for that, and reads every row. Drop it before and "
                 "create it after, which does not block. ",
             )
 

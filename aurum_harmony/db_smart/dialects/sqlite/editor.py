@@ -17,12 +17,13 @@ from sqlalchemy.schema import DDLElement
 from sqlalchemy.types import TypeEngine
 
 from ...errors import DbSmartError
-from ...schema.ddl import AddColumns
+from ...schema.catalog import Constraint, Index
+from ...schema.ddl import AddColumns, CreateDeclared
 from ...schema.rules import OLD_ROWS, Refused, counted
-from ...session.sql import column_text, constraint_text, default_text
+from ...session.sql import column_text, condition_text, constraint_text, default_text, render
 from ..editor import Change, SchemaEditor
 from .rebuild import RowsInTheWay, needs_foreign_keys_off, rebuild
-from .table_sql import TableSql
+from .table_sql import TableSql, spelled_alike
 
 #: A default that SQLite takes in ADD COLUMN for a table with rows: a literal.
 _CONSTANT = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?|'([^']|'')*'|x'[0-9a-f]*'|NULL|TRUE|FALSE", re.IGNORECASE)
@@ -38,6 +39,9 @@ _HAS_ROWID = sa.text(
 
 class SqliteEditor(SchemaEditor):
     """See the module."""
+
+    names_checks = False
+    rechecks = True
 
     def add_columns(
         self, table: sa.Table, columns: Sequence[sa.Column[Any]], constraints: Sequence[sa.Constraint], online: bool
@@ -125,6 +129,35 @@ class SqliteEditor(SchemaEditor):
             what = f"op.create_index({str(index.name)!r}, {index.table.name!r}, unique=True)"
             raise Refused(OLD_ROWS, what, self._repeated(index)) from error
 
+    def same_index(self, index: sa.Index, existing: Index) -> bool | None:
+        """Whether an index that is there is this one, by their texts."""
+        assert index.table is not None
+        quote = self.dialect.identifier_preparer.quote_identifier
+        schema = quote(index.table.schema or "main")
+        query = f"SELECT sql FROM {schema}.sqlite_master WHERE type = 'index' AND name = ? COLLATE NOCASE"
+        sql = self.transaction.connection.exec_driver_sql(query, (existing.name,)).scalar()
+        wanted = render(sa.schema.CreateIndex(index), self.dialect)
+        alike = [spelled_alike(text or "").replace(f"{index.table.schema} . ", "") for text in (sql, wanted)]
+        return alike[0] == alike[1]
+
+    def declare(self, one: CreateDeclared, there: bool) -> None:
+        """Make a view or a trigger; a view keeps its triggers.
+
+        :raises DbSmartError: it is a function.
+        """
+        if one.kind == "function":
+            raise DbSmartError(
+                f"op.function({one.name!r}): SQLite has no functions of its own; the application registers them for "
+                "each connection. Nothing was changed. Ask op.connection.dialect.name before this."
+            )
+        schema = self.dialect.identifier_preparer.quote_identifier(one.schema or "main")
+        query = f"SELECT sql FROM {schema}.sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE"
+        run = self.transaction.connection.exec_driver_sql
+        triggers = run(query, (one.name,)).scalars().all() if one.kind == "view" and there else []
+        super().declare(one, there)
+        for trigger in triggers:
+            self.transaction.send(trigger)
+
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
         """Add a constraint."""
         assert constraint.table is not None
@@ -153,6 +186,10 @@ class SqliteEditor(SchemaEditor):
             if change.nullable is not None:
                 sql.set_nullable(change.column, change.nullable)
             for check in change.checks:
+                listing = self.listing(change.table, change.column, change.schema)
+                if listing is not None and listing.name == (check.name or ""):
+                    sql.set_check(str(listing.condition), f"({condition_text(check.sqltext, self.dialect)})")
+                    continue
                 if isinstance(check.name, str) and self.catalog.normalize_name(check.name) in map(
                     self.catalog.normalize_name, sql.constraints
                 ):
@@ -188,7 +225,7 @@ class SqliteEditor(SchemaEditor):
         An ``INTEGER PRIMARY KEY`` holds 64 bits, and any other name of an integer would take its numbering from it. The
         key of a ``WITHOUT ROWID`` table is NOT NULL always.
         """
-        change.checks = [] if type_ is None else self._new_checks(change, type_)
+        type_, nullable = super().wanted(change, type_, nullable)
         if change.existing.get("primary_key"):
             columns, without_rowid = self._key(change.table, change.schema)
             if without_rowid and nullable:
@@ -198,19 +235,17 @@ class SqliteEditor(SchemaEditor):
                 type_ = None
         return type_, nullable
 
-    def _new_checks(self, change: Change, type_: TypeEngine[Any]) -> list[sa.CheckConstraint]:
-        """The checks that come with a type (``create_constraint``), but for those that the table has as they are."""
-        described = sa.Table(change.table, sa.MetaData(), sa.Column(change.column, type_))
-        checks = [check for check in described.constraints if isinstance(check, sa.CheckConstraint)]
-        definition = self.catalog.definition(change.table, change.schema)
-        if not checks or definition is None:
+    def checks(self, table: str, schema: str | None) -> list[Constraint]:
+        """The checks of a table, those without a name too."""
+        definition = self.catalog.definition(table, schema)
+        if definition is None:
             return []
-        there, new = TableSql(definition), []
-        for check in checks:
-            (wanted,) = TableSql(f"CREATE TABLE t (c, {constraint_text(check, self.dialect)})").all_checks
-            if wanted not in there.checks(check.name if isinstance(check.name, str) else wanted[1:-1]):
-                new.append(check)
-        return new
+        sql = TableSql(definition)
+        names = [name or "" for _, kind, name, _ in sql.pieces if kind == "check"]
+        return [
+            Constraint(name, "check", [], condition=condition)
+            for name, condition in zip(names, sql.all_checks, strict=True)
+        ]
 
     def _key(self, table: str, schema: str | None) -> tuple[list[str], bool]:
         """The types of the columns of a table's primary key, and whether it has no rowid."""

@@ -57,6 +57,8 @@ _RESERVED |= {
     "CHECK",
 }
 _RESERVED |= {"DEFAULT", "REFERENCES", "INDEX"}
+#: A name that needs no quotes.
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KINDS = {"references": "foreign", "as": "generated", "not deferrable": "deferrable"}
 
 
@@ -97,6 +99,34 @@ def normalize_name(name: str) -> str:
     return name.encode().lower().decode()
 
 
+def spelled_alike(sql: str) -> str:
+    """SQL in one spelling: without comments, needless quotes and blanks, and in lower case outside of texts.
+
+    SQLite keeps a definition as it was written, so that two are only the same when they are spelled alike.
+    """
+    words = [
+        token.text
+        if token.kind == "string" or (token.kind == "quoted" and not _PLAIN_NAME.fullmatch(token.name))
+        else normalize_name(token.name if token.kind == "quoted" else token.text)
+        for token in _significant(tokenize(sql))
+    ]
+    text = " ".join(words)
+    while text.startswith("( ") and _closes(words) == len(words) - 1:
+        words = words[1:-1]
+        text = " ".join(words)
+    return text
+
+
+def _closes(words: list[str]) -> int:
+    """Where the parenthesis closes that the first word opens."""
+    depth = 0
+    for index, word in enumerate(words):
+        depth += (word == "(") - (word == ")")
+        if not depth:
+            return index
+    return -1
+
+
 def identifiers(sql: str, also: str = "") -> set[str]:
     """What may be a column in an expression or a list: the identifiers that are no functions, normalized.
 
@@ -122,6 +152,11 @@ def _listed(tokens: Iterable[_Token]) -> list[str]:
         if names and not depth:
             break
     return names
+
+
+def listed(sql: str) -> tuple[str, ...]:
+    """The normalized names that the first list in parentheses begins its items with."""
+    return tuple(map(normalize_name, _listed(_significant(tokenize(sql)))))
 
 
 @dataclass
@@ -271,6 +306,7 @@ class TableSql:
     New text (types, defaults, constraints, columns) is SQL that is rendered already.
 
     :ivar table: name of the table.
+    :ivar options: what stands behind the parentheses.
     :ivar without_rowid: whether it is a ``WITHOUT ROWID`` table.
     :ivar edited: normalized names of the columns whose definition was changed.
     :ivar constrained: normalized names of those that were added or dropped, or whose constraints were.
@@ -292,7 +328,7 @@ class TableSql:
             )
         self.table = head[-1].name
         self._elements = [_Element(tokens[start + 1 : end]) for start, end in pairwise(cuts)]
-        self._options = sql_text(tokens[cuts[-1] + 1 :])
+        self.options = sql_text(tokens[cuts[-1] + 1 :])
         self.without_rowid = "WITHOUT" in [token.key for token in tokens[cuts[-1] :]]
         self.edited: set[str] = set()
         self.constrained: set[str] = set()
@@ -355,6 +391,11 @@ class TableSql:
         return [piece.expression for piece in found]
 
     @property
+    def pieces(self) -> list[tuple[str | None, str, str | None, str]]:
+        """Its parts in their order: column (``None`` for one of the table), kind, name of the constraint, text."""
+        return [(one.column, piece.kind, piece.name, piece.text) for one in self._elements for piece in one.pieces]
+
+    @property
     def all_checks(self) -> list[str]:
         """The conditions of all checks."""
         return [piece.expression for element in self._elements for piece in element.pieces if piece.kind == "check"]
@@ -414,6 +455,17 @@ class TableSql:
         for piece in element.pieces:
             self.constrained |= self._columns_of(element, piece)
 
+    def set_check(self, condition: str, new: str) -> None:
+        """Give the checks of a condition another one.
+
+        :param condition: as in :attr:`all_checks`, with its parentheses; ``new`` likewise.
+        """
+        for element in self._elements:
+            for piece in element.pieces:
+                if piece.kind == "check" and piece.expression == condition:
+                    piece.text = piece.text.replace(condition, new)
+                    self.constrained |= self._columns_of(element, piece)
+
     def drop_constraint(self, name: str) -> None:
         """Drop a named constraint, of the table or of a column.
 
@@ -438,7 +490,7 @@ class TableSql:
             )
             if is_name and tokens[dot].text == ".":
                 tokens[one] = tokens[dot] = _Token("space", "")
-        return f"CREATE TABLE {name} ({sql_text(tokens)}){self._options}"
+        return f"CREATE TABLE {name} ({sql_text(tokens)}){self.options}"
 
     def _edit(self, column: str) -> _Element:
         for element in self._elements:

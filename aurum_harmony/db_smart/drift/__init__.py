@@ -1,0 +1,1 @@
+"""Where models and database differ: found, told and written as a migration."""

@@ -1,0 +1,197 @@
+"""Whether this process can serve, and if not, what the databases say of the run that is under way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..boot.app_state import RETRY_SECONDS, AppState
+from ..boot.question import Question
+from ..errors import DbSmartError
+from ..report import DatabaseHistory, Lock
+from ..schema.progress import Progress, read_progress
+from ..store.database import Database
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from ..boot.planner import Planner
+
+#: How often at most a process that is not ready asks the databases, seconds.
+_ASK_EVERY = 1.0
+#: How long a request waits for the answer; if it comes later, the next request gets it. Seconds.
+_PATIENCE = 0.5
+#: How soon a client may come back, seconds; see ``Retry-After``.
+_SHORTEST, _LONGEST = 1, 30
+#: Where nothing can be said of how long it will take.
+_UNKNOWN = 2
+
+#: So many runs of the history are read to find those of the run that is under way.
+_MOST_RUNS = 200
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a run does.
+
+    :ivar done: the migrations that it has applied, in order, each with how long that took in seconds.
+    :ivar todo: those that are still to be applied, in order, with the one that is.
+    """
+
+    done: list[tuple[str, float]]
+    todo: list[str]
+
+
+What = Literal["ready", "migrating", "waiting", "behind", "failed"]
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether a process can serve.
+
+    :ivar state: ``"ready"``; ``"migrating"``, by whatever process; ``"waiting"`` for its turn or for the database;
+        ``"behind"``, which boot may not change; or ``"failed"``.
+    :ivar migration: what is being applied.
+    :ivar progress: how far that is, where it tells.
+    :ivar since: since when it is in this state.
+    :ivar steps: what the run that is under way has done and will do, where that is known.
+    :ivar retry_after: when to ask again, whole seconds.
+    :ivar reason: what may be told to anybody.
+    :ivar cause: what only those may see who operate the application: it can have names of hosts, paths and SQL.
+    """
+
+    state: What
+    migration: str | None = None
+    progress: Progress | None = None
+    since: datetime | None = None
+    retry_after: int = RETRY_SECONDS
+    reason: str = ""
+    cause: str = ""
+    steps: Steps | None = None
+
+    def public(self) -> dict[str, Any]:
+        """What a probe tells anybody."""
+        found = self.progress
+        names = ("done", "total", "rate", "eta_s", "unit", "phase")
+        return {
+            "state": self.state,
+            "migration": self.migration,
+            "progress": found and {name: getattr(found, name) for name in names},
+            "since": self.since and self.since.isoformat(timespec="seconds"),
+        }
+
+
+class Seen:
+    """What one process remembers of the databases for a second, so that probes do not ask them each."""
+
+    def __init__(self) -> None:
+        self.lock: Lock | None = None
+        self.progress: Progress | None = None
+        self.steps: Steps | None = None
+        #: Whose run it was that was seen last, and the names of what it was to apply.
+        self._run: tuple[str, datetime] | None = None
+        self._names: list[str] = []
+        #: When it was asked last for a probe, and for a person; seconds of the monotonic clock.
+        self._asked = {False: float("-inf"), True: float("-inf")}
+        self._turn = threading.Lock()
+        self._question: Question[None] | None = None
+
+    def look(self, app: Flask, planner: Planner, *, steps: bool) -> None:
+        """Ask the databases, if that was not done within the last second; does not wait for one that is silent.
+
+        :param steps: whether a person looks, who is shown more.
+        """
+        if not self._turn.acquire(blocking=False):  # another thread looks
+            return
+        try:
+            asked = self._asked[True] if steps else max(self._asked.values())
+            if time.monotonic() - asked < _ASK_EVERY or (self._question is not None and self._question.open):
+                return
+            self._asked[steps] = time.monotonic()
+            self._question = Question(lambda: self._ask(app, planner, steps))
+            with suppress(Exception):  # what is known by now is what is said
+                self._question.answer(_PATIENCE)
+        finally:
+            self._turn.release()
+
+    def _ask(self, app: Flask, planner: Planner, with_steps: bool) -> None:
+        lock, progress, steps = None, None, None
+        for database in planner.databases.values():
+            if not database.exists or database.in_memory:
+                continue
+            # Not from the application's pool, which requests may have emptied.
+            one = Database(database.name, database.key, database.app_engine)
+            found = Lock.of(app, one)
+            if found is not None:
+                lock, progress, steps = found, found.progress, self.steps
+                if with_steps:
+                    with suppress(DbSmartError):  # who waits need not know
+                        steps = self._steps(app, planner, one, found)
+                if progress is None:
+                    with one.connect() as connection:
+                        progress = read_progress(connection, running=True)
+        self.lock, self.progress, self.steps = lock, progress, steps
+
+    def _steps(self, app: Flask, planner: Planner, database: Database, lock: Lock) -> Steps:
+        """What a run does: what was pending when it was first seen, and what it had applied by then.
+
+        :raises DbSmartError: the migrations cannot be loaded, or the database cannot be asked.
+        """
+        runs = DatabaseHistory.of(database, _MOST_RUNS).runs or []
+        done = [run for run in runs if run.outcome == "applied" and run.applied_at >= lock.since]
+        if self._run != (lock.holder, lock.since):
+            with app.app_context():  # migrations may need it to be imported
+                pending = [item.migration.name for item in planner.ask(database).pending]
+            first = [run.name for run in done if run.name not in pending]
+            self._run, self._names = (lock.holder, lock.since), first + pending
+        names = {run.name for run in done}
+        todo = [name for name in self._names if name not in names]
+        return Steps([(run.name, run.duration_ms / 1000) for run in done], todo)
+
+
+def readiness(
+    app: Flask, state: AppState, planner: Planner | None, refusal: str | None, *, steps: bool = False
+) -> Readiness:
+    """Whether a process can serve, asking its databases at most once a second.
+
+    :param refusal: why requests are not served, in words for anybody; ``None`` where they are.
+    :param steps: whether to say what is done and what is to come.
+    """
+    if refusal is None:
+        return Readiness("ready")
+    if state.seen is None:
+        state.seen = Seen()
+    seen: Seen = state.seen
+    if planner is not None:
+        seen.look(app, planner, steps=steps)
+    background, lock = state.background, seen.lock
+    failure = None if background is None else background.failure
+    cause = failure.message if failure is not None else state.cause
+    began = None if background is None else datetime.fromtimestamp(background.since, timezone.utc)
+    if lock is not None:
+        found = seen.progress
+        eta = _UNKNOWN if found is None or found.eta_s is None else found.eta_s
+        return Readiness("migrating", lock.migration, found, lock.since, _clamped(eta), refusal, cause, seen.steps)
+    if failure is not None and background is not None:
+        left = background.next_try - time.monotonic()
+        return Readiness("failed", None, None, began, _clamped(left), refusal, cause)
+    if background is not None:
+        return Readiness("waiting", None, None, began, _UNKNOWN, refusal, cause)
+    what: What = "migrating" if state.busy else "behind" if state.behind else "failed"
+    return Readiness(what, reason=refusal, cause=cause)
+
+
+def _clamped(seconds: float) -> int:
+    return int(min(max(seconds, _SHORTEST), _LONGEST))
+
+
+def planner_of(smart: Any, app: Flask) -> Planner | None:
+    """The planner, by which the databases are known; ``None`` where a setting cannot be used."""
+    with suppress(DbSmartError):
+        found: Planner = smart.planner(app)
+        return found
+    return None

@@ -1,0 +1,144 @@
+"""``flask db-smart diff``: where the models and the database differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.engine import URL
+
+from tests.harness.drift import DIALECTS, found, models
+from tests.harness.project import Project
+
+Make = Callable[..., Project]
+NewUrl = Callable[[str], URL]
+
+
+@pytest.fixture(params=DIALECTS)
+def project(request: pytest.FixtureRequest, make_project: Make, new_url: NewUrl) -> Project:
+    project = make_project(new_url(request.param))
+    project.models = models
+    project.write("@migration\ndef first(op: Operations):\n    pass\n")
+    return project
+
+
+def test_alike(project: Project) -> None:
+    project.boot()
+    assert found(project) == []
+    result = project.run("diff", "--check")
+    assert result.exit_code == 0
+    assert result.output == "Database default: the models and the database are alike.\n"
+
+
+def test_a_new_database_gets_what_the_models_have(project: Project) -> None:
+    result = project.run("diff", "--check")
+    assert result.exit_code == 0, result.output
+    assert result.output == (
+        "Database default: counted as applied, because the next boot does so: tables of the models, first.\n"
+        "Database default: the models and the database are alike.\n"
+    )
+    assert not project.tables()
+
+
+def test_a_database_from_before_db_smart(project: Project) -> None:
+    project.query("CREATE TABLE users (id INTEGER PRIMARY KEY, name VARCHAR(40) NOT NULL)")
+    result = project.run("diff")
+    assert "tables of the models, first" in result.output
+    assert ("add", "column", "users.age") in found(project)
+    assert "orders" not in {table for _, kind, table in found(project) if kind == "table"}
+
+
+def test_what_the_database_lacks_and_has_more(project: Project) -> None:
+    project.boot()
+    project.query("ALTER TABLE users ADD COLUMN fax VARCHAR(20)")
+    project.query("CREATE TABLE stray (id INTEGER)")
+    project.query("DROP TABLE orders")
+
+    def more(db: SQLAlchemy) -> None:
+        models(db)
+        db.metadata.tables["users"].append_column(sa.Column("nickname", sa.String(40)))
+
+    project.models = more
+    assert sorted(found(project)) == [
+        ("add", "column", "users.nickname"),
+        ("add", "table", "orders"),
+        ("drop", "column", "users.fax"),
+        ("drop", "table", "stray"),
+    ]
+    result = project.run("diff", "--check")
+    assert result.exit_code == 1
+    spelled = {"postgresql": "character varying(40)"}.get(project.dialect, "VARCHAR(40)")
+    assert "  A migration would add:\n" in result.output
+    assert f"    users\n      column nickname {spelled}\n" in result.output
+
+
+def test_what_is_pending_counts_as_applied(project: Project) -> None:
+    project.boot()
+
+    def more(db: SQLAlchemy) -> None:
+        models(db)
+        db.metadata.tables["users"].append_column(sa.Column("nickname", sa.String(40)))
+
+    project.models = more
+    project.write(
+        """
+        @migration
+        def first(op: Operations):
+            pass
+
+
+        @migration
+        def nickname(op: Operations):
+            op.add_columns("users", Column("nickname", String(40)))
+        """
+    )
+    assert found(project) == []
+    assert "counted as applied, because the next boot does so: nickname." in project.run("diff").output
+    assert "nickname" not in project.columns("users")
+
+
+def test_what_is_ignored(project: Project) -> None:
+    project.boot()
+    project.query("CREATE TABLE spatial_ref_sys (id INTEGER)")
+    project.query("ALTER TABLE users ADD COLUMN legacy_fax VARCHAR(20)")
+    project.config["DB_SMART_DIFF_IGNORE"] = ["SPATIAL_*", "users.legacy_*"]
+    assert found(project) == []
+    project.config["DB_SMART_DIFF_IGNORE"] = "spatial_*"
+    assert found(project) == [("drop", "column", "users.legacy_fax")]
+    project.config["DB_SMART_DIFF_IGNORE"] = 7
+    assert "DB_SMART_DIFF_IGNORE is 7; it must be a list of patterns" in project.run("diff").output
+
+
+def test_include_object(project: Project) -> None:
+    project.boot()
+    project.query("CREATE TABLE stray (id INTEGER)")
+    app, smart = project.app()
+    asked = []
+
+    @smart.include_object
+    def include(item: object, name: str, kind: str, reflected: bool, compare_to: object) -> bool:
+        asked.append((getattr(item, "name", None), name, kind, reflected, compare_to))
+        return False
+
+    result = app.test_cli_runner().invoke(args=["db-smart", "diff", "--check"])
+    project.dispose(app)
+    assert result.exit_code == 0
+    assert asked == [("stray", "stray", "table", True, None)]
+
+
+def test_a_database_that_is_ahead_is_said_so(project: Project) -> None:
+    project.boot()
+    source = project.file.read_text()
+    later = '@migration\ndef later(op: Operations):\n    op.add_column("users", Column("fax", Integer))\n'
+    project.write(source + later, header="")
+    project.boot()
+    project.write(source, header="")
+    said = "it is ahead of this code: later"
+    result = project.run("diff")
+    assert said in result.output
+    assert "      column fax " in result.output
+    assert json.loads(project.run("diff", "--json").stdout)["databases"][0]["ahead"] == ["later"]
+    assert said in project.run("new", "less", "--from-models").stderr

@@ -1,0 +1,1 @@
+"""Probes, metrics and pages, and the boot in the background."""
