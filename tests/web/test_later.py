@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, extension, settings
+from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, settings, threads
 from aurum_harmony.db_smart.boot import background
 from aurum_harmony.db_smart.boot.planner import Planner
 from aurum_harmony.db_smart.interrupt import GiveWay
@@ -69,7 +69,7 @@ def filled(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the lock to others after each batch, and take it back at once."""
-    monkeypatch.setattr(extension, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(threads, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(background, "_AWAY", 0.0)
     monkeypatch.setattr(settings, "_IDLE_AWAY", 0.0)
 
@@ -127,7 +127,7 @@ def test_it_gives_the_lock_to_others(filled: Project, gate: Path, quick: None) -
 
 
 def test_a_later_release_does_not_wait_for_it(filled: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(threads, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(settings, "_IDLE_AWAY", 0.0)
     again, left = threading.Event(), threading.Event()
     real = time.sleep
@@ -302,7 +302,7 @@ def test_a_boot_does_not_fail_because_it_failed(filled: Project, monkeypatch: py
     app, smart = filled.app()
     with monkeypatch.context() as patch:
         patch.setattr(DatabaseRun, "_leave_failed", leave_failed)
-        patch.setattr(DbSmart, "_run_later", lambda *_: None)
+        patch.setattr(threads.Threads, "run_later", lambda *_: None)
         assert smart.boot(app).applied == ("after",)
     filled.dispose(app)
 
