@@ -62,6 +62,10 @@ class AppState:
         #: What runs migrations with ``background=True`` in a thread while requests are served; ``None`` where none is
         #: left.
         self.later: Background | None = None
+        #: What lets requests through only while the database knows of this process; ``None`` where nothing does.
+        self.fence: Any = None
+        #: Whether new connections say which release they are of.
+        self.named = False
         #: Held while migrations run: two threads must not change what ``db.engine`` is at the same time.
         self.running = threading.Lock()
         #: Name of a migration -> whether it was applied, and until when that need not be asked again, seconds of the

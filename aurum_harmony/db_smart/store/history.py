@@ -173,7 +173,7 @@ class State:
         return self.applied if self.heads is None else f"{self.applied} {','.join(self.heads)}"
 
 
-def _schema_of(table: sa.Table) -> str:
+def schema_of(table: sa.Table) -> str:
     """SQL for the schema in which PostgreSQL's search path finds one of our tables."""
     return (
         "(SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace "
@@ -181,7 +181,7 @@ def _schema_of(table: sa.Table) -> str:
     )
 
 
-def _searches(connection: sa.Connection) -> bool:
+def searches(connection: sa.Connection) -> bool:
     """Whether a search path decides in which schema our tables are found."""
     return facts_of(connection.dialect.name).has_search_path and translated(connection, None) is None
 
@@ -191,15 +191,15 @@ def within(connection: sa.Connection, table: sa.Table, place: str | None = None)
 
     :param place: see :class:`State`.
     """
-    if not _searches(connection):
+    if not searches(connection):
         return sa.true()
-    found = sa.literal_column(_schema_of(table), sa.Text())
+    found = sa.literal_column(schema_of(table), sa.Text())
     return found == (sa.func.current_schema() if place is None else sa.literal(place))
 
 
 def _schema(connection: sa.Connection) -> str | None:
     """The schema where our tables are made, for the inspector; ``None`` where it knows that itself."""
-    if not _searches(connection):
+    if not searches(connection):
         return translated(connection, None)
     found: str | None = connection.scalar(sa.select(sa.func.current_schema()))
     return found
@@ -238,7 +238,7 @@ def find_state(connection: sa.Connection, versions: VersionTable | None = None) 
     """
     facts = facts_of(connection.dialect.name)
     schema, preparer = translated(connection, None), connection.dialect.identifier_preparer
-    place = f"nullif({_schema_of(state)}, current_schema())" if _searches(connection) else "NULL"
+    place = f"nullif({schema_of(state)}, current_schema())" if searches(connection) else "NULL"
     names = facts.table_names if facts.table_names is not None and schema is None else "NULL"
 
     def query(heads: str) -> str:

@@ -163,6 +163,9 @@ def readiness(
     """
     if refusal is None:
         return Readiness("ready")
+    fenced = None if state.fence is None else state.fence.refusal
+    if fenced is not None and fenced.public == refusal:
+        return Readiness("failed" if fenced.gone else "waiting", reason=refusal, cause=fenced.cause)
     if state.seen is None:
         state.seen = Seen()
     seen: Seen = state.seen
