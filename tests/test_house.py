@@ -41,6 +41,7 @@ ORDER = (
         "script",
         "threads",
         "fence",
+        "contract",
     ),
     ("drift and lint", "drift.*", "lint.*"),
     ("report", "grid", "report", "output", "watch"),

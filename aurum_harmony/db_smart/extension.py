@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
     from .boot.plan import Plan
+    from .contract import Waits
     from .drift.comparison import Comparison, Drift
     from .drift.hints import Hints
     from .fence import Fence
@@ -319,6 +320,7 @@ class DbSmart:
         force: bool = False,
         remake: bool = False,
         resume: Resume | None = None,
+        contract_now: Collection[str] = (),
     ) -> Outcome:
         """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
 
@@ -328,6 +330,7 @@ class DbSmart:
         :param force: run every repeatable migration again.
         :param remake: create the lost tables of the models again.
         :param resume: first find out how far another tool has come with the next revision.
+        :param contract_now: names of contract steps that are not to wait.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
         kind = None
@@ -337,10 +340,22 @@ class DbSmart:
 
             kind = run_of(resume)
         state = self._state(app)
+        runner = self._runner(app, planner)
+        runner.contract_now = contract_now
         with state.running:
-            outcome = self._runner(app, planner).run(selected, force=force, remake=remake, kind=kind)
+            outcome = runner.run(selected, force=force, remake=remake, kind=kind)
         state.verified |= outcome.complete
         return outcome
+
+    def waits(self, app: Flask, planner: Planner, plan: Plan, names: Collection[str]) -> dict[str, Waits]:
+        """Why contract steps of a database have to wait, without those that need not. Needs an application context.
+
+        :raises DatabaseUnreachable: the database cannot be asked.
+        """
+        from .contract import Contracts
+
+        steps = [item for item in plan.pending if item.migration.name in names]
+        return Contracts(app, self._state(app).db, planner, plan).look(steps, often=False)
 
     def stamp(
         self, app: Flask, planner: Planner, name: str, wanted: Sequence[str], told: Sequence[str]

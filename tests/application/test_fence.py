@@ -24,8 +24,9 @@ from aurum_harmony.db_smart.store.database import Database
 from aurum_harmony.db_smart.store.releases import Touches
 from aurum_harmony.db_smart.store.tables import epoch_us, state
 from aurum_harmony.db_smart.store.tables import releases as releases_table
+from tests.harness.crash import ended, forked
 from tests.harness.databases import connected, engine_of
-from tests.harness.project import Project
+from tests.harness.project import Project, booted
 from tests.harness.servers import wait_until
 
 USERS = """
@@ -52,11 +53,7 @@ def later_models(db: SQLAlchemy) -> None:
 @pytest.fixture
 def released(project: Project) -> Project:
     """Release 1.4, of which the models map a column that a later one drops; it is booted."""
-    project.models = models
-    project.write(USERS)
-    project.config.update(ON)
-    project.boot()
-    return project
+    return booted(project, models, USERS, ON)
 
 
 @contextmanager
@@ -337,19 +334,15 @@ def test_many_requests_ask_once(released: Project) -> None:
 def test_a_forked_process_has_a_thread_of_its_own(released: Project) -> None:
     with process(released, DB_SMART_LEASE_SECONDS=5) as (app, smart):
         assert app.test_client().get("/").status_code == 200
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                found = smart._state(app).fence
-                assert found.deadline == 0
-                assert found._beats is None
-                assert found.admit() is None
-                assert found._beats is not None
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitpid(pid, 0)[1] == 0
+
+        def look() -> None:
+            found = smart._state(app).fence
+            assert found.deadline == 0
+            assert not found._beats
+            assert found.admit() is None
+            assert found._beats
+
+        assert ended(forked(look)) == 0
 
 
 def test_an_exempt_view_answers(released: Project) -> None:

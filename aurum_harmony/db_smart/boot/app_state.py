@@ -74,6 +74,8 @@ class AppState:
         #: Whom that is asked; and held by the thread that looks whether to ask.
         self.asked: Planner | None = None
         self.asking = threading.Lock()
+        #: Why contract steps wait, by name, as this process has found it last.
+        self.waiting: dict[str, Any] = {}
         #: What the probes and pages remember of the database for a second.
         self.seen: Any = None
         #: What the metrics remember likewise.

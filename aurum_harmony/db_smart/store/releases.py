@@ -50,6 +50,11 @@ class Touches:
     def __bool__(self) -> bool:
         return bool(self.gone or self.narrowed or self.unknown)
 
+    def __or__(self, other: Touches) -> Touches:
+        return Touches(
+            _both(self.gone, other.gone), _both(self.narrowed, other.narrowed), self.unknown or other.unknown
+        )
+
     def text(self) -> str:
         """As the database keeps it."""
         said = {name: {table: sorted(found) for table, found in getattr(self, name).items()} for name in _KINDS}
@@ -67,6 +72,14 @@ class Touches:
 
 
 _KINDS = ("gone", "narrowed")
+
+
+def _both(one: Names, other: Names) -> Names:
+    found = dict(one)
+    for table, columns in other.items():
+        whole = not columns or (table in found and not found[table])
+        found[table] = [] if whole else sorted({*found.get(table, ()), *columns})
+    return found
 
 
 @dataclass(frozen=True)
@@ -370,6 +383,19 @@ def claim(connection: sa.Connection, migration: str, seconds: float) -> bool:
         if connection.execute(contracts.update().where(due).values(looked=epoch_us())).rowcount == 1:
             return True
         return not connection.execute(sa.select(contracts.c.token).where(mine)).all()
+
+
+def note(connection: sa.Connection, migration: str, release: str, touches: Touches) -> None:
+    """Write down what a migration would take away that waits; what somebody is at stays as it is."""
+    values = {"release": release, "touches": touches.text(), "looked": epoch_us()}
+    mine = contracts.c.migration == migration
+    try:
+        with _written(connection):
+            if not connection.execute(sa.select(contracts.c.token).where(mine)).all():
+                connection.execute(contracts.insert().values(migration=migration, token=0, **values))
+            connection.execute(contracts.update().where(mine, contracts.c.token == 0).values(values))
+    except sa.exc.IntegrityError:  # another process has noted it just now
+        return
 
 
 def intend(connection: sa.Connection, migration: str, release: str, touches: Touches, token: int) -> None:

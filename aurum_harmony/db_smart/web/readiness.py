@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from ..boot.planner import Planner
+    from ..contract import Waits
 
 #: How often at most a process that is not ready asks the databases, seconds.
 _ASK_EVERY = 1.0
@@ -59,6 +61,7 @@ class Readiness:
     :ivar progress: how far that is, where it tells.
     :ivar since: since when it is in this state.
     :ivar steps: what the run that is under way has done and will do, where that is known.
+    :ivar waiting: why contract steps wait, by name, as this process has found it last.
     :ivar retry_after: when to ask again, whole seconds.
     :ivar reason: what may be told to anybody.
     :ivar cause: what only those may see who operate the application: it can have names of hosts, paths and SQL.
@@ -72,16 +75,20 @@ class Readiness:
     reason: str = ""
     cause: str = ""
     steps: Steps | None = None
+    waiting: Mapping[str, Waits] = field(default_factory=dict)
 
     def public(self) -> dict[str, Any]:
         """What a probe tells anybody."""
         found = self.progress
+        steps = [{"migration": name, "waits": one.public} for name, one in self.waiting.items()]
+        more = {"contract": steps} if steps else {}
         names = ("done", "total", "rate", "eta_s", "unit", "phase")
         return {
             "state": self.state,
             "migration": self.migration,
             "progress": found and {name: getattr(found, name) for name in names},
             "since": self.since and self.since.isoformat(timespec="seconds"),
+            **more,
         }
 
 
@@ -162,7 +169,7 @@ def readiness(
     :param steps: whether to say what is done and what is to come.
     """
     if refusal is None:
-        return Readiness("ready")
+        return Readiness("ready", waiting=state.waiting)
     fenced = None if state.fence is None else state.fence.refusal
     if fenced is not None and fenced.public == refusal:
         return Readiness("failed" if fenced.gone else "waiting", reason=refusal, cause=fenced.cause)
