@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ from ..schema.rules import (
     Rule,
 )
 from ..session.controls import split
-from ..store.database import Database
+from ..store.database import Database, impatient
+from ..store.lock import lock_of
 from ..store.tables import TABLE_NAMES
 from . import source, tables
 from .findings import Finding, Linted, Taken, short_path, shown_path
@@ -135,6 +136,7 @@ class Lint:
                     linted.traced = trace(self._database, previews, linted.notes)
                 except DbSmartError as error:
                     linted.notes.append(f"Nothing is traced: {one_line(error.message)}")
+            self._note_holder()
         linted.migrations = [one.name for one in wanted]
         for migration in wanted:
             sql = migration.name not in known
@@ -145,6 +147,13 @@ class Lint:
         for found in tables.found(shapes, "the models", indexes_keys=self._indexes_keys):
             self._add(found)
         return linted
+
+    def _note_holder(self) -> None:
+        """Say that another process migrates the database meanwhile."""
+        holder = lock_of(self._database, self._planner.settings.lock).holder()
+        if holder is not None:
+            at = f", at {holder.migration!r}" if holder.migration else ""
+            self._linted.notes.append(f"{holder.name} migrates this database now{at}. Ask again when it is done.")
 
     def _previews(self) -> list[Preview]:
         plan = self._planner.ask(self._database)
@@ -184,15 +193,25 @@ class Lint:
             for preview in previews:
                 self._look(preview, None)
             return
-        with self._database.connect() as connection:
+        with self._database.connect() as connection, impatient(connection):
             for preview in previews:
-                self._look(preview, connection)
-            shapes = list(self._placed(tables.of_database(connection, self._left_out)))
-            for found in [
-                *tables.found(shapes, "the database", indexes_keys=self._indexes_keys),
-                *tables.short_keys(connection, shapes),
-            ]:
-                self._add(found)
+                with self._noting(preview.name, connection):
+                    self._look(preview, connection)
+            with self._noting("tables", connection):
+                shapes = list(self._placed(tables.of_database(connection, self._left_out)))
+                for found in tables.found(shapes, "the database", indexes_keys=self._indexes_keys):
+                    self._add(found)
+                for found in tables.short_keys(connection, shapes):
+                    self._add(found)
+
+    @contextmanager
+    def _noting(self, what: str, connection: sa.Connection) -> Iterator[None]:
+        """Note where the database does not answer, as when another session has locked a table."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            self._linted.notes.append(f"{what}: not all is looked at: {one_line(self._database.cause(error))}")
+            connection.rollback()
 
     def _look(self, preview: Preview, connection: sa.Connection | None) -> None:
         """What one migration would do."""
