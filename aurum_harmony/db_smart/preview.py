@@ -215,7 +215,9 @@ def preview(
                 memory.take_back()
                 if isinstance(error, sa.exc.DBAPIError) and database.facts.says(error, "transient"):
                     shown.unknown = f"what another session has locked ({one_line(database.cause(error))})"
-                    transaction.remark(f"from here on it cannot be known in advance: the migration uses {shown.unknown}")
+                    transaction.remark(
+                        f"from here on it cannot be known in advance: the migration uses {shown.unknown}"
+                    )
                     continue
                 ends = isinstance(error, SystemExit)
                 shown.error = f"it wanted to end the process ({error})" if ends else database.cause(error)
