@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart.schema.rules import RULES
 from tests.harness.alembic_project import AlembicProject
 from tests.harness.project import Project
-from tests.lint.samples import MAKE
+from tests.lint.samples import MAKE, linted, pending, rules
 
 
 @pytest.fixture
@@ -25,22 +25,6 @@ def orders(project: Project) -> Project:
     if project.dialect != "sqlite":
         project.query("ANALYZE TABLE orders" if project.dialect == "mysql" else "ANALYZE orders")
     return project
-
-
-def pending(project: Project, body: str, options: str = "") -> None:
-    project.write(f"{MAKE}\n@migration{options}\ndef change(op: Operations):\n    {body}\n")
-
-
-def linted(project: Project | AlembicProject, *arguments: str, **config: Any) -> dict[str, Any]:
-    result = project.run("lint", "--json", *arguments, **config)
-    (found,) = json.loads(result.stdout)["databases"]
-    errors = [one for one in found["findings"] if one["level"] == "error" and one["allowed"] is None]
-    assert result.exit_code == bool(errors or found["failing"])
-    return dict(found)
-
-
-def rules(found: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(one["rule"], one["level"]) for one in found["findings"]]
 
 
 def test_nothing_pending(orders: Project) -> None:
