@@ -51,11 +51,6 @@ def after(op):
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
-@pytest.fixture
 def filled(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """With a table of fifty rows that lack a value; a backfill begins with batches of ten."""
     monkeypatch.setattr(backfill, "_FIRST", 10)
