@@ -121,6 +121,30 @@ def test_it_gives_the_lock_to_others(filled: Project, gate: Path, quick: None) -
     assert filled.history()[1:] == [("fill", "applied")]
 
 
+def test_how_long_it_took_is_the_whole(filled: Project, quick: None) -> None:
+    """Of all its parts, whoever ran them; not of the last one alone."""
+    source = ITEMS + """
+@migration(background=True)
+def fill(op):
+    import time
+    op.backfill("items", {"n": 1}, where="n IS NULL", batch_seconds=0.0001, pause=lambda: time.sleep(0.2))
+"""
+    filled.write(source)
+    runs: list[float] = []
+    app, smart = filled.app()
+    migration_applied.connect(told := lambda _, **values: runs.append(values["duration"]), app)
+    began = time.perf_counter()
+    smart.boot(app)
+    ended(app, smart)
+    assert told
+    whole = time.perf_counter() - began
+    filled.dispose(app)
+    ((milliseconds,),) = filled.query("SELECT duration_ms FROM db_smart_history WHERE name = 'fill'")
+    # Five batches and more, each after a rest of 0.2 s.
+    assert 1 < milliseconds / 1000 < whole
+    assert runs == [pytest.approx(milliseconds / 1000, abs=0.001)]
+
+
 def test_a_later_release_does_not_wait_for_it(filled: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(settings, "_IDLE_AWAY", 0.0)
