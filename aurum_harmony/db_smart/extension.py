@@ -586,13 +586,13 @@ class DbSmart:
                 )
             decision: Decision = "verified"
             reason, applied = step.reason, tuple[str, ...]()
-            left = any(plan.pending for plan in plans)
+            left = [item.migration.name for plan in plans for item in plan.pending]
             if step.action == "migrate":
                 runner = self._runner(app, planner)
                 runner.leaving = force is None and not planner.in_memory
                 with state.running:
                     outcome = runner.run(planner.involved, force=force is not None)
-                left = bool(outcome.left)
+                left = outcome.left
                 if outcome.changed:
                     decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
                 else:
@@ -609,7 +609,7 @@ class DbSmart:
                 self._hints(app, planner).in_errors(engines_of(app, state.db))
         state.verify()
         if left and settings.migrates:
-            self._threads(app, state).run_later(planner)
+            self._threads(app, state).run_later(planner, left)
         return _report(decision, reason, started, planner.queries, applied)
 
     def _debug(self, app: Flask, planner: Planner) -> None:

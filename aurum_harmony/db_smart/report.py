@@ -220,6 +220,11 @@ class Run(Report):
         yield f"Applied {count} migration{'' if count == 1 else 's'}, because {'; '.join(self.reasons)}."
 
 
+def _why(reason: str, background: bool) -> str:
+    """Why a migration is pending, as people read it; the command ``migrate`` waits for each."""
+    return f"{reason}, in the background at boot" if background else reason
+
+
 @dataclass(frozen=True)
 class TablesForetold:
     """The tables of the models that the first run would create in one database."""
@@ -243,6 +248,12 @@ class Foretold:
     sql: list[str]
     steps_done: int
     revision: RevisionText | None = field(metadata=_IF_ANY)
+    background: bool = field(metadata=_IF_ANY)
+
+    @property
+    def why(self) -> str:
+        """The reason, as people read it."""
+        return _why(self.reason, self.background)
 
 
 @dataclass(frozen=True)
@@ -282,6 +293,7 @@ class DryRun(Report):
                 item.script,
                 item.steps_done,
                 revisions.get(item.name),
+                item.left,
             )
             for database, item in shown
             if item.migration is not None
@@ -297,7 +309,7 @@ class DryRun(Report):
         """The report as text."""
         for database, item in self.shown:
             revision = self.revisions.get(item.name)
-            yield f"  {item.name}{revision_text(revision)}  {item.reason}  ({database})"
+            yield f"  {item.name}{revision_text(revision)}  {_why(item.reason, item.left)}  ({database})"
             if item.steps_done:
                 yield f"    goes on    after {item.steps_done} steps of an interrupted run"
             yield from (f"    would do   {operation}" for operation in item.does)
@@ -348,11 +360,20 @@ class Script(Report):
 
 @dataclass(frozen=True)
 class Waiting:
-    """A migration that is pending, and why."""
+    """A migration that is pending, and why.
+
+    :ivar background: whether boot leaves it to a thread that runs it while the process serves.
+    """
 
     name: str
     reason: str
     revision: RevisionText | None = field(default=None, metadata=_IF_ANY)
+    background: bool = field(default=False, metadata=_IF_ANY)
+
+    @property
+    def why(self) -> str:
+        """The reason, as people read it."""
+        return _why(self.reason, self.background)
 
 
 @dataclass(frozen=True)
@@ -422,7 +443,10 @@ class DatabaseStatus:
             database.dialect,
             "pending" if missing else plan.status,
             [Held(**vars(item), revision=revisions.get(item.name)) for item in plan.applied if item not in taken_back],
-            [Waiting(item.migration.name, item.reason, revisions.get(item.migration.name)) for item in plan.pending],
+            [
+                Waiting(item.migration.name, item.reason, revisions.get(item.migration.name), item.left)
+                for item in plan.pending
+            ],
             plan.ahead,
             list(missing),
             list(lacking),
@@ -453,7 +477,7 @@ class DatabaseStatus:
         if self.failed is not None:
             when = to_second(datetime.fromisoformat(self.failed.failed_at))
             yield f"  failed   {self.failed.name}  {when}  {self.failed.applied_by}  {self.failed.error}"
-        yield from (f"  pending  {item.name}{revision_text(item.revision)}  {item.reason}" for item in self.pending)
+        yield from (f"  pending  {item.name}{revision_text(item.revision)}  {item.why}" for item in self.pending)
         yield from (f"  missing  {name}  the table of a model does not exist" for name in self.missing)
         if self.lacking:
             yield f"  models   {self._models}"
@@ -477,7 +501,7 @@ class DatabaseStatus:
                 below.append("    The whole message: flask db-smart history")
             when = datetime.fromisoformat(failed.failed_at)
             rows.append(_Row("failed", failed.name, when, failed.duration_ms, failed.applied_by, below=below))
-        rows += [_Row("pending", item.name, item.reason, below=_about(screen, item.revision)) for item in self.pending]
+        rows += [_Row("pending", item.name, item.why, below=_about(screen, item.revision)) for item in self.pending]
         rows += [_Row("missing", name, "no table") for name in self.missing]
         yield from _table(screen, "state", rows)
         if self.unknown:
@@ -714,6 +738,7 @@ def _next_boot_despite(error: DbSmartError, app: Flask, smart: DbSmart) -> NextB
             step = decide(mode, force, verdict, _by_row(planner))
         if step.action in ("skip", "verify"):
             return NextBoot(False, f"{step.reason}; but {error.message}")
+        return NextBoot(False, f"{_stops(settings)}: {error.message}")
     return NextBoot(False, f"boot will stop: {error.message}")
 
 

@@ -52,7 +52,7 @@ class Threads:
         later, background = state.later, state.background
         if later is not None and not later.start():
             state.later = None
-            self.run_later(self._planner(Settings(self._app)))  # which says why it is not run here
+            self.run_later(self._planner(Settings(self._app)), state.left)  # which says why it is not run here
         if background is None or background.done:
             return None
         if not background.start():  # gevent has changed this worker after it was forked: see to it here and now
@@ -99,10 +99,11 @@ class Threads:
         if not before_fork():
             state.background.start()
 
-    def run_later(self, booted: Planner) -> None:
+    def run_later(self, booted: Planner, names: list[str]) -> None:
         """Have a thread run the migrations with ``background=True``, while requests are served.
 
         :param booted: its sources are what runs, also where another release is put in the place of the files.
+        :param names: of those that are left.
         """
         from .boot.background import Background, before_fork, no_thread
 
@@ -116,7 +117,7 @@ class Threads:
             return
 
         app, state = self._app, self._state
-        state.asked = booted
+        state.asked, state.left = booted, names
         told: set[tuple[str, str]] = set()
 
         def attempt(began: float) -> None:
@@ -128,6 +129,7 @@ class Threads:
                 runner = self._runner(planner)
                 runner.slice, runner.told = _SLICE_SECONDS, told
                 applied = [run.migration for run in runner.run(planner.involved).runs]
+            state.left = []
             if applied:
                 notice(_logger, "db-smart: applied in the background: %s", ", ".join(applied))
 

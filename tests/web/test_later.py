@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.harness.project import Project
 from tests.harness.servers import wait_until
 from tests.harness.snapshots import taken
 
+TOKEN = "correct horse battery staple"
 ITEMS = """
 @migration
 def items(op):
@@ -82,7 +84,7 @@ def lacking(project: Project) -> int:
 @pytest.mark.parametrize("mode", ["migrate", "background"])
 def test_boot_and_requests_do_not_wait(filled: Project, gate: Path, mode: str) -> None:
     filled.write(ITEMS + FILL.format(gate=str(gate)) + AFTER)
-    app, smart = filled.app(DB_SMART_BOOT=mode)
+    app, smart = filled.app(DB_SMART_BOOT=mode, DB_SMART_TOKEN=TOKEN)
     report = smart.boot(app)
     client = app.test_client()
     if mode == "migrate":
@@ -96,10 +98,17 @@ def test_boot_and_requests_do_not_wait(filled: Project, gate: Path, mode: str) -
             smart.applied("full")
     pending = filled.run("status").output
     assert "Flag: not valid" in pending
-    assert "pending  fill" in pending
+    assert "pending  fill  new, in the background at boot" in pending
     assert "will not migrate" in pending
+    told = json.loads(filled.run("status", "--json").output)["databases"][0]["pending"]
+    assert told == [{"name": "fill", "reason": "new", "background": True}]
+    assert client.get("/_db-smart/ready").get_json()["background"] == ["fill"]
+    assert (
+        "new, in the background at boot" in client.get("/_db-smart/", headers={"Authorization": f"Bearer {TOKEN}"}).text
+    )
     gate.touch()
     ended(app, smart)
+    assert "background" not in client.get("/_db-smart/ready").get_json()
     with app.app_context():
         smart._state(app).applied.clear()  # what was asked within the last second
         assert smart.applied("fill")
@@ -107,6 +116,54 @@ def test_boot_and_requests_do_not_wait(filled: Project, gate: Path, mode: str) -
     assert filled.history()[1:] == [("after", "applied"), ("fill", "applied")]
     filled.dispose(app)
     assert filled.boot().decision == "skipped"
+
+
+def test_commands_while_it_is_left(filled: Project) -> None:
+    """Each does what it does with any other pending migration."""
+    filled.write(ITEMS + SHORT)
+    planned = json.loads(filled.run("migrate", "--dry-run", "--json").output)["pending"]
+    assert [(one["name"], one["background"]) for one in planned] == [("fill", True)]
+    assert "fill  new, in the background at boot  (default)" in filled.run("migrate", "--dry-run").output
+    assert "UPDATE" in filled.run("migrate", "--sql").output
+    assert "fill" not in filled.run("history").output
+    said = {
+        ("lint",): "1 migration looked at: 0 errors",
+        ("diff",): "counted as applied, because the next boot does so: fill.",
+        ("reset-flag",): "Removed the flag",
+        ("unlock", "--yes"): "there is no lock to free",
+        ("new", "nothing"): "Wrote an empty migration 'nothing'",
+    }
+    for command, words in said.items():
+        result = filled.run(*command)
+        assert (result.exit_code, words in result.output) == (0, True), result.output
+    filled.write(ITEMS + SHORT)  # without the new one
+    stamped = filled.run("stamp", "fill", "--yes")
+    assert stamped.exit_code == 0, stamped.output
+    assert lacking(filled) == 50  # as a person has said that it is done
+    assert filled.boot().decision == "verified"
+    assert filled.history()[1:] == [("fill", "applied")]
+
+
+def test_commands_while_it_runs(filled: Project, gate: Path) -> None:
+    """What would write waits for it, and then says who is in the way; it goes on meanwhile."""
+    filled.write(ITEMS + FILL.format(gate=str(gate)))
+    app, smart = filled.app()
+    smart.boot(app)
+    wait_until(lambda: "migrating now" in filled.run("status").output)
+    for command in (["stamp", "fill", "--yes"], ["migrate"], ["unlock", "--yes"]):
+        result = filled.run(*command, DB_SMART_LOCK_TIMEOUT=0)
+        assert result.exit_code != 0
+        assert "is being migrated by" in result.output
+    if filled.dialect == "sqlite":
+        result = filled.run("restore", "--yes", taken(filled)[-1].path.name, DB_SMART_LOCK_TIMEOUT=0)
+        assert result.exit_code != 0
+        assert "is being migrated by" in result.output
+    assert filled.run("reset-flag").exit_code == filled.run("history").exit_code == 0
+    gate.touch()
+    ended(app, smart)
+    filled.dispose(app)
+    assert filled.history()[1:] == [("fill", "applied")]
+    assert lacking(filled) == 0
 
 
 def test_it_gives_the_lock_to_others(filled: Project, gate: Path, quick: None) -> None:
@@ -123,20 +180,26 @@ def test_it_gives_the_lock_to_others(filled: Project, gate: Path, quick: None) -
 
 def test_how_long_it_took_is_the_whole(filled: Project, quick: None) -> None:
     """Of all its parts, whoever ran them; not of the last one alone."""
-    source = ITEMS + """
+    source = (
+        ITEMS
+        + """
 @migration(background=True)
 def fill(op):
     import time
     op.backfill("items", {"n": 1}, where="n IS NULL", batch_seconds=0.0001, pause=lambda: time.sleep(0.2))
 """
+    )
     filled.write(source)
     runs: list[float] = []
     app, smart = filled.app()
-    migration_applied.connect(told := lambda _, **values: runs.append(values["duration"]), app)
+
+    def tell(_: Flask, **values: Any) -> None:
+        runs.append(values["duration"])
+
+    migration_applied.connect(tell, app)
     began = time.perf_counter()
     smart.boot(app)
     ended(app, smart)
-    assert told
     whole = time.perf_counter() - began
     filled.dispose(app)
     ((milliseconds,),) = filled.query("SELECT duration_ms FROM db_smart_history WHERE name = 'fill'")

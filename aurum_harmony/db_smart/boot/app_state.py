@@ -62,6 +62,8 @@ class AppState:
         #: What runs migrations with ``background=True`` in a thread while requests are served; ``None`` where none is
         #: left.
         self.later: Background | None = None
+        #: The names of those.
+        self.left: list[str] = []
         #: Held while migrations run: two threads must not change what ``db.engine`` is at the same time.
         self.running = threading.Lock()
         #: Name of a migration -> whether it was applied, and until when that need not be asked again, seconds of the

@@ -85,7 +85,7 @@ class Journal:
         if begun:
             rows = connection.execute(sa.select(progress).where(progress.c.migration == migration))
             self._done = _joined({row.step: Done(row.row_count, row.last_row_id, row.detail) for row in rows})
-        #: How long earlier parts of this migration took that ended in a backfill, and since when this one runs, seconds.
+        #: How long the parts before this one took, which ended in a backfill, and since when this one runs, seconds.
         self._before = max((done.lastrowid for done in self.steps("backfill:")), default=0) / 1000
         self._since = time.perf_counter()
         #: True while what is sent is no step: the record of one, or a batch, which has a cursor instead.

@@ -59,6 +59,7 @@ class Readiness:
     :ivar migration: what is being applied.
     :ivar progress: how far that is, where it tells.
     :ivar since: since when it is in this state.
+    :ivar background: what runs while this process serves, as far as it knows by itself.
     :ivar steps: what the run that is under way has done and will do, where that is known.
     :ivar retry_after: when to ask again, whole seconds.
     :ivar reason: what may be told to anybody.
@@ -73,16 +74,19 @@ class Readiness:
     reason: str = ""
     cause: str = ""
     steps: Steps | None = None
+    background: tuple[str, ...] = ()
 
     def public(self) -> dict[str, Any]:
         """What a probe tells anybody."""
         found = self.progress
         names = ("done", "total", "rate", "eta_s", "unit", "phase")
+        more = {"background": self.background} if self.background else {}
         return {
             "state": self.state,
             "migration": self.migration,
             "progress": found and {name: getattr(found, name) for name in names},
             "since": self.since and self.since.isoformat(timespec="seconds"),
+            **more,
         }
 
 
@@ -165,7 +169,9 @@ class Seen:
         done = [run for run in runs if run.outcome == "applied" and run.applied_at >= lock.since]
         if self._run != (lock.holder, lock.since):
             with app.app_context():  # migrations may need it to be imported
-                pending = [item.migration.name for item in planner.ask(database).pending]
+                items = planner.ask(database).pending
+            # Of what boot leaves to the background only a run in the background is at.
+            pending = [one.migration.name for one in [item for item in items if not item.left] or items]
             first = [run.name for run in done if run.name not in pending]
             self._run, self._names = (lock.holder, lock.since), first + pending
         names = {run.name for run in done}
@@ -182,7 +188,7 @@ def readiness(
     :param steps: whether to say what is done and what is to come.
     """
     if refusal is None:
-        return Readiness("ready")
+        return Readiness("ready", background=tuple(state.left))
     if state.seen is None:
         state.seen = Seen()
     seen: Seen = state.seen
