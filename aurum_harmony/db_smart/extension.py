@@ -656,17 +656,18 @@ class DbSmart:
         app.before_request_funcs[None] = [hook for hook in hooks if hook != self._first_request]
         return None
 
-    def unready(self, app: Flask, *, wait: bool = True) -> str | None:
+    def unready(self, app: Flask, *, wait: bool = True, held: str | None = None) -> str | None:
         """Why requests cannot be served yet, in words for anybody; ``None`` when they can.
 
         Makes sure of boot, and asks the database where boot trusted the flag.
 
+        :param held: what is known of that already.
         :param wait: whether to wait for another thread that is at it until it is done, not only briefly.
         """
         state = self._state(app)
         reports: list[BootReport] = []
         threads = self._threads(app, state)
-        refusal = threads.held_back()
+        refusal = held or threads.held_back()
         if refusal is None:
             with state.deciding(patient=False, wait=wait) as mine:
                 if mine and not state.verified and time.monotonic() >= state.refused_until:
@@ -717,8 +718,8 @@ class DbSmart:
 
             app = current_app._get_current_object()  # type: ignore[attr-defined]
             state = self._state(app)
-            self._threads(app, state).held_back()  # any probe starts the thread that a fork has left behind
-            raise HTTPException(response=answer(self, app, state, (values or {}).get("name", "")))
+            held = self._threads(app, state).held_back()  # any probe starts the thread that a fork has left behind
+            raise HTTPException(response=answer(self, app, state, (values or {}).get("name", ""), held))
 
         blueprint.url_value_preprocessor(answer)
         # One rule, as each takes as long as a boot.

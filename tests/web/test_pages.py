@@ -27,7 +27,6 @@ from aurum_harmony.db_smart.store.tables import history
 from aurum_harmony.db_smart.web import overview
 from aurum_harmony.db_smart.web.answers import refused
 from aurum_harmony.db_smart.web.readiness import Readiness, Steps
-from aurum_harmony.db_smart.web.words import span
 from tests.harness.alembic_project import AlembicProject
 from tests.harness.project import Project
 from tests.harness.servers import wait_until
@@ -192,24 +191,6 @@ def test_what_is_said_of_a_backfill(sqlite_project: Project) -> None:
     assert "2 before these" in text
     assert "done_1<" not in text
     assert "<b>" not in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.0123, "12.3 ms"),
-        (1, "1.0 s"),
-        (9.96, "10.0 s"),
-        (59, "59 s"),
-        (59.9, "1 min"),
-        (3599, "1 h"),
-        (3660, "1 h 1 min"),
-        (3600 * 47, "47 h"),
-        (3600 * 72, "3 days"),
-    ],
-)
-def test_spans(seconds: float, said: str) -> None:
-    assert span(seconds) == said
 
 
 def test_a_silent_server_does_not_stop_the_page(make_project: Make, new_url: NewUrl) -> None:
