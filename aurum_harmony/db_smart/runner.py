@@ -501,6 +501,7 @@ class DatabaseRun:
             history.create_state(connection)
         release = self._runner.settings.release
         self._release = release if history.add_release(connection) else None
+        history.add_index(connection)
         begin(connection)
         history.create_tables(connection)
 

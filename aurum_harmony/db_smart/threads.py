@@ -157,8 +157,11 @@ class Threads:
             if state.asked is None:
                 state.asked = self._planner(Settings(self._app))
             applied = state.asked.was_applied(name)
+            state.unknown.pop(name, None)
         except DatabaseUnreachable as error:
-            _logger.warning("db-smart: it is not known whether %r is applied: %s", name, error.message)
+            if state.unknown.get(name) != error.message:  # it may be so for long
+                _logger.warning("db-smart: it is not known whether %r is applied: %s", name, error.message)
+            state.unknown[name] = error.message
         except BaseException:
             del state.applied[name]  # the next call is to say it too
             raise

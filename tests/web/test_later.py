@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, settings, threads
 from aurum_harmony.db_smart.boot import background
@@ -23,7 +26,7 @@ from aurum_harmony.db_smart.store import history
 from aurum_harmony.db_smart.store.database import begin
 from aurum_harmony.db_smart.store.lock import lock_of
 from tests.harness.project import Project
-from tests.harness.servers import wait_until
+from tests.harness.servers import role, wait_until
 from tests.harness.snapshots import taken
 
 TOKEN = "correct horse battery staple"
@@ -505,3 +508,76 @@ def test_applied_asks_once_a_second_over_all_threads(filled: Project, monkeypatc
         thread.join()
     filled.dispose(app)
     assert 1 <= len(asked) <= 2
+
+
+def test_applied_is_one_query_by_an_index(filled: Project) -> None:
+    """Also before boot, and on a history of an earlier release once something has been applied to it."""
+    filled.query("DROP INDEX ix_db_smart_history_name" + (" ON db_smart_history" if filled.dialect == "mysql" else ""))
+    filled.write(ITEMS + AFTER)
+    filled.boot()
+    engine = sa.create_engine(filled.url, poolclass=sa.pool.NullPool)
+    assert [one["name"] for one in sa.inspect(engine).get_indexes("db_smart_history")] == ["ix_db_smart_history_name"]
+    filled.write(ITEMS + AFTER + SHORT)
+    app, smart = filled.app()
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        with app.app_context():
+            assert smart.applied("after")
+            for _ in range(5):
+                assert not smart.applied("fill")
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    filled.dispose(app)
+    assert len(sent) == 2, sent
+    if filled.dialect == "sqlite":
+        plan = str(filled.query(f"EXPLAIN QUERY PLAN {sent[1]}".replace("?", "'x'")))
+        assert "USING INDEX ix_db_smart_history_name" in plan
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
+def test_applied_for_a_role_that_may_not_read(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], dialect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, and not each second."""
+    url = new_url(dialect)
+    project = make_project(url)
+    project.write(ITEMS)
+    project.boot()
+    with role(url) as weak:
+        app, smart = project.app(SQLALCHEMY_DATABASE_URI=weak, DB_SMART_BOOT="off")
+        with app.app_context():
+            for _ in range(4):
+                assert not smart.applied("items")
+                smart._state(app).applied.clear()  # a second has passed
+        project.dispose(app)
+    said = [one.getMessage() for one in caplog.records if "it is not known" in one.getMessage()]
+    assert len(said) == 1
+    assert "needs the right to read" in said[0] or "denied" in said[0]
+
+
+def test_two_names_of_one_database(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], url: URL
+) -> None:
+    """Each has its own, and both are applied once to what is one database."""
+    project = make_project(url, {"SQLALCHEMY_BINDS": {"again": url, "other": new_url("sqlite")}})
+    project.write(
+        ITEMS
+        + "@migration(background=True)\ndef one(op): op.execute('INSERT INTO items (id) VALUES (1)')\n"
+        + "@migration(background=True, database='again')\n"
+        + "def two(op): op.execute('INSERT INTO items (id) VALUES (2)')\n"
+        + "@migration(background=True, database='other')\ndef three(op): op.create_table('x', Column('id', Integer))\n"
+    )
+    app, smart = project.app()
+    smart.boot(app)
+    ended(app, smart)
+    with app.app_context():
+        assert all(smart.applied(name) for name in ("items", "one", "two", "three"))
+    project.dispose(app)
+    assert project.query("SELECT id FROM items ORDER BY id") == [(1,), (2,)]
+    assert sorted(project.history()) == [("items", "applied"), ("one", "applied"), ("two", "applied")]
+    assert project.boot().decision == "skipped"

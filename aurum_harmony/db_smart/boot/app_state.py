@@ -69,6 +69,8 @@ class AppState:
         #: Name of a migration -> whether it was applied, and until when that need not be asked again, seconds of the
         #: monotonic clock.
         self.applied: dict[str, tuple[bool, float]] = {}
+        #: Name of a migration -> why that is not known, as it was logged.
+        self.unknown: dict[str, str] = {}
         #: Whom that is asked; and held by the thread that looks whether to ask.
         self.asked: Planner | None = None
         self.asking = threading.Lock()

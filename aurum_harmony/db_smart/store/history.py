@@ -373,18 +373,18 @@ def read_applied(
     ]
 
 
-def was_applied(connection: sa.Connection, name: str, checksum: str | None, place: str | None = None) -> bool:
+def was_applied(connection: sa.Connection, name: str, checksum: str | None) -> bool:
     """Whether a migration was applied; one short query, whatever the history holds.
 
     :param checksum: of its content; ``None`` where any counts.
-    :param place: see :class:`State`.
     """
-    query = sa.select(history.c.name).distinct()
-    query = query.where(history.c.name == name, history.c.outcome == "applied", within(connection, history, place))
+    query = sa.select(history.c.name).distinct().where(history.c.name == name, history.c.outcome == "applied")
+    if _searches(connection):  # see State.place
+        query = query.where(sa.text(f"{_schema_of(history)} = {_schema_of(state)}"))
     if checksum is not None:
         query = query.where(history.c.checksum == checksum)
     # A collation may take no notice of case.
-    return any(row.name == name for row in _rows(connection, query, history, place) or ())
+    return any(row.name == name for row in _rows(connection, query, history, anywhere=True) or ())
 
 
 def read_runs(
@@ -623,6 +623,26 @@ def add_release(connection: sa.Connection) -> bool:
             raise
         return False
     return True
+
+
+def add_index(connection: sa.Connection) -> None:
+    """Give the history of an earlier release its index; as :func:`add_release`."""
+    schema, (index,) = _schema(connection), history.indexes
+    inspector = sa.inspect(connection)
+    missing = inspector.has_table(history.name, schema=schema) and index.name not in {
+        found["name"] for found in inspector.get_indexes(history.name, schema=schema)
+    }
+    connection.rollback()  # what was only read
+    if not missing:
+        return
+    try:
+        begin(connection)
+        index.create(connection)
+        commit(connection)
+    except sa.exc.DBAPIError as error:
+        connection.rollback()
+        if not facts_of(connection.dialect.name).says(error, "denied"):
+            raise
 
 
 def begun(connection: sa.Connection) -> set[str]:
