@@ -1215,11 +1215,11 @@ class Operations:
         :raises DbSmartError: there is a table of that name; or PostgreSQL would have to drop the view, and others need
             it.
         """
-        from .session.sql import render
+        from .session.sql import render, without_doubled_percents
 
-        connection = self._connection
-        query = sql if isinstance(sql, str) else render(sql, connection.dialect, literal_binds=True)
-        place = connection.dialect.identifier_preparer.format_table(sa.table(name, schema=schema))
+        dialect = without_doubled_percents(self._connection.dialect)
+        query = sql if isinstance(sql, str) else render(sql, dialect, literal_binds=True)
+        place = dialect.identifier_preparer.format_table(sa.table(name, schema=schema))
         self._declare("view", name, f"CREATE VIEW {place} AS\n{_one_statement(query)}", schema)
 
     @_step
@@ -1307,8 +1307,19 @@ class Operations:
         if self._passed(what, schema, table or "", kind, name):
             return
         if self._catalog.has_declared(kind, name, schema, table if kind == "trigger" else arguments):
+            broken = self._editor.standing_on(name, schema) if kind == "view" else []
+            if broken:
+                raise DbSmartError(
+                    f"op.{what}: others need it: view {', view '.join(broken)}. Nothing was dropped. Drop those first, "
+                    "or have them do without it."
+                )
             self._report("does", what)
             self._editor.drop_declared(DropDeclared(kind, name, schema, table, arguments))
+        elif kind == "view" and self._catalog.has_materialized(name, schema):
+            raise DbSmartError(
+                f"op.{what}: it is a materialized view, which keeps rows. Nothing was dropped. Drop it with "
+                "op.execute('DROP MATERIALIZED VIEW IF EXISTS …')."
+            )
         else:
             self._report("satisfied", what)
         if arguments is None:  # else those of other arguments stay

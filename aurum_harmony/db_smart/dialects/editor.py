@@ -309,6 +309,10 @@ class SchemaEditor:
         """Drop a view, a function or a trigger."""
         self.transaction.send(one)
 
+    def standing_on(self, view: str, schema: str | None) -> list[str]:
+        """The views that would be broken without a view, where the database would drop it nevertheless."""
+        return []
+
     def replacing(self, one: CreateDeclared) -> CreateDeclared:
         """The same, where the database puts it in the place of the one that is there."""
         text = f"CREATE OR REPLACE {one.text.removeprefix('CREATE ')}"

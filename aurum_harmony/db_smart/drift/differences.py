@@ -136,17 +136,24 @@ def _same_place(part: Part, other: Part) -> bool:
 def _unmatched(mine: Iterable[Part], theirs: Iterable[Part]) -> tuple[list[Part], list[Part]]:
     """What is left when everything is taken away that does the same, whatever it is called.
 
-    But what has the name of an index of the models has to make way for it. A constraint's name may be the server's own.
+    But what has the name of an index of the models has to make way for it, and so has an index that has the name of a
+    unique constraint. A constraint's name may be the server's own.
     """
     left, right = list(mine), list(theirs)
     for named in (True, False):
-        names = {part.name for part in left if part.kind == "index" and not part.implied}
+        names = {(part.kind, part.name) for part in left if not part.implied}
         for part in list(left):
             other = next(
                 (
                     one
                     for one in right
-                    if one.content == part.content and (one.name == part.name if named else one.name not in names)
+                    if one.content == part.content
+                    and (
+                        one.name == part.name
+                        if named
+                        else ("index", one.name) not in names
+                        and (one.kind != "index" or ("unique", one.name) not in names)
+                    )
                 ),
                 None,
             )
