@@ -868,6 +868,8 @@ class Operations:
                 f"op.{what}: the table has a primary key already, on {', '.join(have)}. Nothing was changed. Drop it "
                 "first with op.drop_constraint()."
             )
+        constraint = self._objects.primary_key_constraint(constraint_name, table_name, [*columns], schema=schema)
+        self._editor.refuse_name(constraint)
         there = self._catalog.columns(table_name, schema)
         for column in columns:
             existing = there.get(normalize_name(column))
@@ -876,7 +878,6 @@ class Operations:
             if existing["nullable"]:
                 change = Change(table_name, schema, column, existing, nullable=False)
                 self._alter(change, f"alter_column({table_name!r}, {column!r})", online)
-        constraint = self._objects.primary_key_constraint(constraint_name, table_name, [*columns], schema=schema)
         self._add_constraint(constraint, "primary", [*columns], online)
 
     @_step

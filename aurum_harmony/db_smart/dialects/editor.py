@@ -188,6 +188,12 @@ class SchemaEditor:
         """The columns whose foreign keys lead to a column: schema, table and name; ``None`` to ask the inspector."""
         return None
 
+    def refuse_name(self, constraint: sa.Constraint) -> None:
+        """Refuse a key whose name is that of something else.
+
+        :raises DbSmartError: it is.
+        """
+
     def refuse_widening(self, columns: Sequence[tuple[str | None, str, str]], what: str) -> None:
         """Refuse to give columns another type because of others that stay as they are.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -166,6 +166,8 @@ def _unmatched(mine: Iterable[Part], theirs: Iterable[Part]) -> tuple[list[Part]
 def _parts(table: TableDescription, mine: Part | None, theirs: Part | None) -> Iterator[Difference]:
     one = mine or theirs
     assert one is not None
+    if mine is not None and theirs is not None and theirs.holds == mine.facets.get("type") is not None:
+        mine = replace(mine, facets={**mine.facets, "type": theirs.facets["type"]})
     if mine is None or theirs is None or mine.facets != theirs.facets:
         there = None if theirs is None else theirs.name
         yield Difference(one.kind, table.schema, table.name, one.name, _facets(mine), _facets(theirs), name_there=there)
