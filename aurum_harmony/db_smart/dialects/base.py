@@ -39,7 +39,8 @@ def facts_of(dialect: str) -> Facts:
 #: there is no such table or column. *old rows*: existing rows are in the way of a schema change.
 #: *done*: a schema change finds that it was made before, and the catalog of :meth:`Facts.image` does not show that.
 #: *begun*: what a statement would make is there, or what it needs is not, as after a part of a migration.
-Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun"]
+#: *referred*: a foreign key needs a column as it is.
+Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun", "referred"]
 
 
 class Facts:
