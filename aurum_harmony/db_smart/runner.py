@@ -959,6 +959,12 @@ class DatabaseRun:
                 "Other sessions were in its way at each try; if the database knows which, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
             )
+        if database.facts.says(error, "referred"):
+            advice = (
+                "A foreign key needs both of its columns to have one type: drop the foreign key, change both columns, "
+                "and create it again. In a migration, op.widen_key() does all of it. Change the "
+                f"{'revision' if migration.revision else 'migration'}"
+            )
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
         if self._committed and migration.revision:  # whose steps are told by what it sends, in that order
             again = "start again: the next run goes on after what is kept, so leave that part of the file as it is"
