@@ -350,13 +350,19 @@ def test_settings_of_a_postgresql_database_are_copied(developer: Developer) -> N
         return
     developer.boot("first")
     name = make_url(developer.project.url).database
-    developer.project.query(f"ALTER DATABASE \"{name}\" SET search_path TO public, 'Other one'")
+    developer.project.query(f"ALTER DATABASE \"{name}\" SET search_path TO 'Other one', public")
+    developer.project.query('CREATE SCHEMA "Other one"')
     developer.git("checkout", "-q", "-b", "x")
-    developer.boot()
+    app, smart = developer.project.app(DEBUG=True, DB_SMART_BRANCHES=True)
+    smart.boot(app)
+    engine = app.extensions["sqlalchemy"]._app_engines[app][None]
+    with engine.connect():
+        assert engine.dialect.default_schema_name == "Other one"
+    developer.project.dispose(app)
     there = make_url(developer.project.url).set(database=f"{name}.branch-x")
     engine = sa.create_engine(there, poolclass=sa.pool.NullPool)
     with engine.connect() as connection:
-        assert connection.scalar(sa.text("SHOW search_path")) == 'public, "Other one"'
+        assert connection.scalar(sa.text("SHOW search_path")) == '"Other one", public'
 
 
 def test_a_full_disk_leaves_nothing(on_sqlite: Developer) -> None:

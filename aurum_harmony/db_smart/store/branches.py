@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 from ..errors import ConfigError, DbSmartError, LockHeld
 from ..settings import LockSettings
-from .database import Database
+from .database import Database, safe_url
 from .lock import Lock, lock_of
 from .snapshot import copy_file
 
@@ -64,7 +65,7 @@ class BranchDatabases(ABC):
         self.settings = settings
         self._engine = database.app_engine
         #: The URL in the settings of the application.
-        self.base = self._engine.url
+        self.base = self._target = self._engine.url
         #: What the connections have to be told; see :meth:`_lead`.
         self._keys: set[str] = set()
         sa.event.listen(self._engine, "do_connect", self._lead, insert=True)
@@ -103,7 +104,7 @@ class BranchDatabases(ABC):
 
     def use(self, name: str | None) -> None:
         """Lead the engine to a database by its name, ``None`` for that of the URL."""
-        self._engine.url = self._url(name)
+        self._engine.url = self._target = self._url(name)
         self._engine.dispose()
 
     def at(self, name: str | None) -> str:
@@ -111,8 +112,8 @@ class BranchDatabases(ABC):
         return str(self._url(name).database)
 
     def _lead(self, dialect: Any, _: Any, arguments: list[Any], options: dict[str, Any]) -> None:
-        """Change what a connection is made with as the URL of the engine has been changed, and nothing else of it."""
-        arguments[:], wanted = dialect.create_connect_args(self._engine.url)
+        """Change where a connection leads, and nothing else of what it is made with."""
+        arguments[:], wanted = dialect.create_connect_args(self._target)
         before = dialect.create_connect_args(self.base)[1]
         self._keys |= {key for key, value in wanted.items() if before.get(key) != value}
         options.update((key, wanted[key]) for key in self._keys)
@@ -225,7 +226,14 @@ class _Templates(BranchDatabases):
         origin, target = self.at(source), self.name_of(branch)
         digest = hashlib.sha256(str(self.base.database).encode()).hexdigest()
         partial = f"db_smart_unfinished_{digest[:16]}"
-        self._refuse_migrating(source)
+        self._engine.dispose()
+        with self._elsewhere(source) as database:
+            holder = lock_of(database, self.settings).holder()
+        if holder is not None:
+            raise LockHeld(
+                f"The database {origin!r} is being migrated by {holder}, so it cannot be copied. Nothing was changed. "
+                "Start again when it is done."
+            )
         with self._server() as connection, self._saying(connection, origin, f"copy {origin!r} to {target!r}"):
             # Held by the session: no other branch is copied, so what is unfinished is of a process that was killed.
             connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": int(digest[:15], 16)})
@@ -261,31 +269,24 @@ class _Templates(BranchDatabases):
 
     @contextmanager
     def _server(self) -> Iterator[sa.Connection]:
-        """A connection to none of the databases that are copied, by the application's way of connecting."""
-        before = self._engine.url
-        self.use(_MAINTENANCE)
-        try:
-            with Database(self.database.name, None, self._engine).connect(autocommit=True) as connection:
-                yield connection
-        finally:
-            self._engine.url = before
+        """A connection to none of the databases that are copied."""
+        with self._elsewhere(_MAINTENANCE) as database, database.connect(autocommit=True) as connection:
+            yield connection
 
-    def _refuse_migrating(self, source: str | None) -> None:
-        """Make sure that what is to be copied is not being migrated.
+    @contextmanager
+    def _elsewhere(self, name: str | None) -> Iterator[Database]:
+        """Another database of the server, to which the application's way of connecting leads meanwhile.
 
-        :raises LockHeld: it is.
+        By an engine of its own: that of the application learns from its first connection what is true of all.
         """
-        before = self._engine.url
-        self.use(source)
+        before, self._target = self._target, self._url(name)
+        creator = self._engine.pool._creator
         try:
-            holder = lock_of(Database(self.database.name, None, self._engine), self.settings).holder()
-        finally:
-            self._engine.url = before
-        if holder is not None:
-            raise LockHeld(
-                f"The database {self.at(source)!r} is being migrated by {holder}, so it cannot be copied. Nothing was "
-                "changed. Start again when it is done."
+            yield Database(
+                self.database.name, None, sa.create_engine(self._target, creator=creator, poolclass=NullPool)
             )
+        finally:
+            self._target = before
 
     @contextmanager
     def _saying(self, connection: sa.Connection, name: str, what: str) -> Iterator[None]:
@@ -296,7 +297,7 @@ class _Templates(BranchDatabases):
         try:
             yield
         except sa.exc.DBAPIError as error:
-            text = f"Cannot {what} on {self.database.url}: {self.database.redact(error)}. Nothing was changed."
+            text = f"Cannot {what} on {safe_url(self.base)}: {self.database.redact(error)}. Nothing was changed."
             sessions: list[str] = []
             if self.database.facts.code(error) == _IN_USE:
                 rows = connection.execute(
