@@ -44,7 +44,7 @@ from .session.sql import render
 from .session.transaction import NO_ROWS, Outcome, Send, Transaction
 from .settings import DdlSettings
 from .store import history, tables
-from .store.database import Database, begin, translated
+from .store.database import Database, begin, impatient, translated
 from .store.history import reading
 from .store.memory import Event, Memory, insert
 
@@ -209,10 +209,18 @@ def preview(
             except _Unforeseeable as error:
                 shown.unknown = str(error)
                 transaction.remark(f"from here on it cannot be known in advance: the migration uses {error}")
-            except Exception as error:  # of the migration: a real one, or because what it would have made is missing
+            # Of the migration: a real one, or because what it would have made is missing.
+            except (Exception, SystemExit) as error:
                 connection.rollback()
                 memory.take_back()
-                shown.error = database.cause(error)
+                if isinstance(error, sa.exc.DBAPIError) and database.facts.says(error, "transient"):
+                    shown.unknown = f"what another session has locked ({one_line(database.cause(error))})"
+                    transaction.remark(
+                        f"from here on it cannot be known in advance: the migration uses {shown.unknown}"
+                    )
+                    continue
+                ends = isinstance(error, SystemExit)
+                shown.error = f"it wanted to end the process ({error})" if ends else database.cause(error)
                 shown.refused = error if isinstance(error, Refused) else None
                 shown.line = line_of(error, item.migration.path)
                 transaction.remark(f"it ends here: {shown.error}")
@@ -318,7 +326,7 @@ class _DryJournal(Journal):
 def _opened(database: Database) -> Iterator[tuple[sa.Connection, DryCatalog]]:
     """A connection to play a run through, and what is there."""
     if database.facts.server:
-        with database.connect() as connection:
+        with database.connect() as connection, impatient(connection):
             yield connection, PlannedCatalog(connection)
         return
     with in_memory() as engine, Database(database.name, database.key, engine).connect() as connection:

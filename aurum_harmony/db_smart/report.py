@@ -1276,6 +1276,9 @@ def _finding_lines(finding: Finding) -> Iterator[str]:
     yield f"{place}{level}: {finding.rule.id} {finding.message}{where}"
     if finding.allowed is not None:
         return
+    if finding.line is None and finding.statement is not None:
+        yield f"    {finding.statement}"
     if finding.rule.fix not in finding.message:
-        yield f"    {finding.rule.why} {finding.rule.fix} See {finding.rule.document}."
+        fix = finding.fix or f"{finding.rule.why} {finding.rule.fix}"
+        yield f"    {fix} See {finding.rule.document}."
     yield from (f"        {line}".rstrip() for line in finding.instead.splitlines())

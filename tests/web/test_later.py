@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, extension, settings
+from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, settings, threads
 from aurum_harmony.db_smart.boot import background
 from aurum_harmony.db_smart.boot.planner import Planner
 from aurum_harmony.db_smart.interrupt import GiveWay
@@ -51,11 +51,6 @@ def after(op):
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
-@pytest.fixture
 def filled(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """With a table of fifty rows that lack a value; a backfill begins with batches of ten."""
     monkeypatch.setattr(backfill, "_FIRST", 10)
@@ -69,7 +64,7 @@ def filled(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the lock to others after each batch, and take it back at once."""
-    monkeypatch.setattr(extension, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(threads, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(background, "_AWAY", 0.0)
     monkeypatch.setattr(settings, "_IDLE_AWAY", 0.0)
 
@@ -126,8 +121,32 @@ def test_it_gives_the_lock_to_others(filled: Project, gate: Path, quick: None) -
     assert filled.history()[1:] == [("fill", "applied")]
 
 
+def test_how_long_it_took_is_the_whole(filled: Project, quick: None) -> None:
+    """Of all its parts, whoever ran them; not of the last one alone."""
+    source = ITEMS + """
+@migration(background=True)
+def fill(op):
+    import time
+    op.backfill("items", {"n": 1}, where="n IS NULL", batch_seconds=0.0001, pause=lambda: time.sleep(0.2))
+"""
+    filled.write(source)
+    runs: list[float] = []
+    app, smart = filled.app()
+    migration_applied.connect(told := lambda _, **values: runs.append(values["duration"]), app)
+    began = time.perf_counter()
+    smart.boot(app)
+    ended(app, smart)
+    assert told
+    whole = time.perf_counter() - began
+    filled.dispose(app)
+    ((milliseconds,),) = filled.query("SELECT duration_ms FROM db_smart_history WHERE name = 'fill'")
+    # Five batches and more, each after a rest of 0.2 s.
+    assert 1 < milliseconds / 1000 < whole
+    assert runs == [pytest.approx(milliseconds / 1000, abs=0.001)]
+
+
 def test_a_later_release_does_not_wait_for_it(filled: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(threads, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(settings, "_IDLE_AWAY", 0.0)
     again, left = threading.Event(), threading.Event()
     real = time.sleep
@@ -302,7 +321,7 @@ def test_a_boot_does_not_fail_because_it_failed(filled: Project, monkeypatch: py
     app, smart = filled.app()
     with monkeypatch.context() as patch:
         patch.setattr(DatabaseRun, "_leave_failed", leave_failed)
-        patch.setattr(DbSmart, "_run_later", lambda *_: None)
+        patch.setattr(threads.Threads, "run_later", lambda *_: None)
         assert smart.boot(app).applied == ("after",)
     filled.dispose(app)
 
