@@ -280,11 +280,9 @@ class _Templates(BranchDatabases):
         By an engine of its own: that of the application learns from its first connection what is true of all.
         """
         before, self._target = self._target, self._url(name)
-        creator = self._engine.pool._creator
+        engine = sa.create_engine(self._target, creator=self._engine.pool._creator, poolclass=NullPool)
         try:
-            yield Database(
-                self.database.name, None, sa.create_engine(self._target, creator=creator, poolclass=NullPool)
-            )
+            yield Database(self.database.name, None, engine)
         finally:
             self._target = before
 
