@@ -111,6 +111,7 @@ class Preview:
     :ivar script: statements and, beginning with ``--``, remarks.
     :ivar steps_done: how many steps an earlier, interrupted run has done.
     :ivar journal: whether the script writes steps down.
+    :ivar left: see :class:`~.boot.plan.Pending`.
     :ivar place: where in the script of a revision its row of the history belongs: it has its own transaction.
     """
 
@@ -127,6 +128,7 @@ class Preview:
     script: list[str] = field(default_factory=list)
     steps_done: int = 0
     journal: bool = False
+    left: bool = False
     place: int | None = None
 
 
@@ -183,10 +185,13 @@ def preview(
                 continue
             if revisions:
                 unknown = "what the revisions before it make"
-                previews.append(Preview(item.migration.name, item.reason, item.migration, unknown=unknown))
+                previews.append(
+                    Preview(item.migration.name, item.reason, item.migration, unknown=unknown, left=item.left)
+                )
                 continue
             transaction.repeated = item.reason == "forced"
-            shown = transaction.current = Preview(item.migration.name, item.reason, item.migration)
+            shown = Preview(item.migration.name, item.reason, item.migration, left=item.left)
+            transaction.current = shown
             transaction.begin(item.migration, begun.get(item.migration.name))
             transaction.journal.guard = Guard(transaction, item.migration.options, catalog)
             shown.steps_done = transaction.journal.kept

@@ -39,7 +39,8 @@ def facts_of(dialect: str) -> Facts:
 #: there is no such table or column. *old rows*: existing rows are in the way of a schema change.
 #: *done*: a schema change finds that it was made before, and the catalog of :meth:`Facts.image` does not show that.
 #: *begun*: what a statement would make is there, or what it needs is not, as after a part of a migration.
-Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun"]
+#: *referred*: a foreign key needs a column as it is.
+Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun", "referred"]
 
 
 class Facts:
@@ -53,6 +54,8 @@ class Facts:
 
     #: Whether a server has it: it is reached over a connection, and holds a lease. Else it is one file.
     server = True
+    #: Whether ``CREATE DATABASE … TEMPLATE`` copies a database.
+    template_databases = False
     #: The clock, in microseconds since 1970, whatever the session's time zone; ``None`` where there is no expression.
     clock: str | None = None
     #: Whether a search path decides in which schema a table is found.
