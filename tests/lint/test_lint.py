@@ -519,3 +519,27 @@ def test_each_statement_of_many_rows_is_told(orders: Project) -> None:
         ("DS301", "change"),
         ("DS301", "later"),
     ]
+
+
+#: SQL that blocks or fails, its rule, and a part of what is said to do instead.
+ADVICE = {
+    "CREATE INDEX ix ON orders (number)": ("DS202", "Use op.create_index() in a migration of db-smart"),
+    "ALTER TABLE orders ADD CHECK (number > 0)": ("DS201", "Use op.create_check_constraint()"),
+    "ALTER TABLE orders ALTER COLUMN number SET NOT NULL": ("DS201", "Use op.alter_column(nullable=False)"),
+    "ALTER TABLE orders ALTER number TYPE bigint": ("DS201", "say so: @migration(allow={'DS201': 'because …'})"),
+    "ALTER TABLE orders ADD owner integer NOT NULL": ("DS203", "Give it a server_default."),
+}
+
+
+def test_what_to_do_instead_of_raw_sql(make_project: Callable[..., Project], new_url: Callable[[str], URL]) -> None:
+    project = make_project(new_url("postgresql"))
+    project.write(MAKE)
+    project.boot()
+    pending(project, "\n    ".join(f'op.execute("{one}")' for one in ADVICE))
+    said = project.run("lint").output
+    found = linted(project)
+    assert [one["statement"] for one in found["findings"]] == [*ADVICE]  # in the order of the lines
+    assert [one["rule"] for one in found["findings"]] == [rule for rule, _ in ADVICE.values()]
+    for _, advice in ADVICE.values():
+        assert advice in said
+    assert "online=False" not in said

@@ -21,6 +21,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "CREATE INDEX ix_number ON orders (number)": ("SHARE", False),
         "ALTER TABLE orders ADD CHECK (number > 0) NOT VALID": ("ACCESS EXCLUSIVE", False),
         "ALTER TABLE orders ALTER COLUMN number SET STATISTICS 5": ("SHARE UPDATE EXCLUSIVE", False),
+        "CREATE INDEX CONCURRENTLY ix_beside ON orders (id)": ("SHARE UPDATE EXCLUSIVE", False),
+        "ALTER TABLE orders RENAME TO renamed": ("ACCESS EXCLUSIVE", False),
     },
     "mysql": {
         "ALTER TABLE orders ADD COLUMN note text": "INSTANT",
