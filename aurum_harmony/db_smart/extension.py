@@ -40,6 +40,7 @@ from .threads import Threads
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
+    from .boot.branch import Branches
     from .boot.plan import Plan
     from .contract import Waits
     from .drift.comparison import Comparison, Drift
@@ -121,8 +122,8 @@ class DbSmart:
         ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``,
         ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT``,
         ``DB_SMART_DDL_RETRIES``, ``DB_SMART_RELEASE``, ``DB_SMART_RELEASES``, ``DB_SMART_REQUEST_GRACE``,
-        ``DB_SMART_DIFF_IGNORE``, ``DB_SMART_WEB``, ``DB_SMART_URL_PREFIX`` and ``DB_SMART_TOKEN``. Each boot reads
-        ``FORCE_DB_MIGRATION``.
+        ``DB_SMART_DIFF_IGNORE``, ``DB_SMART_WEB``, ``DB_SMART_URL_PREFIX``, ``DB_SMART_TOKEN`` and
+        ``DB_SMART_BRANCHES``. Each boot reads ``FORCE_DB_MIGRATION``.
 
         :param db: the application's Flask-SQLAlchemy; if ``None``, the one that is registered on ``app``.
         :param migrations: dotted name of a module or package.
@@ -182,6 +183,7 @@ class DbSmart:
         :raises DbSmartError: a setting, the migrations or a database is at fault; the message says what to do.
         """
         state = self._state(app)
+        self.enter_branch(app)
         self._name_sessions(app, state)
         if _flask_command_other_than_run():
             _watch(app)
@@ -373,7 +375,45 @@ class DbSmart:
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)
+        self.enter_branch(app)
         return Planner(state.code, databases(engines_of(app, state.db), settings.migration_urls), settings)
+
+    def branches(self, app: Flask) -> Branches:
+        """The databases of the Git branches.
+
+        :raises ConfigError: they cannot have any.
+        """
+        state = self._state(app)
+        if state.branches is None:
+            from .boot.branch import Branches
+
+            state.branches = Branches(app, databases(engines_of(app, state.db), {}), Settings(app))
+        return state.branches
+
+    def enter_branch(self, app: Flask) -> bool:
+        """Lead this process to the databases of its Git branch, once, where ``DB_SMART_BRANCHES`` says so.
+
+        :returns: whether it is led.
+        :raises DbSmartError: that cannot be done.
+        """
+        if not app.config["DB_SMART_BRANCHES"]:
+            return False
+        state = self._state(app)
+        if state.on_branch is not None:
+            return state.on_branch
+        words = set(sys.argv)
+        if not Settings(app).branches or _completing() or ({"db-smart", "branch"} <= words and "--switch" not in words):
+            return False
+        # As it is at boot: Flask's commands set it by the environment afterwards.
+        if app.debug:
+            self.branches(app).enter()
+        else:
+            _logger.warning(
+                "db-smart: DB_SMART_BRANCHES has no effect, because this is not debug mode: the database is that of "
+                "the URL, whatever the branch. While developing, set FLASK_DEBUG=1; elsewhere, remove the setting"
+            )
+        state.on_branch = app.debug
+        return state.on_branch
 
     def _runner(self, app: Flask, planner: Planner) -> Runner:
         """The runner that applies migrations.
@@ -604,13 +644,13 @@ class DbSmart:
                 )
             decision: Decision = "verified"
             reason, applied = step.reason, tuple[str, ...]()
-            left = any(plan.pending for plan in plans)
+            left = [item.migration.name for plan in plans for item in plan.pending]
             if step.action == "migrate":
                 runner = self._runner(app, planner)
                 runner.leaving = force is None and not planner.in_memory
                 with state.running:
                     outcome = runner.run(planner.involved, force=force is not None)
-                left = bool(outcome.left)
+                left = outcome.left
                 if outcome.changed:
                     decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
                 else:
@@ -627,7 +667,7 @@ class DbSmart:
                 self._hints(app, planner).in_errors(engines_of(app, state.db))
         state.verify()
         if left and settings.migrates:
-            self._threads(app, state).run_later(planner)
+            self._threads(app, state).run_later(planner, left)
         return _report(decision, reason, started, planner.queries, applied)
 
     def _debug(self, app: Flask, planner: Planner) -> None:
@@ -735,17 +775,18 @@ class DbSmart:
 
         name_sessions(engines_of(app, state.db).values(), name)
 
-    def unready(self, app: Flask, *, wait: bool = True) -> str | None:
+    def unready(self, app: Flask, *, wait: bool = True, held: str | None = None) -> str | None:
         """Why requests cannot be served yet, in words for anybody; ``None`` when they can.
 
         Makes sure of boot, and asks the database where boot trusted the flag.
 
+        :param held: what is known of that already.
         :param wait: whether to wait for another thread that is at it until it is done, not only briefly.
         """
         state = self._state(app)
         reports: list[BootReport] = []
         threads = self._threads(app, state)
-        refusal = threads.held_back()
+        refusal = held or threads.held_back()
         if refusal is None:
             with state.deciding(patient=False, wait=wait) as mine:
                 if mine and not state.verified and time.monotonic() >= state.refused_until:
@@ -796,8 +837,8 @@ class DbSmart:
 
             app = current_app._get_current_object()  # type: ignore[attr-defined]
             state = self._state(app)
-            self._threads(app, state).held_back()  # any probe starts the thread that a fork has left behind
-            raise HTTPException(response=answer(self, app, state, (values or {}).get("name", "")))
+            held = self._threads(app, state).held_back()  # any probe starts the thread that a fork has left behind
+            raise HTTPException(response=answer(self, app, state, (values or {}).get("name", ""), held))
 
         blueprint.url_value_preprocessor(answer)
         # One rule, as each takes as long as a boot.

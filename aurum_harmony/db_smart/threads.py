@@ -53,7 +53,7 @@ class Threads:
         later, background = state.later, state.background
         if later is not None and not later.start():
             state.later = None
-            self.run_later(self._planner(Settings(self._app)))  # which says why it is not run here
+            self.run_later(self._planner(Settings(self._app)), state.left)  # which says why it is not run here
         if background is None or background.done:
             return None
         if not background.start():  # gevent has changed this worker after it was forked: see to it here and now
@@ -100,10 +100,11 @@ class Threads:
         if not before_fork():
             state.background.start()
 
-    def run_later(self, booted: Planner) -> None:
+    def run_later(self, booted: Planner, names: list[str]) -> None:
         """Have a thread run the migrations with ``background=True``, while requests are served.
 
         :param booted: its sources are what runs, also where another release is put in the place of the files.
+        :param names: of those that are left.
         """
         from .boot.background import Background, before_fork, no_thread
 
@@ -117,7 +118,7 @@ class Threads:
             return
 
         app, state = self._app, self._state
-        state.asked = booted
+        state.asked, state.left = booted, names
         told: set[tuple[str, str]] = set()
 
         def attempt(began: float) -> float | None:
@@ -130,6 +131,7 @@ class Threads:
                 runner.slice, runner.told = _SLICE_SECONDS, told
                 outcome = runner.run(planner.involved)
             applied = [run.migration for run in outcome.runs]
+            state.left = []
             if applied:
                 notice(_logger, "db-smart: applied in the background: %s", ", ".join(applied))
             for name, waits in outcome.waiting.items():
@@ -165,8 +167,11 @@ class Threads:
             if state.asked is None:
                 state.asked = self._planner(Settings(self._app))
             applied = state.asked.was_applied(name)
+            state.unknown.pop(name, None)
         except DatabaseUnreachable as error:
-            _logger.warning("db-smart: it is not known whether %r is applied: %s", name, error.message)
+            if state.unknown.get(name) != error.message:  # it may be so for long
+                _logger.warning("db-smart: it is not known whether %r is applied: %s", name, error.message)
+            state.unknown[name] = error.message
         except BaseException:
             del state.applied[name]  # the next call is to say it too
             raise

@@ -18,9 +18,11 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmart, fence
-from aurum_harmony.db_smart.loading.commit import commit_of
+from aurum_harmony.db_smart.loading.git import Checkout
+from aurum_harmony.db_smart.settings import LockSettings
 from aurum_harmony.db_smart.store import releases
 from aurum_harmony.db_smart.store.database import Database
+from aurum_harmony.db_smart.store.lock import Lock, lock_of
 from aurum_harmony.db_smart.store.releases import Touches
 from aurum_harmony.db_smart.store.tables import epoch_us, state
 from aurum_harmony.db_smart.store.tables import releases as releases_table
@@ -80,18 +82,32 @@ def cut_off(smart: DbSmart, app: Flask) -> Any:
     return found
 
 
+_held: dict[str, Lock] = {}
+
+
 def begin_step(project: Project, touches: Touches = DROP, release: str = "1.5") -> None:
     """Be as a process of a later release that takes something away and holds the lock."""
-    with Database("default", None, engine_of(project.url)).connect() as connection:
+    database = Database("default", None, engine_of(project.url))
+    if not database.facts.server:
+        _held[project.module] = lock_of(database, LockSettings())
+        assert _held[project.module].try_acquire(lambda _: False)
+    with database.connect() as connection:
         releases.intend(connection, "drop_fax", release, touches, 7)
         later = epoch_us() + 600_000_000
         connection.execute(state.update().values(token=7, lease_expires=later, holder="b:2"))
         connection.commit()
 
 
-def end_step(project: Project) -> None:
+def end_step(project: Project, *, dead: bool = False) -> None:
+    """End it.
+
+    :param dead: whether its process was killed, so that it takes nothing back.
+    """
+    if project.module in _held:
+        _held.pop(project.module).release()
     with Database("default", None, engine_of(project.url)).connect() as connection:
-        releases.give_way(connection, "drop_fax")
+        if not dead:
+            releases.give_way(connection, "drop_fax")
         connection.execute(state.update().values(lease_expires=0, holder=""))
         connection.commit()
 
@@ -169,9 +185,8 @@ def test_it_asks_again_when_its_time_is_over(released: Project) -> None:
         assert any("db_smart_contracts" in one for one in found)
 
 
-def test_what_is_being_taken_away(released: Project, caplog: pytest.LogCaptureFixture) -> None:
-    if released.dialect == "sqlite":
-        pytest.skip("the lock of a file is that of a process: see the tests of contract steps")
+@pytest.mark.parametrize("dead", [False, True], ids=["given up", "killed"])
+def test_what_is_being_taken_away(released: Project, caplog: pytest.LogCaptureFixture, dead: bool) -> None:
     with process(released) as (app, smart):
         client = app.test_client()
         assert client.get("/").status_code == 200
@@ -188,7 +203,7 @@ def test_what_is_being_taken_away(released: Project, caplog: pytest.LogCaptureFi
         with sent(app) as asked:
             assert client.get("/").status_code == 503
         assert asked == [], "not more than once a second"
-        end_step(released)
+        end_step(released, dead=dead)
         wait_until(lambda: client.get("/").status_code == 200)
         assert found.refusal is None
 
@@ -221,11 +236,10 @@ def test_a_release_that_does_not_map_it_serves(released: Project) -> None:
     released.models = later_models
     with process(released, DB_SMART_RELEASE="1.5") as (app, _):
         assert app.test_client().get("/").status_code == 200
+    end_step(released)
 
 
 def test_what_was_narrowed_is_no_reason(released: Project) -> None:
-    if released.dialect == "sqlite":
-        pytest.skip("as above")
     with process(released) as (app, smart):
         app.test_client().get("/")
         begin_step(released, Touches(narrowed={"users": ["fax"]}))
@@ -378,6 +392,10 @@ def test_sessions_say_their_release(
 
 
 def test_the_commit_is_the_name(tmp_path: Path) -> None:
+    def commit_of(path: str) -> str | None:
+        found = Checkout.find(path)
+        return None if found is None else found.commit
+
     commit = "a" * 40
     assert commit_of(str(tmp_path)) is None
     git = tmp_path / ".git"

@@ -137,9 +137,11 @@ class Planner:
     @cached_property
     def release(self) -> str:
         """What this release is called: ``DB_SMART_RELEASE``, else the commit of Git, else the digest of the sources."""
-        from ..loading.commit import commit_of
+        from ..loading.git import Checkout
 
-        return self.settings.release or commit_of(os.path.dirname(self.sources.roots[0])) or self.sources.digest[:12]
+        checkout = Checkout.find(os.path.dirname(self.sources.roots[0]))
+        commit = None if checkout is None else checkout.commit
+        return self.settings.release or commit or self.sources.digest[:12]
 
     @cached_property
     def migrations(self) -> list[Migration]:
@@ -314,7 +316,7 @@ class Planner:
         :raises ConfigError: there is no such migration.
         :raises DatabaseUnreachable: its database cannot be asked.
         """
-        from ..store.history import find_state, reading, was_applied
+        from ..store.history import reading, was_applied
 
         found = next((one for one in self.migrations if one.name == name), None)
         if found is None:
@@ -328,10 +330,7 @@ class Planner:
         if not database.exists:
             return False
         with database.connect() as connection, reading(database):
-            state = find_state(connection, self.versions)
-            if state is None:
-                return False
-            return was_applied(connection, name, None if found.options.once else found.checksum, state.place)
+            return was_applied(connection, name, None if found.options.once else found.checksum)
 
     def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
         """As :meth:`ask`, on an open connection."""
