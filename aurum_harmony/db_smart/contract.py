@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from .dialects.base import facts_of
 from .errors import DatabaseUnreachable
 from .notices import logger_of
 from .schema.rules import STILL_MAPPED
@@ -37,6 +38,7 @@ _OFF = (
     "'flask db-smart migrate --contract-now {}'"
 )
 _ANOTHER = "another process looks whether anything is in its way"
+_UNREADABLE = "waits, and this user may not read in db_smart_releases for whom"
 _NOT_YET = "is looked at by the next process that serves"
 
 
@@ -179,6 +181,17 @@ def this_release(planner: Planner, database: Database, metadata: sa.MetaData | N
     return Instance(planner.release, "", uses)
 
 
+def waits_of(planner: Planner, connection: sa.Connection, plan: Plan, metadata: sa.MetaData | None) -> dict[str, Waits]:
+    """Why the contract steps of a plan wait; see :func:`told`.
+
+    :param metadata: the models of its database.
+    """
+    names = [item.migration.name for item in plan.pending if item.migration.options.contract]
+    if not names or plan.database.in_memory:
+        return {}
+    return told(planner, connection, this_release(planner, plan.database, metadata), names)
+
+
 def told(planner: Planner, connection: sa.Connection, me: Instance, names: Collection[str]) -> dict[str, Waits]:
     """Why contract steps wait, by what the database says of them; a few queries, and no dry run.
 
@@ -189,11 +202,17 @@ def told(planner: Planner, connection: sa.Connection, me: Instance, names: Colle
         said = {name: _OFF.format(name) for name in names}
         return {name: Waits(text, text, by_itself=False) for name, text in said.items()}
     known = {}
-    if names and releases.exist(connection):
-        known = {one.migration: one.touches for one in releases.read_contracts(connection)}
-    for name in names:
-        way = releases.in_the_way(connection, known[name], me, settings.grace) if name in known else InTheWay()
-        found[name] = Waits.of(way, known[name]) if way else Waits(_NOT_YET, _NOT_YET)
+    try:
+        if names and releases.exist(connection):
+            known = {one.migration: one.touches for one in releases.read_contracts(connection)}
+        for name in names:
+            way = releases.in_the_way(connection, known[name], me, settings.grace) if name in known else InTheWay()
+            found[name] = Waits.of(way, known[name]) if way else Waits(_NOT_YET, _NOT_YET)
+    except sa.exc.DBAPIError as error:
+        connection.rollback()
+        if not facts_of(connection.dialect.name).says(error, "denied"):
+            raise
+        return {name: Waits(_UNREADABLE, _UNREADABLE) for name in names}
     return found
 
 

@@ -355,9 +355,11 @@ class DbSmart:
         :raises DatabaseUnreachable: the database cannot be asked.
         """
         from .contract import Contracts
+        from .store.history import reading
 
         steps = [item for item in plan.pending if item.migration.name in names]
-        return Contracts(app, self._state(app).db, planner, plan).look(steps, often=False)
+        with reading(plan.database):
+            return Contracts(app, self._state(app).db, planner, plan).look(steps, often=False)
 
     def stamp(
         self, app: Flask, planner: Planner, name: str, wanted: Sequence[str], told: Sequence[str]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .boot.decision import decide
 from .boot.plan import overall_state, pending
-from .contract import Waits, this_release, told
+from .contract import Waits, waits_of
 from .drift.differences import VERBS, by_owner
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout, one_line
 from .grid import Column, Screen, took
@@ -688,12 +688,9 @@ def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> An
     lock = Lock.of(app, database)
     progress, failed = None, None
     waits: dict[str, Waits] = {}
-    steps = [item.migration.name for item in plan.pending if item.migration.options.contract]
     if database.exists:
         with database.connect() as connection:
-            if steps and not database.in_memory:
-                me = this_release(planner, database, smart.metadata(app).get(database.key))
-                waits = told(planner, connection, me, steps)
+            waits = waits_of(planner, connection, plan, smart.metadata(app).get(database.key))
             progress = read_progress(connection, plan.elsewhere, running=lock is not None)
             if lock is not None and lock.progress is not None:
                 progress = lock.progress

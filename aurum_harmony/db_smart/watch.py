@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy as sa
 
 from .boot.question import Question
+from .contract import waits_of
 from .errors import ConfigError, DbSmartError, HistoryUnreadable, MigrationError, one_line
 from .grid import Screen
 from .output import can_redraw, encodable, screen_of, tell
@@ -217,7 +218,9 @@ class _Look:
             progress = None if state is None else read_progress(connection, place, running=lock is not None)
             if lock is not None and lock.progress is not None:
                 progress = lock.progress
-        return DatabaseStatus.of(planner, plan, lock, progress, failed)
+            metadata = self._app.extensions["db_smart"].metadata(self._app).get(database.key)
+            waits = waits_of(planner, connection, plan, metadata)
+        return DatabaseStatus.of(planner, plan, lock, progress, failed, waits=waits)
 
     def _note_failure(self) -> None:
         assert self.status is not None

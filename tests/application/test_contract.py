@@ -291,3 +291,59 @@ def test_it_sees_a_worker(make_project: Callable[..., Project], new_url: Callabl
         assert "waits for 1 session of release 1.4 that no host tells of" in result.output
     assert project.run("migrate").exit_code == 0
     assert "fax" not in project.columns("users")
+
+
+def test_a_new_database_lacks_it_from_the_start(make_project: Callable[..., Project], url: URL) -> None:
+    """So nothing is taken away from anybody, and nobody is waited for."""
+    project = make_project(url, {**ON, "DB_SMART_CREATE_ALL": True, "DB_SMART_RELEASES": False})
+    project.models = models
+    project.write(DROP)
+    with process(project) as (app, smart):
+        finished(app, smart)
+        assert smart._state(app).waiting == {}
+    assert project.history() == [("drop_fax", "applied")]
+
+
+def test_what_the_probes_and_pages_say(ready: Project) -> None:
+    pytest.importorskip("prometheus_client")
+    serve(ready)
+    serve(ready, Instance("1.4", "pod-b:2", {"users": ["fax"]}))
+    ready.write(USERS + DROP)
+    with process(ready, DB_SMART_TOKEN="x" * 20) as (app, smart):
+        wait_until(lambda: smart._state(app).waiting)
+        client = app.test_client()
+        probe = client.get("/_db-smart/ready")
+        assert probe.status_code == 200
+        assert probe.json is not None
+        (said,) = probe.json["contract"]
+        assert said["migration"] == "drop_fax"
+        assert said["waits"].startswith("waits for 2 instances of release 1.4, last seen ")
+        who = {"Authorization": "Bearer " + "x" * 20}
+        page = client.get("/_db-smart/", headers=who).text
+        assert "waits for 2 instances of release 1.4 (hosts pod-a, pod-b)" in page
+        metrics = client.get("/_db-smart/metrics", headers=who).text
+        assert 'db_smart_contract_waiting{migration="drop_fax"} 2.0' in metrics
+    watched = ready.run("watch", "--until-ready")
+    assert watched.exit_code == 0, watched.output
+
+
+def test_a_script_leaves_it_out(ready: Project) -> None:
+    ready.write(USERS + DROP + AFTER)
+    result = ready.run("migrate", "--sql")
+    assert "-- drop_fax (new)\n-- Left to db-smart, which runs it when no release" in result.stdout
+    assert "DROP COLUMN" not in result.stdout
+    assert "mail" in result.stdout
+    assert "until no release that runs has what it takes away" in ready.run("migrate", "--dry-run").stdout
+
+
+def test_a_step_that_fails_takes_back_that_it_began(ready: Project) -> None:
+    ready.write(
+        USERS + DROP.replace('op.drop_column("users", "fax")', 'op.execute("ALTER TABLE users DROP COLUMN no")')
+    )
+    assert ready.run("migrate").exit_code == 1
+    with connected(ready) as connection:
+        (found,) = releases.read_contracts(connection, holds=True)
+    assert not found.under_way
+    ready.write(USERS + DROP)
+    assert ready.run("migrate").exit_code == 0
+    assert "fax" not in ready.columns("users")
