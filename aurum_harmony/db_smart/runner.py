@@ -501,6 +501,7 @@ class DatabaseRun:
             history.create_state(connection)
         release = self._runner.settings.release
         self._release = release if history.add_release(connection) else None
+        history.add_index(connection)
         begin(connection)
         history.create_tables(connection)
 
@@ -815,9 +816,9 @@ class DatabaseRun:
     def apply_once(self, migration: Migration) -> float:
         """Run a migration and record it; in one transaction, where the migration and the database allow it.
 
-        :returns: how long it ran, seconds.
+        :returns: how long it ran, with its parts before this one, seconds.
         """
-        connection, runner, started = self.connection, self._runner, time.perf_counter()
+        connection, runner = self.connection, self._runner
         with (
             self.database.connect(autocommit=True)
             if not migration.options.transactional
@@ -859,7 +860,7 @@ class DatabaseRun:
                 raise GiveWay
         if own is not connection:
             begin(connection)
-        duration = time.perf_counter() - started
+        duration = journal.seconds
         self.lock.confirm(connection)
         self.record(connection, migration, duration)
         journal.clear(connection)
