@@ -40,6 +40,7 @@ from .threads import Threads
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
+    from .boot.branch import Branches
     from .boot.plan import Plan
     from .drift.comparison import Comparison, Drift
     from .drift.hints import Hints
@@ -119,7 +120,7 @@ class DbSmart:
         ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``,
         ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT``,
         ``DB_SMART_DDL_RETRIES``, ``DB_SMART_RELEASE``, ``DB_SMART_DIFF_IGNORE``, ``DB_SMART_WEB``,
-        ``DB_SMART_URL_PREFIX`` and ``DB_SMART_TOKEN``. Each boot reads ``FORCE_DB_MIGRATION``.
+        ``DB_SMART_URL_PREFIX``, ``DB_SMART_TOKEN`` and ``DB_SMART_BRANCHES``. Each boot reads ``FORCE_DB_MIGRATION``.
 
         :param db: the application's Flask-SQLAlchemy; if ``None``, the one that is registered on ``app``.
         :param migrations: dotted name of a module or package.
@@ -179,6 +180,7 @@ class DbSmart:
         :raises DbSmartError: a setting, the migrations or a database is at fault; the message says what to do.
         """
         state = self._state(app)
+        self.enter_branch(app)
         if _flask_command_other_than_run():
             _watch(app)
             self._warn(app)
@@ -355,7 +357,45 @@ class DbSmart:
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)
+        self.enter_branch(app)
         return Planner(state.code, databases(engines_of(app, state.db), settings.migration_urls), settings)
+
+    def branches(self, app: Flask) -> Branches:
+        """The databases of the Git branches.
+
+        :raises ConfigError: they cannot have any.
+        """
+        state = self._state(app)
+        if state.branches is None:
+            from .boot.branch import Branches
+
+            state.branches = Branches(app, databases(engines_of(app, state.db), {}), Settings(app))
+        return state.branches
+
+    def enter_branch(self, app: Flask) -> bool:
+        """Lead this process to the databases of its Git branch, once, where ``DB_SMART_BRANCHES`` says so.
+
+        :returns: whether it is led.
+        :raises DbSmartError: that cannot be done.
+        """
+        if not app.config["DB_SMART_BRANCHES"]:
+            return False
+        state = self._state(app)
+        if state.on_branch is not None:
+            return state.on_branch
+        words = set(sys.argv)
+        if not Settings(app).branches or _completing() or ({"db-smart", "branch"} <= words and "--switch" not in words):
+            return False
+        # As it is at boot: Flask's commands set it by the environment afterwards.
+        if app.debug:
+            self.branches(app).enter()
+        else:
+            _logger.warning(
+                "db-smart: DB_SMART_BRANCHES has no effect, because this is not debug mode: the database is that of "
+                "the URL, whatever the branch. While developing, set FLASK_DEBUG=1; elsewhere, remove the setting"
+            )
+        state.on_branch = app.debug
+        return state.on_branch
 
     def _runner(self, app: Flask, planner: Planner) -> Runner:
         """The runner that applies migrations.

@@ -2,7 +2,8 @@
 
 ``migrate`` makes a :class:`Run`, with ``--dry-run`` a :class:`DryRun` and with ``--sql`` a :class:`Script`; ``status``
 makes a :class:`Status`, ``diff`` a :class:`Diff`, ``lint`` a :class:`Lint`, ``history`` a :class:`History`, ``stamp`` a
-:class:`Stamp`, and ``snapshots`` makes :class:`Snapshots`. A field is a key of the JSON, unless it says otherwise.
+:class:`Stamp`, ``snapshots`` makes :class:`Snapshots`, and ``branch`` :class:`Branches`. A field is a key of the JSON,
+unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .store.snapshot import listed, others
 if TYPE_CHECKING:
     from flask import Flask
 
+    from .boot import branch as branching
     from .boot.flag import FlagVerdict
     from .boot.plan import Plan
     from .boot.planner import Planner
@@ -980,6 +982,77 @@ class Snapshots(Report):
 
     def _data(self) -> object:
         return self.snapshots
+
+
+# -- branch
+
+
+@dataclass(frozen=True)
+class BranchEntry:
+    """A database that a branch has of its own, see :class:`~.store.branches.Kept`.
+
+    :ivar gone: whether the branch is not there any more.
+    """
+
+    name: str
+    branch: str | None
+    size: int | None
+    changed: datetime | None
+    gone: bool
+
+    def line(self) -> str:
+        """The entry as text."""
+        size = "" if self.size is None else f"  {self.size / 1e6:.1f} MB"
+        changed = "" if self.changed is None else f"  {to_second(self.changed)}"
+        return f"  {self.name}{size}{changed}{'  its branch is gone' if self.gone else ''}"
+
+
+@dataclass(frozen=True)
+class BranchedDatabase:
+    """The databases of one of the application's.
+
+    :ivar current: path or name of that of the branch that is checked out.
+    :ivar base: that of the URL.
+    """
+
+    database: str
+    current: str
+    base: str
+    kept: list[BranchEntry]
+
+
+@dataclass(frozen=True)
+class Branches(Report):
+    """What ``branch`` says.
+
+    :ivar on: whether databases follow the branch, in debug mode.
+    :ivar branch: what is checked out; ``HEAD`` where it is no branch.
+    :ivar main: the branch that has the databases of the URLs.
+    """
+
+    on: bool
+    branch: str
+    main: str
+    databases: list[BranchedDatabase]
+
+    @classmethod
+    def of(cls, app: Flask, found: branching.Branches) -> Branches:
+        """Read the state of Git, and ask for the databases."""
+        databases = []
+        for name, store in found.stores.items():
+            kept = [BranchEntry(*item, gone) for item, gone in found.kept(store)]
+            databases.append(BranchedDatabase(name, store.at(found.current(store)), store.at(None), kept))
+        return cls(bool(Settings(app).branches), found.branch, found.main, databases)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        yield f"Branch: {one_line(self.branch)}"
+        if not self.on:
+            yield "DB_SMART_BRANCHES is off: every branch has the database of the URL."
+        for one in self.databases:
+            yield f"Database {one.database}: {one.current if self.on else one.base}"
+            yield f"  {one.base}  of the URL, for the branch {one_line(self.main)}"
+            yield from (item.line() for item in one.kept)
 
 
 def _first(values: Iterable[T | None]) -> T | None:

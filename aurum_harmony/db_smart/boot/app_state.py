@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
     from .background import Background
+    from .branch import Branches
     from .question import Question
 
 #: After how long a request that is refused may be tried again, seconds.
@@ -78,6 +79,10 @@ class AppState:
         self.seen: Any = None
         #: What the metrics remember likewise.
         self.metrics: Any = None
+        #: The databases of the Git branches, see :mod:`.boot.branch`; and whether this process was led to those of its
+        #: own, ``None`` where that was not decided yet.
+        self.branches: Branches | None = None
+        self.on_branch: bool | None = None
         #: What the last boot of this process decided.
         self.report: Any = None
         #: The last question of a first request that had no answer in time, and when it was asked.

@@ -54,6 +54,8 @@ class Facts:
 
     #: Whether a server has it: it is reached over a connection, and holds a lease. Else it is one file.
     server = True
+    #: Whether ``CREATE DATABASE … TEMPLATE`` copies a database.
+    template_databases = False
     #: The clock, in microseconds since 1970, whatever the session's time zone; ``None`` where there is no expression.
     clock: str | None = None
     #: Whether a search path decides in which schema a table is found.

@@ -141,6 +141,7 @@ class PostgresqlFacts(Facts):
     # Not now(), which is the start of the transaction.
     clock = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
     has_search_path = True
+    template_databases = True
     joined = "string_agg({}, ',')"
     failure_ends_transaction = True
     quoted = (
