@@ -17,6 +17,7 @@ from flask.cli import AppGroup
 from . import completion
 from .boot import flag
 from .errors import DbSmartError
+from .interrupt import interruptible_question
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def lint(everything: bool, traced: bool, as_sarif: bool, names: tuple[str, ...],
     if as_sarif and as_json:
         raise click.UsageError("--sarif and --json cannot be combined.")
     app, smart = _current()
-    with _failing(Lint.failed, as_json):
+    with _failing(Lint.failed, as_json), interruptible_question():
         planner = smart.planner(app)
         with redirect_stdout(sys.stderr):  # what the migrations print is none of it
             databases = _named(planner, names) if names else planner.involved
