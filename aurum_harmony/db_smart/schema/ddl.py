@@ -278,6 +278,26 @@ def _drop_on_postgresql(element: DropDeclared, compiler: DDLCompiler, **options:
     return f"DROP TRIGGER {compiler.preparer.quote(element.name)} ON {table}"
 
 
+class CreateTableAs(DDLElement):
+    """A table that has what a query gives.
+
+    :param select: without parameters.
+    """
+
+    inherit_cache = False
+
+    def __init__(self, name: str, schema: str | None, select: sa.Select[Any]) -> None:
+        self.name = name
+        self.schema = schema
+        self.select = select
+
+
+@compiles(CreateTableAs)
+def _create_table_as(element: CreateTableAs, compiler: DDLCompiler, **_: Any) -> str:
+    query = compiler.sql_compiler.process(element.select, literal_binds=True)
+    return f"CREATE TABLE {_placed(compiler, element.name, element.schema)} AS {query}"
+
+
 class AlterDefault(MySQLAlterDefault):
     """MariaDB's ``ALTER COLUMN … SET DEFAULT``.
 
