@@ -767,7 +767,8 @@ class DatabaseHistory:
         for run in self.runs or ():
             more = "".join(f"  {part}" for part in (run.release, run.error) if part)
             when = to_second(run.applied_at)
-            yield f"  {run.number}  {run.outcome}  {run.name}  {when}  {run.duration_ms:.1f} ms  {run.applied_by}{more}"
+            by = f"{run.applied_by}  run {run.number}"
+            yield f"  {run.outcome}  {run.name}  {when}  {run.duration_ms:.1f} ms  {by}{more}"
 
     def screen(self, screen: Screen) -> Iterator[str]:
         """The report on a terminal."""
@@ -777,7 +778,9 @@ class DatabaseHistory:
         for run in self.runs or ():
             below = [f"    {run.error}"] if run.error else []
             by, release = run.applied_by, run.release or ""
-            rows.append(_Row(run.outcome, run.name, run.applied_at, run.duration_ms, by, release, below))
+            rows.append(
+                _Row(run.outcome, run.name, run.applied_at, run.duration_ms, by, release, below, str(run.number))
+            )
         yield from _table(screen, "outcome", rows)
 
     @property
@@ -1034,6 +1037,7 @@ class _Row:
     by: str = ""
     release: str = ""
     below: list[str] = field(default_factory=list)
+    number: str = ""
 
 
 def _table(screen: Screen, title: str, rows: list[_Row]) -> Iterator[str]:
@@ -1052,6 +1056,8 @@ def _table(screen: Screen, title: str, rows: list[_Row]) -> Iterator[str]:
         Column("by", [row.by for row in rows], spare=3, said="by {}"),
         Column("release", [row.release for row in rows], spare=1, said="release {}"),
     ]
+    if any(row.number for row in rows):
+        columns.append(Column("run", [row.number for row in rows], right=True, spare=4, said="run {}"))
     below = {number: row.below for number, row in enumerate(rows)}
     failed = [number for number, row in enumerate(rows) if row.state == "failed"]
     yield from screen.table(columns, Column("name", [row.name for row in rows]), below, failed)
