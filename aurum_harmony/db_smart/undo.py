@@ -41,8 +41,11 @@ from .store.tables import ARCHIVE, objects, progress
 
 #: A default that is the same for every row.
 _CONSTANT = re.compile(r"\(*(?:'(?:[^']|'')*'|[+-]?[\d.]+|true|false|null)(?:::[\w ()\[\]\"]+)?\)*", re.IGNORECASE)
-#: The statements that change rows only, which stay as they are.
-_ROWS = ("INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "WITH")
+#: The statements that change no schema, whose work stays as it is.
+_STAYS = (
+    *("INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "WITH"),
+    *("GRANT", "ANALYZE", "VACUUM", "OPTIMIZE", "REFRESH"),
+)
 #: How long a name may be everywhere, bytes; a little less, for a number behind it.
 _MAX_NAME = 56
 
@@ -255,7 +258,7 @@ class _Looking:
                     )
                 self._entry(entry)
         for statement in kept["own"]:
-            if statement.upper().startswith(_ROWS):
+            if statement.upper().startswith(_STAYS):
                 undoing.stays.append(statement)
             else:
                 undoing.refusals.append(f"its own SQL cannot be taken back: {statement}")
@@ -621,7 +624,11 @@ class _Inverting:
         schema, table = entry["schema"], entry["table"]
         if not self._catalog.has_table(table, schema):
             return
-        for name in reversed(entry["constraints"]):
+        there, key = self._catalog.constraints(table, schema).values(), self._catalog.normalize_name
+        names = {key(name) for name in entry["names"]}
+        # MariaDB drops no column that has a foreign key, to which it has given a name itself.
+        keys = [one.name for one in there if one.kind == "foreign" and names.issuperset(map(key, one.columns))]
+        for name in dict.fromkeys([*reversed(entry["constraints"]), *keys]):
             self._op.drop_constraint(name, table, schema=schema)
         for name in reversed(entry["names"]):
             if self._catalog.present(table, [name], schema):

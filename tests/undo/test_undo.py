@@ -8,21 +8,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.harness.facts import facts
 from tests.harness.project import Project
+from tests.undo.samples import BASE, archives, described
 
-BASE = """
-@migration
-def base(op):
-    op.create_table(
-        "users", Column("id", Integer, primary_key=True), Column("name", String(20), nullable=False),
-        Column("city", String(20), server_default="Bonn"), Column("note", Text), Column("points", Integer),
-    )
-    op.create_table("teams", Column("id", Integer, primary_key=True), Column("title", String(30)))
-    op.create_index("ix_users_city", "users", ["city"])
-    op.execute("INSERT INTO users (id, name, note) VALUES (1, 'a', 'n1'), (2, 'b', NULL)")
-    op.execute("INSERT INTO teams (id, title) VALUES (1, 'red')")
-"""
 CHANGES = {
     "columns": 'op.add_columns("users", Column("age", Integer, index=True), Column("mail", String(9), unique=True))',
     "keyed column": 'op.add_column("users", Column("team", Integer, ForeignKey("teams.id", name="fk_team")))',
@@ -50,14 +38,6 @@ def apply(project: Project, change: str, *, more: str = "destructive=True") -> N
     project.write(BASE)
     project.boot()
     project.write(BASE + f"\n@migration({more})\ndef change(op):\n    {change}\n")
-
-
-def described(project: Project) -> dict[str, Any]:
-    engine = sa.create_engine(project.url, poolclass=sa.pool.NullPool)
-    with engine.connect() as connection:
-        found = facts(connection)
-        found["views"] = sorted(sa.inspect(connection).get_view_names())  # type: ignore[assignment]
-    return dict(found)
 
 
 def rows(project: Project) -> list[Any]:
@@ -92,10 +72,6 @@ def refusal(result: Any) -> str:
     """What a command said that refused, in one line."""
     assert result.exit_code == 1, result.output
     return " ".join(result.output.split())
-
-
-def archives(project: Project) -> list[str]:
-    return sorted(name for name in project.tables() if name.startswith("db_smart_archive_"))
 
 
 def test_values_are_counted_and_not_lost(project: Project) -> None:
@@ -313,3 +289,38 @@ def test_values_that_the_type_of_before_cannot_hold(project: Project) -> None:
     said = refusal(project.run("undo", "--yes"))
     assert "1 row has NULL in it" in said
     assert ("1 row has a value that may not fit" in said) is (project.dialect != "sqlite")
+
+
+def test_what_is_taken_back_no_longer_counts_as_applied(project: Project) -> None:
+    apply(project, 'op.add_column("users", Column("age", Integer))')
+    project.boot()
+    for wanted in (True, False):
+        app, smart = project.app()
+        with app.app_context():
+            assert smart.applied("change") is wanted
+        project.dispose(app)
+        if wanted:
+            assert project.run("undo", "--yes").exit_code == 0
+
+
+def test_a_table_that_refers_to_others(project: Project) -> None:
+    apply(
+        project,
+        'op.create_table("notes", Column("id", Integer, primary_key=True), '
+        'Column("user", Integer, ForeignKey("users.id"), unique=True))\n'
+        '    op.add_column("notes", Column("team", Integer, ForeignKey("teams.id")))',
+    )
+    before = described(project)
+    project.boot()
+    project.query("INSERT INTO notes (id, team) VALUES (1, 1)")
+    result = project.run("undo", "--discard", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "lost 1 row of the table 'notes'" in result.output
+    assert described(project) == before
+
+
+def test_a_row_without_inverse_is_refused(project: Project) -> None:
+    apply(project, 'op.add_column("users", Column("age", Integer))')
+    project.boot()
+    project.query("UPDATE db_smart_history SET inverse = NULL WHERE name = 'change'")
+    assert "does not have what takes it back" in refusal(project.run("undo", "--yes"))

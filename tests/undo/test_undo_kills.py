@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.crash import counted, ended, forked, preload
 from tests.harness.project import Project
-from tests.undo.test_undo import BASE, archives, described
+from tests.undo.samples import BASE, archives, described
 
 CHANGE = """
 @migration(destructive=True)

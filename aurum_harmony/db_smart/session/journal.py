@@ -36,8 +36,9 @@ _PIECE = 60_000
 _PROMISE = "promise:"
 #: How the key of a step begins that says what takes a schema change back.
 _INVERSE = "undo:"
-#: How many statements of a migration's own SQL are kept for whoever undoes it, and how much of each, characters.
-_MAX_OWN, _MAX_OWN_TEXT = 50, 200
+#: How much of a statement of a migration's own SQL is kept for whoever undoes it, characters; of how many; and how much
+#: of it is looked at. Of more statements, only the first word is kept.
+_OWN_TEXT, _OWN_NUMBER, _OWN_LOOKED = 200, 50, 2000
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
 
 
@@ -111,8 +112,9 @@ class Journal:
         """
         if self.guard is None or self.paused or self.guarding:
             return
-        if len(self._own) <= _MAX_OWN and not reads(statement) and not _controls(statement):
-            self._own[" ".join(without_comments(statement).split())[:_MAX_OWN_TEXT]] = None
+        if not reads(statement) and not _controls(statement):
+            text = " ".join(without_comments(statement[:_OWN_LOOKED]).split())[:_OWN_TEXT]
+            self._own[text if len(self._own) < _OWN_NUMBER else text.partition(" ")[0]] = None
         self.guarding = True
         try:
             if passed:

@@ -351,17 +351,19 @@ def read_applied(
 
 
 def was_applied(connection: sa.Connection, name: str, checksum: str | None, place: str | None = None) -> bool:
-    """Whether a migration was applied; one short query, whatever the history holds.
+    """Whether a migration was applied and not taken back since; one short query, whatever the history holds.
 
     :param checksum: of its content; ``None`` where any counts.
     :param place: see :class:`State`.
     """
-    query = sa.select(history.c.name).distinct()
-    query = query.where(history.c.name == name, history.c.outcome == "applied", within(connection, history, place))
+    counts = history.c.outcome.in_(("applied", TAKEN_BACK))
+    query = sa.select(history.c.name, history.c.checksum, history.c.outcome)
+    query = query.where(history.c.name == name, counts, within(connection, history, place))
     if checksum is not None:
         query = query.where(history.c.checksum == checksum)
+    rows = _rows(connection, query.order_by(history.c.id), history, place) or ()
     # A collation may take no notice of case.
-    return any(row.name == name for row in _rows(connection, query, history, place) or ())
+    return "applied" in {row.checksum: row.outcome for row in rows if row.name == name}.values()
 
 
 def read_runs(
