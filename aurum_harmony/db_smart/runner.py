@@ -508,6 +508,7 @@ class DatabaseRun:
         has = history.add_columns(connection)
         self._release = self._runner.settings.release if "release" in has else None
         self._keeps_inverse = "inverse" in has
+        history.add_index(connection)
         begin(connection)
         history.create_tables(connection)
 
@@ -822,9 +823,9 @@ class DatabaseRun:
     def apply_once(self, migration: Migration) -> float:
         """Run a migration and record it; in one transaction, where the migration and the database allow it.
 
-        :returns: how long it ran, seconds.
+        :returns: how long it ran, with its parts before this one, seconds.
         """
-        connection, runner, started = self.connection, self._runner, time.perf_counter()
+        connection, runner = self.connection, self._runner
         with (
             self.database.connect(autocommit=True)
             if not migration.options.transactional
@@ -866,7 +867,7 @@ class DatabaseRun:
                 raise GiveWay
         if own is not connection:
             begin(connection)
-        duration = time.perf_counter() - started
+        duration = journal.seconds
         self.lock.confirm(connection)
         self.record(connection, migration, duration, inverse=self._inverse(migration, journal))
         journal.clear(connection)
@@ -973,6 +974,12 @@ class DatabaseRun:
             advice = (
                 "Other sessions were in its way at each try; if the database knows which, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
+            )
+        if database.facts.says(error, "referred"):
+            advice = (
+                "A foreign key needs both of its columns to have one type: drop the foreign key, change both columns, "
+                "and create it again. In a migration, op.widen_key() does all of it. Change the "
+                f"{'revision' if migration.revision else 'migration'}"
             )
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
         if self._committed and migration.revision:  # whose steps are told by what it sends, in that order

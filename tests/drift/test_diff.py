@@ -142,3 +142,21 @@ def test_a_database_that_is_ahead_is_said_so(project: Project) -> None:
     assert "      column fax " in result.output
     assert json.loads(project.run("diff", "--json").stdout)["databases"][0]["ahead"] == ["later"]
     assert said in project.run("new", "less", "--from-models").stderr
+
+
+@pytest.mark.parametrize(("there", "models", "differs"), [("INTEGER", "BigInteger", []), ("BIGINT", "Integer", ["id"])])
+def test_a_rowid_has_64_bits_already(
+    make_project: Make, sqlite_url: URL, there: str, models: str, differs: list[str]
+) -> None:
+    project = make_project(sqlite_url, {"DB_SMART_CREATE_ALL": False})
+
+    def model(db: SQLAlchemy) -> None:
+        sa.Table("t", db.metadata, sa.Column("id", getattr(sa, models), primary_key=True))
+
+    project.query(f"CREATE TABLE t (id {there} NOT NULL PRIMARY KEY)")
+    project.models = model
+    project.write("@migration\ndef first(op: Operations):\n    pass\n")
+    project.boot()
+    assert [one["name"] for one in json.loads(project.run("diff", "--json").stdout)["databases"][0]["differences"]] == (
+        differs
+    )

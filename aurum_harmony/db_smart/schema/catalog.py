@@ -132,6 +132,7 @@ _POSTGRESQL_TEXTS = {
         f"WHERE c.relname = :name AND i.indrelid = to_regclass({TABLE_NAME.replace(':table', ':of')})"
     ),
 }
+_POSTGRESQL_MATERIALIZED = sa.text(_POSTGRESQL_DECLARED["view"].text.replace("'v'", "'m'"))
 _MARIADB_DECLARED = {
     "view": sa.text(
         "SELECT count(*) FROM information_schema.VIEWS WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) "
@@ -351,6 +352,12 @@ class Catalog:
             return None if line is None else f"ALTER TABLE {of} ADD {line[1]}"
         text = row["SQL Original Statement" if kind == "trigger" else f"Create {kind.title()}"]
         return text or None
+
+    def has_materialized(self, name: str, schema: str | None) -> bool:
+        """Whether there is such a view with rows of its own."""
+        if self._dialect != "postgresql":
+            return False
+        return bool(self._connection.scalar(_POSTGRESQL_MATERIALIZED, {"name": name, "schema": schema}))
 
     def comment(self, table: str, schema: str | None) -> str | None:
         """The comment of a table."""

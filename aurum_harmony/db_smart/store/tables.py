@@ -34,6 +34,7 @@ history = sa.Table(
     # Not in the tables of earlier releases, until a run adds them.
     sa.Column("release", sa.String(255), comment="what the application said that it is"),
     sa.Column("inverse", _LONG, comment="JSON: what takes it back"),
+    sa.Index("ix_db_smart_history_name", "name"),  # likewise
     **_TRANSACTIONAL,
 )
 state = sa.Table(
