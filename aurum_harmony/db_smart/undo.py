@@ -29,7 +29,7 @@ from .operations import Operations
 from .runner import DatabaseRun, Outcome, Runner
 from .schema.catalog import Catalog
 from .schema.column_types import from_json, misfits
-from .schema.ddl import CreateDeclared, CreateTableAs, DropDeclared
+from .schema.ddl import CreateDeclared, CreateTableAs, DropDeclared, LockTables
 from .schema.rules import counted
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
@@ -240,6 +240,8 @@ class _Looking:
         self._before = before
         self._catalog = before.catalog
         self._undoing = undoing
+        #: The indexes that are replaced, or there again, by then.
+        self._put: set[tuple[str | None, str]] = set()
         self._later = [(one, entry) for one in later for entry in (_kept(one) or {"made": []})["made"]]
 
     def look(self, kept: dict[str, Any]) -> None:
@@ -266,6 +268,7 @@ class _Looking:
     def _entry(self, entry: dict[str, Any]) -> None:
         before, undoing, schema, said = self._before, self._undoing, entry["schema"], _said(entry)
         if entry["op"] in ("declare", "drop_type"):
+            self._put.add((schema, before.key(entry["name"])))
             undoing.does.append(said)
             return
         table = before.table(schema, entry["table"])
@@ -339,8 +342,8 @@ class _Looking:
 
     def _there(self, entry: dict[str, Any], schema: str | None, table: str, found: dict[str, Any]) -> bool:
         existing, key = found.get(self._before.key(entry["name"])), self._before.key
-        if existing is None:
-            return False
+        if existing is None or (schema, key(entry["name"])) in self._put:
+            return existing is not None
         columns, names = self._before.columns(schema, table), entry["names"]
         wanted = [None if name is None else key(columns.get(key(name), name)) for name in names]
         have = [None if name is None else key(name) for name in existing.columns]
@@ -757,25 +760,20 @@ class _Inverting:
     ) -> Iterator[None]:
         """Let nobody write to a table until it, or a column of it, is dropped."""
         transaction, connection = self._transaction, self._connection
-        preparer = connection.dialect.identifier_preparer
-        place = preparer.format_table(sa.table(table, schema=schema))
-        name = transaction.facts.name
-        if name == "postgresql":
+        lock = LockTables([table, *archive[:1]] if archive else [table], schema)
+        if transaction.facts.name == "postgresql":
             with self._run.bounding():
-                connection.exec_driver_sql(
-                    f"LOCK TABLE {place} IN ACCESS EXCLUSIVE MODE", execution_options={"no_parameters": True}
-                )
+                transaction.send(lock)
             yield
-        elif name == "sqlite":
+        elif transaction.facts.name == "sqlite":
             on = column is not None and connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
             with transaction.pragma("foreign_keys", "0") if on else nullcontext():
                 yield
         else:
             transaction.confirm()
-            into = "" if archive is None else f", {preparer.format_table(sa.table(archive[0], schema=schema))} WRITE"
             commit(connection)
             begin(connection)
-            connection.exec_driver_sql(f"LOCK TABLES {place} WRITE{into}", execution_options={"no_parameters": True})
+            transaction.send(lock)
             transaction.locked = True
             try:
                 yield

@@ -327,7 +327,10 @@ class Catalog:
 
         :param table: of a trigger or an index.
         """
-        preparer, run = self._connection.dialect.identifier_preparer, self._connection.exec_driver_sql
+        from ..session.sql import without_doubled_percents
+
+        preparer = without_doubled_percents(self._connection.dialect).identifier_preparer
+        run = self._connection.exec_driver_sql
         if self._dialect == "sqlite":
             query = f"SELECT sql FROM {preparer.quote_identifier(schema or 'main')}.sqlite_master WHERE type = ? AND "
             found: str | None = run(f"{query}name = ? COLLATE NOCASE", (kind, name)).scalar()
