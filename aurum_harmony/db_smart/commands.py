@@ -17,7 +17,7 @@ class Commands(dict[str, click.Command]):
 
     def __init__(self) -> None:
         names = ("migrate", "status", "diff", "new", "lint", "explain", "history", "stamp", "snapshots", "restore")
-        super().__init__(dict.fromkeys((*names, "watch", "branch", "unlock", "reset-flag")))  # type: ignore[arg-type]
+        super().__init__(dict.fromkeys((*names, "watch", "branch", "undo", "unlock", "reset-flag")))  # type: ignore[arg-type]
 
     def __getitem__(self, name: str) -> click.Command:
         from .cli import group

@@ -15,6 +15,8 @@ MAX_NAME = 200
 metadata = sa.MetaData()
 _NAME = sa.String(MAX_NAME)
 _DIGEST = sa.String(64)
+#: MariaDB's TEXT holds 65,535 bytes.
+_LONG = sa.Text().with_variant(sa.Text(2**24 - 1), "mysql", "mariadb")
 #: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
 _TRANSACTIONAL: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
 history = sa.Table(
@@ -29,8 +31,9 @@ history = sa.Table(
     sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
     sa.Column("outcome", sa.String(10), nullable=False, comment="applied, failed or taken back"),
     sa.Column("error", sa.Text, comment="why it failed; of what was applied without a run, how"),
-    # Not in the tables of earlier releases, until a run adds it.
+    # Not in the tables of earlier releases, until a run adds them.
     sa.Column("release", sa.String(255), comment="what the application said that it is"),
+    sa.Column("inverse", _LONG, comment="JSON: what takes it back"),
     sa.Index("ix_db_smart_history_name", "name"),  # likewise
     **_TRANSACTIONAL,
 )
@@ -73,6 +76,13 @@ objects = sa.Table(
 )
 #: The tables of this extension, which comparisons of models with the database leave out.
 TABLE_NAMES = frozenset(metadata.tables)
+#: How the names of tables begin that keep what an undone migration held.
+ARCHIVE = "db_smart_archive_"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a table is one of this extension, or an archive of its, which no model has."""
+    return name in TABLE_NAMES or name.startswith(ARCHIVE)
 
 
 class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function in SQL
