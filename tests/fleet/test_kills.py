@@ -13,18 +13,8 @@ from multiprocessing import get_context
 
 import pytest
 
-from tests.harness.fleets import FleetProject, write_application
+from tests.harness.fleets import COUNTED, FleetProject, check_each_once, write_application
 from tests.harness.processes import ROOT, environment
-
-COUNTED = """
-@migration
-def make_items(op):
-    op.create_table("items", Column("id", Integer, primary_key=True))
-
-@migration(once=True)
-def count(op):
-    op.execute("INSERT INTO items (id) SELECT count(*) + 1 FROM items")
-"""
 
 
 @pytest.fixture
@@ -61,13 +51,6 @@ def read(process: subprocess.Popen[str], count: int) -> set[str]:
     lines = [process.stdout.readline() for _ in range(count)]
     assert all(lines), process.stderr.read()
     return {json.loads(line)["name"] for line in lines}
-
-
-def check_each_once(fleet: FleetProject) -> None:
-    for name in fleet.names:
-        assert fleet.applied(name) == ["make_items", "count"], name
-        assert fleet.of(name, "SELECT count(*) FROM items") == [(1,)], name
-    assert set(fleet.ledger().values()) == {("applied", 0)}
 
 
 @pytest.mark.slow

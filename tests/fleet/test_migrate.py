@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from aurum_harmony.db_smart.fleet.ledger import Result
+from aurum_harmony.db_smart.fleet.run import Course, FleetRun, Limits
 from aurum_harmony.db_smart.store.tables import epoch_us, fleet_lease
 from tests.harness.fleets import FleetProject
 from tests.samples import V1, V2
@@ -210,6 +216,40 @@ def test_a_place_that_cannot_be_told_is_the_failure_of_its_tenant_alone(files: F
     errors = {one["name"]: one["error"] for one in json.loads(files.run("fleet", "failed", "--json").output)}
     assert "is no URL" in errors["a"]
     assert "division by zero" in errors["b"]
+
+
+def test_each_server_has_so_many_tenants_at_a_time_and_none_is_forgotten(
+    make_fleet: Callable[..., FleetProject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aurum_harmony.db_smart.fleet.run._MOST_WAITING", 3)
+    fleet = make_fleet("sqlite")
+    at_work, most, seen, guard = Counter[str](), Counter[str](), list[str](), threading.Lock()
+    met = threading.Barrier(4)
+
+    def bring(name: str) -> Result:
+        with guard:
+            at_work[name[0]] += 1
+            most[name[0]] = max(most[name[0]], at_work[name[0]])
+            seen.append(name)
+        with suppress(threading.BrokenBarrierError):
+            met.wait(0.02)
+        with guard:
+            at_work[name[0]] -= 1
+        return Result(name, "applied")
+
+    names = [f"{server}{number}" for server in "aab" for number in range(10)] + ["c0"]
+    run, app = FleetRun(len(names)), fleet.app()[0]
+    with app.app_context(), ThreadPoolExecutor(8) as pool:
+        ledger = app.extensions["db_smart_fleet"].ledger(app)
+        with ledger.held():
+            limits = Limits(8, per_server=2)
+            course = Course(
+                run, lambda name: pool.submit(bring, name), lambda name: name[0], ledger, "", None, limits, print
+            )
+            assert course.go(names, None)
+    assert sorted(seen) == sorted(names)
+    assert (max(most.values()), run.counts["applied"], run.left) == (2, 31, 0)
+    fleet.dispose(app)
 
 
 def test_another_run_is_not_joined_while_it_lives_and_succeeded_when_it_is_dead(fleet: FleetProject) -> None:

@@ -136,3 +136,23 @@ def write_application(fleet: FleetProject) -> str:
     )
     (fleet.directory / f"{name}.py").write_text(text, encoding="utf-8")
     return name
+
+
+#: Of which a second run would leave another row.
+COUNTED = """
+@migration
+def make_items(op):
+    op.create_table("items", Column("id", Integer, primary_key=True))
+
+@migration(once=True)
+def count(op):
+    op.execute("INSERT INTO items (id) SELECT count(*) + 1 FROM items")
+"""
+
+
+def check_each_once(fleet: FleetProject) -> None:
+    """Make sure that each tenant has had each of these migrations once, and that the ledger says so."""
+    for name in fleet.names:
+        assert fleet.applied(name) == ["make_items", "count"], name
+        assert fleet.of(name, "SELECT count(*) FROM items") == [(1,)], name
+    assert set(fleet.ledger().values()) == {("applied", 0)}

@@ -360,10 +360,10 @@ def _go(course: Course, run: FleetRun, names: Iterator[str], first: int, stop_af
         with interruptible("of the fleet", lambda: doing):
             if first:
                 course.go(islice(names, first), 1)
-                if run.counts[FAILED]:
-                    run.stopped = "a tenant of the canary failed"
+                if run.counts[FAILED] or run.stopped:
+                    run.stopped = run.stopped or "a tenant of the canary failed"
                     return
-            if not course.go(names, stop_after):
+            if not course.go(names, stop_after) and run.stopped is None:
                 run.stopped = f"{run.counts[FAILED]} tenants failed"
     except Interrupted as error:
         done = run.counts[UP_TO_DATE] + run.counts[APPLIED]

@@ -132,6 +132,8 @@ class Course:
         self._at_work: dict[Future[Result], tuple[str, str | None]] = {}
         self._busy: Counter[str] = Counter()
         self._waiting: dict[str, deque[str]] = {}
+        #: Whether the executor has ended.
+        self._gone = False
         self._unwritten: list[Result] = []
         self._written = time.monotonic()
 
@@ -141,14 +143,14 @@ class Course:
         :param stop_after: after how many failures of this run no other one is begun.
         :returns: whether all were looked at.
         """
-        todo, over = iter(names), False
+        todo = iter(names)
         try:
             while True:
                 stop = stop_after is not None and self._run.counts[FAILED] >= stop_after
-                while not stop and not over and len(self._at_work) < self._limits.workers:
-                    over = not self._begin(todo)
+                while not stop and len(self._at_work) < self._limits.workers and self._begin(todo):
+                    pass
                 if not self._at_work:
-                    return not stop
+                    return not (stop or self._gone)
                 self._take()
         finally:
             for future in self._at_work:
@@ -163,11 +165,11 @@ class Course:
         limit = self._limits.per_server
         for busy, names in self._waiting.items():
             if limit is None or self._busy[busy] < limit:
-                self._send(names.popleft(), busy)
+                name = names.popleft()
                 if not names:
                     del self._waiting[busy]
-                return True
-        while sum(map(len, self._waiting.values())) < _MOST_WAITING:
+                return self._send(name, busy)
+        while sum(map(len, self._waiting.values())) < _MOST_WAITING and not self._gone:
             name = next(todo, None)
             if name is None:
                 return False
@@ -175,8 +177,7 @@ class Course:
             if server is not None and limit is not None and self._busy[server] >= limit:
                 self._waiting.setdefault(server, deque()).append(name)
                 continue
-            self._send(name, server)
-            return True
+            return self._send(name, server)
         return False
 
     def _of_server(self, name: str) -> str | None:
@@ -185,10 +186,21 @@ class Course:
         except Exception:  # whoever is to migrate it says what is wrong
             return None
 
-    def _send(self, name: str, server: str | None) -> None:
+    def _send(self, name: str, server: str | None) -> bool:
+        """Hand one tenant over.
+
+        :returns: ``False`` where the executor takes none.
+        """
+        try:
+            future = self._submit(name)
+        except Exception as error:  # it was closed, or its scheduler is not there any more
+            self._gone = True
+            self._run.stopped = f"the executor takes no more work: {type(error).__name__}: {text_of(error)}"
+            return False
         if server is not None:
             self._busy[server] += 1
-        self._at_work[self._submit(name)] = name, server
+        self._at_work[future] = name, server
+        return True
 
     def _take(self) -> None:
         """Wait for a tenant to be done, and see to what is done."""
