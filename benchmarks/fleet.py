@@ -161,7 +161,7 @@ def by_flask_migrate(setting: Setting, count: int) -> float:
         app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{setting.directory}/peer{number}.sqlite"
         db = SQLAlchemy(app)
         flask_migrate.Migrate(app, db, str(directory))
-        with app.app_context():
+        with app.app_context(), redirect_stderr(StringIO()):
             flask_migrate.upgrade(revision="one")
             started = time.perf_counter()
             flask_migrate.upgrade(revision="two")
@@ -183,8 +183,8 @@ def measure(title: str, setting: Setting, rounds: int) -> None:
     took, found = migrated(setting)
     each = took / count
     print(
-        f"{title}: one pending: {count / took:.0f} tenants/s, a bare loop {count / alone:.0f}/s ({alone / took:.2f} x); "
-        f"{PROJECTED:,} tenants would take {each * PROJECTED / 60:.0f} min"
+        f"{title}: one pending: {count / took:.0f} tenants/s, a bare loop {count / alone:.0f}/s "
+        f"({alone / took:.2f} x); {PROJECTED:,} tenants would take {each * PROJECTED / 60:.0f} min"
     )
     print(f"{title}: memory after each quarter: {', '.join(f'{one:.0f}' for one in found)} MB", flush=True)
 
@@ -211,7 +211,7 @@ def main() -> None:
         peer = by_flask_migrate(files, peers)
         print(
             f"SQLite: upgrade() of Flask-Migrate, one after the other: {1 / peer:.0f} tenants/s; {PROJECTED:,} tenants "
-            f"would take {peer * PROJECTED / 60:.0f} min, and as long with nothing to do but the change itself"
+            f"would take {peer * PROJECTED / 60:.0f} min"
         )
         if arguments.url:
             url = stack.enter_context(

@@ -165,10 +165,10 @@ class Course:
         limit = self._limits.per_server
         for busy, names in self._waiting.items():
             if limit is None or self._busy[busy] < limit:
-                name = names.popleft()
+                first = names.popleft()
                 if not names:
                     del self._waiting[busy]
-                return self._send(name, busy)
+                return self._send(first, busy)
         while sum(map(len, self._waiting.values())) < _MOST_WAITING and not self._gone:
             name = next(todo, None)
             if name is None:
