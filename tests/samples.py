@@ -19,6 +19,15 @@ def add_price(op):
     op.add_column("items", Column("price", Float))
 """
 )
+#: Begins, and waits until a file is there.
+WAITS = """
+@migration
+def waits(op):
+    import pathlib, time
+    op.create_table("waited", Column("id", Integer, primary_key=True))
+    while not pathlib.Path({gate!r}).exists():
+        time.sleep(0.01)
+"""
 APP = """
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy

@@ -29,7 +29,7 @@ ORDER = (
     ("schema", "schema.*", "autogenerate"),
     ("editors of the dialects", "dialects.*"),
     ("operations", "operations"),
-    ("runs", "runner", "batches", "first_run", "revising", "stamping", "resuming", "preview", "script"),
+    ("runs", "runner", "batches", "first_run", "revising", "stamping", "resuming", "preview", "script", "threads"),
     ("drift and lint", "drift.*", "lint.*"),
     ("report", "grid", "report", "output", "watch"),
     ("work on fleets", "fleet.*"),

@@ -17,6 +17,7 @@ from flask.cli import AppGroup
 from . import completion
 from .boot import flag
 from .errors import DbSmartError
+from .interrupt import interruptible_question
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .extension import DbSmart
     from .report import DryRun, Ran, Report, RevisionText, Run, Script
     from .resuming import Resume
+    from .store.branches import BranchDatabases, Kept
     from .store.database import Database
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -187,7 +189,7 @@ def lint(everything: bool, traced: bool, as_sarif: bool, names: tuple[str, ...],
     if as_sarif and as_json:
         raise click.UsageError("--sarif and --json cannot be combined.")
     app, smart = _current()
-    with _failing(Lint.failed, as_json):
+    with _failing(Lint.failed, as_json), interruptible_question():
         planner = smart.planner(app)
         with redirect_stdout(sys.stderr):  # what the migrations print is none of it
             databases = _named(planner, names) if names else planner.involved
@@ -290,6 +292,48 @@ def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: b
         raise click.UsageError("Name one snapshot, or a file with --from, not both.")
     app, smart = _current()
     _restore(app, _files(smart.planner(app), names), name, source, yes)
+
+
+@group.command()
+@click.option("--switch", is_flag=True, help="Make the database of this branch now, as the next boot would.")
+@click.option("--delete", "name", metavar="NAME", help="Delete what is kept for this branch.")
+@click.option("--prune", is_flag=True, help="Delete what is kept for branches that are gone.")
+@yes_option
+@json_option
+def branch(switch: bool, name: str | None, prune: bool, yes: bool, as_json: bool) -> None:
+    """Show the database of this Git branch, and all that are kept; ask before deleting any."""
+    from .report import Branches
+
+    if switch + (name is not None) + prune > 1:
+        raise click.UsageError("Only one of --switch, --delete and --prune can be given.")
+    app, smart = _current()
+    branches = smart.branches(app)
+    if switch:
+        if not smart.enter_branch(app):
+            raise DbSmartError(
+                "Databases follow the branch only with DB_SMART_BRANCHES=True and in debug mode (--debug)."
+            )
+    elif name is not None or prune:
+        _delete(branches.gone() if name is None else branches.find(name), yes)
+        return
+    _finish(Branches.of(app, branches), as_json)
+
+
+def _delete(chosen: list[tuple[BranchDatabases, Kept]], yes: bool) -> None:
+    """Ask, then delete databases of branches."""
+    from .output import confirm, say
+
+    if not chosen:
+        say("There is nothing to delete.")
+        return
+    for store, item in chosen:
+        say(f"Branch {item.branch or '(its name was too long)'}: {store.at(item.name)}")
+    if not yes and not confirm(f"Delete {'this database' if len(chosen) == 1 else 'these databases'}?"):
+        say("Nothing was deleted.")
+        return
+    for store, item in chosen:
+        store.delete(item.name)
+        say(f"Deleted {store.at(item.name)}.")
 
 
 @group.command("reset-flag")

@@ -17,7 +17,8 @@ class Commands(dict[str, click.Command]):
 
     def __init__(self) -> None:
         names = ("migrate", "status", "diff", "new", "lint", "explain", "history", "stamp", "snapshots", "restore")
-        super().__init__(dict.fromkeys((*names, "watch", "unlock", "reset-flag", "fleet")))  # type: ignore[arg-type]
+        more = ("watch", "branch", "unlock", "reset-flag", "fleet")
+        super().__init__(dict.fromkeys((*names, *more)))  # type: ignore[arg-type]
 
     def __getitem__(self, name: str) -> click.Command:
         if name == "fleet":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -26,7 +27,6 @@ from .commands import HELP, Commands
 from .errors import (
     ConfigError,
     DatabaseBehind,
-    DatabaseUnreachable,
     DbSmartError,
     HistoryUnreadable,
     one_line,
@@ -35,10 +35,12 @@ from .notices import Logger, inside, logger_of, notice, without_plugin_lines
 from .settings import Settings, set_defaults
 from .signals import booted, send
 from .store.database import Database, databases, engines_of
+from .threads import Threads
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
+    from .boot.branch import Branches
     from .boot.plan import Plan
     from .drift.comparison import Comparison, Drift
     from .drift.hints import Hints
@@ -58,8 +60,6 @@ _EXEMPT = "_db_smart_exempt"
 _COMMANDS_WITHOUT_DATA = {"db-smart", "db", "routes", "--help", "--version"}
 #: How long after the import of this module the first boot of a process still belongs to its start, seconds.
 _START_SECONDS = 30
-#: After how long a backfill in the background gives the lock to others, seconds.
-_SLICE_SECONDS = 15.0
 _just_started: float | None = time.time()
 
 
@@ -120,7 +120,7 @@ class DbSmart:
         ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``,
         ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT``,
         ``DB_SMART_DDL_RETRIES``, ``DB_SMART_RELEASE``, ``DB_SMART_DIFF_IGNORE``, ``DB_SMART_WEB``,
-        ``DB_SMART_URL_PREFIX`` and ``DB_SMART_TOKEN``. Each boot reads ``FORCE_DB_MIGRATION``.
+        ``DB_SMART_URL_PREFIX``, ``DB_SMART_TOKEN`` and ``DB_SMART_BRANCHES``. Each boot reads ``FORCE_DB_MIGRATION``.
 
         :param db: the application's Flask-SQLAlchemy; if ``None``, the one that is registered on ``app``.
         :param migrations: dotted name of a module or package.
@@ -189,6 +189,7 @@ class DbSmart:
         :raises DbSmartError: a setting, the migrations or a database is at fault; the message says what to do.
         """
         state = self._state(app)
+        self.enter_branch(app)
         if _flask_command_other_than_run():
             _watch(app)
             self._warn(app)
@@ -365,7 +366,45 @@ class DbSmart:
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)
+        self.enter_branch(app)
         return Planner(state.code, databases(engines_of(app, state.db), settings.migration_urls), settings)
+
+    def branches(self, app: Flask) -> Branches:
+        """The databases of the Git branches.
+
+        :raises ConfigError: they cannot have any.
+        """
+        state = self._state(app)
+        if state.branches is None:
+            from .boot.branch import Branches
+
+            state.branches = Branches(app, databases(engines_of(app, state.db), {}), Settings(app))
+        return state.branches
+
+    def enter_branch(self, app: Flask) -> bool:
+        """Lead this process to the databases of its Git branch, once, where ``DB_SMART_BRANCHES`` says so.
+
+        :returns: whether it is led.
+        :raises DbSmartError: that cannot be done.
+        """
+        if not app.config["DB_SMART_BRANCHES"]:
+            return False
+        state = self._state(app)
+        if state.on_branch is not None:
+            return state.on_branch
+        words = set(sys.argv)
+        if not Settings(app).branches or _completing() or ({"db-smart", "branch"} <= words and "--switch" not in words):
+            return False
+        # As it is at boot: Flask's commands set it by the environment afterwards.
+        if app.debug:
+            self.branches(app).enter()
+        else:
+            _logger.warning(
+                "db-smart: DB_SMART_BRANCHES has no effect, because this is not debug mode: the database is that of "
+                "the URL, whatever the branch. While developing, set FLASK_DEBUG=1; elsewhere, remove the setting"
+            )
+        state.on_branch = app.debug
+        return state.on_branch
 
     def _runner(self, app: Flask, planner: Planner) -> Runner:
         """The runner that applies migrations.
@@ -563,8 +602,8 @@ class DbSmart:
                 if app.debug:
                     self._debug(app, planner)
                 return _trust(state, planner, verdict, started)
-        if mode == "background" and began is None and self._can_wait(app, planner):
-            self._start(app, state, planner.path)
+        if mode == "background" and began is None and self._threads(app, state).can_wait(planner):
+            self._threads(app, state).start(planner.path)
             return _report("background", step.reason, started, planner.queries)
         with ExitStack() as stack:
             _keep_alive(stack)
@@ -596,13 +635,13 @@ class DbSmart:
                 )
             decision: Decision = "verified"
             reason, applied = step.reason, tuple[str, ...]()
-            left = any(plan.pending for plan in plans)
+            left = [item.migration.name for plan in plans for item in plan.pending]
             if step.action == "migrate":
                 runner = self._runner(app, planner)
                 runner.leaving = force is None and not planner.in_memory
                 with state.running:
                     outcome = runner.run(planner.involved, force=force is not None)
-                left = bool(outcome.left)
+                left = outcome.left
                 if outcome.changed:
                     decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
                 else:
@@ -619,7 +658,7 @@ class DbSmart:
                 self._hints(app, planner).in_errors(engines_of(app, state.db))
         state.verify()
         if left and settings.migrates:
-            self._run_later(app, state, planner)
+            self._threads(app, state).run_later(planner, left)
         return _report(decision, reason, started, planner.queries, applied)
 
     def _debug(self, app: Flask, planner: Planner) -> None:
@@ -666,16 +705,18 @@ class DbSmart:
         app.before_request_funcs[None] = [hook for hook in hooks if hook != self._first_request]
         return None
 
-    def unready(self, app: Flask, *, wait: bool = True) -> str | None:
+    def unready(self, app: Flask, *, wait: bool = True, held: str | None = None) -> str | None:
         """Why requests cannot be served yet, in words for anybody; ``None`` when they can.
 
         Makes sure of boot, and asks the database where boot trusted the flag.
 
+        :param held: what is known of that already.
         :param wait: whether to wait for another thread that is at it until it is done, not only briefly.
         """
         state = self._state(app)
         reports: list[BootReport] = []
-        refusal = self._held_back(app, state)
+        threads = self._threads(app, state)
+        refusal = held or threads.held_back()
         if refusal is None:
             with state.deciding(patient=False, wait=wait) as mine:
                 if mine and not state.verified and time.monotonic() >= state.refused_until:
@@ -685,106 +726,20 @@ class DbSmart:
                     except DbSmartError as error:
                         _logger.error("db-smart: %s", error.message)
                         state.refuse(error)
-                refusal = (self._held_back(app, state) or state.refusal) if mine else "The database is being migrated."
+                refusal = (threads.held_back() or state.refusal) if mine else "The database is being migrated."
         for report in reports:
             self._tell(app, report)
         return refusal
 
-    def _held_back(self, app: Flask, state: AppState) -> str | None:
-        """What requests are told as long as a thread migrates; starts it where a fork has left it behind."""
-        later, background = state.later, state.background
-        if later is not None and not later.start():
-            state.later = None
-            self._run_later(app, state, self.planner(app))  # which says why it is not run here
-        if background is None or background.done:
-            return None
-        if not background.start():  # gevent has changed this worker after it was forked: see to it here and now
-            state.background, state.booted = None, False
-            state.forked()  # with locks that let other greenlets go on
-            return None
-        from .boot.turn import stamp
+    def _threads(self, app: Flask, state: AppState) -> Threads:
+        """What starts the threads of this process that migrate."""
 
-        with suppress(ConfigError):
-            if background.look(stamp(Settings(app).flag)):
-                return None
-        return "The database is not ready." if background.failure else "The database is being brought up to date."
-
-    def _can_wait(self, app: Flask, planner: Planner) -> bool:
-        """Whether a thread can migrate while this process answers; says so where it cannot."""
-        if planner.in_memory:
-            return False  # it has one connection, or one for each thread
-        from .boot.background import no_thread
-
-        why = no_thread()
-        if why is not None:
-            _logger.warning(
-                "db-smart: DB_SMART_BOOT is 'background', but %s: this process migrates before it answers, as with "
-                "'migrate'",
-                why,
-            )
-        return why is None
-
-    def _start(self, app: Flask, state: AppState, path: str) -> None:
-        """Have a thread migrate; in a process of which the workers are still to be forked, they will."""
-        from .boot.background import Background, before_fork
-        from .boot.turn import stamp
-
-        def attempt(began: float) -> None:
+        def boot(began: float) -> None:
             with state.deciding():
                 report = self._decide(app, state, began=began)
             self._tell(app, report)
 
-        state.booted, state.refusal = True, None
-        if state.background is None or state.background.done:
-            meanwhile = "requests get status 503 until it succeeds"
-            state.background = Background(attempt, lambda: self._forked(app), "db-smart-boot", meanwhile)
-            state.background.flag = stamp(path)
-        if not before_fork():
-            state.background.start()
-
-    def _run_later(self, app: Flask, state: AppState, booted: Planner) -> None:
-        """Have a thread run the migrations with ``background=True``, while requests are served.
-
-        :param booted: its sources are what runs, also where another release is put in the place of the files.
-        """
-        from .boot.background import Background, before_fork, no_thread
-
-        why = no_thread()
-        if why is not None:
-            _logger.warning(
-                "db-smart: migrations with background=True are pending and are not run by this process, because %s: "
-                "run 'flask db-smart migrate'",
-                why,
-            )
-            return
-
-        state.asked = booted
-        told: set[tuple[str, str]] = set()
-
-        def attempt(began: float) -> None:
-            settings = Settings(app)
-            settings.idle = True
-            planner = self._planner(app, settings)
-            planner.began, planner.sources = began, booted.sources
-            with app.app_context(), state.running:
-                runner = self._runner(app, planner)
-                runner.slice, runner.told = _SLICE_SECONDS, told
-                applied = [run.migration for run in runner.run(planner.involved).runs]
-            if applied:
-                notice(_logger, "db-smart: applied in the background: %s", ", ".join(applied))
-
-        if state.later is None or state.later.done:
-            meanwhile = "requests are served meanwhile"
-            state.later = Background(attempt, lambda: self._forked(app), "db-smart-background", meanwhile)
-        if not before_fork():
-            state.later.start()
-
-    def _forked(self, app: Flask) -> None:
-        """Make good in a forked process that the threads and connections of the one before are not its own."""
-        state = self._state(app)
-        state.forked()
-        for engine in engines_of(app, state.db).values():
-            engine.dispose(close=False)
+        return Threads(app, state, boot, partial(self._planner, app), partial(self._runner, app))
 
     def applied(self, name: str) -> bool:
         """Whether a migration is applied on its database, in the content that this code has; for application code.
@@ -797,22 +752,7 @@ class DbSmart:
         """
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         state = self._state(app)
-        with state.asking:
-            applied, until = state.applied.get(name, (False, 0.0))
-            if applied or time.monotonic() < until:
-                return applied
-            state.applied[name] = False, time.monotonic() + 1
-        try:
-            if state.asked is None:
-                state.asked = self.planner(app)
-            applied = state.asked.was_applied(name)
-        except DatabaseUnreachable as error:
-            _logger.warning("db-smart: it is not known whether %r is applied: %s", name, error.message)
-        except BaseException:
-            del state.applied[name]  # the next call is to say it too
-            raise
-        state.applied[name] = applied, time.monotonic() + 1
-        return applied
+        return self._threads(app, state).applied(name)
 
     def _add_routes(self, app: Flask, blueprint: Blueprint) -> None:
         """Add the probes and pages, which answer before every hook of the application."""
@@ -827,8 +767,8 @@ class DbSmart:
 
             app = current_app._get_current_object()  # type: ignore[attr-defined]
             state = self._state(app)
-            self._held_back(app, state)  # any probe starts the thread that a fork has left behind
-            raise HTTPException(response=answer(self, app, state, (values or {}).get("name", "")))
+            held = self._threads(app, state).held_back()  # any probe starts the thread that a fork has left behind
+            raise HTTPException(response=answer(self, app, state, (values or {}).get("name", ""), held))
 
         blueprint.url_value_preprocessor(answer)
         # One rule, as each takes as long as a boot.

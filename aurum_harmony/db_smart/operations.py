@@ -868,6 +868,8 @@ class Operations:
                 f"op.{what}: the table has a primary key already, on {', '.join(have)}. Nothing was changed. Drop it "
                 "first with op.drop_constraint()."
             )
+        constraint = self._objects.primary_key_constraint(constraint_name, table_name, [*columns], schema=schema)
+        self._editor.refuse_name(constraint)
         there = self._catalog.columns(table_name, schema)
         for column in columns:
             existing = there.get(normalize_name(column))
@@ -876,7 +878,6 @@ class Operations:
             if existing["nullable"]:
                 change = Change(table_name, schema, column, existing, nullable=False)
                 self._alter(change, f"alter_column({table_name!r}, {column!r})", online)
-        constraint = self._objects.primary_key_constraint(constraint_name, table_name, [*columns], schema=schema)
         self._add_constraint(constraint, "primary", [*columns], online)
 
     @_step
@@ -1215,11 +1216,11 @@ class Operations:
         :raises DbSmartError: there is a table of that name; or PostgreSQL would have to drop the view, and others need
             it.
         """
-        from .session.sql import render
+        from .session.sql import render, without_doubled_percents
 
-        connection = self._connection
-        query = sql if isinstance(sql, str) else render(sql, connection.dialect, literal_binds=True)
-        place = connection.dialect.identifier_preparer.format_table(sa.table(name, schema=schema))
+        dialect = without_doubled_percents(self._connection.dialect)
+        query = sql if isinstance(sql, str) else render(sql, dialect, literal_binds=True)
+        place = dialect.identifier_preparer.format_table(sa.table(name, schema=schema))
         self._declare("view", name, f"CREATE VIEW {place} AS\n{_one_statement(query)}", schema)
 
     @_step
@@ -1307,8 +1308,19 @@ class Operations:
         if self._passed(what, schema, table or "", kind, name):
             return
         if self._catalog.has_declared(kind, name, schema, table if kind == "trigger" else arguments):
+            broken = self._editor.standing_on(name, schema) if kind == "view" else []
+            if broken:
+                raise DbSmartError(
+                    f"op.{what}: others need it: view {', view '.join(broken)}. Nothing was dropped. Drop those first, "
+                    "or have them do without it."
+                )
             self._report("does", what)
             self._editor.drop_declared(DropDeclared(kind, name, schema, table, arguments))
+        elif kind == "view" and self._catalog.has_materialized(name, schema):
+            raise DbSmartError(
+                f"op.{what}: it is a materialized view, which keeps rows. Nothing was dropped. Drop it with "
+                "op.execute('DROP MATERIALIZED VIEW IF EXISTS …')."
+            )
         else:
             self._report("satisfied", what)
         if arguments is None:  # else those of other arguments stay

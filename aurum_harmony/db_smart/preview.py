@@ -44,7 +44,7 @@ from .session.sql import render
 from .session.transaction import NO_ROWS, Outcome, Send, Transaction
 from .settings import DdlSettings
 from .store import history, tables
-from .store.database import Database, begin, translated
+from .store.database import Database, begin, impatient, translated
 from .store.history import reading
 from .store.memory import Event, Memory, insert
 
@@ -111,6 +111,7 @@ class Preview:
     :ivar script: statements and, beginning with ``--``, remarks.
     :ivar steps_done: how many steps an earlier, interrupted run has done.
     :ivar journal: whether the script writes steps down.
+    :ivar left: see :class:`~.boot.plan.Pending`.
     :ivar place: where in the script of a revision its row of the history belongs: it has its own transaction.
     """
 
@@ -127,6 +128,7 @@ class Preview:
     script: list[str] = field(default_factory=list)
     steps_done: int = 0
     journal: bool = False
+    left: bool = False
     place: int | None = None
 
 
@@ -183,10 +185,13 @@ def preview(
                 continue
             if revisions:
                 unknown = "what the revisions before it make"
-                previews.append(Preview(item.migration.name, item.reason, item.migration, unknown=unknown))
+                previews.append(
+                    Preview(item.migration.name, item.reason, item.migration, unknown=unknown, left=item.left)
+                )
                 continue
             transaction.repeated = item.reason == "forced"
-            shown = transaction.current = Preview(item.migration.name, item.reason, item.migration)
+            shown = Preview(item.migration.name, item.reason, item.migration, left=item.left)
+            transaction.current = shown
             transaction.begin(item.migration, begun.get(item.migration.name))
             transaction.journal.guard = Guard(transaction, item.migration.options, catalog)
             shown.steps_done = transaction.journal.kept
@@ -209,10 +214,18 @@ def preview(
             except _Unforeseeable as error:
                 shown.unknown = str(error)
                 transaction.remark(f"from here on it cannot be known in advance: the migration uses {error}")
-            except Exception as error:  # of the migration: a real one, or because what it would have made is missing
+            # Of the migration: a real one, or because what it would have made is missing.
+            except (Exception, SystemExit) as error:
                 connection.rollback()
                 memory.take_back()
-                shown.error = database.cause(error)
+                if isinstance(error, sa.exc.DBAPIError) and database.facts.says(error, "transient"):
+                    shown.unknown = f"what another session has locked ({one_line(database.cause(error))})"
+                    transaction.remark(
+                        f"from here on it cannot be known in advance: the migration uses {shown.unknown}"
+                    )
+                    continue
+                ends = isinstance(error, SystemExit)
+                shown.error = f"it wanted to end the process ({error})" if ends else database.cause(error)
                 shown.refused = error if isinstance(error, Refused) else None
                 shown.line = line_of(error, item.migration.path)
                 transaction.remark(f"it ends here: {shown.error}")
@@ -318,7 +331,7 @@ class _DryJournal(Journal):
 def _opened(database: Database) -> Iterator[tuple[sa.Connection, DryCatalog]]:
     """A connection to play a run through, and what is there."""
     if database.facts.server:
-        with database.connect() as connection:
+        with database.connect() as connection, impatient(connection):
             yield connection, PlannedCatalog(connection)
         return
     with in_memory() as engine, Database(database.name, database.key, engine).connect() as connection:

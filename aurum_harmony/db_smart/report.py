@@ -2,7 +2,8 @@
 
 ``migrate`` makes a :class:`Run`, with ``--dry-run`` a :class:`DryRun` and with ``--sql`` a :class:`Script`; ``status``
 makes a :class:`Status`, ``diff`` a :class:`Diff`, ``lint`` a :class:`Lint`, ``history`` a :class:`History`, ``stamp`` a
-:class:`Stamp`, and ``snapshots`` makes :class:`Snapshots`. A field is a key of the JSON, unless it says otherwise.
+:class:`Stamp`, ``snapshots`` makes :class:`Snapshots`, and ``branch`` :class:`Branches`. A field is a key of the JSON,
+unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .store.snapshot import listed, others
 if TYPE_CHECKING:
     from flask import Flask
 
+    from .boot import branch as branching
     from .boot.flag import FlagVerdict
     from .boot.plan import Plan
     from .boot.planner import Planner
@@ -220,6 +222,11 @@ class Run(Report):
         yield f"Applied {count} migration{'' if count == 1 else 's'}, because {'; '.join(self.reasons)}."
 
 
+def _why(reason: str, background: bool) -> str:
+    """Why a migration is pending, as people read it; the command ``migrate`` waits for each."""
+    return f"{reason}, in the background at boot" if background else reason
+
+
 @dataclass(frozen=True)
 class TablesForetold:
     """The tables of the models that the first run would create in one database."""
@@ -243,6 +250,12 @@ class Foretold:
     sql: list[str]
     steps_done: int
     revision: RevisionText | None = field(metadata=_IF_ANY)
+    background: bool = field(metadata=_IF_ANY)
+
+    @property
+    def why(self) -> str:
+        """The reason, as people read it."""
+        return _why(self.reason, self.background)
 
 
 @dataclass(frozen=True)
@@ -282,6 +295,7 @@ class DryRun(Report):
                 item.script,
                 item.steps_done,
                 revisions.get(item.name),
+                item.left,
             )
             for database, item in shown
             if item.migration is not None
@@ -297,7 +311,7 @@ class DryRun(Report):
         """The report as text."""
         for database, item in self.shown:
             revision = self.revisions.get(item.name)
-            yield f"  {item.name}{revision_text(revision)}  {item.reason}  ({database})"
+            yield f"  {item.name}{revision_text(revision)}  {_why(item.reason, item.left)}  ({database})"
             if item.steps_done:
                 yield f"    goes on    after {item.steps_done} steps of an interrupted run"
             yield from (f"    would do   {operation}" for operation in item.does)
@@ -348,11 +362,20 @@ class Script(Report):
 
 @dataclass(frozen=True)
 class Waiting:
-    """A migration that is pending, and why."""
+    """A migration that is pending, and why.
+
+    :ivar background: whether boot leaves it to a thread that runs it while the process serves.
+    """
 
     name: str
     reason: str
     revision: RevisionText | None = field(default=None, metadata=_IF_ANY)
+    background: bool = field(default=False, metadata=_IF_ANY)
+
+    @property
+    def why(self) -> str:
+        """The reason, as people read it."""
+        return _why(self.reason, self.background)
 
 
 @dataclass(frozen=True)
@@ -422,7 +445,10 @@ class DatabaseStatus:
             database.dialect,
             "pending" if missing else plan.status,
             [Held(**vars(item), revision=revisions.get(item.name)) for item in plan.applied if item not in taken_back],
-            [Waiting(item.migration.name, item.reason, revisions.get(item.migration.name)) for item in plan.pending],
+            [
+                Waiting(item.migration.name, item.reason, revisions.get(item.migration.name), item.left)
+                for item in plan.pending
+            ],
             plan.ahead,
             list(missing),
             list(lacking),
@@ -453,7 +479,7 @@ class DatabaseStatus:
         if self.failed is not None:
             when = to_second(datetime.fromisoformat(self.failed.failed_at))
             yield f"  failed   {self.failed.name}  {when}  {self.failed.applied_by}  {self.failed.error}"
-        yield from (f"  pending  {item.name}{revision_text(item.revision)}  {item.reason}" for item in self.pending)
+        yield from (f"  pending  {item.name}{revision_text(item.revision)}  {item.why}" for item in self.pending)
         yield from (f"  missing  {name}  the table of a model does not exist" for name in self.missing)
         if self.lacking:
             yield f"  models   {self._models}"
@@ -477,7 +503,7 @@ class DatabaseStatus:
                 below.append("    The whole message: flask db-smart history")
             when = datetime.fromisoformat(failed.failed_at)
             rows.append(_Row("failed", failed.name, when, failed.duration_ms, failed.applied_by, below=below))
-        rows += [_Row("pending", item.name, item.reason, below=_about(screen, item.revision)) for item in self.pending]
+        rows += [_Row("pending", item.name, item.why, below=_about(screen, item.revision)) for item in self.pending]
         rows += [_Row("missing", name, "no table") for name in self.missing]
         yield from _table(screen, "state", rows)
         if self.unknown:
@@ -714,6 +740,7 @@ def _next_boot_despite(error: DbSmartError, app: Flask, smart: DbSmart) -> NextB
             step = decide(mode, force, verdict, _by_row(planner))
         if step.action in ("skip", "verify"):
             return NextBoot(False, f"{step.reason}; but {error.message}")
+        return NextBoot(False, f"{_stops(settings)}: {error.message}")
     return NextBoot(False, f"boot will stop: {error.message}")
 
 
@@ -955,6 +982,77 @@ class Snapshots(Report):
 
     def _data(self) -> object:
         return self.snapshots
+
+
+# -- branch
+
+
+@dataclass(frozen=True)
+class BranchEntry:
+    """A database that a branch has of its own, see :class:`~.store.branches.Kept`.
+
+    :ivar gone: whether the branch is not there any more.
+    """
+
+    name: str
+    branch: str | None
+    size: int | None
+    changed: datetime | None
+    gone: bool
+
+    def line(self) -> str:
+        """The entry as text."""
+        size = "" if self.size is None else f"  {self.size / 1e6:.1f} MB"
+        changed = "" if self.changed is None else f"  {to_second(self.changed)}"
+        return f"  {self.name}{size}{changed}{'  its branch is gone' if self.gone else ''}"
+
+
+@dataclass(frozen=True)
+class BranchedDatabase:
+    """The databases of one of the application's.
+
+    :ivar current: path or name of that of the branch that is checked out.
+    :ivar base: that of the URL.
+    """
+
+    database: str
+    current: str
+    base: str
+    kept: list[BranchEntry]
+
+
+@dataclass(frozen=True)
+class Branches(Report):
+    """What ``branch`` says.
+
+    :ivar on: whether databases follow the branch, in debug mode.
+    :ivar branch: what is checked out; ``HEAD`` where it is no branch.
+    :ivar main: the branch that has the databases of the URLs.
+    """
+
+    on: bool
+    branch: str
+    main: str
+    databases: list[BranchedDatabase]
+
+    @classmethod
+    def of(cls, app: Flask, found: branching.Branches) -> Branches:
+        """Read the state of Git, and ask for the databases."""
+        databases = []
+        for name, store in found.stores.items():
+            kept = [BranchEntry(*item, gone) for item, gone in found.kept(store)]
+            databases.append(BranchedDatabase(name, store.at(found.current(store)), store.at(None), kept))
+        return cls(bool(Settings(app).branches), found.branch, found.main, databases)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        yield f"Branch: {one_line(self.branch)}"
+        if not self.on:
+            yield "DB_SMART_BRANCHES is off: every branch has the database of the URL."
+        for one in self.databases:
+            yield f"Database {one.database}: {one.current if self.on else one.base}"
+            yield f"  {one.base}  of the URL, for the branch {one_line(self.main)}"
+            yield from (item.line() for item in one.kept)
 
 
 def _first(values: Iterable[T | None]) -> T | None:
@@ -1203,6 +1301,9 @@ def _finding_lines(finding: Finding) -> Iterator[str]:
     yield f"{place}{level}: {finding.rule.id} {finding.message}{where}"
     if finding.allowed is not None:
         return
+    if finding.line is None and finding.statement is not None:
+        yield f"    {finding.statement}"
     if finding.rule.fix not in finding.message:
-        yield f"    {finding.rule.why} {finding.rule.fix} See {finding.rule.document}."
+        fix = finding.fix or f"{finding.rule.why} {finding.rule.fix}"
+        yield f"    {fix} See {finding.rule.document}."
     yield from (f"        {line}".rstrip() for line in finding.instead.splitlines())

@@ -501,6 +501,7 @@ class DatabaseRun:
             history.create_state(connection)
         release = self._runner.settings.release
         self._release = release if history.add_release(connection) else None
+        history.add_index(connection)
         begin(connection)
         history.create_tables(connection)
 
@@ -815,9 +816,9 @@ class DatabaseRun:
     def apply_once(self, migration: Migration) -> float:
         """Run a migration and record it; in one transaction, where the migration and the database allow it.
 
-        :returns: how long it ran, seconds.
+        :returns: how long it ran, with its parts before this one, seconds.
         """
-        connection, runner, started = self.connection, self._runner, time.perf_counter()
+        connection, runner = self.connection, self._runner
         with (
             self.database.connect(autocommit=True)
             if not migration.options.transactional
@@ -859,7 +860,7 @@ class DatabaseRun:
                 raise GiveWay
         if own is not connection:
             begin(connection)
-        duration = time.perf_counter() - started
+        duration = journal.seconds
         self.lock.confirm(connection)
         self.record(connection, migration, duration)
         journal.clear(connection)
@@ -957,6 +958,12 @@ class DatabaseRun:
             advice = (
                 "Other sessions were in its way at each try; if the database knows which, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
+            )
+        if database.facts.says(error, "referred"):
+            advice = (
+                "A foreign key needs both of its columns to have one type: drop the foreign key, change both columns, "
+                "and create it again. In a migration, op.widen_key() does all of it. Change the "
+                f"{'revision' if migration.revision else 'migration'}"
             )
         again = "run it again with --force" if item.reason == "forced" else "start again: the next run tries it again"
         if self._committed and migration.revision:  # whose steps are told by what it sends, in that order

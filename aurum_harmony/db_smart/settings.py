@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, Any] = {
     "DB_SMART_WEB": True,
     "DB_SMART_URL_PREFIX": "/_db-smart",
     "DB_SMART_TOKEN": None,
+    "DB_SMART_BRANCHES": False,
 }
 
 
@@ -137,7 +138,7 @@ class Settings:
         :raises ConfigError: one cannot be used.
         """
         names = ("flag", "boot", "force", "lock", "ddl", "snapshots", "create_all", "migration_urls", "release")
-        for name in (*names, "diff_ignore", "web", "token"):
+        for name in (*names, "diff_ignore", "web", "token", "branches"):
             getattr(self, name)
         unknown = {key for key in self._app.config if key.startswith("DB_SMART_")}
         unknown |= {key.removeprefix("FLASK_") for key in os.environ if key.startswith("FLASK_DB_SMART_")}
@@ -300,6 +301,19 @@ class Settings:
                 "as 'python -c \"import secrets; print(secrets.token_urlsafe())\"' prints. Nothing was changed."
             )
         return value
+
+    @cached_property
+    def branches(self) -> bool | str:
+        """``DB_SMART_BRANCHES``: whether each Git branch has databases of its own while debugging.
+
+        A text is the name of the branch that has those of the URLs.
+
+        :raises ConfigError: it is neither yes nor no nor a text.
+        """
+        value = self._app.config["DB_SMART_BRANCHES"]
+        if isinstance(value, str) and value.strip().lower() not in (*_YES, *_NO, ""):
+            return value.strip()
+        return _boolean("DB_SMART_BRANCHES", value, empty=False)
 
     @cached_property
     def create_all(self) -> bool:

@@ -188,6 +188,7 @@ def test_defaults_are_set() -> None:
         "DB_SMART_WEB": True,
         "DB_SMART_URL_PREFIX": "/_db-smart",
         "DB_SMART_TOKEN": None,
+        "DB_SMART_BRANCHES": False,
     }
 
 

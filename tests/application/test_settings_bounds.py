@@ -31,6 +31,8 @@ WRONG = [
     ("DB_SMART_LOCK_TIMEOUT", "nan"),
     *(("DB_SMART_LEASE_SECONDS", value) for value in (1e12, 1e15, "inf", 31_622_401)),
     *(("DB_SMART_DDL_LOCK_TIMEOUT", value) for value in (2_147_484, 1e300, 10**5000)),
+    ("DB_SMART_BRANCHES", 2),
+    ("DB_SMART_BRANCHES", {}),
     ("DB_SMART_MIGRATION_URL", {"typo": "sqlite:///x.db"}),
     ("DB_SMART_MIGRATION_URL", {"default": "sqlite:///x.db", "typo": "sqlite:///x.db"}),
 ]

@@ -229,6 +229,28 @@ EXAMPLES: dict[str, tuple[Models, Models, str]] = {
         },
         "ix_users_1",
     ),
+    "a unique index whose columns are in another order than those of the table": (
+        {"users": TableModel("integer", {"a": _column("big")})},
+        {
+            "users": TableModel(
+                "integer",
+                {"a": _column("big"), "b": _column("big"), "d": _column("big")},
+                {"ix_users_1": (["d", "b"], True)},
+            )
+        },
+        "ix_users_1",
+    ),
+    "a unique index with the name of one that gets another": (
+        {"users": TableModel("integer", {"a": _column("big"), "d": _column("big")}, {"ix_users_1": (["a"], False)})},
+        {
+            "users": TableModel(
+                "integer",
+                {"a": _column("big"), "d": _column("big")},
+                {"ix_users_1": (["a", "d"], True), "ix_users_2": (["a"], False)},
+            )
+        },
+        "ix_users_2",
+    ),
 }
 
 

@@ -1,8 +1,10 @@
-"""Files that change although their times do not say so."""
+"""Files that change although their times do not say so, and files that cannot grow."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,3 +16,16 @@ def edit_in_place(path: Path, content: bytes) -> None:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert path.stat().st_ino == before.st_ino
+
+
+@contextmanager
+def file_limit(most: int) -> Iterator[None]:
+    """No file of this process can grow beyond a number of bytes."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from aurum_harmony.db_smart import DbSmart, extension, settings
+from aurum_harmony.db_smart import DbSmart, settings, threads
 from aurum_harmony.db_smart.boot import background
 from aurum_harmony.db_smart.schema import backfill
 from aurum_harmony.db_smart.session.journal import reads
@@ -90,7 +90,7 @@ def run(folder: Path, url: str, die_at: int = 0) -> None:
 
     :param die_at: before which statement of the thread to die; 0 for never.
     """
-    extension._SLICE_SECONDS = background._AWAY = settings._IDLE_AWAY = 0.0
+    threads._SLICE_SECONDS = background._AWAY = settings._IDLE_AWAY = 0.0
     settings._IDLE_PAUSES = (0.02, 0.1)
     backfill._FIRST = 5
     app = Flask("later", instance_path=str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -33,6 +34,25 @@ LOSSES = [
      ["table a", "table b", "rows c"]),
     (("postgresql",), "DO $$ DECLARE x int; BEGIN EXECUTE 'ALTER TABLE orders DROP a'; END $$", ["column orders.a"]),
     (("postgresql",), "DO $$ BEGIN CREATE TYPE t AS ENUM ('DROP TABLE x'); EXCEPTION WHEN others THEN END $$", []),
+    (("postgresql",), "DO E'BEGIN DROP TABLE orders; END'", ["table orders"]),
+    (("postgresql",), "DO $$ BEGIN EXECUTE E'DROP TABLE a'; END $$", ["table a"]),
+    (("postgresql",), "DO $$ BEGIN FOR r IN DELETE FROM a RETURNING id LOOP DROP TABLE b; END LOOP; END $$",
+     ["table b"]),
+    (("postgresql",), "SELECT 1; ALTER TABLE orders ADD a int, DROP state; SELECT 2", ["column orders.state"]),
+    (("postgresql",), "TRUNCATE a, ONLY b RESTART IDENTITY CASCADE", ["rows a", "rows b"]),
+    (("postgresql",), "DROP TYPE IF EXISTS public.state, other CASCADE", ["type public.state", "type other"]),
+    (("postgresql",), "DROP MATERIALIZED  VIEW v CASCADE", ["materialized view v"]),
+    (("postgresql",), "DROP FUNCTION f(a int, b text), g CASCADE", ["function f", "function g"]),
+    (("postgresql",), "DROP EXTENSION IF EXISTS hstore", ["extension hstore"]),
+    (("postgresql",), "DROP OWNED BY old_role, CURRENT_USER CASCADE",
+     ["all objects of old_role", "all objects of CURRENT_USER"]),
+    (("postgresql",), "ALTER TYPE address ADD ATTRIBUTE a int, DROP ATTRIBUTE IF EXISTS zip CASCADE",
+     ["attribute address.zip"]),
+    (("postgresql",), "DROP FOREIGN TABLE orders", ["table orders"]),
+    (("postgresql",), "DROP TYPE state; DROP FUNCTION f(int); REASSIGN OWNED BY a TO b", []),
+    (("mysql",), "ALTER TABLE orders DISCARD TABLESPACE", ["rows orders"]),
+    (("mysql",), "ALTER TABLE orders ADD a INT, DROP SYSTEM VERSIONING", ["former rows orders"]),
+    (("mysql",), "DELETE HISTORY FROM orders", ["former rows orders"]),
     (("mysql",), "/*!50001 DROP TABLE orders */", ["table orders"]),
     (("mysql",), "/*M! DROP TABLE orders */", ["table orders"]),
     (("mysql",), "DROP TABLES /*!40000 IF EXISTS */ orders, lines", ["table orders", "table lines"]),
@@ -47,7 +67,7 @@ LOSSES = [
 CHANGES = [
     (EVERY, "UPDATE orders -- now\n SET state = 1", "UPDATE orders"),
     (EVERY, "UPDATE/**/orders/**/SET state = 1", "UPDATE orders"),
-    (EVERY, "WITH t AS (SELECT 1) /* now */ DELETE FROM orders", "several"),
+    (("postgresql", "mysql"), "WITH t AS (SELECT 1) /* now */ DELETE FROM orders", "several"),
     (("postgresql",), "WITH t AS (/* now */ DELETE FROM orders RETURNING id) SELECT 1", "several"),
     (("postgresql",), "EXPLAIN ANALYZE DELETE FROM orders", "DELETE orders"),
     (("postgresql",), "EXPLAIN (ANALYZE, COSTS OFF) DELETE FROM orders", "DELETE orders"),
@@ -55,6 +75,16 @@ CHANGES = [
     (("postgresql",), "PREPARE p (int) AS DELETE FROM orders", "DELETE orders"),
     (("postgresql",), "MERGE INTO orders USING t ON id = a WHEN MATCHED THEN DELETE", "several"),
     (("postgresql",), "DO $$ BEGIN DELETE FROM orders; END $$", "DELETE orders"),
+    (
+        ("postgresql",),
+        "DO $$ BEGIN FOR r IN DELETE FROM orders RETURNING id LOOP NULL; END LOOP; END $$",
+        "DELETE orders",
+    ),
+    (("postgresql", "sqlite"), "UPDATE orders AS o SET state = t.a FROM t WHERE t.id = o.id", "UPDATE orders"),
+    (("postgresql", "sqlite"), "UPDATE orders SET state = 1 WHERE a IS DISTINCT FROM b", "UPDATE orders"),
+    (("sqlite",), "UPDATE orders SET state = a IS DISTINCT FROM b", "UPDATE orders"),
+    (("sqlite",), "WITH t AS (SELECT 1) DELETE FROM orders WHERE id IN t", "DELETE orders"),
+    (("sqlite",), "DELETE FROM orders INDEXED BY ix_orders WHERE id = 1", "DELETE orders"),
     (("mysql",), "ANALYZE FORMAT=JSON DELETE FROM orders", "DELETE orders"),
     (("mysql",), "SET STATEMENT max_statement_time=5 FOR DELETE FROM orders", "DELETE orders"),
     (("mysql",), "DELETE FROM orders PARTITION (p0) WHERE 1", "several"),
@@ -132,6 +162,114 @@ def test_it_is_refused_and_lint_tells_of_it(project: Project) -> None:
         with pytest.raises(MigrationFailed, match="DS30"):
             project.boot()
         assert project.query("SELECT count(*) FROM orders") == [(200,)], statement
+
+
+#: What SQLite is asked about by counting, and how many of 200 rows it changes.
+COUNTED = {
+    "UPDATE orders SET number = picked.id FROM picked WHERE picked.id = orders.id": 60,
+    "UPDATE orders AS o SET number = p.id FROM picked AS p JOIN picked AS q ON q.id = p.id "
+    "WHERE p.id = o.id AND o.id > 40": 20,
+    "WITH some AS (SELECT id FROM picked WHERE id > 30) DELETE FROM orders WHERE id IN (SELECT id FROM some)": 30,
+    "WITH RECURSIVE n (i) AS (SELECT 1 UNION SELECT i + 1 FROM n WHERE i < 70) "
+    "UPDATE orders SET number = i FROM n WHERE i = id": 70,
+    "WITH some AS (SELECT 1) DELETE FROM orders": 200,
+    "DELETE FROM orders NOT INDEXED WHERE id > 190": 10,
+}
+
+
+@pytest.mark.parametrize("statement", COUNTED)
+def test_sqlite_counts_rows_of_several_tables(sqlite_project: Project, statement: str) -> None:
+    project, changed = sqlite_project, COUNTED[statement]
+    project.config["DB_SMART_STATEMENT_ROWS"] = changed - 1
+    make = f"{MAKE}    op.execute('CREATE TABLE picked (id INTEGER PRIMARY KEY)')\n"
+    make += "    op.execute('INSERT INTO picked SELECT id FROM orders WHERE id <= 60')\n"
+    project.write(make)
+    project.boot()
+    project.write(f"{make}\n@migration\ndef change(op: Operations):\n    op.execute({statement!r})\n")
+    before = project.query("SELECT * FROM orders")
+    assert f": error: DS301 {statement[:20]}" in project.run("lint").output
+    with pytest.raises(MigrationFailed, match=f"DS301 .* More than {changed - 1} rows"):
+        project.boot()
+    assert project.query("SELECT * FROM orders") == before
+    project.config["DB_SMART_STATEMENT_ROWS"] = changed
+    assert "DS301" not in project.run("lint").output
+    assert project.boot().applied == ("change",)
+    after = project.query("SELECT * FROM orders")
+    assert len(before) - len(after) in (0, changed)
+
+
+#: What makes something, and what then takes a table or a column of it along; and what that is.
+ALONG = {
+    "CREATE TYPE mood AS ENUM ('a'); ALTER TABLE orders ADD COLUMN mood mood": (
+        "DROP TYPE mood CASCADE", "column orders.mood"),
+    "CREATE TYPE mood AS ENUM ('a'); ALTER TABLE orders ADD moods mood[]": (
+        "DROP TYPE Mood CASCADE", "column orders.moods"),
+    "CREATE DOMAIN d AS int; ALTER TABLE orders ADD d d": ("DROP DOMAIN public.d CASCADE", "column orders.d"),
+    "CREATE FUNCTION twice(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 * 2'; "
+    "ALTER TABLE orders ADD t int GENERATED ALWAYS AS (twice(number)) STORED": (
+        "DROP FUNCTION twice(int) CASCADE", "column orders.t"),
+    "CREATE SCHEMA apart; CREATE TABLE apart.things (id int)": ("DROP SCHEMA apart CASCADE", "table apart.things"),
+    "CREATE TABLE top (id int PRIMARY KEY); CREATE TABLE low (id int REFERENCES top); INSERT INTO low VALUES (NULL)": (
+        "TRUNCATE top CASCADE", "rows low"),
+    "CREATE TYPE place AS (a int, b int); ALTER TABLE orders ADD p place": (
+        "ALTER TYPE place DROP ATTRIBUTE b", "attribute place.b"),
+    "CREATE TABLE of_it (id int) PARTITION BY RANGE (id); CREATE TABLE part PARTITION OF of_it DEFAULT; "
+    "INSERT INTO of_it VALUES (1); ALTER TABLE of_it DETACH PARTITION part": (
+        "CREATE TABLE mine (id int) PARTITION BY RANGE (id); ALTER TABLE mine ATTACH PARTITION part DEFAULT; "
+        "DROP TABLE mine",
+        "table part"),
+    "SELECT 1": ("DROP OWNED BY CURRENT_USER", "all objects of CURRENT_USER"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", ALONG)
+def test_what_goes_along_is_seen(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], made: str
+) -> None:
+    project = make_project(new_url("postgresql"))
+    project.write(MAKE)
+    project.boot()
+    for one in made.split("; "):
+        project.query(one)
+    statement, lost = ALONG[made]
+    *first, last = statement.split("; ")
+    body = "".join(f'    op.execute("{one}")\n' for one in (*first, last))
+    project.write(f"{MAKE}\n@migration\ndef change(op: Operations):\n{body}")
+    with pytest.raises(MigrationFailed, match=f"DS303 {re.escape(last)}: .*It would destroy: {re.escape(lost)}"):
+        project.boot()
+    if not first:
+        assert f"It would destroy: {lost}" in project.run("lint").output
+    project.write(f"{MAKE}\n@migration(destructive=True)\ndef change(op: Operations):\n{body}")
+    if "OWNED" not in statement:
+        assert project.boot().applied == ("change",)
+
+
+def test_what_takes_nothing_along_passes(make_project: Callable[..., Project], new_url: Callable[[str], URL]) -> None:
+    """Views, triggers, defaults and checks are no data; nor is what is not there, or what the migration has made."""
+    project = make_project(new_url("postgresql"))
+    project.write(MAKE)
+    project.boot()
+    for one in (
+        "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'; "
+        "ALTER TABLE orders ALTER number SET DEFAULT one()",
+        "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER t AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION noted()",
+        "CREATE VIEW v AS SELECT * FROM orders; CREATE VIEW w AS SELECT * FROM v; CREATE SCHEMA empty",
+        "CREATE TYPE unused AS ENUM ('a')",
+    ):
+        project.query(one)
+    body = "".join(
+        f'    op.execute("{one}")\n'
+        for one in (
+            "DROP FUNCTION one() CASCADE", "DROP FUNCTION noted CASCADE", "DROP VIEW v CASCADE",
+            "DROP SCHEMA empty CASCADE", "DROP TYPE unused CASCADE", "DROP TYPE IF EXISTS nowhere CASCADE",
+            "DROP EXTENSION IF EXISTS nowhere", "CREATE TYPE mine AS ENUM ('a')", "CREATE TABLE made (a mine)",
+            "DROP TYPE mine CASCADE", "CREATE TABLE other (id int)", "TRUNCATE other CASCADE",
+        )
+    )  # fmt: skip
+    project.write(f"{MAKE}\n@migration\ndef change(op: Operations):\n{body}")
+    assert "DS303" not in project.run("lint").output
+    assert project.boot().applied == ("change",)
 
 
 def test_a_block_that_does_no_harm(make_project: Callable[..., Project], new_url: Callable[[str], URL]) -> None:

@@ -333,3 +333,22 @@ def test_after_a_refused_schema_change_rows_are_read_again(
     project.query("UPDATE things SET n = 5 WHERE id = 2")
     project.boot()
     assert project.query("SELECT id, n FROM things ORDER BY id") == [(1, 100), (2, 105)]
+
+
+def test_a_referred_column_of_mariadb_says_what_to_do(
+    make_alembic: Callable[..., AlembicProject], new_url: Callable[[str], URL]
+) -> None:
+    """The server changes it only without the foreign key, also for a plain ``flask db upgrade``."""
+    project = make_alembic(new_url("mariadb"))
+    child = 'op.create_table("notes", sa.Column("thing_id", sa.Integer, sa.ForeignKey("things.id", name="fk_thing")))'
+    project.revision("a1", None, f"{THINGS}\n{child}")
+    project.boot()
+    wide = "existing_type=sa.Integer(), type_=sa.BigInteger()"
+    ends = [f'op.alter_column("things", "id", {wide})', f'op.alter_column("notes", "thing_id", {wide})']
+    project.revision("b2", "a1", "\n".join(ends))
+    with pytest.raises(MigrationFailed, match="drop the foreign key, change both columns, .* Change the revision"):
+        project.boot()
+    key = 'op.create_foreign_key("fk_thing", "notes", "things", ["thing_id"], ["id"])'
+    project.revision("b2", "a1", "\n".join(['op.drop_constraint("fk_thing", "notes", type_="foreignkey")', *ends, key]))
+    project.boot()
+    assert project.heads() == {"b2"}

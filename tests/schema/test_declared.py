@@ -12,7 +12,9 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmartError, Operations
 from aurum_harmony.db_smart.store.database import Database
+from tests.harness import servers
 from tests.harness.clients import run_client
+from tests.harness.databases import execute
 from tests.harness.direct import operations, statements
 from tests.harness.project import Project
 
@@ -324,3 +326,76 @@ def test_a_view_keeps_whose_rights_it_has(new_url: Callable[[str], URL]) -> None
     done(database, lambda op: op.view("v", "SELECT id FROM t WHERE n > 1 -- one"))
     kept = "SELECT SECURITY_TYPE, CHECK_OPTION FROM information_schema.VIEWS WHERE TABLE_SCHEMA = DATABASE()"
     assert ask(database, kept) == [("INVOKER", "LOCAL")]
+
+
+def test_a_view_that_others_need_is_not_dropped(url: URL) -> None:
+    """SQLite and MariaDB would drop it, and each query of the others would fail from then on."""
+    database = server(url, "CREATE TABLE t (id integer, n integer, big integer)", "CREATE VIEW big AS SELECT id FROM t")
+    odd = "`of it's 100%`" if database.dialect == "mysql" else '"of it\'s 100%"'
+    execute(database, f"CREATE VIEW {odd} AS SELECT b.id FROM t CROSS JOIN big AS b")
+    ask(database, "CREATE VIEW alike AS SELECT big, 'from big' AS b FROM t")
+    execute(database, f"CREATE VIEW upon AS SELECT id FROM {odd}")
+    with pytest.raises(DbSmartError, match=r"drop_view\('big'\): others need it: view .*of it's 100%.*Nothing was dro"):
+        done(database, lambda op: op.drop_view("big"))
+    assert ask(database, "SELECT count(*) FROM upon") == [(0,)]
+
+    def in_order(op: Operations) -> None:
+        for name in ("upon", "of it's 100%", "big"):
+            op.drop_view(name)
+
+    done(database, in_order)
+    assert done(database, in_order) == []
+    assert ask(database, "SELECT count(*) FROM alike") == [(0,)]
+
+
+def test_a_materialized_view_is_not_passed_over(new_url: Callable[[str], URL]) -> None:
+    database = server(new_url("postgresql"), "CREATE MATERIALIZED VIEW m AS SELECT 1 AS id")
+    with pytest.raises(DbSmartError, match="is a materialized view, which keeps rows. Nothing was dropped"):
+        done(database, lambda op: op.drop_view("m"))
+    assert ask(database, "SELECT id FROM m") == [(1,)]
+
+
+DEFINED = {
+    "view": ("VIEWS", "TABLE", "VIEW one AS SELECT id FROM t", "SELECT n FROM t"),
+    "function": (
+        *("ROUTINES", "ROUTINE", "FUNCTION one() RETURNS integer DETERMINISTIC RETURN 1"),
+        "CREATE FUNCTION one() RETURNS integer DETERMINISTIC RETURN 2",
+    ),
+    "trigger": (
+        *("TRIGGERS", "TRIGGER", "TRIGGER one BEFORE INSERT ON t FOR EACH ROW SET new.n = 1"),
+        "CREATE TRIGGER one BEFORE INSERT ON t FOR EACH ROW SET new.n = 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEFINED)
+def test_what_is_made_anew_keeps_its_definer(new_url: Callable[[str], URL], kind: str) -> None:
+    """It decides by whose rights it runs: another one may take rights away, or give them to everybody."""
+    listed, column, before, after = DEFINED[kind]
+    url = new_url("mariadb")
+    database = server(url, "CREATE TABLE t (id integer, n integer)")
+    shown = f"SELECT DEFINER FROM information_schema.{listed} WHERE {column}_SCHEMA = DATABASE()"
+    more = {"table": "t"} if kind == "trigger" else {}
+    with servers.role(url, "GRANT ALL ON {database}.* TO {user}") as mine:
+        own = mine.username
+        execute(database, f"CREATE DEFINER=`{own}`@`%%` {before}")
+        done(database, lambda op: getattr(op, kind)("one", after, **more))
+        assert ask(database, shown) == [(f"{own}@%%",)]
+        ask(database, f"DROP {kind} one")
+        ask(database, f"CREATE {before}")
+        (kept,) = ask(database, shown)
+        with pytest.raises(DbSmartError, match=rf"op\.{kind}\('one'\): it has the rights of .* Nothing was changed"):
+            done(server(mine), lambda op: getattr(op, kind)("one", after, **more))
+        assert ask(database, shown) == [kept]
+
+
+def test_a_rule_of_a_view_is_not_lost(new_url: Callable[[str], URL]) -> None:
+    database = server(
+        new_url("postgresql"), "CREATE TABLE t (id integer, n integer)", "CREATE VIEW v AS SELECT id FROM t"
+    )
+    ask(database, "CREATE RULE put AS ON INSERT TO v DO INSTEAD INSERT INTO t (id) VALUES (new.id)")
+    with pytest.raises(DbSmartError, match=r"would take these along: rule put on view v\. Nothing was changed"):
+        done(database, lambda op: op.view("v", "SELECT n FROM t"))
+    done(database, lambda op: op.view("v", "SELECT id, n FROM t"))
+    ask(database, "INSERT INTO v (id) VALUES (3)")
+    assert ask(database, "SELECT id, n FROM v") == [(3, None)]

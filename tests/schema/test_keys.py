@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.schema.rules import Refused
@@ -332,3 +332,45 @@ def wide(op):
             "t.id": "BIGINT",
             "kid.t_id": "BIGINT",
         }
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize(
+    "taken",
+    [
+        'CREATE TABLE other (id integer CONSTRAINT "the key" PRIMARY KEY)',
+        'CREATE SEQUENCE "the key"',
+        'ALTER TABLE t ADD CONSTRAINT "the key" CHECK (a > 0)',
+    ],
+)
+def test_a_name_that_is_taken_is_said_before_anything_is_done(
+    new_url: Callable[[str], URL], taken: str, online: bool
+) -> None:
+    database = opened(new_url("postgresql"), *ROWS, taken)
+    for operation in ("create_primary_key", "create_unique_constraint"):
+        said = (
+            r"(the name is that of the (index|sequence|constraint) .*|already has a constraint 'the key'.*)Nothing was"
+        )
+        with pytest.raises(DbSmartError, match=said), operations(database) as op:
+            getattr(op, operation)("the key", "t", ["a", "b"], online=online)
+    with database.engine.connect() as connection:
+        nullable = {one["name"]: one["nullable"] for one in sa.inspect(connection).get_columns("t")}
+    assert nullable == {"a": False, "b": True, "c": True}
+    if "TABLE" in taken:
+        with operations(database) as op:
+            op.create_primary_key("another key", "t", ["a", "b"], online=online)
+        assert key(database, "t") == ["a", "b"]
+
+
+def test_a_referred_column_of_mariadb_says_what_to_do(
+    new_url: Callable[[str], URL], make_project: Callable[..., Project]
+) -> None:
+    project = make_project(new_url("mariadb"), {"DB_SMART_SNAPSHOTS": 0})
+    family(make_url(project.url), rows=True)
+    for table, column in (("parents", "id"), ("toys", "parent_id")):
+        line = f"op.alter_column({table!r}, {column!r}, type_=BigInteger, online=False)"
+        project.write(f"@migration\ndef wide(op):\n    {line}\n")
+        with pytest.raises(
+            DbSmartError, match=r"In a migration, op\.widen_key\(\) does all of it\. Change the migration"
+        ):
+            project.boot()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from aurum_harmony.db_smart import BootReport
 from aurum_harmony.db_smart.errors import ConfigError, MigrationFailed
 from aurum_harmony.db_smart.settings import DdlSettings, Settings
-from tests.harness.databases import READ, holding
+from tests.harness.databases import READ, connected, holding
 from tests.harness.project import Project
 from tests.harness.servers import wait_until
 from tests.samples import TABLE
@@ -483,3 +484,140 @@ def add_token(op):
     assert len(set(project.query("SELECT token FROM items WHERE token IS NOT NULL"))) == 2
     project.query("INSERT INTO items (id, n) VALUES (3, 0)")
     assert project.query("SELECT count(token) FROM items") == [(3,)]
+
+
+#: What the newer operations change; what is there then, and where it is seen.
+KEYLESS = {
+    "postgresql": ("CREATE TABLE notes (id integer, n integer, name varchar(9))", "CREATE INDEX ix_notes ON notes (n)"),
+    "mysql": (
+        "CREATE TABLE notes (id integer, n integer, name varchar(9), mood enum('a', 'b'))",
+        "CREATE INDEX ix_notes ON notes (n)",
+    ),
+}
+#: Another table refers to each key.
+FAMILY = (
+    "INSERT INTO notes (id, n, name) VALUES (1, 1, 'one'), (2, 2, 'two')",
+    "CREATE TABLE parents (id integer PRIMARY KEY)",
+    "CREATE TABLE children (id integer PRIMARY KEY, p integer)",
+    "ALTER TABLE children ADD CONSTRAINT fk_p FOREIGN KEY (p) REFERENCES parents (id)",
+    "INSERT INTO parents VALUES (1)",
+    "INSERT INTO children VALUES (1, 1)",
+    "CREATE VIEW seen AS SELECT id FROM notes",
+)
+STAMPED = "CREATE FUNCTION stamped() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN new.n := 7; RETURN new; END $$"
+TRIGGER = {
+    "postgresql": "CREATE TRIGGER stamp BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION stamped()",
+    "mysql": "CREATE TRIGGER stamp BEFORE INSERT ON notes FOR EACH ROW SET new.n = 7",
+}
+NEWER = {
+    "alter_enum": ("op.alter_enum('mood', add=['c'], columns={'notes': 'mood'})", "notes"),
+    "create_primary_key": ("op.create_primary_key('pk_notes', 'notes', ['id'])", "notes"),
+    "widen_key": ("op.widen_key('parents', online=False)", "parents"),
+    "widen_key of the other": ("op.widen_key('parents', online=False)", "children"),
+    "replace_index": ("op.replace_index('ix_notes', 'notes', ['name', 'n'])", "notes"),
+    "comment": ("op.alter_column('notes', 'n', comment='one')", "notes"),
+    "view": ("op.view('seen', 'SELECT id, n FROM notes')", "seen"),
+    "trigger": ("op.trigger('stamp', TRIGGER, table='notes')", "notes"),
+}
+
+
+def newer(project: Project, what: str) -> tuple[str, str]:
+    """A project whose next migration is a newer operation; a statement that reads, and one that holds the table."""
+    line, table = NEWER[what]
+    kind = project.dialect
+    if kind == "postgresql" and what == "alter_enum":
+        pytest.skip("it does not lock the table")
+    for statement in (*KEYLESS[kind], *FAMILY, *([STAMPED] if kind == "postgresql" else [])):
+        project.query(statement.replace(":", "\\:"))
+    more = f"@migration\ndef newer(op):\n    {line.replace('TRIGGER', repr(TRIGGER[kind]))}\n"
+    project.config.update(DB_SMART_DDL_LOCK_TIMEOUT=SHORT, DB_SMART_SNAPSHOTS=0)
+    project.write(TABLE)
+    project.boot()
+    project.write(TABLE + more)
+    read = f"SELECT count(*) FROM {table}"
+    if kind == "postgresql" and what in ("comment", "trigger"):  # which readers do not delay
+        return read, f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE"
+    return read, read
+
+
+def patient(project: Project, what: str) -> bool:
+    """Whether it waits for as long as it takes, because nobody waits for it."""
+    return project.dialect == "postgresql" and what == "replace_index"
+
+
+def shape(project: Project) -> Any:
+    """All that the newer operations can change, and what they may leave half."""
+    with connected(project.url) as connection:
+        inspector = sa.inspect(connection)
+        found: dict[str, Any] = {}
+        for table in ("notes", "parents", "children", "seen"):
+            columns = [
+                (one["name"], one["type"].compile(connection.dialect), one.get("comment"))
+                for one in inspector.get_columns(table)
+            ]
+            found[table] = [columns, inspector.get_pk_constraint(table)["constrained_columns"]]
+            found[table] += [sorted((one["name"], one["column_names"]) for one in inspector.get_indexes(table))]
+            found[table] += [[one["name"] for one in inspector.get_foreign_keys(table)]]
+            checks = [] if table == "seen" else inspector.get_check_constraints(table)
+            found[table] += [[one["name"] for one in checks]]
+        found["tables"] = sorted(inspector.get_table_names())
+        triggers = {
+            "postgresql": "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal",
+            "mysql": "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE()",
+        }[project.dialect]
+        found["triggers"] = connection.exec_driver_sql(triggers).scalars().all()
+        if project.dialect == "postgresql":
+            invalid = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+            found["invalid"] = connection.exec_driver_sql(invalid).scalars().all()
+        return found
+
+
+@pytest.mark.parametrize("what", NEWER)
+def test_newer_operations_give_way_and_leave_nothing_half(project: Project, what: str) -> None:
+    read, held = newer(project, what)
+    before = shape(project)
+    if not patient(project, what):
+        with holding(project.url, held), pytest.raises(MigrationFailed, match="raise DB_SMART_DDL_RETRIES"):
+            project.boot(DB_SMART_DDL_RETRIES=1)
+        assert shape(project) == before
+    with holding(project.url, held) as holder, Client(project.url, read) as reader, ThreadPoolExecutor(1) as pool:
+        boot = pool.submit(project.boot)
+        wait_until(lambda: waits(project) or boot.done())
+        for _ in range(3):
+            reader.passes()
+        holder.commit()
+        assert boot.result(60).applied == ("newer",)
+    assert reader.longest < SHORT + 5
+    after = shape(project)
+    assert after != before
+    assert project.boot().applied == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", NEWER)
+def test_newer_operations_are_finished_after_a_kill_while_they_wait(
+    project: Project, start_child: Callable[..., Any], what: str
+) -> None:
+    _, held = newer(project, what)
+    before = shape(project)
+    with holding(project.url, held):
+        child = start_child()
+        wait_until(lambda: waits(project) or child.poll() is not None)
+        assert child.poll() is None, child.stderr.read()
+        child.kill()
+        child.wait(60)
+        if not patient(project, what):
+            wait_until(lambda: not waits(project))
+    assert project.boot().applied == ("newer",)
+    once = shape(project)
+    assert once != before
+    assert (once.get("invalid"), once["tables"]) == (before.get("invalid"), before["tables"])
+
+
+def waits(project: Project) -> list[Any]:
+    """The sessions that wait for a lock."""
+    return project.query(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        if project.dialect == "postgresql"
+        else "SELECT id FROM information_schema.processlist WHERE db = database() AND state LIKE 'Waiting for table%'"
+    )

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from aurum_harmony.db_smart.errors import Interrupted
 from aurum_harmony.db_smart.settings import Settings, set_defaults
 from aurum_harmony.db_smart.store.snapshot import Snapshot, find, restore
 from tests.harness import counter, servers
+from tests.harness.files import file_limit
 from tests.harness.project import Project
 from tests.harness.snapshots import file_of, rows, taken
 from tests.samples import V1, V2
@@ -404,25 +405,12 @@ def test_a_disk_that_fills_up_meanwhile(counting: Project, small_disk: Path) -> 
     fails_and_changes_nothing(counting, "database or disk is full")
 
 
-@contextmanager
-def file_limit() -> Iterator[None]:
-    """No file of this process can grow beyond 1 MB."""
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_limit_on_the_size_of_files(counting: Project) -> None:
     counting.config["DB_SMART_SNAPSHOTS"] = 1
     counting.boot()
     before = files(counting.instance / "snapshots")
     counting.write(V2)
-    with file_limit(), pytest.raises(DbSmartError, match="disk I/O error|database or disk is full"):
+    with file_limit(1_000_000), pytest.raises(DbSmartError, match="disk I/O error|database or disk is full"):
         counting.boot()
     assert len(before) == 1
     assert files(counting.instance / "snapshots") == before  # the only one is not given up for one that fails
@@ -676,7 +664,7 @@ def test_no_room_for_the_database_itself(migrated: tuple[Project, Snapshot]) -> 
         connection.execute("INSERT INTO items VALUES ('small')")
         connection.commit()
     message = r"(disk I/O error|database or disk is full)\. The database is unchanged"
-    with file_limit(), pytest.raises(DbSmartError, match=message):
+    with file_limit(1_000_000), pytest.raises(DbSmartError, match=message):
         put_back(project, taken(project)[-1])
     assert project.query(NAMES) == [("small",)]
 

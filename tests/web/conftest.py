@@ -1,8 +1,9 @@
-"""Fixtures: a browser."""
+"""Fixtures: a browser, and what a migration waits for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from selenium.webdriver import Chrome
@@ -24,3 +25,11 @@ def chrome(_chrome: Chrome) -> Iterator[Chrome]:
     yield _chrome
     _chrome.get("about:blank")
     _chrome.execute_cdp_cmd("Network.clearBrowserCookies", {})
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """The file for which the migration waits that ``WAITS`` is; not there until a test makes it, or ends."""
+    path = tmp_path / "gate"
+    yield path
+    path.touch()

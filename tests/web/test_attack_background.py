@@ -24,26 +24,13 @@ from tests.harness.alembic_project import AlembicProject
 from tests.harness.project import DIALECTS, Project
 from tests.harness.servers import wait_until
 from tests.harness.serving import LIVE, READY, finished
-
-WAITS = """
-@migration
-def waits(op):
-    import pathlib, time
-    op.create_table("items", Column("id", Integer, primary_key=True))
-    while not pathlib.Path({gate!r}).exists():
-        time.sleep(0.01)
-"""
+from tests.samples import WAITS
 
 
 @pytest.fixture(params=DIALECTS)
 def url(request: pytest.FixtureRequest, new_url: Callable[[str], URL]) -> URL:
     """An empty database of each kind in turn, or of that which a test names."""
     return new_url(request.param)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
 
 
 @pytest.fixture
@@ -245,7 +232,7 @@ def test_requests_never_see_the_connection_of_the_migration(waiting: Project, ga
 
     @smart.exempt
     def look() -> str:
-        return str(sa.inspect(db.engine).has_table("items")) + str(db.session.scalar(sa.text("SELECT 1")))
+        return str(sa.inspect(db.engine).has_table("waited")) + str(db.session.scalar(sa.text("SELECT 1")))
 
     app.add_url_rule("/look", view_func=look)
     smart.boot(app)

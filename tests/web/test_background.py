@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,8 @@ from aurum_harmony.db_smart.errors import Interrupted
 from tests.harness.project import Project
 from tests.harness.servers import wait_until
 from tests.harness.serving import finished
-from tests.samples import V1
+from tests.samples import V1, WAITS
 
-#: A migration that waits until a file is there.
-SLOW = """
-@migration
-def slow(op):
-    import pathlib, time
-    op.create_table("items", Column("id", Integer, primary_key=True))
-    while not pathlib.Path({gate!r}).exists():
-        time.sleep(0.01)
-"""
 BROKEN = """
 @migration
 def broken(op):
@@ -49,11 +40,6 @@ def asked(client: FlaskClient) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
 def started(project: Project) -> tuple[Flask, DbSmart]:
     """The application, booted in the background."""
     app, smart = project.app(DB_SMART_BOOT="background")
@@ -62,10 +48,10 @@ def started(project: Project) -> tuple[Flask, DbSmart]:
 
 
 def test_requests_wait_until_it_is_done(project: Project, gate: Path) -> None:
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = started(project)
     client = app.test_client()
-    wait_until(lambda: asked(client)["migration"] == "slow")
+    wait_until(lambda: asked(client)["migration"] == "waits")
     ready = client.get(READY)
     assert ready.status_code == 503
     assert asked(client)["state"] == "migrating"
@@ -75,7 +61,7 @@ def test_requests_wait_until_it_is_done(project: Project, gate: Path) -> None:
     assert response.content_type == "application/problem+json"
     assert 1 <= int(response.headers["Retry-After"]) <= 30
     assert response.headers["Cache-Control"] == "no-store"
-    assert response.get_json()["migration"] == "slow"
+    assert response.get_json()["migration"] == "waits"
     assert response.get_json()["status"] == 503
     assert smart._state(app).seen.steps is None  # only pages show them, and ask more for them
     accept = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -83,7 +69,7 @@ def test_requests_wait_until_it_is_done(project: Project, gate: Path) -> None:
     page = client.get("/", headers=accept)
     assert page.status_code == 503
     assert page.mimetype == "text/html"
-    assert "slow" in page.text
+    assert "waits" in page.text
     assert 1 <= int(page.headers["Refresh"]) <= 3
     posted = client.post("/", headers={"Accept": "text/html"})
     assert "What you sent was not taken" in posted.text
@@ -95,13 +81,13 @@ def test_requests_wait_until_it_is_done(project: Project, gate: Path) -> None:
     ready = client.get(READY)
     assert (ready.status_code, asked(client)["state"]) == (200, "ready")
     assert smart._first_request not in app.before_request_funcs[None]
-    assert project.tables() >= {"items"}
+    assert project.tables() >= {"waited"}
     project.dispose(app)
 
 
 def test_a_warm_boot_starts_no_thread(project: Project, gate: Path) -> None:
     gate.touch()
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     project.boot()
     app, smart = project.app(DB_SMART_BOOT="background")
     assert smart.boot(app).decision == "skipped"
@@ -113,7 +99,7 @@ def test_a_warm_boot_starts_no_thread(project: Project, gate: Path) -> None:
 def test_a_database_that_the_flag_did_not_know_is_migrated_behind(project: Project, gate: Path) -> None:
     """The first request finds it, and does not wait either."""
     gate.touch()
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     project.boot()
     gate.unlink()
     project.query("UPDATE db_smart_state SET database_id = 'another', source = ''")
@@ -186,7 +172,7 @@ def test_a_probe_after_a_failure_does_not_try_again(sqlite_project: Project) -> 
 
 
 def test_exempt_views_answer(project: Project, gate: Path) -> None:
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = project.app(DB_SMART_BOOT="background")
     app.add_url_rule("/up", view_func=smart.exempt(lambda: "up"), endpoint="up")
     smart.boot(app)
@@ -199,20 +185,20 @@ def test_exempt_views_answer(project: Project, gate: Path) -> None:
 @pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
 def test_one_of_several_migrates(make_project: Make, new_url: NewUrl, dialect: str, gate: Path) -> None:
     project = make_project(new_url(dialect))
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     both = [started(project) for _ in range(2)]
-    wait_until(lambda: all(asked(app.test_client())["migration"] == "slow" for app, _ in both))
+    wait_until(lambda: all(asked(app.test_client())["migration"] == "waits" for app, _ in both))
     gate.touch()
     for app, smart in both:
         finished(app, smart)
         project.dispose(app)
-    assert project.history() == [("slow", "applied")]
+    assert project.history() == [("waits", "applied")]
 
 
 def test_a_database_in_memory_is_migrated_at_once(make_project: Make, gate: Path) -> None:
     gate.touch()
     project = make_project("sqlite://")
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = project.app(DB_SMART_BOOT="background")
     assert smart.boot(app).decision == "migrated"
     assert app.test_client().get("/").text == "served"
@@ -220,7 +206,7 @@ def test_a_database_in_memory_is_migrated_at_once(make_project: Make, gate: Path
 
 
 def test_our_routes_answer_before_the_hooks_of_the_application(project: Project, gate: Path) -> None:
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = project.app(DB_SMART_BOOT="background")
 
     @app.before_request
@@ -239,7 +225,7 @@ def test_our_routes_answer_before_the_hooks_of_the_application(project: Project,
 
 def test_the_prefix(project: Project, gate: Path) -> None:
     gate.touch()
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = project.app(DB_SMART_URL_PREFIX="/ops/db/")
     smart.boot(app)
     assert app.test_client().get("/ops/db/live").status_code == 200
@@ -259,7 +245,7 @@ def test_the_prefix(project: Project, gate: Path) -> None:
 def test_a_route_for_every_path_of_the_application(project: Project, gate: Path) -> None:
     """As pages of one file have it; ours go before it."""
     gate.touch()
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = project.app()
     app.add_url_rule("/<path:path>", "all", lambda path: f"all {path}")
     smart.boot(app)
@@ -273,49 +259,102 @@ def test_a_route_for_every_path_of_the_application(project: Project, gate: Path)
 
 def test_no_thread_of_ours_remains(project: Project, gate: Path) -> None:
     gate.touch()
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = started(project)
     finished(app, smart)
     wait_until(lambda: not any(one.name == "db-smart-boot" for one in threading.enumerate()))
     project.dispose(app)
 
 
-def test_what_the_probe_asks(project: Project, gate: Path) -> None:
-    """At most once a second while the process is not ready, however often it is asked; nothing once it is."""
-    project.write(SLOW.format(gate=str(gate)))
+@pytest.fixture
+def sent() -> Iterator[list[tuple[str, float, str]]]:
+    """What this process sends to databases: by which thread, when, and what."""
+    found: list[tuple[str, float, str]] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        found.append((threading.current_thread().name, time.monotonic(), statement))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield found
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def test_what_the_probe_asks(project: Project, gate: Path, sent: list[tuple[str, float, str]]) -> None:
+    """One query a second while the process is not ready, however often it is asked; nothing once it is."""
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = started(project)
     client = app.test_client()
-    wait_until(lambda: asked(client)["migration"] == "slow")
-    looks: list[float] = []
-    seen = smart._state(app).seen
-    before = seen._ask
-
-    def ask(*arguments: Any) -> None:
-        looks.append(time.monotonic())
-        before(*arguments)
-
-    seen._ask = ask
-    until = time.monotonic() + 2.5
-    count = 0
-    while time.monotonic() < until:
+    wait_until(lambda: asked(client)["migration"] == "waits")
+    began, count = time.monotonic(), 0
+    while time.monotonic() < began + 2.5:
         assert client.get(READY).status_code == client.get("/").status_code == 503
         count += 1
-    assert count > 2 * len(looks) > 0
+    ours = ("db-smart-boot", "db-smart-heartbeat", "db-smart-progress")
+    looks = [when for thread, when, _ in sent if thread not in ours and when > began]
+    assert count > 10
+    assert 1 < len(looks) <= 3
     # A thread may begin a little late.
     assert all(later - earlier > 0.8 for earlier, later in pairwise(looks))
     gate.touch()
     finished(app, smart)
-    statements: list[str] = []
+    sent.clear()
+    assert [client.get(READY).status_code for _ in range(5)] == [200] * 5
+    assert sent == []
+    project.dispose(app)
 
-    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
-        statements.append(statement)
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
-        assert [client.get(READY).status_code for _ in range(5)] == [200] * 5
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
-    assert statements == []
+BACKFILL = """
+@migration
+def items(op):
+    op.create_table("items", Column("id", Integer, primary_key=True), Column("n", Integer))
+    for number in range(1, 21):
+        op.execute(f"INSERT INTO items (id) VALUES ({{number}})")
+
+@migration
+def fill(op):
+    import pathlib
+    op.backfill("items", {{"n": 1}}, where="n IS NULL", pause=lambda: not pathlib.Path({gate!r}).exists())
+"""
+
+
+def test_what_the_probe_asks_during_a_backfill(
+    project: Project, gate: Path, sent: list[tuple[str, float, str]]
+) -> None:
+    """The holder of the lock and how far it is are one query."""
+    project.write(BACKFILL.format(gate=str(gate)))
+    app, smart = started(project)
+    client = app.test_client()
+    wait_until(lambda: asked(client)["progress"], seconds=20)
+    assert asked(client)["migration"] == "fill"
+    began = time.monotonic()
+    while time.monotonic() < began + 2.5:
+        assert client.get(READY).get_json()["progress"]["unit"] == "rows"
+    ours = ("db-smart-boot", "db-smart-heartbeat", "db-smart-progress")
+    assert 1 < len([when for thread, when, _ in sent if thread not in ours and when > began]) <= 3
+    gate.touch()
+    finished(app, smart)
+    project.dispose(app)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
+def test_what_the_probe_asks_of_several_databases(
+    make_project: Make, new_url: NewUrl, dialect: str, gate: Path, sent: list[tuple[str, float, str]]
+) -> None:
+    """Together one query a second, also where one of them has no history yet."""
+    binds = {"other": new_url(dialect), "third": new_url(dialect)}
+    project = make_project(new_url(dialect), {"SQLALCHEMY_BINDS": binds})
+    project.write(WAITS.format(gate=str(gate)))
+    app, smart = started(project)
+    client = app.test_client()
+    wait_until(lambda: asked(client)["migration"] == "waits")
+    began = time.monotonic()
+    while time.monotonic() < began + 6:
+        assert client.get(READY).status_code == 503
+    ours = ("db-smart-boot", "db-smart-heartbeat", "db-smart-progress")
+    looks = [statement for thread, when, statement in sent if thread not in ours and when > began]
+    assert 1 < len(looks) <= 6 + 5, looks
+    gate.touch()
+    finished(app, smart)
     project.dispose(app)
 
 
@@ -323,7 +362,7 @@ def test_a_run_is_interrupted_also_after_a_boot_in_the_background(sqlite_project
     """Whose handler of SIGTERM stays with the process."""
     project = sqlite_project
     gate.touch()
-    project.write(SLOW.format(gate=str(gate)))
+    project.write(WAITS.format(gate=str(gate)))
     app, smart = started(project)
     finished(app, smart)
     project.dispose(app)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, extension, settings
+from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, settings, threads
 from aurum_harmony.db_smart.boot import background
 from aurum_harmony.db_smart.boot.planner import Planner
 from aurum_harmony.db_smart.interrupt import GiveWay
@@ -22,9 +26,10 @@ from aurum_harmony.db_smart.store import history
 from aurum_harmony.db_smart.store.database import begin
 from aurum_harmony.db_smart.store.lock import lock_of
 from tests.harness.project import Project
-from tests.harness.servers import wait_until
+from tests.harness.servers import role, wait_until
 from tests.harness.snapshots import taken
 
+TOKEN = "correct horse battery staple"
 ITEMS = """
 @migration
 def items(op):
@@ -51,11 +56,6 @@ def after(op):
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
-
-
-@pytest.fixture
 def filled(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """With a table of fifty rows that lack a value; a backfill begins with batches of ten."""
     monkeypatch.setattr(backfill, "_FIRST", 10)
@@ -69,7 +69,7 @@ def filled(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the lock to others after each batch, and take it back at once."""
-    monkeypatch.setattr(extension, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(threads, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(background, "_AWAY", 0.0)
     monkeypatch.setattr(settings, "_IDLE_AWAY", 0.0)
 
@@ -87,7 +87,7 @@ def lacking(project: Project) -> int:
 @pytest.mark.parametrize("mode", ["migrate", "background"])
 def test_boot_and_requests_do_not_wait(filled: Project, gate: Path, mode: str) -> None:
     filled.write(ITEMS + FILL.format(gate=str(gate)) + AFTER)
-    app, smart = filled.app(DB_SMART_BOOT=mode)
+    app, smart = filled.app(DB_SMART_BOOT=mode, DB_SMART_TOKEN=TOKEN)
     report = smart.boot(app)
     client = app.test_client()
     if mode == "migrate":
@@ -101,10 +101,17 @@ def test_boot_and_requests_do_not_wait(filled: Project, gate: Path, mode: str) -
             smart.applied("full")
     pending = filled.run("status").output
     assert "Flag: not valid" in pending
-    assert "pending  fill" in pending
+    assert "pending  fill  new, in the background at boot" in pending
     assert "will not migrate" in pending
+    told = json.loads(filled.run("status", "--json").output)["databases"][0]["pending"]
+    assert told == [{"name": "fill", "reason": "new", "background": True}]
+    assert client.get("/_db-smart/ready").get_json()["background"] == ["fill"]
+    assert (
+        "new, in the background at boot" in client.get("/_db-smart/", headers={"Authorization": f"Bearer {TOKEN}"}).text
+    )
     gate.touch()
     ended(app, smart)
+    assert "background" not in client.get("/_db-smart/ready").get_json()
     with app.app_context():
         smart._state(app).applied.clear()  # what was asked within the last second
         assert smart.applied("fill")
@@ -112,6 +119,54 @@ def test_boot_and_requests_do_not_wait(filled: Project, gate: Path, mode: str) -
     assert filled.history()[1:] == [("after", "applied"), ("fill", "applied")]
     filled.dispose(app)
     assert filled.boot().decision == "skipped"
+
+
+def test_commands_while_it_is_left(filled: Project) -> None:
+    """Each does what it does with any other pending migration."""
+    filled.write(ITEMS + SHORT)
+    planned = json.loads(filled.run("migrate", "--dry-run", "--json").output)["pending"]
+    assert [(one["name"], one["background"]) for one in planned] == [("fill", True)]
+    assert "fill  new, in the background at boot  (default)" in filled.run("migrate", "--dry-run").output
+    assert "UPDATE" in filled.run("migrate", "--sql").output
+    assert "fill" not in filled.run("history").output
+    said = {
+        ("lint",): "1 migration looked at: 0 errors",
+        ("diff",): "counted as applied, because the next boot does so: fill.",
+        ("reset-flag",): "Removed the flag",
+        ("unlock", "--yes"): "there is no lock to free",
+        ("new", "nothing"): "Wrote an empty migration 'nothing'",
+    }
+    for command, words in said.items():
+        result = filled.run(*command)
+        assert (result.exit_code, words in result.output) == (0, True), result.output
+    filled.write(ITEMS + SHORT)  # without the new one
+    stamped = filled.run("stamp", "fill", "--yes")
+    assert stamped.exit_code == 0, stamped.output
+    assert lacking(filled) == 50  # as a person has said that it is done
+    assert filled.boot().decision == "verified"
+    assert filled.history()[1:] == [("fill", "applied")]
+
+
+def test_commands_while_it_runs(filled: Project, gate: Path) -> None:
+    """What would write waits for it, and then says who is in the way; it goes on meanwhile."""
+    filled.write(ITEMS + FILL.format(gate=str(gate)))
+    app, smart = filled.app()
+    smart.boot(app)
+    wait_until(lambda: "migrating now" in filled.run("status").output)
+    for command in (["stamp", "fill", "--yes"], ["migrate"], ["unlock", "--yes"]):
+        result = filled.run(*command, DB_SMART_LOCK_TIMEOUT=0)
+        assert result.exit_code != 0
+        assert "is being migrated by" in result.output
+    if filled.dialect == "sqlite":
+        result = filled.run("restore", "--yes", taken(filled)[-1].path.name, DB_SMART_LOCK_TIMEOUT=0)
+        assert result.exit_code != 0
+        assert "is being migrated by" in result.output
+    assert filled.run("reset-flag").exit_code == filled.run("history").exit_code == 0
+    gate.touch()
+    ended(app, smart)
+    filled.dispose(app)
+    assert filled.history()[1:] == [("fill", "applied")]
+    assert lacking(filled) == 0
 
 
 def test_it_gives_the_lock_to_others(filled: Project, gate: Path, quick: None) -> None:
@@ -126,8 +181,38 @@ def test_it_gives_the_lock_to_others(filled: Project, gate: Path, quick: None) -
     assert filled.history()[1:] == [("fill", "applied")]
 
 
+def test_how_long_it_took_is_the_whole(filled: Project, quick: None) -> None:
+    """Of all its parts, whoever ran them; not of the last one alone."""
+    source = (
+        ITEMS
+        + """
+@migration(background=True)
+def fill(op):
+    import time
+    op.backfill("items", {"n": 1}, where="n IS NULL", batch_seconds=0.0001, pause=lambda: time.sleep(0.2))
+"""
+    )
+    filled.write(source)
+    runs: list[float] = []
+    app, smart = filled.app()
+
+    def tell(_: Flask, **values: Any) -> None:
+        runs.append(values["duration"])
+
+    migration_applied.connect(tell, app)
+    began = time.perf_counter()
+    smart.boot(app)
+    ended(app, smart)
+    whole = time.perf_counter() - began
+    filled.dispose(app)
+    ((milliseconds,),) = filled.query("SELECT duration_ms FROM db_smart_history WHERE name = 'fill'")
+    # Five batches and more, each after a rest of 0.2 s.
+    assert 1 < milliseconds / 1000 < whole
+    assert runs == [pytest.approx(milliseconds / 1000, abs=0.001)]
+
+
 def test_a_later_release_does_not_wait_for_it(filled: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(threads, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(settings, "_IDLE_AWAY", 0.0)
     again, left = threading.Event(), threading.Event()
     real = time.sleep
@@ -302,7 +387,7 @@ def test_a_boot_does_not_fail_because_it_failed(filled: Project, monkeypatch: py
     app, smart = filled.app()
     with monkeypatch.context() as patch:
         patch.setattr(DatabaseRun, "_leave_failed", leave_failed)
-        patch.setattr(DbSmart, "_run_later", lambda *_: None)
+        patch.setattr(threads.Threads, "run_later", lambda *_: None)
         assert smart.boot(app).applied == ("after",)
     filled.dispose(app)
 
@@ -423,3 +508,76 @@ def test_applied_asks_once_a_second_over_all_threads(filled: Project, monkeypatc
         thread.join()
     filled.dispose(app)
     assert 1 <= len(asked) <= 2
+
+
+def test_applied_is_one_query_by_an_index(filled: Project) -> None:
+    """Also before boot, and on a history of an earlier release once something has been applied to it."""
+    filled.query("DROP INDEX ix_db_smart_history_name" + (" ON db_smart_history" if filled.dialect == "mysql" else ""))
+    filled.write(ITEMS + AFTER)
+    filled.boot()
+    engine = sa.create_engine(filled.url, poolclass=sa.pool.NullPool)
+    assert [one["name"] for one in sa.inspect(engine).get_indexes("db_smart_history")] == ["ix_db_smart_history_name"]
+    filled.write(ITEMS + AFTER + SHORT)
+    app, smart = filled.app()
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        with app.app_context():
+            assert smart.applied("after")
+            for _ in range(5):
+                assert not smart.applied("fill")
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    filled.dispose(app)
+    assert len(sent) == 2, sent
+    if filled.dialect == "sqlite":
+        plan = str(filled.query(f"EXPLAIN QUERY PLAN {sent[1]}".replace("?", "'x'")))
+        assert "USING INDEX ix_db_smart_history_name" in plan
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
+def test_applied_for_a_role_that_may_not_read(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], dialect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, and not each second."""
+    url = new_url(dialect)
+    project = make_project(url)
+    project.write(ITEMS)
+    project.boot()
+    with role(url) as weak:
+        app, smart = project.app(SQLALCHEMY_DATABASE_URI=weak, DB_SMART_BOOT="off")
+        with app.app_context():
+            for _ in range(4):
+                assert not smart.applied("items")
+                smart._state(app).applied.clear()  # a second has passed
+        project.dispose(app)
+    said = [one.getMessage() for one in caplog.records if "it is not known" in one.getMessage()]
+    assert len(said) == 1
+    assert "needs the right to read" in said[0] or "denied" in said[0]
+
+
+def test_two_names_of_one_database(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], url: URL
+) -> None:
+    """Each has its own, and both are applied once to what is one database."""
+    project = make_project(url, {"SQLALCHEMY_BINDS": {"again": url, "other": new_url("sqlite")}})
+    project.write(
+        ITEMS
+        + "@migration(background=True)\ndef one(op): op.execute('INSERT INTO items (id) VALUES (1)')\n"
+        + "@migration(background=True, database='again')\n"
+        + "def two(op): op.execute('INSERT INTO items (id) VALUES (2)')\n"
+        + "@migration(background=True, database='other')\ndef three(op): op.create_table('x', Column('id', Integer))\n"
+    )
+    app, smart = project.app()
+    smart.boot(app)
+    ended(app, smart)
+    with app.app_context():
+        assert all(smart.applied(name) for name in ("items", "one", "two", "three"))
+    project.dispose(app)
+    assert project.query("SELECT id FROM items ORDER BY id") == [(1,), (2,)]
+    assert sorted(project.history()) == [("items", "applied"), ("one", "applied"), ("two", "applied")]
+    assert project.boot().decision == "skipped"

@@ -27,11 +27,10 @@ from aurum_harmony.db_smart.store.tables import history
 from aurum_harmony.db_smart.web import overview
 from aurum_harmony.db_smart.web.answers import refused
 from aurum_harmony.db_smart.web.readiness import Readiness, Steps
-from aurum_harmony.db_smart.web.words import span
 from tests.harness.alembic_project import AlembicProject
 from tests.harness.project import Project
 from tests.harness.servers import wait_until
-from tests.samples import V1, V2
+from tests.samples import V1, V2, WAITS
 
 PAGE, RUN = "/_db-smart/", "/_db-smart/run"
 HTML = {"Accept": "text/html"}
@@ -51,14 +50,6 @@ def counted(op):
         file.write("x")
     time.sleep(0.3)
     op.create_table("items", Column("id", Integer, primary_key=True))
-"""
-#: A migration that waits until a file is there.
-SLOW = """
-@migration
-def slow(op):
-    import pathlib, time
-    while not pathlib.Path({gate!r}).exists():
-        time.sleep(0.01)
 """
 Make = Callable[..., Project]
 NewUrl = Callable[[str], URL]
@@ -165,13 +156,12 @@ def test_ten_thousand_runs(project: Project, monkeypatch: pytest.MonkeyPatch) ->
     assert "Older runs" not in last
 
 
-def test_a_run_that_is_under_way(project: Project, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    project.write(V1 + SLOW.format(gate=str(gate)))
+def test_a_run_that_is_under_way(project: Project, gate: Path) -> None:
+    project.write(V1 + WAITS.format(gate=str(gate)))
     with debugged(project, DB_SMART_BOOT="background") as (app, smart):
         client = app.test_client()
         try:
-            wait_until(lambda: "Migrating now</strong>: slow" in client.get(PAGE).text)
+            wait_until(lambda: "Migrating now</strong>: waits" in client.get(PAGE).text)
             response = client.get(PAGE)
             assert response.headers["Refresh"] == "5"
             assert f":{os.getpid()}, since" in response.text
@@ -201,24 +191,6 @@ def test_what_is_said_of_a_backfill(sqlite_project: Project) -> None:
     assert "2 before these" in text
     assert "done_1<" not in text
     assert "<b>" not in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.0123, "12.3 ms"),
-        (1, "1.0 s"),
-        (9.96, "10.0 s"),
-        (59, "59 s"),
-        (59.9, "1 min"),
-        (3599, "1 h"),
-        (3660, "1 h 1 min"),
-        (3600 * 47, "47 h"),
-        (3600 * 72, "3 days"),
-    ],
-)
-def test_spans(seconds: float, said: str) -> None:
-    assert span(seconds) == said
 
 
 def test_a_silent_server_does_not_stop_the_page(make_project: Make, new_url: NewUrl) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
     from .background import Background
+    from .branch import Branches
     from .question import Question
 
 #: After how long a request that is refused may be tried again, seconds.
@@ -62,11 +63,15 @@ class AppState:
         #: What runs migrations with ``background=True`` in a thread while requests are served; ``None`` where none is
         #: left.
         self.later: Background | None = None
+        #: The names of those.
+        self.left: list[str] = []
         #: Held while migrations run: two threads must not change what ``db.engine`` is at the same time.
         self.running = threading.Lock()
         #: Name of a migration -> whether it was applied, and until when that need not be asked again, seconds of the
         #: monotonic clock.
         self.applied: dict[str, tuple[bool, float]] = {}
+        #: Name of a migration -> why that is not known, as it was logged.
+        self.unknown: dict[str, str] = {}
         #: Whom that is asked; and held by the thread that looks whether to ask.
         self.asked: Planner | None = None
         self.asking = threading.Lock()
@@ -74,6 +79,10 @@ class AppState:
         self.seen: Any = None
         #: What the metrics remember likewise.
         self.metrics: Any = None
+        #: The databases of the Git branches, see :mod:`.boot.branch`; and whether this process was led to those of its
+        #: own, ``None`` where that was not decided yet.
+        self.branches: Branches | None = None
+        self.on_branch: bool | None = None
         #: What the last boot of this process decided.
         self.report: Any = None
         #: The last question of a first request that had no answer in time, and when it was asked.

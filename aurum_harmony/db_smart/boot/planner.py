@@ -307,7 +307,7 @@ class Planner:
         :raises ConfigError: there is no such migration.
         :raises DatabaseUnreachable: its database cannot be asked.
         """
-        from ..store.history import find_state, reading, was_applied
+        from ..store.history import reading, was_applied
 
         found = next((one for one in self.migrations if one.name == name), None)
         if found is None:
@@ -321,10 +321,7 @@ class Planner:
         if not database.exists:
             return False
         with database.connect() as connection, reading(database):
-            state = find_state(connection, self.versions)
-            if state is None:
-                return False
-            return was_applied(connection, name, None if found.options.once else found.checksum, state.place)
+            return was_applied(connection, name, None if found.options.once else found.checksum)
 
     def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
         """As :meth:`ask`, on an open connection."""

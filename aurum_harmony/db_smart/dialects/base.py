@@ -39,7 +39,8 @@ def facts_of(dialect: str) -> Facts:
 #: there is no such table or column. *old rows*: existing rows are in the way of a schema change.
 #: *done*: a schema change finds that it was made before, and the catalog of :meth:`Facts.image` does not show that.
 #: *begun*: what a statement would make is there, or what it needs is not, as after a part of a migration.
-Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun"]
+#: *referred*: a foreign key needs a column as it is.
+Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun", "referred"]
 
 
 class Facts:
@@ -53,6 +54,8 @@ class Facts:
 
     #: Whether a server has it: it is reached over a connection, and holds a lease. Else it is one file.
     server = True
+    #: Whether ``CREATE DATABASE … TEMPLATE`` copies a database.
+    template_databases = False
     #: The clock, in microseconds since 1970, whatever the session's time zone; ``None`` where there is no expression.
     clock: str | None = None
     #: Whether a search path decides in which schema a table is found.
@@ -268,6 +271,18 @@ class Facts:
     def rows(self, connection: sa.Connection, table: str, schema: str | None) -> float:
         """How many rows a table has that is not empty, as the database's own statistics have it, or counted."""
         return float(connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table, schema=schema))) or 0)
+
+    def along(
+        self, connection: sa.Connection, kind: str, schema: str | None, name: str, *, cascades: bool
+    ) -> Sequence[tuple[str | None, str, str | None]]:
+        """What goes along with what is dropped or emptied: the schema of a table, its name, and the column.
+
+        The schema is ``None`` where the table is found without it; the column, where it is the whole table.
+
+        :param kind: such as ``table``, ``type`` or ``extension``; ``rows`` for those of a table.
+        :param cascades: whether rows of tables that refer to it go too.
+        """
+        return ()
 
     def code(self, error: BaseException) -> object:
         """By what the database names an error, from any of its drivers; ``None`` for an error that is not its own."""

@@ -188,6 +188,12 @@ class SchemaEditor:
         """The columns whose foreign keys lead to a column: schema, table and name; ``None`` to ask the inspector."""
         return None
 
+    def refuse_name(self, constraint: sa.Constraint) -> None:
+        """Refuse a key whose name is that of something else.
+
+        :raises DbSmartError: it is.
+        """
+
     def refuse_widening(self, columns: Sequence[tuple[str | None, str, str]], what: str) -> None:
         """Refuse to give columns another type because of others that stay as they are.
 
@@ -308,6 +314,10 @@ class SchemaEditor:
     def drop_declared(self, one: DropDeclared) -> None:
         """Drop a view, a function or a trigger."""
         self.transaction.send(one)
+
+    def standing_on(self, view: str, schema: str | None) -> list[str]:
+        """The views that would be broken without a view, where the database would drop it nevertheless."""
+        return []
 
     def replacing(self, one: CreateDeclared) -> CreateDeclared:
         """The same, where the database puts it in the place of the one that is there."""

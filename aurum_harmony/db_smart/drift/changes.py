@@ -630,8 +630,14 @@ class Changes:
         if isinstance(item, sa.ForeignKeyConstraint):
             yield Change(ops.CreateForeignKeyOp.from_constraint(self._named(item, table)))
             return
-        # A unique column may be one without a constraint in the models: its index.
-        names = [column.name for column in (item or table).columns if self._facts.normalize_name(column.name) in wanted]
+        normalize_name = self._facts.normalize_name
+        index = next((index for index in table.indexes if index.unique and index.name == one.name), None)
+        if item is None and index is not None:  # MariaDB makes no difference between the two
+            yield Change(self._create_index(index))
+            return
+        # A unique column may be one without a constraint in the models.
+        names = [column.name for column in (item or table).columns if normalize_name(column.name) in wanted]
+        names.sort(key=lambda name: wanted.index(normalize_name(name)))
         options: dict[str, Any] = {} if item is None else dict(item.dialect_kwargs)
         if item is not None:
             more = {"deferrable": item.deferrable, "initially": item.initially}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -136,17 +136,24 @@ def _same_place(part: Part, other: Part) -> bool:
 def _unmatched(mine: Iterable[Part], theirs: Iterable[Part]) -> tuple[list[Part], list[Part]]:
     """What is left when everything is taken away that does the same, whatever it is called.
 
-    But what has the name of an index of the models has to make way for it. A constraint's name may be the server's own.
+    But what has the name of an index of the models has to make way for it, and so has an index that has the name of a
+    unique constraint. A constraint's name may be the server's own.
     """
     left, right = list(mine), list(theirs)
     for named in (True, False):
-        names = {part.name for part in left if part.kind == "index" and not part.implied}
+        names = {(part.kind, part.name) for part in left if not part.implied}
         for part in list(left):
             other = next(
                 (
                     one
                     for one in right
-                    if one.content == part.content and (one.name == part.name if named else one.name not in names)
+                    if one.content == part.content
+                    and (
+                        one.name == part.name
+                        if named
+                        else ("index", one.name) not in names
+                        and (one.kind != "index" or ("unique", one.name) not in names)
+                    )
                 ),
                 None,
             )
@@ -159,6 +166,8 @@ def _unmatched(mine: Iterable[Part], theirs: Iterable[Part]) -> tuple[list[Part]
 def _parts(table: TableDescription, mine: Part | None, theirs: Part | None) -> Iterator[Difference]:
     one = mine or theirs
     assert one is not None
+    if mine is not None and theirs is not None and theirs.holds == mine.facets.get("type") is not None:
+        mine = replace(mine, facets={**mine.facets, "type": theirs.facets["type"]})
     if mine is None or theirs is None or mine.facets != theirs.facets:
         there = None if theirs is None else theirs.name
         yield Difference(one.kind, table.schema, table.name, one.name, _facets(mine), _facets(theirs), name_there=there)

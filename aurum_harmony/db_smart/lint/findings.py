@@ -21,6 +21,7 @@ class Finding:
     :ivar line: in that file.
     :ivar statement: the SQL.
     :ivar instead: a migration to write instead.
+    :ivar fix: what to do, where the words of the rule do not fit.
     :ivar allowed: why it is allowed; ``None`` where it is not.
     :ivar where: of what is wrong with a table itself, whose it is: ``the models`` or ``the database``.
     """
@@ -33,6 +34,7 @@ class Finding:
     line: int | None = None
     statement: str | None = None
     instead: str = ""
+    fix: str = ""
     allowed: str | None = None
     where: str | None = None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from ..schema.rules import (
     DROP_TABLE,
     DROP_TAKES,
     MANY_ROWS,
+    NOT_NULL,
     PRIMARY_KEY,
     RENAME_COLUMN,
     RENAME_TABLE,
@@ -37,7 +39,8 @@ from ..schema.rules import (
     Rule,
 )
 from ..session.controls import split
-from ..store.database import Database
+from ..store.database import Database, impatient
+from ..store.lock import lock_of
 from ..store.tables import TABLE_NAMES
 from . import source, tables
 from .findings import Finding, Linted, Taken, short_path, shown_path
@@ -75,6 +78,33 @@ _CHANGED: Mapping[str, Rule] = {
     "rename table": RENAME_TABLE,
     "drop constraint": DROP_CONSTRAINT,
 }
+#: How a migration says that something may be so.
+_OPTION = re.compile(r"@migration\(.*\)")
+#: What to do instead of SQL that blocks: on which databases, of which statement.
+_WAYS = [
+    (
+        names,
+        re.compile(does, re.IGNORECASE | re.DOTALL),
+        f"Use op.{way} in a migration of db-smart: the table stays usable.",
+    )
+    for names, does, way in (
+        (("postgresql",), r"\ACREATE\s+(?:UNIQUE\s+)?INDEX\b", "create_index()"),
+        (("postgresql",), r"\bADD\b.*\bPRIMARY\s+KEY\b", "create_primary_key()"),
+        (("postgresql", "mysql"), r"\bADD\b.*\bFOREIGN\s+KEY\b", "create_foreign_key()"),
+        (("postgresql",), r"\bADD\b.*\bUNIQUE\b", "create_unique_constraint()"),
+        (("postgresql",), r"\bADD\s+(?:CONSTRAINT\s+\S+\s+)?CHECK\b", "create_check_constraint()"),
+        (("postgresql",), r"\bSET\s+NOT\s+NULL\b", "alter_column(nullable=False)"),
+    )
+] + [
+    (
+        ("postgresql", "mysql"),
+        re.compile(r"\bTYPE\b|\bMODIFY\b|\bCHANGE\b", re.IGNORECASE),
+        "Add a column of the new type, write both, op.backfill() it, and change over to it.",
+    )
+]
+_WAY = "Do it while nobody uses the table."
+#: What gives a new column a value.
+_VALUE = re.compile(r"\b(?:DEFAULT|GENERATED|AS|AUTO_INCREMENT|IDENTITY|\w*SERIAL\d?)\b", re.IGNORECASE)
 _WORK = {"scan": "reads every row", "build": "builds an index", "rewrite": "writes the table again"}
 
 
@@ -135,6 +165,7 @@ class Lint:
                     linted.traced = trace(self._database, previews, linted.notes)
                 except DbSmartError as error:
                     linted.notes.append(f"Nothing is traced: {one_line(error.message)}")
+            self._note_holder()
         linted.migrations = [one.name for one in wanted]
         for migration in wanted:
             sql = migration.name not in known
@@ -144,7 +175,16 @@ class Lint:
         shapes = self._placed(tables.of_models(self._metadata))
         for found in tables.found(shapes, "the models", indexes_keys=self._indexes_keys):
             self._add(found)
+        order = {name: number for number, name in enumerate(linted.migrations)}
+        linted.findings.sort(key=lambda one: (order.get(one.migration or "", len(order)), one.line or 0))
         return linted
+
+    def _note_holder(self) -> None:
+        """Say that another process migrates the database meanwhile."""
+        holder = lock_of(self._database, self._planner.settings.lock).holder()
+        if holder is not None:
+            at = f", at {holder.migration!r}" if holder.migration else ""
+            self._linted.notes.append(f"{holder.name} migrates this database now{at}. Ask again when it is done.")
 
     def _previews(self) -> list[Preview]:
         plan = self._planner.ask(self._database)
@@ -184,15 +224,27 @@ class Lint:
             for preview in previews:
                 self._look(preview, None)
             return
-        with self._database.connect() as connection:
+        with self._database.connect() as connection, impatient(connection):
             for preview in previews:
-                self._look(preview, connection)
-            shapes = list(self._placed(tables.of_database(connection, self._left_out)))
-            for found in [
-                *tables.found(shapes, "the database", indexes_keys=self._indexes_keys),
-                *tables.short_keys(connection, shapes),
-            ]:
-                self._add(found)
+                with self._noting(preview.name, connection):
+                    self._look(preview, connection)
+            with self._noting("tables", connection):
+                shapes = list(self._placed(tables.of_database(connection, self._left_out)))
+                for found in tables.found(shapes, "the database", indexes_keys=self._indexes_keys):
+                    self._add(found)
+                for found in tables.short_keys(connection, shapes):
+                    self._add(found)
+
+    @contextmanager
+    def _noting(self, what: str, connection: sa.Connection) -> Iterator[None]:
+        """Note where the database does not answer, as when another session has locked a table."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", sa.exc.SAWarning)  # of types that SQLAlchemy does not know
+                yield
+        except sa.exc.DBAPIError as error:
+            self._linted.notes.append(f"{what}: not all is looked at: {one_line(self._database.cause(error))}")
+            connection.rollback()
 
     def _look(self, preview: Preview, connection: sa.Connection | None) -> None:
         """What one migration would do."""
@@ -201,7 +253,17 @@ class Lint:
             return
         allowed = source.allowed(migration)
 
-        def add(rule: Rule, message: str, line: int | None, statement: str = "", level: Level | None = None) -> None:
+        def add(
+            rule: Rule,
+            message: str,
+            line: int | None,
+            statement: str = "",
+            level: Level | None = None,
+            fix: str = "",
+        ) -> None:
+            if migration.revision:  # which says so in a comment
+                how = f"# db-smart: allow {rule.id} because …"
+                fix = _OPTION.sub(how, fix or f"{rule.why} {rule.fix}")
             self._add(
                 Finding(
                     rule,
@@ -211,6 +273,7 @@ class Lint:
                     shown_path(migration),
                     line,
                     shown(statement) or None,
+                    fix=fix,
                     allowed=allowed.get(rule.id),
                 )
             )
@@ -312,6 +375,9 @@ class Lint:
                 self._along(connection, *parts(loss.place)[1:], parts(loss.name)[1], line, text, add)
         for change in changes_of(text, self._facts).seen:
             rule_of = _CHANGED.get(change.kind)
+            if change.kind == "make column" and self._size(connection, change.table) and _lacks_value(change.form):
+                level: Level = "warning" if self._facts.name == "mysql" else "error"  # which takes 0 or ''
+                add(NOT_NULL, f"{change.table}.{change.name} has no value for existing rows.", line, text, level)
             if rule_of is not None and self._size(connection, change.table):
                 add(rule_of, f"It does that by SQL: {rule_of.summary}.", line, text, "warning")
         if _RENAME.match(text):
@@ -366,8 +432,12 @@ class Lint:
             f"The lock {lock.name} of {lock.table} keeps {lock.blocks} waiting for {duration(seconds)}: the database "
             f"{_WORK[lock.work]}, about {counted_text(rows)}."
         )
-        # An operation has been asked for this form, with online=False.
-        add(rule, message, line, text, "error" if raw else "warning")
+        if not raw:  # an operation has been asked for this form, with online=False
+            add(rule, message, line, text, "warning")
+            return
+        way = next((way for names, does, way in _WAYS if self._facts.name in names and does.search(text)), _WAY)
+        stand = "Or, if the application may stand still for that time, say so"
+        add(rule, message, line, text, "error", f"{way} {stand}: @migration(allow={{'{rule.id}': 'because …'}}).")
 
     def _along(
         self,
@@ -431,6 +501,14 @@ class Lint:
         finally:
             cursor.close()
             connection.rollback()
+
+
+def _lacks_value(column: str) -> bool:
+    """Whether a new column is NOT NULL and has no value for existing rows, by its definition."""
+    return (
+        re.search(r"\bNOT\s+NULL\b|\bPRIMARY\s+KEY\b", column, re.IGNORECASE) is not None
+        and _VALUE.search(column) is None
+    )
 
 
 def model_names(metadatas: Collection[sa.MetaData], registry: Any) -> Iterator[tuple[Any, str]]:

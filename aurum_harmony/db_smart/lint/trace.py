@@ -25,19 +25,22 @@ from ..schema.guard import shown
 from ..schema.scratch import Scratch
 from ..session.controls import controls_transaction
 from ..store.database import Database
+from ..store.tables import TABLE_NAMES
 from .findings import Traced
 from .locks import locks_of
 
-#: What the session has locked in the scratch schemas, from the strongest lock on.
+#: What the session has locked.
 _LOCKS = sa.text(
-    "SELECT c.relname, l.mode FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation "
-    "WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND c.relkind IN ('r', 'p') "
-    "AND c.relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN :schemas) ORDER BY c.relname, l.mode"
-).bindparams(sa.bindparam("schemas", expanding=True))
+    "SELECT relation, mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' ORDER BY relation, mode"
+)
 _FILES = sa.text(
-    "SELECT c.relname, pg_relation_filenode(c.oid) FROM pg_class AS c WHERE c.relkind = 'r' "
-    "AND c.relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN :schemas)"
+    "SELECT c.oid, c.relname, pg_relation_filenode(c.oid) AS file FROM pg_class AS c WHERE c.relkind IN ('r', 'p') "
+    "AND c.relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN :schemas) ORDER BY c.relname"
 ).bindparams(sa.bindparam("schemas", expanding=True))
+#: What is tried in a transaction, and takes a stronger lock there.
+_CONCURRENTLY = re.compile(
+    r"\s*(?:CREATE\s+(?:UNIQUE\s+)?INDEX|DROP\s+INDEX|REINDEX\s.*?(?:INDEX|TABLE))\s+CONCURRENTLY\b", re.IGNORECASE
+)
 #: From the weakest on.
 _MODES = [
     f"{mode}Lock"
@@ -63,12 +66,21 @@ def trace(database: Database, previews: Sequence[Preview], notes: list[str]) -> 
     :param notes: takes what could not be found out.
     :raises DbSmartError: there can be no scratch copy.
     """
+    try:
+        return _trace(database, previews, notes)
+    except (sa.exc.DBAPIError, sqlite3.Error, OSError) as error:
+        raise DbSmartError(database.cause(error)) from error
+
+
+def _trace(database: Database, previews: Sequence[Preview], notes: list[str]) -> list[Traced]:
     found: list[Traced] = []
     with _OPEN.get(database.facts.name, _sqlite)(database) as apply:
         for preview in previews:
             for statement in preview.script:
                 text = statement.strip().removesuffix(";")
                 if (text.startswith("--") and "\n" not in text) or controls_transaction(text, database.facts.name):
+                    continue
+                if any(name in text for name in TABLE_NAMES):  # what a run records
                     continue
                 if database.facts.server and any(lock.work == "rows" for lock in locks_of(text, database.facts)):
                     continue  # which a scratch place without rows does not try
@@ -132,17 +144,20 @@ def _traced(scratch: Any, statement: str, one: Traced) -> None:
     connection, names = scratch.connection, {"schemas": scratch.names}
     try:
         scratch.enter()
-        before = {row.relname: row[1] for row in connection.execute(_FILES, names)}
+        before = {row.oid: row for row in connection.execute(_FILES, names)}
         started = time.perf_counter()
         scratch.run(statement)
         one.seconds = time.perf_counter() - started
-        for name, mode in connection.execute(_LOCKS, names).all():
-            if mode != "AccessShareLock" and name in before:
-                strongest = max(mode, one.locks.get(name, mode), key=_MODES.index)
-                one.locks[name] = strongest
-        one.locks = {name: _mode(mode) for name, mode in one.locks.items()}
-        after = {row.relname: row[1] for row in connection.execute(_FILES, names)}
-        one.rewritten = sorted(name for name, file in after.items() if before.get(name, file) != file)
+        taken: dict[str, str] = {}
+        for number, mode in connection.execute(_LOCKS).all():
+            if mode != "AccessShareLock" and number in before:
+                name = before[number].relname
+                taken[name] = max(mode, taken.get(name, mode), key=_MODES.index)
+        alone = _CONCURRENTLY.match(statement) is not None
+        one.locks = {name: "SHARE UPDATE EXCLUSIVE" if alone else _mode(mode) for name, mode in taken.items()}
+        for row in connection.execute(_FILES, names).all():
+            if row.oid in before and before[row.oid].file != row.file:
+                one.rewritten.append(before[row.oid].relname)
         connection.commit()
     except BaseException:
         with suppress(sa.exc.DBAPIError):

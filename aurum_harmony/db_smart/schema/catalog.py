@@ -115,6 +115,7 @@ _POSTGRESQL_DECLARED = {
         f"AND tgrelid = to_regclass({TABLE_NAME.replace(':table', ':of')})"
     ),
 }
+_POSTGRESQL_MATERIALIZED = sa.text(_POSTGRESQL_DECLARED["view"].text.replace("'v'", "'m'"))
 _MARIADB_DECLARED = {
     "view": sa.text(
         "SELECT count(*) FROM information_schema.VIEWS WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) "
@@ -303,6 +304,12 @@ class Catalog:
         queries = _POSTGRESQL_DECLARED if self._dialect == "postgresql" else _MARIADB_DECLARED
         names = {"name": name, "schema": schema, **({"of": of} if ":of" in queries[kind].text else {})}
         return bool(self._connection.scalar(queries[kind], names))
+
+    def has_materialized(self, name: str, schema: str | None) -> bool:
+        """Whether there is such a view with rows of its own."""
+        if self._dialect != "postgresql":
+            return False
+        return bool(self._connection.scalar(_POSTGRESQL_MATERIALIZED, {"name": name, "schema": schema}))
 
     def comment(self, table: str, schema: str | None) -> str | None:
         """The comment of a table."""

@@ -27,12 +27,14 @@ class Part:
     :ivar facets: all that counts of it but its name, in words that people read: ``{"type": "VARCHAR(20)", "nullable":
         True, "default": None}``. Both sides of a comparison have the same words for a part of one kind.
     :ivar implied: whether the server has made it for another part, so that it is no difference by itself.
+    :ivar holds: of a column, another type of which it has every value already; the models may have that one.
     """
 
     kind: PartKind
     name: str | None
     facets: Mapping[str, Any]
     implied: bool = False
+    holds: str | None = None
 
     @property
     def content(self) -> tuple[object, ...]:

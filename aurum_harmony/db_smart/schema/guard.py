@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ..session.controls import controls_transaction, split
 from .catalog import Catalog
 from .effects import changes_of
 from .instead import backfill, batches
-from .raw_sql import Loss, RowChange, changes_rows, losses, parts, row_change, within
+from .raw_sql import Loss, RowChange, changes_rows, losses, parts, place_of, row_change, within
 from .rules import CONTROL, DESTROYS, MANY_ROWS, RULES, Refused, Rule
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _logger = logger_of(__name__)
 
 #: What all that is refused has one of; most statements have none, and are not looked at any further.
 _WORDS = re.compile(
-    r"\b(?:UPDATE|DELETE|DROP|TRUNCATE|REPLACE|COMMIT|ROLLBACK|BEGIN|START|END|ABORT|TABLE|PREPARE|AUTOCOMMIT)\b",
+    r"\b(?:UPDATE|DELETE|DROP|TRUNCATE|DISCARD|REPLACE|COMMIT|ROLLBACK|BEGIN|START|END|ABORT|TABLE|PREPARE|AUTOCOMMIT)\b",
     re.IGNORECASE,
 )
 #: How many times more rows there may be than a database estimates, so that they are to be counted: of a condition of
@@ -76,7 +76,7 @@ class Guard:
             raise Refused(CONTROL, shown(statement))
         statements = self._parts(statement)
         for one in statements:
-            lost = [] if self._options.destructive else [loss for loss in losses(one, self._facts) if self._loses(loss)]
+            lost = [] if self._options.destructive else [*self._lost(one)]
             if lost:
                 said = [f"{loss.kind} {'.'.join(filter(None, (loss.place, loss.name)))}" for loss in lost]
                 self._refuse(DESTROYS, one, f"It would destroy: {', '.join(said)}. ")
@@ -121,13 +121,36 @@ class Guard:
         except (sa.exc.DBAPIError, sa.exc.NoSuchTableError):
             return False  # the statement itself will say what is wrong
 
+    def _lost(self, statement: str) -> Iterator[Loss]:
+        """What a statement destroys of what is there, with all that goes along."""
+        for loss in losses(statement, self._facts):
+            schema, name = parts(loss.place)
+            with suppress(sa.exc.DBAPIError):  # the statement itself will say what is wrong
+                if self._loses(loss):
+                    yield loss
+                    continue
+                for place, column in self._along(loss, schema, name):
+                    kind = "rows" if loss.kind == "rows" else "column" if column else "table"
+                    one = Loss(kind, place, place_of(None, column or ""))
+                    if self._loses(one):
+                        yield one
+
     def _loses(self, loss: Loss) -> bool:
-        if loss.kind in ("database", "schema"):
+        if loss.kind in ("database", "all objects of", "attribute"):
             return True
+        if loss.kind not in ("table", "column", "partition", "rows", "former rows"):
+            return self._facts.name != "postgresql"
         if self._unused(loss.place) or not self._there(loss.place, loss.name if loss.kind == "column" else ""):
             return False
         schema, table = parts(loss.place)
         return loss.kind != "rows" or not self._catalog.empty(table, schema)
+
+    def _along(self, loss: Loss, schema: str | None, name: str) -> Iterator[tuple[str, str | None]]:
+        """The tables, or columns of tables, that something takes along."""
+        for place, table, column in self._facts.along(
+            self._transaction.connection, loss.kind, schema, name, cascades=loss.cascades
+        ):
+            yield place_of(place, table), column
 
     def _check_rows(self, statement: str, parameters: Any) -> None:
         """Refuse a statement that would change more rows than one may.
@@ -166,7 +189,7 @@ class Guard:
         try:
             if catalog.stored(table, schema) is None:
                 return None  # the run makes it
-            rows = catalog.rows(table, schema)
+            rows = catalog.rows(table, schema, None if change.alias is None else parts(change.alias)[1])
             if rows is None:
                 return None
             query = sa.select(sa.literal(1)).select_from(rows)
@@ -206,6 +229,8 @@ class Guard:
         """A migration that does it in batches."""
         schema, table = parts(change.table)
         name = self._transaction.journal.migration
+        if change.alias is not None or (change.verb == "UPDATE" and not change.alone):
+            return ""  # whose SQL would not do in a backfill
         if change.verb == "UPDATE":
             return backfill(name, table, schema, change.assignments, change.condition)
         key = ["id"]

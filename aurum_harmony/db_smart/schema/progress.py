@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -90,7 +92,16 @@ def read_progress(connection: sa.Connection, place: str | None = None, *, runnin
     except sa.exc.DBAPIError:  # no such table, one of an earlier release, or no right to read it
         connection.rollback()
         return None
-    for migration, done, text in rows:
+    return unfinished(rows, running=running)
+
+
+def unfinished(backfills: Iterable[Sequence[Any]], *, running: bool) -> Progress | None:
+    """The one of several backfills that is not finished; ``None`` where all are.
+
+    :param backfills: of each the migration, the rows, and the JSON of the rest.
+    :param running: whether somebody is at it.
+    """
+    for migration, done, text in backfills:
         detail = json_values.loads(text)
         if not detail["finished"]:
             return Progress(migration, done, detail["total"], detail["rate"] if running else 0.0)

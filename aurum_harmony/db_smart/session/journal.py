@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -84,6 +85,9 @@ class Journal:
         if begun:
             rows = connection.execute(sa.select(progress).where(progress.c.migration == migration))
             self._done = _joined({row.step: Done(row.row_count, row.last_row_id, row.detail) for row in rows})
+        #: How long the parts before this one took, which ended in a backfill, and since when this one runs, seconds.
+        self._before = max((done.lastrowid for done in self.steps("backfill:")), default=0) / 1000
+        self._since = time.perf_counter()
         #: True while what is sent is no step: the record of one, or a batch, which has a cursor instead.
         self.paused = False
         #: Looks at each statement of the migration's own SQL; ``None`` where nobody does.
@@ -175,19 +179,27 @@ class Journal:
         """The steps of an earlier run whose keys begin with something."""
         return [done for step, done in self._done.items() if step.startswith(prefix)]
 
+    @property
+    def seconds(self) -> float:
+        """How long the migration has run, with the parts of it that ended in a backfill, also in other processes."""
+        return self._before + time.perf_counter() - self._since
+
     def done(self, step: str) -> Done | None:
         """What a step said when an earlier run did it."""
         return self._done.get(step)
 
     def save(self, step: str, row_count: int, detail: str) -> None:
-        """Write down how far a step is that takes many transactions, in the one that is open."""
-        values = {"row_count": row_count, "detail": detail}
+        """Write down how far a backfill is, in the transaction that is open.
+
+        It inserts no row of which an id would be kept: so there stands how long the migration has run, milliseconds.
+        """
+        values = {"row_count": row_count, "last_row_id": round(self.seconds * 1000), "detail": detail}
         with self.pause():
             if step in self._done:
                 mine = sa.and_(progress.c.migration == self.migration, progress.c.step == step)
                 self._connection.execute(progress.update().where(mine).values(values))
             else:
-                row = {"migration": self.migration, "step": step, "last_row_id": 0, **values}
+                row = {"migration": self.migration, "step": step, **values}
                 self._connection.execute(progress.insert(), row)
         self._done[step] = Done(row_count, 0, detail)
         self._begun = True

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 100
 #: How long to come back to a server that has no connection left, seconds.
 _FULL_SECONDS = 60.0
+#: How long a question that only foretells something waits for what another session has locked, seconds.
+_PATIENCE_SECONDS = 2.0
 #: Where systems list what a process has open.
 _DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
 #: SQLite files that stay open for their header, by device and inode; see :func:`_read_kept`.
@@ -356,6 +358,27 @@ def begin(connection: sa.Connection) -> None:
     would make every longer migration fail as it confirms the lease.
     """
     _facts_of(connection.dialect.name).begin(connection)
+
+
+@contextmanager
+def impatient(connection: sa.Connection) -> Iterator[None]:
+    """Let no question of a connection wait long for what another session has locked."""
+    facts = _facts_of(connection.dialect.name)
+    wait = facts.set_batch_timeout(_PATIENCE_SECONDS) or facts.set_lock_timeout(_PATIENCE_SECONDS)
+    if wait is None:
+        yield
+        return
+
+    def begun(_: sa.Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        with closing(driver.cursor()) as cursor:
+            cursor.execute(wait)
+
+    sa.event.listen(connection, "begin", begun)
+    try:
+        yield
+    finally:
+        sa.event.remove(connection, "begin", begun)
 
 
 def commit(connection: sa.Connection) -> None:

@@ -14,7 +14,7 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -154,6 +154,7 @@ class State:
     :ivar heads: what Alembic's version table has, sorted; ``None`` where it was not asked, or where there is none.
     :ivar learned: what an earlier run has learned of ``env.py``; ``None`` where that was nothing.
     :ivar models: hash of the models of which the database was found to have all; ``None`` where it had not.
+    :ivar backfills: how far those are that were asked for: migration, rows, and the JSON of the rest.
     """
 
     database_id: str
@@ -166,6 +167,7 @@ class State:
     heads: tuple[str, ...] | None = None
     learned: Learned | None = None
     models: str | None = None
+    backfills: tuple[tuple[str, int, str], ...] = ()
 
     @property
     def stamp(self) -> str:
@@ -228,12 +230,15 @@ def read_heads(connection: sa.Connection, versions: VersionTable) -> tuple[str, 
     return tuple(sorted(connection.scalars(sa.select(table.c.version_num))))
 
 
-def find_state(connection: sa.Connection, versions: VersionTable | None = None) -> State | None:
+def find_state(
+    connection: sa.Connection, versions: VersionTable | None = None, *, backfills: bool = False
+) -> State | None:
     """As :func:`read_state`, also that of another schema, to which the search path of PostgreSQL leads.
 
     Such a one (see :class:`State`) is what another role has migrated, or another installation altogether.
 
     :param versions: ask for the heads too.
+    :param backfills: ask in the same query how far backfills are; where that cannot be read, it is not said.
     :raises sqlalchemy.exc.DBAPIError: the database answered with another error than "no such table".
     """
     facts = facts_of(connection.dialect.name)
@@ -241,13 +246,14 @@ def find_state(connection: sa.Connection, versions: VersionTable | None = None) 
     place = f"nullif({_schema_of(state)}, current_schema())" if _searches(connection) else "NULL"
     names = facts.table_names if facts.table_names is not None and schema is None else "NULL"
 
-    def query(heads: str) -> str:
+    prefix = "" if schema is None else f"{preparer.quote_schema(schema)}."
+
+    def query(heads: str, more: str = "", join: str = "") -> str:
         # As text, because to build and to compile a query for the first time takes longer than to ask it.
         return (
             "SELECT database_id, applied, source, holder, lease_since, lease_expires, lease_migration, "
             f"{preparer.quote('databases')}, {clock(connection.dialect.name)} AS now, {place} AS place, "
-            f"{names} AS tables, {heads} AS heads "
-            f"FROM {'' if schema is None else preparer.quote_schema(schema) + '.'}{state.name} WHERE id = 1"
+            f"{names} AS tables, {heads} AS heads{more} FROM {prefix}{state.name}{join} WHERE id = 1"
         )
 
     heads = "NULL"
@@ -255,7 +261,9 @@ def find_state(connection: sa.Connection, versions: VersionTable | None = None) 
         table = "" if versions.schema is None else preparer.quote_schema(versions.schema) + "."
         heads = f"(SELECT {facts.joined.format('version_num')} FROM {table}{preparer.quote(versions.name)})"
     try:
-        rows = _rows(connection, query(heads), state, anywhere=True)
+        rows = _with_backfills(connection, query, heads, prefix) if backfills else None
+        if rows is None:
+            rows = _rows(connection, query(heads), state, anywhere=True)
     except sa.exc.DBAPIError:
         if versions is None or not versions.sure:
             raise
@@ -275,7 +283,26 @@ def find_state(connection: sa.Connection, versions: VersionTable | None = None) 
         name, doing = holder_in(row.holder)
         holder = Holder(name, _moment(row.lease_since), _moment(row.lease_expires), row.lease_migration, doing)
     tables = None if row.tables is None else frozenset(map(facts.normalize_name, row.tables.split("\0")))
-    return State(row.database_id, row.applied, row.source, databases, holder, row.place, tables, found, learned, models)
+    under_way = tuple((one.migration, one.row_count, one.detail) for one in rows or () if getattr(one, "detail", None))
+    known = row.database_id, row.applied, row.source, databases, holder, row.place, tables, found, learned, models
+    return State(*known, under_way)
+
+
+def _with_backfills(
+    connection: sa.Connection, query: Callable[[str, str, str], str], heads: str, prefix: str
+) -> Sequence[sa.Row[Any]] | None:
+    """The state row, once for each backfill; ``None`` where their table is not there, or may not be read."""
+    # No "%" of LIKE, which some drivers take for a parameter.
+    join = f" LEFT JOIN {prefix}{progress.name} ON substr(step, 1, 9) = 'backfill:'"
+    if _searches(connection):
+        join += f" AND {_schema_of(progress)} = {_schema_of(state)}"
+    try:
+        return connection.exec_driver_sql(query(heads, ", migration, row_count, detail", join)).all()
+    except sa.exc.DBAPIError as error:
+        connection.rollback()
+        if error.connection_invalidated:
+            raise
+        return None
 
 
 #: How long what names a holder can be, characters.
@@ -346,18 +373,18 @@ def read_applied(
     ]
 
 
-def was_applied(connection: sa.Connection, name: str, checksum: str | None, place: str | None = None) -> bool:
+def was_applied(connection: sa.Connection, name: str, checksum: str | None) -> bool:
     """Whether a migration was applied; one short query, whatever the history holds.
 
     :param checksum: of its content; ``None`` where any counts.
-    :param place: see :class:`State`.
     """
-    query = sa.select(history.c.name).distinct()
-    query = query.where(history.c.name == name, history.c.outcome == "applied", within(connection, history, place))
+    query = sa.select(history.c.name).distinct().where(history.c.name == name, history.c.outcome == "applied")
+    if _searches(connection):  # see State.place
+        query = query.where(sa.text(f"{_schema_of(history)} = {_schema_of(state)}"))
     if checksum is not None:
         query = query.where(history.c.checksum == checksum)
     # A collation may take no notice of case.
-    return any(row.name == name for row in _rows(connection, query, history, place) or ())
+    return any(row.name == name for row in _rows(connection, query, history, anywhere=True) or ())
 
 
 def read_runs(
@@ -596,6 +623,26 @@ def add_release(connection: sa.Connection) -> bool:
             raise
         return False
     return True
+
+
+def add_index(connection: sa.Connection) -> None:
+    """Give the history of an earlier release its index; as :func:`add_release`."""
+    schema, (index,) = _schema(connection), history.indexes
+    inspector = sa.inspect(connection)
+    missing = inspector.has_table(history.name, schema=schema) and index.name not in {
+        found["name"] for found in inspector.get_indexes(history.name, schema=schema)
+    }
+    connection.rollback()  # what was only read
+    if not missing:
+        return
+    try:
+        begin(connection)
+        index.create(connection)
+        commit(connection)
+    except sa.exc.DBAPIError as error:
+        connection.rollback()
+        if not facts_of(connection.dialect.name).says(error, "denied"):
+            raise
 
 
 def begun(connection: sa.Connection) -> set[str]:

@@ -363,6 +363,19 @@ def _applied_in(item: Snapshot) -> str | None:
     return None
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a database that may be in use, with what is only in its WAL yet; the copy is there when it is whole.
+
+    :raises sqlite3.Error: it cannot be read, or is locked for too long.
+    :raises OSError: the copy cannot be written; no part of it was kept.
+    """
+    # To be opened for writing, as the journal of a process that was killed is then undone first.
+    uri = f"{source.absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(uri, uri=True, timeout=30)) as connection, _reading(connection):
+        _copy(connection, target, like=source)
+    shutil.copymode(source, target)
+
+
 def before_interrupted(app: Flask, database: Database, chosen: Snapshot) -> Snapshot | None:
     """The snapshot from before the first try of a migration, where the chosen one is of a later try.
 

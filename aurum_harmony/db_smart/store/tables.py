@@ -31,6 +31,7 @@ history = sa.Table(
     sa.Column("error", sa.Text, comment="why it failed; of what was applied without a run, how"),
     # Not in the tables of earlier releases, until a run adds it.
     sa.Column("release", sa.String(255), comment="what the application said that it is"),
+    sa.Index("ix_db_smart_history_name", "name"),  # likewise
     **_TRANSACTIONAL,
 )
 state = sa.Table(

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from flask import Response, request
 
+from ..grid import took
 from ..settings import Settings
-from .words import span
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -79,7 +79,7 @@ def page(app: Flask, template: str, **values: Any) -> Response:
 
     style = _source(app, "style.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    more = {"style": Markup(style), "span": span}  # noqa: S704 - a file of ours, or of the application
+    more = {"style": Markup(style), "took": took}  # noqa: S704 - a file of ours, or of the application
     text = _environment(app).get_template(f"db_smart/{template}").render(**values, **more)
     response = _private(Response(text, mimetype="text/html"))
     response.headers["Content-Security-Policy"] = (

@@ -13,15 +13,16 @@ from ..boot.app_state import RETRY_SECONDS, AppState
 from ..boot.question import Question
 from ..errors import DbSmartError
 from ..report import DatabaseHistory, Lock
-from ..schema.progress import Progress, read_progress
+from ..schema.progress import Progress, read_progress, unfinished
 from ..store.database import Database
+from ..store.history import find_state
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from ..boot.planner import Planner
 
-#: How often at most a process that is not ready asks the databases, seconds.
+#: How often at most a process that is not ready asks: so long for each query, seconds; for a page, for all of them.
 _ASK_EVERY = 1.0
 #: How long a request waits for the answer; if it comes later, the next request gets it. Seconds.
 _PATIENCE = 0.5
@@ -58,6 +59,7 @@ class Readiness:
     :ivar migration: what is being applied.
     :ivar progress: how far that is, where it tells.
     :ivar since: since when it is in this state.
+    :ivar background: what runs while this process serves, as far as it knows by itself.
     :ivar steps: what the run that is under way has done and will do, where that is known.
     :ivar retry_after: when to ask again, whole seconds.
     :ivar reason: what may be told to anybody.
@@ -72,16 +74,19 @@ class Readiness:
     reason: str = ""
     cause: str = ""
     steps: Steps | None = None
+    background: tuple[str, ...] = ()
 
     def public(self) -> dict[str, Any]:
         """What a probe tells anybody."""
         found = self.progress
         names = ("done", "total", "rate", "eta_s", "unit", "phase")
+        more = {"background": self.background} if self.background else {}
         return {
             "state": self.state,
             "migration": self.migration,
             "progress": found and {name: getattr(found, name) for name in names},
             "since": self.since and self.since.isoformat(timespec="seconds"),
+            **more,
         }
 
 
@@ -92,11 +97,13 @@ class Seen:
         self.lock: Lock | None = None
         self.progress: Progress | None = None
         self.steps: Steps | None = None
+        #: The name of the database that was migrated at the last look.
+        self._held = ""
         #: Whose run it was that was seen last, and the names of what it was to apply.
         self._run: tuple[str, datetime] | None = None
         self._names: list[str] = []
-        #: When it was asked last for a probe, and for a person; seconds of the monotonic clock.
-        self._asked = {False: float("-inf"), True: float("-inf")}
+        #: When it may be asked again for a probe, and for a person; seconds of the monotonic clock.
+        self._next = {False: float("-inf"), True: float("-inf")}
         self._turn = threading.Lock()
         self._question: Question[None] | None = None
 
@@ -108,10 +115,10 @@ class Seen:
         if not self._turn.acquire(blocking=False):  # another thread looks
             return
         try:
-            asked = self._asked[True] if steps else max(self._asked.values())
-            if time.monotonic() - asked < _ASK_EVERY or (self._question is not None and self._question.open):
+            now = time.monotonic()
+            if now < self._next[steps] or (self._question is not None and self._question.open):
                 return
-            self._asked[steps] = time.monotonic()
+            self._next[False] = self._next[steps] = now + _ASK_EVERY
             self._question = Question(lambda: self._ask(app, planner, steps))
             with suppress(Exception):  # what is known by now is what is said
                 self._question.answer(_PATIENCE)
@@ -120,21 +127,38 @@ class Seen:
 
     def _ask(self, app: Flask, planner: Planner, with_steps: bool) -> None:
         lock, progress, steps = None, None, None
-        for database in planner.databases.values():
+        began, queries = time.monotonic(), 0
+        # A run goes from one database to the next: that of the last look alone is asked as long as it is there.
+        for database in sorted(planner.databases.values(), key=lambda one: one.name != self._held):
             if not database.exists or database.in_memory:
                 continue
             # Not from the application's pool, which requests may have emptied.
             one = Database(database.name, database.key, database.app_engine)
-            found = Lock.of(app, one)
+            found, how_far = self._look(app, one)
+            queries += one.queries
             if found is not None:
-                lock, progress, steps = found, found.progress, self.steps
+                lock, progress, steps, self._held = found, found.progress or how_far, self.steps, one.name
                 if with_steps:
                     with suppress(DbSmartError):  # who waits need not know
                         steps = self._steps(app, planner, one, found)
-                if progress is None:
-                    with one.connect() as connection:
-                        progress = read_progress(connection, running=True)
+                break
+        if not with_steps:  # several databases, or one that lacks our tables
+            self._next[False] = began + max(1, queries) * _ASK_EVERY
         self.lock, self.progress, self.steps = lock, progress, steps
+
+    @staticmethod
+    def _look(app: Flask, database: Database) -> tuple[Lock | None, Progress | None]:
+        """Who migrates a database, and how far a backfill is; by one query."""
+        lock = None if database.facts.server else Lock.of(app, database)
+        if not database.facts.server and lock is None:
+            return None, None
+        with database.connect() as connection:
+            if lock is not None:
+                return lock, read_progress(connection, running=True)
+            state = find_state(connection, backfills=True)
+        if state is None or state.place is not None:
+            return None, None
+        return Lock.by(state.holder), unfinished(state.backfills, running=True)
 
     def _steps(self, app: Flask, planner: Planner, database: Database, lock: Lock) -> Steps:
         """What a run does: what was pending when it was first seen, and what it had applied by then.
@@ -145,7 +169,9 @@ class Seen:
         done = [run for run in runs if run.outcome == "applied" and run.applied_at >= lock.since]
         if self._run != (lock.holder, lock.since):
             with app.app_context():  # migrations may need it to be imported
-                pending = [item.migration.name for item in planner.ask(database).pending]
+                items = planner.ask(database).pending
+            # Of what boot leaves to the background only a run in the background is at.
+            pending = [one.migration.name for one in [item for item in items if not item.left] or items]
             first = [run.name for run in done if run.name not in pending]
             self._run, self._names = (lock.holder, lock.since), first + pending
         names = {run.name for run in done}
@@ -162,7 +188,7 @@ def readiness(
     :param steps: whether to say what is done and what is to come.
     """
     if refusal is None:
-        return Readiness("ready")
+        return Readiness("ready", background=tuple(state.left))
     if state.seen is None:
         state.seen = Seen()
     seen: Seen = state.seen

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from ..extension import DbSmart
 
 
-def answer(smart: DbSmart, app: Flask, state: AppState, name: str) -> Response:
+def answer(smart: DbSmart, app: Flask, state: AppState, name: str, held: str | None) -> Response:
     """The answer to a request for one of our routes.
 
     :param name: what follows the prefix.
+    :param held: what requests are told because a thread migrates; ``None`` where none does.
     """
     if request.method in ("GET", "HEAD"):
         if name == "live":
             return in_json({"state": "live"})
         if name == "ready":
-            return _ready(smart, app, state)
+            return _ready(smart, app, state, held)
         if name == "metrics":
             return refusal_of(app) or _metrics(smart, app, state)
         if not name:
@@ -53,9 +54,9 @@ def _metrics(smart: DbSmart, app: Flask, state: AppState) -> Response:
     return metrics(smart, app, state)
 
 
-def _ready(smart: DbSmart, app: Flask, state: AppState) -> Response:
+def _ready(smart: DbSmart, app: Flask, state: AppState, held: str | None) -> Response:
     """Whether this process can serve: no query once it can, and one a second until then."""
-    refusal = None if state.verified and state.refusal is None else smart.unready(app, wait=False)
+    refusal = None if state.verified and state.refusal is None else smart.unready(app, wait=False, held=held)
     planner = None if refusal is None else planner_of(smart, app)
     found = readiness(app, state, planner, refusal)
     response = in_json(found.public(), status=200 if refusal is None else 503)

@@ -21,7 +21,7 @@ from ...errors import DbSmartError
 from ...schema.catalog import Constraint, Index
 from ...schema.ddl import AddColumns, AlterDefault, CreateDeclared, ModifyColumn, ReplaceCheck, ReplaceIndex
 from ...schema.rules import BLOCKS, OLD_ROWS, Refused, counted
-from ...session.sql import default_text, definition_text, render, string_text, type_text
+from ...session.sql import default_text, definition_text, render, string_text, type_text, without_doubled_percents
 from ..editor import Broken, Change, SchemaEditor
 from .facts import number
 from .types import blocks, character_set, type_of
@@ -77,10 +77,27 @@ _ENDS = sa.text(
     "REFERENCED_TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND REFERENCED_TABLE_NAME = :table "
     "AND REFERENCED_COLUMN_NAME = :column)"
 )
-_VIEW = sa.text(
-    "SELECT SECURITY_TYPE, CHECK_OPTION FROM information_schema.VIEWS "
-    "WHERE TABLE_SCHEMA = COALESCE(:schema, DATABASE()) AND TABLE_NAME = :name"
+#: What the server takes away from what is made anew where it is not said again; of those whose rights are another's.
+_KEPT = {
+    kind: sa.text(
+        f"SELECT {columns}, NULLIF(DEFINER, CURRENT_USER()) AS DEFINER FROM information_schema.{kind.upper()}S "
+        f"WHERE {what}_SCHEMA = COALESCE(:schema, DATABASE()) AND {what}_NAME = :name"
+    )
+    for kind, what, columns in (
+        ("view", "TABLE", "SECURITY_TYPE, CHECK_OPTION"),
+        ("routine", "ROUTINE", "1"),
+        ("trigger", "TRIGGER", "1"),
+    )
+}
+#: The views of a server, as it spells them: with all names in full and quoted.
+_VIEWS = sa.text(
+    "SELECT TABLE_SCHEMA, TABLE_NAME, VIEW_DEFINITION, COALESCE(:schema, DATABASE()) FROM information_schema.VIEWS "
+    "ORDER BY TABLE_SCHEMA, TABLE_NAME"
 )
+#: ER_SPECIFIC_ACCESS_DENIED_ERROR: to make something that has the rights of another user.
+_NO_RIGHT = 1227
+_CREATE = re.compile(r"CREATE (?:OR REPLACE )?")
+_SAYS_DEFINER = re.compile(r"CREATE (?:OR REPLACE )?DEFINER\s*=", re.IGNORECASE)
 _DESCENDING = sa.text(
     "SELECT 1 FROM information_schema.statistics WHERE table_schema = COALESCE(:schema, DATABASE()) "
     "AND table_name = :table AND index_name = :name AND collation = 'D' LIMIT 1"
@@ -287,20 +304,51 @@ class MariadbEditor(SchemaEditor):
         self._send(ReplaceCheck(name, check), online, what, place)
 
     def declare(self, one: CreateDeclared, there: bool) -> None:
-        """Make a view, a function or a trigger; MySQL can only replace a view in one statement."""
+        """Make a view, a function or a trigger; MySQL can only replace a view in one statement.
+
+        :raises DbSmartError: it has the rights of another user, and this one may not make such.
+        """
         names = {"name": one.name, "schema": one.schema}
-        kept = self.transaction.connection.execute(_VIEW, names).first() if one.kind == "view" and there else None
+        query = _KEPT["routine" if one.kind == "function" else one.kind]
+        kept = self.transaction.connection.execute(query, names).first() if there else None
         if getattr(self.dialect, "is_mariadb", True) or one.kind == "view":
             one, there = self.replacing(one), False
-        if kept is not None:  # what the server takes away where it is not said again
+        definer = None if kept is None else kept.DEFINER
+        if kept is not None and one.kind == "view":
             if kept.SECURITY_TYPE == "INVOKER":
                 one.text = one.text.replace(" VIEW ", " SQL SECURITY INVOKER VIEW ", 1)
             if kept.CHECK_OPTION != "NONE":
                 one.text += f"\nWITH {kept.CHECK_OPTION} CHECK OPTION"
+        if definer is not None and not _SAYS_DEFINER.match(one.text):
+            quote = without_doubled_percents(self.dialect).identifier_preparer.quote_identifier
+            user, _, host = definer.rpartition("@")
+            who = f"{quote(user)}@{quote(host)}" if host else quote(user)  # a role has no host
+            one.text = _CREATE.sub(lambda found: f"{found[0]}DEFINER={who} ", one.text, count=1)
         if self.transaction.dry and one.kind != "view":  # it has semicolons of its own
             end = next(end for end in ("//", "$$", "@@", "~~~") if end not in one.text)
             one.text = f"DELIMITER {end}\n{one.text}\n{end}\nDELIMITER ;"
-        super().declare(one, there)
+        try:
+            super().declare(one, there)
+        except sa.exc.DBAPIError as error:
+            if number(error) != _NO_RIGHT or definer is None:
+                raise
+            raise DbSmartError(
+                f"op.{one.kind}({one.name!r}): it has the rights of {definer}, and this user may not make one with the "
+                f"rights of another. Nothing was changed. Migrate as {definer}, or grant the right to do so (SET USER "
+                f"on MariaDB, SET_ANY_DEFINER on MySQL); or drop it first with op.drop_{one.kind}(): then it gets the "
+                "rights of this user."
+            ) from error
+
+    def standing_on(self, view: str, schema: str | None) -> list[str]:
+        """The views that select from a view: the server would drop it, and each query of theirs would fail."""
+        quote = without_doubled_percents(self.dialect).identifier_preparer.quote_identifier
+        found = []
+        for place, name, text, own in self.transaction.connection.execute(_VIEWS, {"schema": schema}):
+            place_of_it = re.escape(f"{quote(own)}.{quote(view)}")
+            uses = re.search(rf"\b(?:from|join)[ (]+{place_of_it}(?!\.)", text or "")
+            if uses and self.catalog.has_declared("view", name, place):
+                found.append(name if place == own else f"{place}.{name}")
+        return found
 
     def default(self, change: Change) -> str | None:
         """The default that a column has. SQLAlchemy does not find all that are expressions."""

@@ -70,6 +70,7 @@ class MariadbFacts(Facts):
         "missing": (1051, 1054, 1072, 1091, 1146),
         # A table, a column, an index, a constraint that is there, or is not.
         "begun": (1050, 1060, 1061, 1826, 1022, 1051, 1054, 1072, 1091, 1146),
+        "referred": (1832, 1833, 3780),
         # Unique, NULL twice, a key, a check, cut off, too long, out of range.
         "old rows": (1062, 1048, 1138, 1452, 4025, 1265, 1406, 1264),
     }

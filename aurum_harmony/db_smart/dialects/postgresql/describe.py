@@ -19,7 +19,7 @@ from ...session.controls import controls_transaction, split, without_comments
 from ...store.database import Database, begin, translated
 from .copying import copy_statements
 from .described_rows import Places, Rows, places_of, read, sequence_options, set_path
-from .expressions import alike, parenthesized
+from .expressions import alike, constant, parenthesized
 from .facts import FACTS, sqlstate
 
 _ACTIONS = {"r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
@@ -187,25 +187,22 @@ class PostgresqlScratch(Scratch):
         with database.connect() as connection:
             for name in connection.scalars(_LEFT).all():
                 if connection.scalar(_HOLD, {"name": name}):
-                    connection.exec_driver_sql(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
-                    connection.scalar(_FREE, {"name": name})
-            connection.commit()
+                    with suppress(sa.exc.DBAPIError):  # of another role, or the server only reads
+                        _drop(connection, [name])
+            connection.rollback()
             begin(connection)
             scratch = cls(database, connection, schemas)
             scratch._is_kept = True
             for name in scratch.names:
                 connection.scalar(_HOLD, {"name": name})
+            scratch._create()
+            scratch.copy(source)
             try:
-                scratch._create()
-                scratch.copy(source)
                 connection.commit()
                 yield scratch
             finally:
                 connection.rollback()
-                for name in scratch.names:
-                    connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {name} CASCADE")
-                    connection.scalar(_FREE, {"name": name})
-                connection.commit()
+                _drop(connection, scratch.names)
 
     @property
     def names(self) -> list[str]:
@@ -225,9 +222,11 @@ class PostgresqlScratch(Scratch):
         except sa.exc.DBAPIError as error:
             if error.connection_invalidated:
                 raise
+            reads = self.database.facts.says(error, "read only")
+            fix = "Ask the one that is written to" if reads else "Give the role the right CREATE on the database"
             raise NoScratch(
                 f"No schema can be made in the database {self.database.name!r} ({self.database.url}), to be rolled "
-                f"back: {self.database.cause(error)}. Give the role the right CREATE on the database."
+                f"back: {self.database.cause(error)}. {fix}."
             ) from error
         self.connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_PATIENCE}")
         self._set_path()
@@ -298,10 +297,11 @@ class PostgresqlScratch(Scratch):
 
     def copy(self, source: sa.Connection) -> None:
         """See :meth:`~.schema.scratch.Scratch.copy`."""
-        with _reading(source):
-            _visible(source, self.schemas)
-            enumerations, *groups = copy_statements(source, self._places.all, self._elsewhere)
         try:
+            with _reading(source):
+                source.exec_driver_sql(f"SET LOCAL lock_timeout = {_PATIENCE}")
+                _visible(source, self.schemas)
+                enumerations, *groups = copy_statements(source, self._places.all, self._elsewhere)
             for statement in enumerations[0]:  # see _TYPE
                 self._exec(statement)
             for statements, needed in groups:
@@ -469,6 +469,20 @@ class PostgresqlScratch(Scratch):
         self.connection.exec_driver_sql(sql, execution_options={"no_parameters": True})
 
 
+def _drop(connection: sa.Connection, names: Collection[str]) -> None:
+    """Drop schemas that were committed, and free their locks."""
+    try:
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        for name in names:
+            connection.exec_driver_sql(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+        connection.commit()
+    finally:
+        connection.rollback()
+        for name in names:
+            connection.scalar(_FREE, {"name": name})
+        connection.commit()
+
+
 def _folded(name: str) -> str:
     """A name as the catalogue has it."""
     return name[1:-1].replace('""', '"') if name[0] == '"' else name.lower()
@@ -558,7 +572,7 @@ def _table_facets(row: Any, spelled: Callable[[str], str]) -> dict[str, Any]:
 
 def _column(row: Any, sequence: Any, spelled: Callable[[str], str]) -> dict[str, Any]:
     expression = None if row.expression is None else spelled(row.expression)
-    default = None if row.generated else expression
+    default = None if row.generated or expression is None else constant(expression, row.type)
     identity = None
     if row.identity:
         more = [] if sequence is None else sequence_options(sequence)

@@ -132,6 +132,15 @@ _NEEDING_INDEX = sa.text(
     "FROM x JOIN pg_inherits AS h ON h.inhrelid = x.indexrelid UNION ALL "
     "SELECT 'the replica identity of the table' FROM x WHERE indisreplident ORDER BY 1"
 )
+#: What has the name of an index or a key of a table, and is another.
+_NAMESAKE = sa.text(
+    f"WITH t AS (SELECT oid, relnamespace FROM pg_class WHERE oid = to_regclass({TABLE_NAME})) "
+    "SELECT pg_describe_object('pg_class'::regclass, r.oid, 0) || COALESCE(' of ' || CAST(CAST(x.indrelid AS regclass) "
+    "AS text), '') FROM t JOIN pg_class AS r ON r.relnamespace = t.relnamespace AND r.relname = :name "
+    "LEFT JOIN pg_index AS x ON x.indexrelid = r.oid WHERE x.indrelid IS DISTINCT FROM t.oid UNION ALL "
+    "SELECT pg_describe_object('pg_constraint'::regclass, k.oid, 0) FROM t JOIN pg_constraint AS k "
+    "ON k.conrelid = t.oid AND k.conname = :name WHERE k.contype NOT IN ('p', 'u')".replace("::", r"\:\:")
+)
 #: The version that puts a trigger in the place of another.
 _REPLACES_TRIGGERS = (14,)
 #: Other columns of a view; another result of a function.
@@ -143,11 +152,13 @@ _RIGHTS = "rights granted on it"
 #: Several functions of a name; something that others need.
 _AMBIGUOUS, _NEEDED = "42725", "2BP01"
 _NEEDS = (
-    "SELECT DISTINCT CASE WHEN r.oid IS NULL THEN pg_describe_object(d.classid, d.objid, d.objsubid) "
+    "SELECT DISTINCT CASE WHEN r.oid IS NULL OR r.ev_class = o.oid THEN pg_describe_object(d.classid, d.objid, "
+    "d.objsubid) "
     "ELSE 'view ' || CAST(CAST(r.ev_class AS regclass) AS text) END FROM o JOIN pg_depend AS d ON d.refclassid = "
     "o.class AND d.refobjid = o.oid LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass "
     "AND r.oid = d.objid "
-    "WHERE d.deptype IN ('n', 'a') AND d.classid <> 'pg_type'::regclass AND (r.oid IS NULL OR r.ev_class <> o.oid) "
+    "WHERE d.deptype IN ('n', 'a') AND d.classid <> 'pg_type'::regclass AND (r.oid IS NULL OR r.ev_class <> o.oid "
+    "OR r.rulename <> '_RETURN') "
     f"UNION ALL SELECT '{_RIGHTS}' FROM o WHERE o.acl UNION ALL SELECT 'its comment' FROM o WHERE EXISTS (SELECT 1 "
     "FROM pg_description WHERE classoid = o.class AND objoid = o.oid)"
 )
@@ -333,6 +344,8 @@ class PostgresqlEditor(SchemaEditor):
         """Add a constraint for new rows, then validate the old ones; a unique one by an index."""
         if online:
             self._refuse_partitioned(constraint)
+        if isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint)):
+            self.refuse_name(constraint)
         if not online:
             assert constraint.table is not None
             what = f"The constraint {str(constraint.name)!r} of {constraint.table.name!r}"
@@ -345,6 +358,20 @@ class PostgresqlEditor(SchemaEditor):
             super().add_constraint(constraint, online)
             assert constraint.table is not None
             self._validate(constraint.table.name, str(constraint.name), constraint.table.schema, constraint)
+
+    def refuse_name(self, constraint: sa.Constraint) -> None:
+        """Refuse a key whose name is that of something else in the schema.
+
+        :raises DbSmartError: it is.
+        """
+        table, name = constraint.table, str(constraint.name)
+        place = {"table": self.catalog.stored(table.name, table.schema), "schema": table.schema, "name": name}
+        found = None if self.transaction.dry else self.transaction.connection.scalar(_NAMESAKE, place)
+        if found is not None:
+            raise DbSmartError(
+                f"The constraint {name!r} of {table.name!r}: the name is that of the {found}. Nothing was changed. "
+                "Give the constraint another name, or drop or rename that first."
+            )
 
     def referring(self, table: str, column: str, schema: str | None) -> list[tuple[str | None, str, str]] | None:
         """The columns whose foreign keys lead to a column."""

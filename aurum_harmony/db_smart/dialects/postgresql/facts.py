@@ -79,6 +79,61 @@ _PROGRESS = """
 """
 
 
+#: What a name in SQL stands for: where it is listed, and how its columns begin; some are in a schema.
+_NAMED = {
+    **dict.fromkeys(("table", "sequence", "view", "materialized view"), ("pg_class", "rel", True)),
+    **dict.fromkeys(("type", "domain"), ("pg_type", "typ", True)),
+    **dict.fromkeys(("function", "procedure", "routine", "aggregate"), ("pg_proc", "pro", True)),
+    "collation": ("pg_collation", "coll", True),
+    "extension": ("pg_extension", "ext", False),
+    "schema": ("pg_namespace", "nsp", False),
+    "language": ("pg_language", "lan", False),
+    "server": ("pg_foreign_server", "srv", False),
+    "foreign data wrapper": ("pg_foreign_data_wrapper", "fdw", False),
+    "access method": ("pg_am", "am", False),
+}
+_FOUND = "SELECT CAST('{0}' AS regclass), oid, 0 FROM {0} WHERE {1}name IN (CAST(:name AS text), lower(:name))"
+_IN_SCHEMA = (
+    " AND {1}namespace IN (SELECT oid FROM pg_namespace WHERE CASE WHEN CAST(:schema AS text) IS NULL "
+    "THEN nspname = ANY (current_schemas(true)) ELSE nspname IN (CAST(:schema AS text), lower(:schema)) END)"
+)
+#: Everything that depends on something, and what that is an inner part of: a generated column has its expression.
+_ALONG = """
+    WITH RECURSIVE gone (class, object, part) AS (
+        {}
+        UNION
+        SELECT more.* FROM gone, LATERAL (
+            SELECT CAST(classid AS regclass), objid, objsubid FROM pg_depend
+            WHERE refclassid = gone.class AND refobjid = gone.object AND (gone.part = 0 OR refobjsubid = gone.part)
+            UNION ALL
+            SELECT CAST(refclassid AS regclass), refobjid, refobjsubid FROM pg_depend
+            WHERE classid = gone.class AND objid = gone.object AND objsubid = gone.part AND deptype = 'i'
+        ) AS more
+    )
+    SELECT DISTINCT CASE WHEN NOT pg_table_is_visible(c.oid) THEN CAST(n.nspname AS text) END, CAST(c.relname AS text),
+        CAST(a.attname AS text)
+    FROM gone JOIN pg_class AS c ON c.oid = gone.object JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = gone.part AND a.attnum > 0
+    WHERE gone.class = CAST('pg_class' AS regclass)
+        AND (c.relkind IN ('r', 'p', 'f') OR (c.relkind = 'c' AND gone.part > 0))
+    ORDER BY 2, 3
+"""
+#: The parts of a table, and by ``CASCADE`` all that refers to them.
+_EMPTIED = """
+    WITH RECURSIVE gone (object) AS (
+        SELECT oid FROM ({}) AS named
+        UNION
+        SELECT more.object FROM gone, LATERAL (
+            SELECT inhrelid AS object FROM pg_inherits WHERE inhparent = gone.object
+            UNION ALL
+            SELECT conrelid FROM pg_constraint WHERE contype = 'f' AND confrelid = gone.object AND :cascades
+        ) AS more
+    )
+    SELECT CASE WHEN NOT pg_table_is_visible(c.oid) THEN CAST(n.nspname AS text) END, CAST(c.relname AS text), NULL
+    FROM gone JOIN pg_class AS c ON c.oid = gone.object JOIN pg_namespace AS n ON n.oid = c.relnamespace ORDER BY 2
+"""
+
+
 class PostgresqlFacts(Facts):
     """See the module. It names its errors by their SQLSTATE."""
 
@@ -86,6 +141,7 @@ class PostgresqlFacts(Facts):
     # Not now(), which is the start of the transaction.
     clock = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
     has_search_path = True
+    template_databases = True
     joined = "string_agg({}, ',')"
     failure_ends_transaction = True
     quoted = (
@@ -227,6 +283,18 @@ class PostgresqlFacts(Facts):
         shown = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {query}", query.params).scalar_one()
         (plan,) = json.loads(shown) if isinstance(shown, str) else shown
         return float(plan["Plan"]["Plan Rows"])
+
+    def along(
+        self, connection: sa.Connection, kind: str, schema: str | None, name: str, *, cascades: bool
+    ) -> Sequence[tuple[str | None, str, str | None]]:
+        """See the base class."""
+        listed, prefix, in_schema = _NAMED.get("table" if kind == "rows" else kind, ("", "", False))
+        if not listed:
+            return ()
+        found = (_FOUND + _IN_SCHEMA * in_schema).format(listed, prefix)
+        query = _EMPTIED.format(found) if kind == "rows" else _ALONG.format(found)
+        values = {"schema": schema, "name": name, "cascades": cascades}
+        return [(row[0], row[1], row[2]) for row in connection.execute(sa.text(query), values)]
 
     def code(self, error: BaseException) -> str | None:
         """The SQLSTATE of an error."""

@@ -119,7 +119,9 @@ def _tables(connection: sa.Connection, schema: str | None, wanted: Wanted) -> It
                 "computed": spelled_alike(said["generated"]) if hidden > 1 and "generated" in said else None,
                 "autoincrement": "AUTOINCREMENT" in said.get("primary", "").upper(),
             }
-            table.columns[normalize_name(column)] = Part("column", column, facets)
+            # A rowid has 64 bits; and BIGINT would be another column, which does not number the rows.
+            holds = "BIGINT" if rowid else None
+            table.columns[normalize_name(column)] = Part("column", column, facets, holds=holds)
         names = {kind: found for _, kind, found, _ in pieces}
         if primary:
             table.parts.append(

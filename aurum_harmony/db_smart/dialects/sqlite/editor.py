@@ -158,6 +158,36 @@ class SqliteEditor(SchemaEditor):
         for trigger in triggers:
             self.transaction.send(trigger)
 
+    def standing_on(self, view: str, schema: str | None) -> list[str]:
+        """The views that select from a view, by trying: SQLite would drop it, and each query of theirs would fail."""
+        if self.transaction.dry:
+            return []
+        run, quote = self.transaction.connection.exec_driver_sql, self.dialect.identifier_preparer.quote_identifier
+        place = quote(schema or "main")
+        naming = f"SELECT name FROM {place}.sqlite_master WHERE type = 'view' AND name <> ? COLLATE NOCASE "
+        naming += "AND instr(lower(replace(sql, '\"\"', '\"')), lower(?)) ORDER BY name"
+        names = run(naming, (view, view)).scalars().all()
+
+        def usable() -> set[str]:
+            found = set()
+            for name in names:
+                with suppress(sa.exc.DBAPIError):
+                    run(f"SELECT 1 FROM {place}.{quote(name)} LIMIT 0")
+                    found.add(name)
+            return found
+
+        before = usable()
+        if not before:
+            return []
+        run("SAVEPOINT db_smart_view")
+        try:
+            run(f"DROP VIEW {place}.{quote(view)}")
+            after = usable()
+        finally:
+            run("ROLLBACK TO db_smart_view")
+            run("RELEASE db_smart_view")
+        return sorted(before - after)
+
     def add_constraint(self, constraint: sa.Constraint, online: bool) -> None:
         """Add a constraint."""
         assert constraint.table is not None
