@@ -172,6 +172,15 @@ class DbSmart:
         # Before every other hook, because those may already need the database.
         app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
 
+    @property
+    def applications(self) -> list[Flask]:
+        """Those on which it is registered."""
+        return list(self._states)
+
+    def database(self, app: Flask) -> SQLAlchemy:
+        """The Flask-SQLAlchemy of an application."""
+        return self._state(app).db
+
     def boot(self, app: Flask) -> BootReport:
         """Bring the databases up to date if anything changed; call it last in ``create_app()``.
 
