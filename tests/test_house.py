@@ -41,6 +41,8 @@ ORDER = (
         "preview",
         "script",
         "threads",
+        "fence",
+        "contract",
     ),
     ("drift and lint", "drift.*", "lint.*"),
     ("report", "grid", "report", "output", "watch"),
