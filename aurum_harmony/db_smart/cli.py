@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .boot.plan import Plan
     from .boot.planner import Planner
     from .extension import DbSmart
-    from .report import DryRun, Ran, Report, RevisionText, Run, Script
+    from .report import DryRun, Ran, Report, RevisionText, Run, Script, Undo
     from .resuming import Resume
     from .store.branches import BranchDatabases, Kept
     from .store.database import Database
@@ -263,6 +263,39 @@ def stamp(wanted: tuple[str, ...], everything: bool, names: tuple[str, ...], yes
     app, smart = _current()
     planner = smart.planner(app)
     _stamp(app, smart, planner, _select(planner, names), wanted, yes)
+
+
+@group.command()
+@click.argument("wanted", metavar="[RUN]", required=False, shell_complete=completion.migrations)
+@click.option("--dry-run", is_flag=True, help="Say what would be done and lost; write nothing.")
+@click.option("--archive", is_flag=True, help="First copy what would be lost into tables db_smart_archive_...")
+@click.option("--discard", is_flag=True, help="Lose what would be lost.")
+@database_option("The database of the run, where there are several.")
+@yes_option
+@json_option
+def undo(
+    wanted: str | None,
+    dry_run: bool,
+    archive: bool,
+    discard: bool,
+    names: tuple[str, ...],
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Ask, then take back what a run of migrations made, and only that.
+
+    RUN is the number of a run, as `history` shows it, or the name of a migration for its last run. Without it, all
+    migrations that the last run applied are taken back, the newest first.
+    """
+    if archive and discard:
+        raise click.UsageError("--archive and --discard cannot be combined.")
+    app, smart = _current()
+    planner = smart.planner(app)
+    databases = _named(planner, names)
+    if len(databases) > 1:
+        known = ", ".join(database.name for database in databases)
+        raise click.UsageError(f"Runs are those of one database. Name one of {known} with --database.")
+    _finish(_undo(app, smart, planner, databases[0], wanted, dry_run, archive, discard, yes, as_json), as_json)
 
 
 @group.command()
@@ -568,6 +601,50 @@ def _stamp(
             state = smart.stamp(app, planner, database.name, wanted, [item.name for item in database.records])
             heads = f" The version table of Alembic has: {', '.join(state.heads)}." if state and state.heads else ""
             say(f"Database {database.name}: recorded {len(database.records)} as applied.{heads}")
+
+
+def _undo(
+    app: Flask,
+    smart: DbSmart,
+    planner: Planner,
+    database: Database,
+    wanted: str | None,
+    dry_run: bool,
+    archive: bool,
+    discard: bool,
+    yes: bool,
+    as_json: bool,
+) -> Undo:
+    """Take a run back.
+
+    :raises DbSmartError: it is refused, or failed.
+    """
+    from .output import confirm, say, show
+    from .report import Undo
+
+    def failed(error: DbSmartError) -> Undo:
+        return Undo(error.message, database.name, database.url, [], [])
+
+    with _failing(failed, as_json):
+        told = smart.undoing(database, wanted)
+    refused = [text for one in told for text in one.objections(archive=archive, discard=discard)]
+    report = Undo(None, database.name, database.url, told, refused)
+    if dry_run or refused:
+        return report
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise click.UsageError("There is nobody to ask: say --yes, after a look at what --dry-run shows.")
+        show(report)
+        if not confirm(f"Take {'this' if len(told) == 1 else 'these'} back?"):
+            say("Nothing was taken back.")
+            return Undo(None, database.name, database.url, told, [], [])
+    with _failing(failed, as_json), redirect_stdout(sys.stderr) if as_json else nullcontext():
+        undone = smart.undo(app, planner, database, wanted, told, archive=archive, discard=discard)
+    known: set[str] = set()
+    with suppress(DbSmartError):  # the migrations may not even load
+        known = {migration.name for migration in planner.migrations}
+    again = [one.name for one in undone if one.name in known]
+    return Undo(None, database.name, database.url, told, [], undone, again)
 
 
 def _unknown(name: str, known: set[str], everywhere: set[str]) -> click.BadParameter:

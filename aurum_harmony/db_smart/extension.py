@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .resuming import Resume
     from .runner import Outcome, Runner
     from .store.history import Learned, State
+    from .undo import Undoing, Undone
 
 Decision = Literal["skipped", "verified", "migrated", "background", "behind", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
@@ -173,6 +174,15 @@ class DbSmart:
         _watch(app)
         # Before every other hook, because those may already need the database.
         app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
+
+    @property
+    def applications(self) -> list[Flask]:
+        """Those on which it is registered."""
+        return list(self._states)
+
+    def database(self, app: Flask) -> SQLAlchemy:
+        """The Flask-SQLAlchemy of an application."""
+        return self._state(app).db
 
     def boot(self, app: Flask) -> BootReport:
         """Bring the databases up to date if anything changed; call it last in ``create_app()``.
@@ -374,6 +384,38 @@ class DbSmart:
             from .stamping import stamp
 
         return stamp(runner, planner.databases[name], wanted, told)
+
+    def undoing(self, database: Database, wanted: str | None) -> list[Undoing]:
+        """What taking a run back would come to; see :func:`~.undo.look`.
+
+        :raises DbSmartError: there is no such run, or the database cannot be asked.
+        """
+        with without_plugin_lines():
+            from .undo import asked
+
+        return asked(database, wanted)
+
+    def undo(
+        self,
+        app: Flask,
+        planner: Planner,
+        database: Database,
+        wanted: str | None,
+        told: Sequence[Undoing],
+        *,
+        archive: bool,
+        discard: bool,
+    ) -> list[Undone]:
+        """Take runs back on one database. Needs an application context.
+
+        :param told: what the person has agreed to; the other parameters are those of :class:`~.undo.UndoRun`.
+        :raises DbSmartError: see :func:`~.undo.undo`.
+        """
+        runner = self._runner(app, planner)
+        with without_plugin_lines():
+            from .undo import UndoRun, undo
+
+        return undo(runner, UndoRun(runner, database, wanted, told, archive, discard))
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)

@@ -2,8 +2,8 @@
 
 ``migrate`` makes a :class:`Run`, with ``--dry-run`` a :class:`DryRun` and with ``--sql`` a :class:`Script`; ``status``
 makes a :class:`Status`, ``diff`` a :class:`Diff`, ``lint`` a :class:`Lint`, ``history`` a :class:`History`, ``stamp`` a
-:class:`Stamp`, ``snapshots`` makes :class:`Snapshots`, and ``branch`` :class:`Branches`. A field is a key of the JSON,
-unless it says otherwise.
+:class:`Stamp`, ``undo`` an :class:`Undo`, ``snapshots`` makes :class:`Snapshots`, and ``branch`` :class:`Branches`. A
+field is a key of the JSON, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .preview import Preview
     from .runner import Outcome
     from .store.database import Database
+    from .undo import Undoing, Undone
 
 T = TypeVar("T")
 
@@ -826,7 +827,8 @@ class DatabaseHistory:
         for run in self.runs or ():
             more = "".join(f"  {part}" for part in (run.release, run.error) if part)
             when = to_second(run.applied_at)
-            yield f"  {run.outcome}  {run.name}  {when}  {run.duration_ms:.1f} ms  {run.applied_by}{more}"
+            by = f"{run.applied_by}  run {run.number}"
+            yield f"  {run.outcome}  {run.name}  {when}  {run.duration_ms:.1f} ms  {by}{more}"
 
     def screen(self, screen: Screen) -> Iterator[str]:
         """The report on a terminal."""
@@ -836,7 +838,9 @@ class DatabaseHistory:
         for run in self.runs or ():
             below = [f"    {run.error}"] if run.error else []
             by, release = run.applied_by, run.release or ""
-            rows.append(_Row(run.outcome, run.name, run.applied_at, run.duration_ms, by, release, below))
+            rows.append(
+                _Row(run.outcome, run.name, run.applied_at, run.duration_ms, by, release, below, str(run.number))
+            )
         yield from _table(screen, "outcome", rows)
 
     @property
@@ -949,6 +953,57 @@ class Stamp(Report):
         """The report as text."""
         for database in self.databases:
             yield from database.lines()
+
+
+# -- undo
+
+
+@dataclass(frozen=True)
+class Undo(Report):
+    """What ``undo`` says.
+
+    :ivar runs: what taking each back comes to, in this order.
+    :ivar refused: why it is not done.
+    :ivar undone: what was taken back; ``None`` where that was not tried.
+    :ivar again: those of them that this code still has, so that the next boot applies them again.
+    """
+
+    error: str | None
+    database: str
+    url: str
+    runs: list[Undoing]
+    refused: list[str]
+    undone: list[Undone] | None = None
+    again: list[str] = field(default_factory=list)
+
+    @property
+    def fails(self) -> bool:  # type: ignore[override]
+        """Whether it is refused, or failed."""
+        return bool(self.refused) or self.error is not None
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        if self.undone is None:
+            yield f"Database {self.database}: {len(self.runs)} to undo  {self.url}"
+            for run in self.runs:
+                yield f"  run {run.number}  {run.name}"
+                yield from (f"    {text}" for text in run.does)
+                yield from (f"    is gone already: {text}" for text in run.gone)
+                yield from (f"    would lose {loss}" for loss in run.losses)
+                yield from (f"    perhaps made by it: {text}" for text in run.perhaps)
+                yield from (f"    stays, and would be done again with it: {one_line(text)}" for text in run.stays)
+            yield from (f"  refused: {one_line(text)}" for text in self.refused)
+            return
+        for done in self.undone:
+            yield f"Database {self.database}: took back run {done.number}  {done.name}"
+            yield from (f"  kept {rows} in the table {name}" for name, rows in done.archived)
+            yield from (f"  lost {text}" for text in done.lost)
+        if self.again:
+            yield (
+                f"The code here still has {', '.join(map(repr, self.again))}: the next boot applies "
+                f"{'it' if len(self.again) == 1 else 'them'} again. Remove {'it' if len(self.again) == 1 else 'them'}, "
+                "or go back to an earlier release, first."
+            )
 
 
 # -- snapshots
@@ -1113,6 +1168,7 @@ class _Row:
     by: str = ""
     release: str = ""
     below: list[str] = field(default_factory=list)
+    number: str = ""
 
 
 def _table(screen: Screen, title: str, rows: list[_Row]) -> Iterator[str]:
@@ -1131,6 +1187,8 @@ def _table(screen: Screen, title: str, rows: list[_Row]) -> Iterator[str]:
         Column("by", [row.by for row in rows], spare=3, said="by {}"),
         Column("release", [row.release for row in rows], spare=1, said="release {}"),
     ]
+    if any(row.number for row in rows):
+        columns.append(Column("run", [row.number for row in rows], right=True, spare=4, said="run {}"))
     below = {number: row.below for number, row in enumerate(rows)}
     failed = [number for number, row in enumerate(rows) if row.state == "failed"]
     yield from screen.table(columns, Column("name", [row.name for row in rows]), below, failed)

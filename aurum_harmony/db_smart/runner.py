@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import sys
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -252,6 +254,8 @@ class DatabaseRun:
     database_id: str
     #: What the history calls this release; ``None`` also where its table has no place for it.
     _release: str | None = None
+    #: Whether the history has a place for what takes a run back.
+    _keeps_inverse = False
 
     def __init__(self, runner: Runner, database: Database, outcome: Outcome, *, force: bool, remake: bool) -> None:
         self.database = database
@@ -260,6 +264,8 @@ class DatabaseRun:
         self.doing: str | None = None
         self._runner = runner
         self._outcome = outcome
+        #: What the migrations that this run applies have in common in the history.
+        self._together = uuid.uuid4().hex[:12]
         self._force = force
         self._remake = remake
         #: The schema cookie before migrations run, on SQLite in WAL mode.
@@ -564,8 +570,9 @@ class DatabaseRun:
         connection = self.connection
         if not plan.first_run_done:
             history.create_state(connection)
-        release = self._runner.settings.release
-        self._release = release if history.add_release(connection) else None
+        has = history.add_columns(connection)
+        self._release = self._runner.settings.release if "release" in has else None
+        self._keeps_inverse = "inverse" in has
         history.add_index(connection)
         begin(connection)
         history.create_tables(connection)
@@ -588,11 +595,11 @@ class DatabaseRun:
         *,
         error: str | None = None,
         mark: str | None = None,
+        inverse: str | None = None,
     ) -> None:
         """Append one run to the history, in the transaction of a connection; see :func:`~.store.history.record`."""
-        history.record(
-            connection, migration.name, migration.checksum, seconds, error=error, mark=mark, release=self._release
-        )
+        said = {"error": error, "mark": mark, "release": self._release, "inverse": inverse}
+        history.record(connection, migration.name, migration.checksum, seconds, **said)
 
     def _models(self) -> list[sa.Table]:
         """The tables of the models, where this is to see to them."""
@@ -927,11 +934,20 @@ class DatabaseRun:
             begin(connection)
         duration = journal.seconds
         self.lock.confirm(connection)
-        self.record(connection, migration, duration)
+        self.record(connection, migration, duration, inverse=self._inverse(migration, journal))
         journal.clear(connection)
         commit(connection)
         self.memory.keep()
         return duration
+
+    def _inverse(self, migration: Migration, journal: Journal) -> str | None:
+        """What takes a migration back, as :mod:`~.undo` reads it; ``None`` where the history has no place for it."""
+        if not self._keeps_inverse:
+            return None
+        made, own = journal.inverses()
+        if not migration.takes_operations:
+            made.append({"op": "cannot", "what": "its function", "why": "it takes no operations, which would tell"})
+        return json.dumps({"run": self._together, "made": made, "own": own})
 
     def transaction(
         self,

@@ -183,7 +183,7 @@ class _Lease(Lock):
         free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us() - int(self.settings.away * 1_000_000))
         take = {
             "token": state.c.token + 1,
-            "holder": _me(),
+            "holder": process_name(),
             "lease_since": epoch_us(),
             "lease_expires": self._expiry(),
             "lease_migration": "",
@@ -289,7 +289,7 @@ class _Lease(Lock):
         :returns: when to do so again, seconds.
         """
         try:
-            holder = holder_text(_me(), self._doing)
+            holder = holder_text(process_name(), self._doing)
             values = {"lease_expires": self._expiry(), "lease_migration": self._migration, "holder": holder}
             if not self._update(values):
                 self._lost = True
@@ -355,7 +355,7 @@ class _FileLock(Lock):
             if error.filename is None:  # such as a pipe in its place, which cannot be cut
                 error.filename = str(self._path)
             raise
-        self._holder = _me(), datetime.now(timezone.utc).isoformat()
+        self._holder = process_name(), datetime.now(timezone.utc).isoformat()
         with suppress(OSError):
             if self._path.lstat().st_size:
                 self._mark(0)
@@ -465,5 +465,6 @@ class _FileLock(Lock):
         """Nothing to ask: the kernel keeps the lock as long as the process lives."""
 
 
-def _me() -> str:
+def process_name() -> str:
+    """What this process is called in a database: host and process id."""
     return f"{socket.gethostname()}:{os.getpid()}"[:255]
