@@ -35,7 +35,6 @@ from .notices import Logger, inside, logger_of, notice, without_plugin_lines
 from .settings import Settings, set_defaults
 from .signals import booted, send
 from .store.database import Database, databases, engines_of
-from .threads import Threads
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from .resuming import Resume
     from .runner import Outcome, Runner
     from .store.history import Learned, State
+    from .threads import Threads
     from .undo import Undoing, Undone
 
 Decision = Literal["skipped", "verified", "migrated", "background", "behind", "off"]
@@ -847,6 +847,7 @@ class DbSmart:
 
     def _threads(self, app: Flask, state: AppState) -> Threads:
         """What starts the threads of this process that migrate."""
+        from .threads import Threads  # which a warm boot does not need
 
         def boot(began: float) -> None:
             with state.deciding():
