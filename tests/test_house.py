@@ -41,12 +41,17 @@ ORDER = (
         "preview",
         "script",
         "threads",
+        "fence",
+        "contract",
     ),
     ("drift and lint", "drift.*", "lint.*"),
     ("report", "grid", "report", "output", "watch"),
-    ("commands", "cli", "commands", "completion", "beside"),
+    ("work on fleets", "fleet.*"),
+    ("commands", "cli", "commands", "completion", "beside", "fleet.cli"),
     ("web", "web.*"),
     ("extension", "extension"),
+    ("tenants of requests", "fleet.requests"),
+    ("fleets in an application", "fleet.fleet"),
     ("what users import", ""),
 )
 
@@ -59,6 +64,8 @@ ONLY_TYPES = {
     ("web.metrics", "extension"),
     ("web.overview", "extension"),
     ("web.pending", "extension"),
+    ("fleet.cli", "fleet.fleet"),
+    ("fleet.requests", "fleet.fleet"),
 }
 
 

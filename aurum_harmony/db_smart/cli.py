@@ -17,6 +17,7 @@ from flask.cli import AppGroup
 from . import completion
 from .boot import flag
 from .errors import DbSmartError
+from .interrupt import interruptible_question
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ class UnknownDatabase(click.BadParameter):
     help="Finish the next revision, which another tool has left half-done; then go on.",
     shell_complete=completion.revisions,
 )
+@click.option(
+    "contract_now",
+    "--contract-now",
+    metavar="NAME",
+    multiple=True,
+    help="Run this contract step although releases that run need what it takes away; can be repeated.",
+    shell_complete=completion.migrations,
+)
 @database_option()
 @yes_option
 @json_option
@@ -73,6 +82,7 @@ def migrate(
     dry_run: bool,
     as_sql: bool,
     resumed: str | None,
+    contract_now: tuple[str, ...],
     names: tuple[str, ...],
     yes: bool,
     as_json: bool,
@@ -85,7 +95,9 @@ def migrate(
             "--resume cannot be combined with --dry-run or --sql: how far another tool has come is found out while "
             "nobody else can migrate. It says what it passes by, and changes nothing where that is not clear."
         )
-    command = _Migrate(force, as_json, resumed, yes)
+    if contract_now and (dry_run or as_sql):
+        raise click.UsageError("--contract-now cannot be combined with --dry-run or --sql.")
+    command = _Migrate(force, as_json, resumed, contract_now, yes)
     with command.failing():
         plans = command.ask(names, one=as_sql)
         report = command.script(plans) if as_sql else command.dry_run(plans) if dry_run else command.run(plans)
@@ -188,7 +200,7 @@ def lint(everything: bool, traced: bool, as_sarif: bool, names: tuple[str, ...],
     if as_sarif and as_json:
         raise click.UsageError("--sarif and --json cannot be combined.")
     app, smart = _current()
-    with _failing(Lint.failed, as_json):
+    with _failing(Lint.failed, as_json), interruptible_question():
         planner = smart.planner(app)
         with redirect_stdout(sys.stderr):  # what the migrations print is none of it
             databases = _named(planner, names) if names else planner.involved
@@ -429,8 +441,11 @@ def _failing(failed: Callable[[DbSmartError], Report], as_json: bool) -> Iterato
 class _Migrate:
     """One call of ``migrate``."""
 
-    def __init__(self, force: bool, as_json: bool, resumed: str | None, yes: bool) -> None:
+    def __init__(
+        self, force: bool, as_json: bool, resumed: str | None, contract_now: tuple[str, ...], yes: bool
+    ) -> None:
         self._app, self._smart = _current()
+        self._contract_now = contract_now
         self._resumed = resumed
         self._yes = yes
         self._force = force
@@ -498,6 +513,35 @@ class _Migrate:
             raise _unknown(self._resumed, set(pending), known)
         return Resume(self._resumed or None, say, lambda question: self._yes or confirm(question))
 
+    def _pass_over(self, plans: list[Plan]) -> None:
+        """Say what the contract steps that are named would wait for, and ask whether they are not to.
+
+        :raises click.BadParameter: there is none of a name.
+        :raises click.Abort: they are to wait.
+        """
+        from .output import confirm
+
+        pending = {
+            item.migration.name: plan for plan in plans for item in plan.pending if item.migration.options.contract
+        }
+        for name in self._contract_now:
+            if name not in pending:
+                known = {migration.name for migration in self._planner.migrations}
+                if name in known:
+                    raise click.BadParameter(f"{name!r} is no contract step that is pending.", param_hint="NAME")
+                raise _unknown(name, set(pending), known)
+            waits = self._smart.waits(self._app, self._planner, pending[name], [name]).get(name)
+            if waits is not None and waits.count:
+                click.echo(f"{name} passes over {waits.said.removeprefix('waits for ')}.", err=True)
+            elif waits is not None:
+                click.echo(f"{name} {waits.said}.", err=True)
+        if not self._contract_now or self._yes:
+            return
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise click.UsageError("--contract-now needs --yes where nobody can be asked.")
+        if not confirm(f"Run {', '.join(self._contract_now)} now? Releases that need what it takes away will fail."):
+            raise click.Abort
+
     def run(self, plans: list[Plan]) -> Run:
         """Do what is pending now.
 
@@ -506,12 +550,19 @@ class _Migrate:
         from .output import progress
         from .report import Run
 
+        self._pass_over(plans)
         with (
             redirect_stdout(sys.stderr) if self._as_json else nullcontext(),
             progress(self._app, self._applied, self._revision, lines=self._as_json),
         ):
             outcome = self._smart.migrate(
-                self._app, self._planner, self._selected, force=self._force, remake=True, resume=self._resume(plans)
+                self._app,
+                self._planner,
+                self._selected,
+                force=self._force,
+                remake=True,
+                resume=self._resume(plans),
+                contract_now=self._contract_now,
             )
         return Run.done(outcome, self._applied, plans)
 

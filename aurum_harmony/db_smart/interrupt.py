@@ -23,15 +23,11 @@ def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[No
 
     :raises Interrupted: one of them came.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    free = before is signal.SIG_DFL or getattr(before, OURS, False)
-    ours = free and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        yield
+        with _terminating():
+            yield
     except KeyboardInterrupt as error:
-        number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+        number = _number(error)
         migration = doing()
         if migration is None:
             said = (
@@ -46,9 +42,42 @@ def interruptible(database: str, doing: Callable[[], str | None]) -> Iterator[No
         else:
             said = f"while migrating the database {database!r}, between two migrations; the lock is free."
         raise Interrupted(f"Interrupted by {number.name} {said} Start again to go on.", number) from None
+
+
+@contextmanager
+def interruptible_question() -> Iterator[None]:
+    """As :func:`interruptible`, for what only makes something to remove it again.
+
+    :raises Interrupted: a signal came.
+    """
+    try:
+        with _terminating():
+            yield
+    except BaseException as error:
+        ended = ending(error)
+        if not isinstance(ended, KeyboardInterrupt):
+            raise
+        number = _number(ended)
+        raise Interrupted(f"Interrupted by {number.name}. Nothing was changed.", number) from None
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM raise what Ctrl-C raises, where nobody else has a handler for it."""
+    before = signal.getsignal(signal.SIGTERM)
+    free = before is signal.SIG_DFL or getattr(before, OURS, False)
+    ours = free and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        yield
     finally:
         if ours:
             signal.signal(signal.SIGTERM, before)
+
+
+def _number(error: KeyboardInterrupt) -> signal.Signals:
+    return signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
 
 
 class GiveWay(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -160,3 +161,30 @@ def test_a_rowid_has_64_bits_already(
     assert [one["name"] for one in json.loads(project.run("diff", "--json").stdout)["databases"][0]["differences"]] == (
         differs
     )
+
+
+def test_a_default_keeps_the_old_type(make_project: Make, new_url: NewUrl) -> None:
+    """PostgreSQL's ALTER TYPE leaves the default as it was understood: 3, where a new column has '3'::bigint."""
+    project = make_project(new_url("postgresql"))
+    changes: list[tuple[Any, Any, str]] = [(sa.Integer, sa.BigInteger, "3"), (sa.Integer, sa.BigInteger, "-3")]
+    changes += [(sa.String(20), sa.Text, "it's"), (sa.String(20), sa.String(40), "7")]
+
+    def model(number: int) -> Callable[[SQLAlchemy], None]:
+        def define(db: SQLAlchemy) -> None:
+            columns = [
+                sa.Column(f"c{i}", (old, new)[number], server_default=default)
+                for i, (old, new, default) in enumerate(changes)
+            ]
+            sa.Table("t", db.metadata, sa.Column("id", sa.Integer, primary_key=True), *columns)
+
+        return define
+
+    project.models = model(0)
+    project.write("@migration\ndef first(op: Operations):\n    pass\n")
+    project.boot()
+    project.models = model(1)
+    assert project.run("new", "wider", "--from-models").exit_code == 0
+    project.boot()
+    assert found(project) == []
+    project.query("ALTER TABLE t ALTER c0 SET DEFAULT 4, ALTER c2 SET DEFAULT 'its'")
+    assert len(found(project)) == 2

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from aurum_harmony.db_smart.schema.rules import RULES
 from tests.harness.alembic_project import AlembicProject
 from tests.harness.project import Project
-from tests.lint.samples import MAKE
+from tests.lint.samples import MAKE, linted, pending, rules
 
 
 @pytest.fixture
@@ -25,22 +25,6 @@ def orders(project: Project) -> Project:
     if project.dialect != "sqlite":
         project.query("ANALYZE TABLE orders" if project.dialect == "mysql" else "ANALYZE orders")
     return project
-
-
-def pending(project: Project, body: str, options: str = "") -> None:
-    project.write(f"{MAKE}\n@migration{options}\ndef change(op: Operations):\n    {body}\n")
-
-
-def linted(project: Project | AlembicProject, *arguments: str, **config: Any) -> dict[str, Any]:
-    result = project.run("lint", "--json", *arguments, **config)
-    (found,) = json.loads(result.stdout)["databases"]
-    errors = [one for one in found["findings"] if one["level"] == "error" and one["allowed"] is None]
-    assert result.exit_code == bool(errors or found["failing"])
-    return dict(found)
-
-
-def rules(found: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(one["rule"], one["level"]) for one in found["findings"]]
 
 
 def test_nothing_pending(orders: Project) -> None:
@@ -535,3 +519,27 @@ def test_each_statement_of_many_rows_is_told(orders: Project) -> None:
         ("DS301", "change"),
         ("DS301", "later"),
     ]
+
+
+#: SQL that blocks or fails, its rule, and a part of what is said to do instead.
+ADVICE = {
+    "CREATE INDEX ix ON orders (number)": ("DS202", "Use op.create_index() in a migration of db-smart"),
+    "ALTER TABLE orders ADD CHECK (number > 0)": ("DS201", "Use op.create_check_constraint()"),
+    "ALTER TABLE orders ALTER COLUMN number SET NOT NULL": ("DS201", "Use op.alter_column(nullable=False)"),
+    "ALTER TABLE orders ALTER number TYPE bigint": ("DS201", "say so: @migration(allow={'DS201': 'because …'})"),
+    "ALTER TABLE orders ADD owner integer NOT NULL": ("DS203", "Give it a server_default."),
+}
+
+
+def test_what_to_do_instead_of_raw_sql(make_project: Callable[..., Project], new_url: Callable[[str], URL]) -> None:
+    project = make_project(new_url("postgresql"))
+    project.write(MAKE)
+    project.boot()
+    pending(project, "\n    ".join(f'op.execute("{one}")' for one in ADVICE))
+    said = project.run("lint").output
+    found = linted(project)
+    assert [one["statement"] for one in found["findings"]] == [*ADVICE]  # in the order of the lines
+    assert [one["rule"] for one in found["findings"]] == [rule for rule, _ in ADVICE.values()]
+    for _, advice in ADVICE.values():
+        assert advice in said
+    assert "online=False" not in said

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from tests.harness.project import Project
-from tests.lint.samples import MAKE
+from tests.lint.samples import MAKE, schemas
 
 #: Statement -> its locks and whether it writes the table again; MariaDB: what it accepts.
 EXPECTED: dict[str, dict[str, Any]] = {
@@ -21,6 +21,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "CREATE INDEX ix_number ON orders (number)": ("SHARE", False),
         "ALTER TABLE orders ADD CHECK (number > 0) NOT VALID": ("ACCESS EXCLUSIVE", False),
         "ALTER TABLE orders ALTER COLUMN number SET STATISTICS 5": ("SHARE UPDATE EXCLUSIVE", False),
+        "CREATE INDEX CONCURRENTLY ix_beside ON orders (id)": ("SHARE UPDATE EXCLUSIVE", False),
+        "ALTER TABLE orders RENAME TO renamed": ("ACCESS EXCLUSIVE", False),
     },
     "mysql": {
         "ALTER TABLE orders ADD COLUMN note text": "INSTANT",
@@ -32,14 +34,6 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "CREATE INDEX ix_number ON orders (number)": False,
     },
 }
-
-
-def schemas(project: Project) -> list[str]:
-    engine = sa.create_engine(project.url, poolclass=sa.pool.NullPool)
-    with engine.connect() as connection:
-        names = [name for name in sa.inspect(connection).get_schema_names() if "scratch" in name]
-    whose = str(engine.url.database)[:18]  # on MariaDB those of other tests are there too
-    return [name for name in names if project.dialect != "mysql" or whose in name]
 
 
 def traced(project: Project) -> list[dict[str, Any]]:

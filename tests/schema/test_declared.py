@@ -387,3 +387,15 @@ def test_what_is_made_anew_keeps_its_definer(new_url: Callable[[str], URL], kind
         with pytest.raises(DbSmartError, match=rf"op\.{kind}\('one'\): it has the rights of .* Nothing was changed"):
             done(server(mine), lambda op: getattr(op, kind)("one", after, **more))
         assert ask(database, shown) == [kept]
+
+
+def test_a_rule_of_a_view_is_not_lost(new_url: Callable[[str], URL]) -> None:
+    database = server(
+        new_url("postgresql"), "CREATE TABLE t (id integer, n integer)", "CREATE VIEW v AS SELECT id FROM t"
+    )
+    ask(database, "CREATE RULE put AS ON INSERT TO v DO INSTEAD INSERT INTO t (id) VALUES (new.id)")
+    with pytest.raises(DbSmartError, match=r"would take these along: rule put on view v\. Nothing was changed"):
+        done(database, lambda op: op.view("v", "SELECT n FROM t"))
+    done(database, lambda op: op.view("v", "SELECT id, n FROM t"))
+    ask(database, "INSERT INTO v (id) VALUES (3)")
+    assert ask(database, "SELECT id, n FROM v") == [(3, None)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.crash import counted, ended, forked, preload
+from tests.harness.crash import counted, ended, forked
 from tests.harness.project import Project
 from tests.undo.samples import BASE, archives, described
 
@@ -42,7 +42,6 @@ def undo(project: Project, die_before: int, *options: str) -> None:
 
 def ready(project: Project) -> dict[str, Any]:
     """Boot with the base, and write the change; the database as it is before that."""
-    preload()
     project.write(BASE)
     project.boot(**CONFIG)
     project.write(BASE + CHANGE)

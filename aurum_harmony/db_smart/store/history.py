@@ -179,7 +179,7 @@ class State:
         return self.applied if self.heads is None else f"{self.applied} {','.join(self.heads)}"
 
 
-def _schema_of(table: sa.Table) -> str:
+def schema_of(table: sa.Table) -> str:
     """SQL for the schema in which PostgreSQL's search path finds one of our tables."""
     return (
         "(SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace "
@@ -187,7 +187,7 @@ def _schema_of(table: sa.Table) -> str:
     )
 
 
-def _searches(connection: sa.Connection) -> bool:
+def searches(connection: sa.Connection) -> bool:
     """Whether a search path decides in which schema our tables are found."""
     return facts_of(connection.dialect.name).has_search_path and translated(connection, None) is None
 
@@ -197,15 +197,15 @@ def within(connection: sa.Connection, table: sa.Table, place: str | None = None)
 
     :param place: see :class:`State`.
     """
-    if not _searches(connection):
+    if not searches(connection):
         return sa.true()
-    found = sa.literal_column(_schema_of(table), sa.Text())
+    found = sa.literal_column(schema_of(table), sa.Text())
     return found == (sa.func.current_schema() if place is None else sa.literal(place))
 
 
 def _schema(connection: sa.Connection) -> str | None:
     """The schema where our tables are made, for the inspector; ``None`` where it knows that itself."""
-    if not _searches(connection):
+    if not searches(connection):
         return translated(connection, None)
     found: str | None = connection.scalar(sa.select(sa.func.current_schema()))
     return found
@@ -247,7 +247,7 @@ def find_state(
     """
     facts = facts_of(connection.dialect.name)
     schema, preparer = translated(connection, None), connection.dialect.identifier_preparer
-    place = f"nullif({_schema_of(state)}, current_schema())" if _searches(connection) else "NULL"
+    place = f"nullif({schema_of(state)}, current_schema())" if searches(connection) else "NULL"
     names = facts.table_names if facts.table_names is not None and schema is None else "NULL"
 
     prefix = "" if schema is None else f"{preparer.quote_schema(schema)}."
@@ -298,8 +298,8 @@ def _with_backfills(
     """The state row, once for each backfill; ``None`` where their table is not there, or may not be read."""
     # No "%" of LIKE, which some drivers take for a parameter.
     join = f" LEFT JOIN {prefix}{progress.name} ON substr(step, 1, 9) = 'backfill:'"
-    if _searches(connection):
-        join += f" AND {_schema_of(progress)} = {_schema_of(state)}"
+    if searches(connection):
+        join += f" AND {schema_of(progress)} = {schema_of(state)}"
     try:
         return connection.exec_driver_sql(query(heads, ", migration, row_count, detail", join)).all()
     except sa.exc.DBAPIError as error:
@@ -384,8 +384,8 @@ def was_applied(connection: sa.Connection, name: str, checksum: str | None) -> b
     """
     counts = history.c.outcome.in_(("applied", TAKEN_BACK))
     query = sa.select(history.c.name, history.c.checksum, history.c.outcome).where(history.c.name == name, counts)
-    if _searches(connection):  # see State.place
-        query = query.where(sa.text(f"{_schema_of(history)} = {_schema_of(state)}"))
+    if searches(connection):  # see State.place
+        query = query.where(sa.text(f"{schema_of(history)} = {schema_of(state)}"))
     if checksum is not None:
         query = query.where(history.c.checksum == checksum)
     rows = _rows(connection, query.order_by(history.c.id), history, anywhere=True) or ()

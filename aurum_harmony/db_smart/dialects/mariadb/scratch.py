@@ -74,6 +74,7 @@ def made(database: Database, connection: sa.Connection, places: Iterable[str]) -
     """
     server = hashlib.sha256(str(connection.exec_driver_sql(_SERVER).scalar()).encode()).hexdigest()[:6]
     remove_left(connection, server)
+    session = connection.exec_driver_sql("SELECT CONNECTION_ID()").scalar()
     found: dict[str, str] = {}
     try:
         for place in places:
@@ -94,8 +95,15 @@ def made(database: Database, connection: sa.Connection, places: Iterable[str]) -
             connection.exec_driver_sql(f"USE `{usual}`")
         yield {**found}
     finally:
-        for name in found.values():
-            _drop(connection, name)
+        if not connection.invalidated:
+            for name in found.values():
+                _drop(connection, name)
+        else:  # as by Ctrl-C; its session may still be at a statement
+            with suppress(DbSmartError), database.connect(autocommit=True) as other:
+                with suppress(sa.exc.DBAPIError):  # it has ended
+                    other.exec_driver_sql(f"KILL {session}")
+                for name in found.values():
+                    _drop(other, name)
 
 
 @contextmanager
@@ -160,7 +168,10 @@ def copy(source: sa.Connection, connection: sa.Connection, places: dict[str, str
     mode = str(connection.exec_driver_sql("SELECT @@SESSION.sql_mode").scalar())
     lenient = ",".join(one for one in mode.split(",") if one in ("ANSI_QUOTES", "NO_BACKSLASH_ESCAPES"))
     connection.exec_driver_sql(f"SET SESSION foreign_key_checks = 0, SESSION sql_mode = '{lenient}'")
-    quote = source.dialect.identifier_preparer.quote_identifier
+
+    def quote(name: str) -> str:  # that of the dialect doubles a percent sign, which no parameters follow here
+        return f"`{name.replace('`', '``')}`"
+
     views = []
     query = sa.text(
         "SELECT TABLE_NAME, TABLE_TYPE, ENGINE FROM information_schema.TABLES WHERE TABLE_SCHEMA = :place "

@@ -48,7 +48,9 @@ def copy_statements(
         text = sa.text(query).bindparams(sa.bindparam("places", expanding=True, type_=sa.Text()))
         more[what] = [elsewhere(sql) for sql in source.scalars(text, {"places": [*places]}).all() if sql]
     rows = read(source, places)
-    quote = source.dialect.identifier_preparer.quote_identifier
+
+    def quote(name: str) -> str:  # that of the dialect doubles a percent sign, which no parameters follow here
+        return f'"{name.replace(chr(34), chr(34) * 2)}"'
 
     def name(row: Any) -> str:
         return f"{quote(row.place)}.{quote(row.name)}"

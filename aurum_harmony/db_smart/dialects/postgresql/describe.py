@@ -19,7 +19,7 @@ from ...session.controls import controls_transaction, split, without_comments
 from ...store.database import Database, begin, translated
 from .copying import copy_statements
 from .described_rows import Places, Rows, places_of, read, sequence_options, set_path
-from .expressions import alike, parenthesized
+from .expressions import alike, constant, parenthesized
 from .facts import FACTS, sqlstate
 
 _ACTIONS = {"r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
@@ -572,7 +572,7 @@ def _table_facets(row: Any, spelled: Callable[[str], str]) -> dict[str, Any]:
 
 def _column(row: Any, sequence: Any, spelled: Callable[[str], str]) -> dict[str, Any]:
     expression = None if row.expression is None else spelled(row.expression)
-    default = None if row.generated else expression
+    default = None if row.generated or expression is None else constant(expression, row.type)
     identity = None
     if row.identity:
         more = [] if sequence is None else sequence_options(sequence)

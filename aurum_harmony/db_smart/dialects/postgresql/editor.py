@@ -152,11 +152,13 @@ _RIGHTS = "rights granted on it"
 #: Several functions of a name; something that others need.
 _AMBIGUOUS, _NEEDED = "42725", "2BP01"
 _NEEDS = (
-    "SELECT DISTINCT CASE WHEN r.oid IS NULL THEN pg_describe_object(d.classid, d.objid, d.objsubid) "
+    "SELECT DISTINCT CASE WHEN r.oid IS NULL OR r.ev_class = o.oid THEN pg_describe_object(d.classid, d.objid, "
+    "d.objsubid) "
     "ELSE 'view ' || CAST(CAST(r.ev_class AS regclass) AS text) END FROM o JOIN pg_depend AS d ON d.refclassid = "
     "o.class AND d.refobjid = o.oid LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass "
     "AND r.oid = d.objid "
-    "WHERE d.deptype IN ('n', 'a') AND d.classid <> 'pg_type'::regclass AND (r.oid IS NULL OR r.ev_class <> o.oid) "
+    "WHERE d.deptype IN ('n', 'a') AND d.classid <> 'pg_type'::regclass AND (r.oid IS NULL OR r.ev_class <> o.oid "
+    "OR r.rulename <> '_RETURN') "
     f"UNION ALL SELECT '{_RIGHTS}' FROM o WHERE o.acl UNION ALL SELECT 'its comment' FROM o WHERE EXISTS (SELECT 1 "
     "FROM pg_description WHERE classoid = o.class AND objoid = o.oid)"
 )

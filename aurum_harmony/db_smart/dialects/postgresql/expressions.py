@@ -16,6 +16,21 @@ _CONSTANT = r"'(?:[^']|'')*'::[\w .\"]+?(?:\(\d+\))?"
 _CAST_LIST = re.compile(rf"\(ARRAY\[({_CONSTANT}(?:, {_CONSTANT})*)\]\)::([\w .\"]+)\[\]")
 _CONSTANTS = re.compile(_CONSTANT + r"(?=, '|$)")
 
+#: A default that is a number or a text, by the type that its column has.
+_NUMBER = re.compile(r"'?(-?\d+(?:\.\d+)?)'?(?:::(?:smallint|integer|bigint|numeric))?")
+_NUMBERS = re.compile(r"smallint|integer|bigint|numeric(\(.*\))?")
+_STRING = re.compile(r"('(?:[^']|'')*')::(?:text|character varying)")
+_STRINGS = re.compile(r"text|character varying(\(.*\))?")
+
+
+def constant(default: str, type_: str) -> str:
+    """A default, without the type of a number or text: a column that gets another type keeps it with the old one."""
+    for column, value in ((_NUMBERS, _NUMBER), (_STRINGS, _STRING)):
+        found = value.fullmatch(default) if column.fullmatch(type_) else None
+        if found is not None:
+            return found[1]
+    return default
+
 
 def alike(text: str) -> str:
     """An expression, or what has some in it, in the spelling that parsing it again does not change."""
