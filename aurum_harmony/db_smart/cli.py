@@ -269,7 +269,7 @@ def stamp(wanted: tuple[str, ...], everything: bool, names: tuple[str, ...], yes
 @click.argument("wanted", metavar="[RUN]", required=False, shell_complete=completion.migrations)
 @click.option("--dry-run", is_flag=True, help="Say what would be done and lost; write nothing.")
 @click.option("--archive", is_flag=True, help="First copy what would be lost into tables db_smart_archive_...")
-@click.option("--discard", is_flag=True, help="Lose what would be lost.")
+@click.option("--discard", is_flag=True, help="Lose what would be lost and is not archived.")
 @database_option("The database of the run, where there are several.")
 @yes_option
 @json_option
@@ -287,8 +287,6 @@ def undo(
     RUN is the number of a run, as `history` shows it, or the name of a migration for its last run. Without it, all
     migrations that the last run applied are taken back, the newest first.
     """
-    if archive and discard:
-        raise click.UsageError("--archive and --discard cannot be combined.")
     app, smart = _current()
     planner = smart.planner(app)
     databases = _named(planner, names)

@@ -40,7 +40,7 @@ from .store.history import STAMPED, TAKEN_BACK, Made
 from .store.tables import ARCHIVE, objects, progress
 
 #: A default that is the same for every row.
-_CONSTANT = re.compile(r"\(*(?:'(?:[^']|'')*'|[+-]?[\d.]+|true|false|null)(?:::[\w ()\[\]\"]+)?\)*", re.IGNORECASE)
+_CONSTANT = re.compile(r"\(*(?:'(?:[^']|'')*'|[+-]?[\d.]+|true|false)(?:::[\w ()\[\]\"]+)?\)*", re.IGNORECASE)
 #: The statements that change no schema, whose work stays as it is.
 _STAYS = (
     *("INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "WITH"),
@@ -409,8 +409,9 @@ def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.Col
     if default is None or isinstance(kind, sa.JSON) or not _CONSTANT.fullmatch(str(default)):
         return has
     usual: sa.ColumnElement[Any] = sa.literal_column(f"({default})")
-    if isinstance(kind, sa.String) and catalog.inspector.dialect.name != "postgresql":  # whatever its collation
-        column, usual = sa.cast(column, sa.LargeBinary), sa.cast(usual, sa.LargeBinary)
+    if isinstance(kind, sa.String):  # whatever its collation
+        as_it_is = sa.Text(collation="C") if catalog.inspector.dialect.name == "postgresql" else sa.LargeBinary()
+        column, usual = sa.cast(column, as_it_is), sa.cast(usual, as_it_is)
     return sa.and_(has, column != usual)
 
 
@@ -484,6 +485,7 @@ class UndoRun(DatabaseRun):
             self._lock_timeout = DdlLockTimeout(database, connection, self._runner.settings.ddl.lock_timeout)
             has = history.add_columns(connection)
             self._release = self._runner.settings.release if "release" in has else None
+            self._runner.planner.forget()  # now, as this process may be killed after its last commit
             for target in targets:
                 self.doing = target.name
                 self.lock.note(target.name)

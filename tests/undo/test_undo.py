@@ -64,6 +64,52 @@ def test_each_operation_is_taken_back(project: Project, change: str) -> None:
     assert described(project) == before
 
 
+def test_a_process_that_ends_after_the_commit_leaves_no_flag(project: Project) -> None:
+    apply(project, 'op.add_column("users", Column("age", Integer))')
+    project.boot()
+    app, smart = project.app()
+    flags: list[bool] = []
+    with app.app_context():
+        planner = smart.planner(app)
+        database = planner.databases["default"]
+        told = smart.undoing(database, None)
+        sa.event.listen(database.engine, "commit", lambda _: flags.append(project.flag.exists()))
+        smart.undo(app, planner, database, None, told, archive=False, discard=False)
+    project.dispose(app)
+    assert flags
+    assert flags[-1] is False, "the flag is gone when the last commit is made"
+    assert project.boot().applied == ("change",)
+
+
+def test_a_value_that_is_nearly_the_default_is_one(project: Project) -> None:
+    apply(
+        project,
+        'op.add_columns("users", Column("a", String(9), server_default="x"), '
+        'Column("b", String(9), server_default=text("NULL")))',
+    )
+    project.boot()
+    assert project.run("undo", "--dry-run").exit_code == 0
+    project.query("UPDATE users SET a = 'X', b = 'y' WHERE id = 1")
+    said = refusal(project.run("undo", "--yes"))
+    assert "1 value of the column 'a'" in said
+    assert "1 value of the column 'b'" in said
+
+
+def test_what_an_interrupted_run_has_perhaps_made_is_not_dropped(project: Project) -> None:
+    apply(project, 'op.add_column("users", Column("age", Integer))')
+    project.boot()
+    (inverse,) = project.query("SELECT inverse FROM db_smart_history WHERE name = 'change'")[0]
+    perhaps = inverse.replace('"sure": true', '"sure": false')
+    assert perhaps != inverse
+    project.query("UPDATE db_smart_history SET inverse = :inverse WHERE name = 'change'", inverse=perhaps)
+    assert "drop the column 'age' of 'users': perhaps made by this run" in refusal(project.run("undo", "--yes"))
+    assert "age" in project.columns("users")
+    project.query("UPDATE users SET age = 3 WHERE id = 2")
+    result = project.run("undo", "--archive", "--discard", "--yes")
+    assert result.exit_code == 0, result.output
+    assert project.query(f"SELECT * FROM {archives(project)[0]}") == [(2, 3)]
+
+
 COLUMN = 'op.add_columns("users", Column("age", Integer, server_default="7"), Column("mail", String(9)))'
 VALUES = "UPDATE users SET age = 30, mail = 'x' WHERE id = 1"
 

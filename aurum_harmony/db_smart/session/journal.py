@@ -40,6 +40,8 @@ _INVERSE = "undo:"
 #: How much of a statement of a migration's own SQL is kept for whoever undoes it, characters; of how many; and how much
 #: of it is looked at. Of more statements, only the first word is kept.
 _OWN_TEXT, _OWN_NUMBER, _OWN_LOOKED = 200, 50, 2000
+#: The key of a statement, or of an operation, that an earlier try has done.
+_OWN_STEP = re.compile(r"[0-9a-f]{40}:\d+")
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
 
 
@@ -96,6 +98,8 @@ class Journal:
         for step in sorted(step for step in self._done if step.startswith(_INVERSE)):
             done = self._done.pop(step)
             self._inverses.append(self._row(step, done.rowcount, done.detail))
+        #: Which steps this try has asked for.
+        self._met: set[str] = set()
         #: The statements of the migration's own SQL that change something, of this try, or passed by in it.
         self._own: dict[str, None] = {}
         #: How long the parts before this one took, which ended in a backfill, and since when this one runs, seconds.
@@ -198,6 +202,8 @@ class Journal:
         ``sure`` is false of what this migration has perhaps not made.
         """
         found = [{**json.loads(row["detail"]), "sure": bool(row["row_count"])} for row in self._inverses]
+        if any(_OWN_STEP.fullmatch(step) for step in self._done.keys() - self._met):
+            found.append({"op": "stays", "what": "what an earlier try did that an edit has taken out", "sure": True})
         return found, list(self._own)
 
     def _row(self, step: str, row_count: int, detail: str | None) -> dict[str, Any]:
@@ -242,6 +248,7 @@ class Journal:
 
     def done(self, step: str) -> Done | None:
         """What a step said when an earlier run did it."""
+        self._met.add(step)
         return self._done.get(step)
 
     def save(self, step: str, row_count: int, detail: str) -> None:
