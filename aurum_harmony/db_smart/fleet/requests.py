@@ -125,6 +125,8 @@ class Gate:
         with self._lock:
             error, again = self._failures.get(name, (None, 0.0))
             if error is not None and time.monotonic() < again:
+                if self._fleet.strategy == "progressive":  # it is used as it is
+                    return
                 raise error
             future = self._bringing.get(name)
             if future is None:

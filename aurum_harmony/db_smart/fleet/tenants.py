@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from ..boot.planner import Planner
 from ..dialects.base import autocommits
-from ..errors import ConfigError, DbSmartError, Interrupted, text_of
+from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, Interrupted, text_of
 from ..loading.decorator import Migration
 from ..loading.revisions import Revisions
 from ..loading.sources import Sources
@@ -27,6 +27,11 @@ from ..store.history import State
 from ..store.tables import MAX_NAME
 from .ledger import APPLIED, FAILED, UP_TO_DATE, Result
 
+#: Why what runs in no transaction cannot run.
+_POOLER = (
+    "No session of the tenant {!r} can begin in its schema; behind a pooler such as PgBouncer that is so. Let 'fleet "
+    "migrate' connect to the server itself"
+)
 #: Over how many folders the snapshots of tenants are spread: each run lists the one of its tenant.
 _FOLDERS = 256
 
@@ -78,14 +83,14 @@ class Tenant(Database):
         assert self._alone is not None
         session = Database(self.name, self.key, self._alone())
         session.url, session.statements = self.url, self.statements
-        with session.connect(autocommit=True) as connection:
-            found = connection.scalar(sa.select(sa.func.current_schema()))
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(session.connect(autocommit=True))
+                found = connection.scalar(sa.select(sa.func.current_schema()))
+            except DatabaseUnreachable as error:
+                raise DbSmartError(f"{_POOLER.format(self.name)}: {error.message}") from None
             if found != self.schema:
-                raise DbSmartError(
-                    f"Sessions of the tenant {self.name!r} do not begin in its schema {self.schema!r} but in "
-                    f"{found!r}: a pooler such as PgBouncer leaves out 'options' of a connection. What was done before "
-                    "is kept. Let 'fleet migrate' connect to the server itself."
-                )
+                raise DbSmartError(f"{_POOLER.format(self.name)}: it begins in {found!r}. What was done is kept.")
             yield connection
 
     def check(self) -> None:
