@@ -44,6 +44,7 @@ class Tenant(Database):
     :param engine: as the application connects to it.
     :param schema: of PostgreSQL; ``None`` where it has a database of its own.
     :param alone: makes an engine whose sessions are in that schema from their start; for what runs in no transaction.
+    :param shared: the engine for migrating the database that has the schema: what it has compiled is so for all.
     """
 
     def __init__(
@@ -53,24 +54,21 @@ class Tenant(Database):
         engine: Engine,
         schema: str | None = None,
         alone: Callable[[], Engine] | None = None,
+        shared: Engine | None = None,
     ) -> None:
         super().__init__(name, key, engine)
         self.url = "a tenant of the fleet"
         self.schema = schema
         self._alone = alone
+        self._shared = shared
         number = int(hashlib.sha256(name.encode()).hexdigest(), 16) % _FOLDERS
         self.snapshot_folder = f"fleet/{number:02x}"
 
-    @property
-    def server(self) -> str | None:
-        """By which the connections to one server are counted; ``None`` for a file."""
-        url = self.app_engine.url
-        return server_of(url)
-
     def _make_engine(self) -> Engine:
-        engine = super()._make_engine()
-        if self.schema is not None:
-            enter(engine, self.schema)
+        if self.schema is None or self._shared is None:
+            return super()._make_engine()
+        engine = self._shared.execution_options()
+        enter(engine, self.schema)
         return engine
 
     @contextmanager
@@ -175,6 +173,8 @@ class Places:
         self.key = key
         self._url = url
         self._schema = schema
+        #: That which has the schemas.
+        self._database: Database | None = None
 
     def tenant(self, name: str) -> Tenant:
         """The database of a tenant.
@@ -190,7 +190,9 @@ class Places:
                 raise ConfigError(
                     "Fleet(schema=…) needs PostgreSQL: elsewhere a schema is a database. Give each tenant a URL."
                 )
-            return Tenant(name, self.key, engine, schema, lambda: self._in_session(schema))
+            if self._database is None or self._database.app_engine is not engine:
+                self._database = Database("default", self.key, engine)
+            return Tenant(name, self.key, engine, schema, lambda: self._in_session(schema), self._database.engine)
         return Tenant(name, self.key, self.engine(self.url(name)))
 
     def url(self, name: str) -> URL:
@@ -220,13 +222,7 @@ class Places:
 
         :raises ConfigError: its driver is not installed, or the options of the bind lead elsewhere.
         """
-        app, db = self._app, self._db
-        options: dict[str, Any] = {**db._engine_options, "echo": app.config["SQLALCHEMY_ECHO"]}
-        given = app.config["SQLALCHEMY_ENGINE_OPTIONS"]
-        if self.key is not None:
-            found = app.config["SQLALCHEMY_BINDS"].get(self.key)
-            given = found if isinstance(found, dict) else {}
-        options.update(given)
+        app, db, options = self._app, self._db, self._options()
         if "creator" in options:
             raise ConfigError(
                 "The options of the engine have a 'creator', which would lead all tenants to one database. Leave it "
@@ -250,12 +246,18 @@ class Places:
         if engine.dialect.driver == "pg8000":
             return self.engine(engine.url, startup_params={"search_path": quoted})
         option = quoted.replace("\\", "\\\\").replace(" ", "\\ ")
-        before = engine.url.query.get("options") or self._given().get("options") or ""
+        given = self._options().get("connect_args", {})
+        before = given.get("options") or engine.url.query.get("options") or ""
         return self.engine(engine.url, options=f"{before} -csearch_path={option}".strip())
 
-    def _given(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._app.config["SQLALCHEMY_ENGINE_OPTIONS"].get("connect_args", {})
-        return found
+    def _options(self) -> dict[str, Any]:
+        """The options that the application has for the engine of the bind."""
+        config = self._app.config
+        given = config["SQLALCHEMY_ENGINE_OPTIONS"]
+        if self.key is not None:
+            found = config["SQLALCHEMY_BINDS"].get(self.key)
+            given = found if isinstance(found, dict) else {}
+        return {**self._db._engine_options, "echo": config["SQLALCHEMY_ECHO"], **given}
 
 
 def check_name(name: object, what: str = "name") -> None:
@@ -375,11 +377,11 @@ class Crew:
     def _run(self, tenant: Tenant) -> tuple[tuple[str, ...], State]:
         planner = self.planner(tenant)
         with self._app.app_context(), self._one:
-            tenant.check()
             plan = planner.ask(tenant)
             if not plan.behind and plan.state is not None:
                 planner.settle([plan])
                 return (), plan.state
+            tenant.check()
             with self._found_by_alembic(tenant):
                 outcome = Runner(self._app, self._db, planner).run([tenant], kind=_TenantRun)
         return tuple(run.migration for run in outcome.runs), outcome.states[tenant.name]
