@@ -192,7 +192,9 @@ class Places:
                 )
             if self._database is None or self._database.app_engine is not engine:
                 self._database = Database("default", self.key, engine)
-            return Tenant(name, self.key, engine, schema, lambda: self._in_session(schema), self._database.engine)
+            inside = engine.execution_options()  # with the pool of the application
+            enter(inside, schema)
+            return Tenant(name, self.key, inside, schema, lambda: self._in_session(schema), self._database.engine)
         return Tenant(name, self.key, self.engine(self.url(name)))
 
     def url(self, name: str) -> URL:
