@@ -17,7 +17,7 @@ class Commands(dict[str, click.Command]):
 
     def __init__(self) -> None:
         names = ("migrate", "status", "diff", "new", "lint", "explain", "history", "stamp", "snapshots", "restore")
-        more = ("watch", "branch", "unlock", "reset-flag", "fleet")
+        more = ("watch", "branch", "undo", "unlock", "reset-flag", "fleet")
         super().__init__(dict.fromkeys((*names, *more)))  # type: ignore[arg-type]
 
     def __getitem__(self, name: str) -> click.Command:

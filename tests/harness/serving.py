@@ -30,7 +30,10 @@ TIMEOUT = 3  # seconds
 SERVED = """
 import json
 import os
+import threading
 import time
+
+import sqlalchemy as sa
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -47,7 +50,14 @@ def answer():
     return str(os.getpid())
 
 
+def note(_, __, statement, *___):
+    thread = threading.current_thread().name
+    with open(os.environ["SENT"], "a") as sent:
+        sent.write(json.dumps([os.getpid(), thread, time.time(), statement]) + "\\n")
+
+
 def create_app(boot):
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
     app = Flask("served", instance_path=os.environ["INSTANCE"])
     app.config.update(json.loads(os.environ["CONFIG"]))
     db = SQLAlchemy(app)
@@ -70,6 +80,8 @@ def create_app(boot):
 # Gunicorn 22 and newer have no time-out before a worker's first report. Older ones count from the start, which this
 # does from the boot of db-smart: how long eight workers need to import at once is not the question.
 CONFIGURATION = """
+import gc
+
 import alembic.operations, psycopg, pymysql
 import aurum_harmony.db_smart.runner
 import served
@@ -78,6 +90,7 @@ control_socket_disable = True
 
 
 def post_fork(server, worker):
+    gc.freeze()  # as in tests.harness.crash.forked
     served.report = worker.notify
 """
 
@@ -108,6 +121,7 @@ SERVERS = {
     "sync": (f"{_GUNICORN} sync", 3),
     "sync-preload": (f"{_GUNICORN} sync --preload", 3),
     "four": (f"{_GUNICORN} sync --workers 4", 4),
+    "sixteen": (f"{_GUNICORN} sync --workers 16 --timeout 60", 16),
     "gthread": (f"{_GUNICORN} gthread --threads 4", 3),
     "gthread-preload": (f"{_GUNICORN} gthread --threads 4 --preload", 3),
     "gevent": (f"{_GUNICORN} gevent", 3),
@@ -197,6 +211,10 @@ class Server:
 
         wait_until(all_answered)
 
+    def sent(self) -> list[tuple[int, str, float, str]]:
+        """What each worker has sent to the database: its process id, its thread, when, and what."""
+        return [tuple(json.loads(line)) for line in self.begun.with_name("sent").read_text().splitlines()]
+
     def began(self) -> list[int]:
         """Who began the long migration, in order."""
         return [int(pid) for pid in self.begun.read_text().split()] if self.begun.exists() else []
@@ -215,6 +233,7 @@ def surroundings(project: Project, folder: Path, lease: float, **config: Any) ->
         "MIGRATIONS": project.module,
         "CONFIG": json.dumps({"SQLALCHEMY_DATABASE_URI": url, "DB_SMART_LEASE_SECONDS": lease, **config}),
         "BEGUN": str(folder / "begun"),
+        "SENT": str(folder / "sent"),
         "GATE": str(folder / "open"),
     }
 

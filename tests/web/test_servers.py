@@ -69,8 +69,8 @@ def of_each_process(server: Server, path: str) -> list[Answer]:
     found: list[Answer] = []
 
     def all_answered() -> bool:
-        with ThreadPoolExecutor(6) as pool:
-            found.extend(pool.map(lambda _: server.ask(path), range(12)))
+        with ThreadPoolExecutor(2 * server.workers) as pool:
+            found.extend(pool.map(lambda _: server.ask(path), range(4 * server.workers)))
         return len({answer.process for answer in found}) == server.workers
 
     wait_until(all_answered)
@@ -89,8 +89,9 @@ def until_served(server: Server) -> list[list[Answer]]:
                 ready.add(found[-1].process)
         return [*found, server.ask(path)]
 
-    with ThreadPoolExecutor(6) as pool:
-        return list(pool.map(ask, [READY, "/effects"] * 3))
+    clients = [READY, "/effects"] * max(3, server.workers // 2)
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return list(pool.map(ask, clients))
 
 
 def check_turned_once(answers: list[Answer]) -> None:
@@ -101,7 +102,7 @@ def check_turned_once(answers: list[Answer]) -> None:
     assert set(statuses[turned:]) == {200}
 
 
-@pytest.mark.parametrize(("url", "name"), each(SERVERS.keys() - {*BLOCKED, "four"}), indirect=["url"])
+@pytest.mark.parametrize(("url", "name"), each(SERVERS.keys() - {*BLOCKED, "four", "sixteen"}), indirect=["url"])
 def test_it_answers_while_a_thread_migrates(project: Project, tmp_path: Path, name: str) -> None:
     project.write(GATED)
     with serving(project, tmp_path, name, DB_SMART_BOOT="background") as server:
@@ -228,3 +229,37 @@ def test_fifteen_seconds_of_migration_with_a_timeout_of_three(project: Project, 
         f"background on {project.dialect}, {kills} kills: {committed - started:.0f} s, {count} answers, ready "
         f"{ready - committed:+.2f} s after the commit was seen, the last process {last - ready:+.2f} s later"
     )
+
+
+#: By themselves, these wait for the lock, hold it, or look how far the server is.
+OURS = ("db-smart-boot", "db-smart-background", "db-smart-heartbeat", "db-smart-progress")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_sixteen_processes_and_a_migration_that_serving_does_not_wait_for(project: Project, tmp_path: Path) -> None:
+    """Each migration runs once; a process asks one query a second until it is ready, and none from then on."""
+    later = "\n@migration(background=True)\ndef later(op): op.execute('INSERT INTO effects (id) VALUES (2)')\n"
+    project.write(GATED + later)
+    with serving(project, tmp_path, "sixteen", DB_SMART_BOOT="background") as server:
+        wait_until(server.began)
+        of_each_process(server, LIVE)
+        began = time.time()
+        while time.time() < began + 3:
+            assert {answer.status for answer in of_each_process(server, READY)} == {503}
+        asked = time.time()
+        server.gate.touch()
+        for answers in until_served(server):
+            for process in {one.process for one in answers if one.status == 200}:  # the flag is not written yet
+                check_turned_once([one for one in answers if one.process == process])
+        looks = [pid for pid, thread, when, _ in server.sent() if thread not in OURS and began < when < asked]
+        assert looks
+        assert max(looks.count(pid) for pid in set(looks)) <= asked - began + 1
+        wait_until(lambda: project.history() == [*HISTORY, ("later", "applied")])
+        wait_until(lambda: all("background" not in one.text for one in of_each_process(server, READY)))
+        served = time.time()
+        assert {answer.text for answer in of_each_process(server, "/effects")} == {"2"}
+        of_each_process(server, READY)
+        assert {statement for *_, when, statement in server.sent() if when > served} == {"SELECT count(*) FROM effects"}
+        assert len(server.began()) == 1
+    assert "Traceback" not in server.log.read_text()

@@ -343,7 +343,7 @@ def _read_kept(path: str, found: os.stat_result) -> tuple[bytes, int]:
     return os.pread(_open_files[key], _HEADER_BYTES, 0), found.st_ino
 
 
-def translated(connection: sa.Connection, schema: str | None) -> str | None:
+def translated(connection: sa.Connection | Engine, schema: str | None) -> str | None:
     """A schema as the engine's ``schema_translate_map`` has it, where SQLAlchemy does not do so: inspecting, DDL."""
     places: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
     return places.get(schema, schema)

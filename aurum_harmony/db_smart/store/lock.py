@@ -55,6 +55,11 @@ class Lock(ABC):
         #: Whether it is released for those who wait to boot: see :attr:`~.settings.LockSettings.away`.
         self._for_others = False
 
+    @property
+    def token(self) -> int:
+        """What tells, as long as it is held, who holds it; never 0."""
+        return 1
+
     @abstractmethod
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
         """Take the lock if it is free; never waits.
@@ -167,6 +172,12 @@ class _Lease(Lock):
         self._doing: Doing | None = None
         self._lost = False
         self._heart: Beat | None = None
+
+    @property
+    def token(self) -> int:
+        """That of the lease."""
+        assert self._token is not None
+        return self._token
 
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
         free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us() - int(self.settings.away * 1_000_000))

@@ -15,6 +15,8 @@ MAX_NAME = 200
 metadata = sa.MetaData()
 _NAME = sa.String(MAX_NAME)
 _DIGEST = sa.String(64)
+#: MariaDB's TEXT holds 65,535 bytes.
+_LONG = sa.Text().with_variant(sa.Text(2**24 - 1), "mysql", "mariadb")
 #: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
 _TRANSACTIONAL: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
 history = sa.Table(
@@ -29,8 +31,9 @@ history = sa.Table(
     sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
     sa.Column("outcome", sa.String(10), nullable=False, comment="applied, failed or taken back"),
     sa.Column("error", sa.Text, comment="why it failed; of what was applied without a run, how"),
-    # Not in the tables of earlier releases, until a run adds it.
+    # Not in the tables of earlier releases, until a run adds them.
     sa.Column("release", sa.String(255), comment="what the application said that it is"),
+    sa.Column("inverse", _LONG, comment="JSON: what takes it back"),
     sa.Index("ix_db_smart_history_name", "name"),  # likewise
     **_TRANSACTIONAL,
 )
@@ -99,8 +102,42 @@ fleet_lease = sa.Table(
     sa.Column("expires", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
     **_TRANSACTIONAL,
 )
+#: Of what is made only with ``DB_SMART_RELEASES``.
+release_metadata = sa.MetaData()
+#: A table of many models fills more than the 64 kilobytes of MariaDB's shortest.
+_NAMES = sa.Text().with_variant(sa.Text(2**24 - 1), "mysql", "mariadb")
+releases = sa.Table(
+    "db_smart_releases",
+    release_metadata,
+    sa.Column("release", sa.String(255), primary_key=True),
+    sa.Column("instance", sa.String(255), primary_key=True, comment="host, and what tells it from others"),
+    sa.Column("started", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
+    sa.Column("seen_at", sa.BigInteger, nullable=False, comment="as started"),
+    sa.Column("seen_until", sa.BigInteger, nullable=False, comment="as started; it serves no longer than that"),
+    sa.Column("uses", _NAMES, nullable=False, comment="JSON: tables that its models map, with the columns"),
+    **_TRANSACTIONAL,
+)
+contracts = sa.Table(
+    "db_smart_contracts",
+    release_metadata,
+    sa.Column("migration", _NAME, primary_key=True),
+    sa.Column("release", sa.String(255), nullable=False, comment="of whoever tried it last"),
+    sa.Column("touches", _NAMES, nullable=False, comment="JSON: what it drops, renames and narrows"),
+    sa.Column(
+        "token", sa.BigInteger, nullable=False, comment="of the lease under which it is being done; 0 if it waits"
+    ),
+    sa.Column("looked", sa.BigInteger, nullable=False, comment="when it was tried last, microseconds since 1970"),
+    **_TRANSACTIONAL,
+)
 #: The tables of this extension, which comparisons of models with the database leave out.
-TABLE_NAMES = frozenset(metadata.tables) | frozenset(fleet_metadata.tables)
+TABLE_NAMES = frozenset({*metadata.tables, *fleet_metadata.tables, *release_metadata.tables})
+#: How the names of tables begin that keep what an undone migration held.
+ARCHIVE = "db_smart_archive_"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a table is one of this extension, or an archive of its, which no model has."""
+    return name in TABLE_NAMES or name.startswith(ARCHIVE)
 
 
 class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function in SQL
