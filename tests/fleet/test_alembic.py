@@ -16,6 +16,23 @@ MAKES = 'op.create_table("items", sa.Column("id", sa.Integer, primary_key=True))
 FILLS = 'op.execute("INSERT INTO items (id) SELECT count(*) + 1 FROM items")'
 
 
+def test_revisions_run_in_schemas(make_alembic: Callable[..., AlembicProject], new_url: Callable[[str], URL]) -> None:
+    project = make_alembic(new_url("postgresql"))
+    project.revision("one", None, MAKES)
+    project.revision("two", "one", FILLS)
+    for name in "ab":
+        project.query(f"CREATE SCHEMA {name}")
+    app, smart = project.app()
+    fleet = Fleet(smart, tenants=lambda: iter("ab"), schema=str)
+    run = fleet.migrate()
+    project.dispose(app)
+    assert (run.failures, run.counts["applied"]) == ([], 2)
+    for name in "ab":
+        assert project.query(f"SELECT version_num FROM {name}.alembic_version") == [("two",)]
+        assert project.query(f"SELECT id FROM {name}.items") == [(1,)]
+    assert not project.tables() & {"items", "alembic_version"}
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
 def test_revisions_run_on_each_tenant_and_on_no_other_database(
     make_alembic: Callable[..., AlembicProject], new_url: Callable[[str], URL], kind: str

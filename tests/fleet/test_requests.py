@@ -217,6 +217,25 @@ def test_a_tenant_that_cannot_be_migrated_is_refused_and_tried_again_later(migra
     assert migrated.ledger()["a"] == ("failed", 1)
 
 
+def test_progressive_goes_on_to_serve_a_tenant_that_cannot_be_migrated(
+    make_fleet: Callable[..., FleetProject],
+) -> None:
+    fleet = make_fleet("sqlite", "a", strategy="progressive")
+    fleet.models = with_model
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.config["DB_SMART_BOOT"] = "off"
+    fleet.write(V1 + "@migration\ndef fails(op):\n    raise ValueError\n")
+    with running(fleet) as (app, found, db):
+        by_header(app, found, db)
+        client = app.test_client()
+        assert client.get("/names", headers={"X-Tenant": "a"}).json == []
+        found.close()  # until it has failed
+        for _ in range(2):
+            assert client.get("/names", headers={"X-Tenant": "a"}).json == []
+    assert fleet.ledger()["a"] == ("failed", 1)
+
+
 def test_a_tenant_that_was_restored_is_noticed_and_migrated(
     make_fleet: Callable[..., FleetProject], caplog: pytest.LogCaptureFixture
 ) -> None:

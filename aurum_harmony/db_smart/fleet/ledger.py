@@ -7,7 +7,7 @@ the tenant's own history all the same: a row that was never written only costs a
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -179,13 +179,6 @@ class Ledger:
         facts = self.database.facts
         denied = facts.says(error, "denied") or facts.says(error, "read only")
         return isinstance(error, sa.exc.DBAPIError) and not denied
-
-    def forget(self, names: Collection[str]) -> None:
-        """Take tenants that are no more out of the ledger."""
-        with self.database.connect() as connection:
-            begin(connection)
-            connection.execute(fleet.delete().where(fleet.c.name.in_(names)))
-            commit(connection)
 
     # -- who leads it
 

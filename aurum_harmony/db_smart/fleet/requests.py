@@ -21,7 +21,7 @@ from ..settings import Settings
 from ..web.answers import refused
 from ..web.readiness import Readiness, What
 from .ledger import FAILED, UP_TO_DATE, Result
-from .tenants import Crew, Tenant, enter
+from .tenants import Crew, Tenant
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -125,6 +125,8 @@ class Gate:
         with self._lock:
             error, again = self._failures.get(name, (None, 0.0))
             if error is not None and time.monotonic() < again:
+                if self._fleet.strategy == "progressive":  # it is used as it is
+                    return
                 raise error
             future = self._bringing.get(name)
             if future is None:
@@ -238,8 +240,8 @@ class _Engines:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: By name: the tenant, its engine, and how many use it.
-        self._kept: OrderedDict[str, tuple[Tenant, Engine, int]] = OrderedDict()
+        #: By name: the tenant, and how many use it.
+        self._kept: OrderedDict[str, tuple[Tenant, int]] = OrderedDict()
 
     @contextmanager
     def of(self, name: str, make: Callable[[], Tenant]) -> Iterator[Engine]:
@@ -248,22 +250,18 @@ class _Engines:
             found = self._kept.get(name)
             if found is None:
                 tenant = make()
-                engine = tenant.app_engine
-                if tenant.schema is not None:  # with the pool of the application
-                    engine = engine.execution_options()
-                    enter(engine, tenant.schema)
-                found = tenant, engine, 0
-            tenant, engine, users = found
-            self._kept[name] = tenant, engine, users + 1
+                found = tenant, 0
+            tenant, users = found
+            self._kept[name] = tenant, users + 1
             self._kept.move_to_end(name)
         try:
-            yield engine
+            yield tenant.app_engine
         finally:
             with self._lock:
                 if name in self._kept:  # else all were closed meanwhile
-                    tenant, engine, users = self._kept[name]
-                    self._kept[name] = tenant, engine, users - 1
-                idle = [one for one, (_, _, users) in self._kept.items() if not users]
+                    tenant, users = self._kept[name]
+                    self._kept[name] = tenant, users - 1
+                idle = [one for one, (_, users) in self._kept.items() if not users]
                 gone = [self._kept.pop(one)[0] for one in idle[: max(0, len(self._kept) - _MOST_KEPT)]]
             for one in gone:
                 one.close()
@@ -272,5 +270,5 @@ class _Engines:
         """Close all connections that are not in use."""
         with self._lock:
             kept, self._kept = self._kept, OrderedDict()
-        for tenant, _, _ in kept.values():
+        for tenant, _ in kept.values():
             tenant.close()

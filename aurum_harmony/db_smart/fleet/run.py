@@ -92,12 +92,10 @@ class Limits:
 
     :ivar workers: how many tenants are at work at a time.
     :ivar per_server: how many of them on one server; ``None`` for no such limit.
-    :ivar stop_after: after how many failures no other tenant is begun; ``None`` for never.
     """
 
     workers: int
     per_server: int | None = None
-    stop_after: int | None = None
 
 
 class Course:

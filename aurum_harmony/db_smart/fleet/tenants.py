@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from ..boot.planner import Planner
 from ..dialects.base import autocommits
-from ..errors import ConfigError, DbSmartError, Interrupted, text_of
+from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, Interrupted, text_of
 from ..loading.decorator import Migration
 from ..loading.revisions import Revisions
 from ..loading.sources import Sources
@@ -27,6 +27,11 @@ from ..store.history import State
 from ..store.tables import MAX_NAME
 from .ledger import APPLIED, FAILED, UP_TO_DATE, Result
 
+#: Why what runs in no transaction cannot run.
+_POOLER = (
+    "No session of the tenant {!r} can begin in its schema; behind a pooler such as PgBouncer that is so. Let 'fleet "
+    "migrate' connect to the server itself"
+)
 #: Over how many folders the snapshots of tenants are spread: each run lists the one of its tenant.
 _FOLDERS = 256
 
@@ -39,6 +44,7 @@ class Tenant(Database):
     :param engine: as the application connects to it.
     :param schema: of PostgreSQL; ``None`` where it has a database of its own.
     :param alone: makes an engine whose sessions are in that schema from their start; for what runs in no transaction.
+    :param shared: the engine for migrating the database that has the schema: what it has compiled is so for all.
     """
 
     def __init__(
@@ -48,24 +54,21 @@ class Tenant(Database):
         engine: Engine,
         schema: str | None = None,
         alone: Callable[[], Engine] | None = None,
+        shared: Engine | None = None,
     ) -> None:
         super().__init__(name, key, engine)
         self.url = "a tenant of the fleet"
         self.schema = schema
         self._alone = alone
+        self._shared = shared
         number = int(hashlib.sha256(name.encode()).hexdigest(), 16) % _FOLDERS
         self.snapshot_folder = f"fleet/{number:02x}"
 
-    @property
-    def server(self) -> str | None:
-        """By which the connections to one server are counted; ``None`` for a file."""
-        url = self.app_engine.url
-        return server_of(url)
-
     def _make_engine(self) -> Engine:
-        engine = super()._make_engine()
-        if self.schema is not None:
-            enter(engine, self.schema)
+        if self.schema is None or self._shared is None:
+            return super()._make_engine()
+        engine = self._shared.execution_options()
+        enter(engine, self.schema)
         return engine
 
     @contextmanager
@@ -78,14 +81,14 @@ class Tenant(Database):
         assert self._alone is not None
         session = Database(self.name, self.key, self._alone())
         session.url, session.statements = self.url, self.statements
-        with session.connect(autocommit=True) as connection:
-            found = connection.scalar(sa.select(sa.func.current_schema()))
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(session.connect(autocommit=True))
+                found = connection.scalar(sa.select(sa.func.current_schema()))
+            except DatabaseUnreachable as error:
+                raise DbSmartError(f"{_POOLER.format(self.name)}: {error.message}") from None
             if found != self.schema:
-                raise DbSmartError(
-                    f"Sessions of the tenant {self.name!r} do not begin in its schema {self.schema!r} but in "
-                    f"{found!r}: a pooler such as PgBouncer leaves out 'options' of a connection. What was done before "
-                    "is kept. Let 'fleet migrate' connect to the server itself."
-                )
+                raise DbSmartError(f"{_POOLER.format(self.name)}: it begins in {found!r}. What was done is kept.")
             yield connection
 
     def check(self) -> None:
@@ -170,6 +173,8 @@ class Places:
         self.key = key
         self._url = url
         self._schema = schema
+        #: That which has the schemas.
+        self._database: Database | None = None
 
     def tenant(self, name: str) -> Tenant:
         """The database of a tenant.
@@ -185,7 +190,11 @@ class Places:
                 raise ConfigError(
                     "Fleet(schema=…) needs PostgreSQL: elsewhere a schema is a database. Give each tenant a URL."
                 )
-            return Tenant(name, self.key, engine, schema, lambda: self._in_session(schema))
+            if self._database is None or self._database.app_engine is not engine:
+                self._database = Database("default", self.key, engine)
+            inside = engine.execution_options()  # with the pool of the application
+            enter(inside, schema)
+            return Tenant(name, self.key, inside, schema, lambda: self._in_session(schema), self._database.engine)
         return Tenant(name, self.key, self.engine(self.url(name)))
 
     def url(self, name: str) -> URL:
@@ -215,13 +224,7 @@ class Places:
 
         :raises ConfigError: its driver is not installed, or the options of the bind lead elsewhere.
         """
-        app, db = self._app, self._db
-        options: dict[str, Any] = {**db._engine_options, "echo": app.config["SQLALCHEMY_ECHO"]}
-        given = app.config["SQLALCHEMY_ENGINE_OPTIONS"]
-        if self.key is not None:
-            found = app.config["SQLALCHEMY_BINDS"].get(self.key)
-            given = found if isinstance(found, dict) else {}
-        options.update(given)
+        app, db, options = self._app, self._db, self._options()
         if "creator" in options:
             raise ConfigError(
                 "The options of the engine have a 'creator', which would lead all tenants to one database. Leave it "
@@ -245,12 +248,18 @@ class Places:
         if engine.dialect.driver == "pg8000":
             return self.engine(engine.url, startup_params={"search_path": quoted})
         option = quoted.replace("\\", "\\\\").replace(" ", "\\ ")
-        before = engine.url.query.get("options") or self._given().get("options") or ""
+        given = self._options().get("connect_args", {})
+        before = given.get("options") or engine.url.query.get("options") or ""
         return self.engine(engine.url, options=f"{before} -csearch_path={option}".strip())
 
-    def _given(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._app.config["SQLALCHEMY_ENGINE_OPTIONS"].get("connect_args", {})
-        return found
+    def _options(self) -> dict[str, Any]:
+        """The options that the application has for the engine of the bind."""
+        config = self._app.config
+        given = config["SQLALCHEMY_ENGINE_OPTIONS"]
+        if self.key is not None:
+            found = config["SQLALCHEMY_BINDS"].get(self.key)
+            given = found if isinstance(found, dict) else {}
+        return {**self._db._engine_options, "echo": config["SQLALCHEMY_ECHO"], **given}
 
 
 def check_name(name: object, what: str = "name") -> None:
@@ -370,11 +379,11 @@ class Crew:
     def _run(self, tenant: Tenant) -> tuple[tuple[str, ...], State]:
         planner = self.planner(tenant)
         with self._app.app_context(), self._one:
-            tenant.check()
             plan = planner.ask(tenant)
             if not plan.behind and plan.state is not None:
                 planner.settle([plan])
                 return (), plan.state
+            tenant.check()
             with self._found_by_alembic(tenant):
                 outcome = Runner(self._app, self._db, planner).run([tenant], kind=_TenantRun)
         return tuple(run.migration for run in outcome.runs), outcome.states[tenant.name]
