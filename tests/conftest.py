@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 
 from tests.harness import processes, servers
 from tests.harness.alembic_project import AlembicProject
+from tests.harness.disk import Disk
 from tests.harness.project import DIALECTS, Project
 
 _numbers = itertools.count()
@@ -233,3 +234,11 @@ def gate(tmp_path: Path) -> Path:
     path = tmp_path / "gate"
     os.mkfifo(path)
     return path
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A small disk, which can be filled."""
+    made = Disk(tmp_path / "disk")
+    yield made
+    made.unmount()

@@ -670,7 +670,7 @@ class DbSmart:
             known: list[Plan] | None = None
             plans: list[Plan] = []
             if step.action == "ask":
-                known = planner.by_row()
+                known = planner.by_row(leaving=not planner.in_memory)
                 plans = known or planner.by_history()
                 _tell(plans)
                 step = decide(mode, force, verdict, plans)
@@ -689,12 +689,13 @@ class DbSmart:
             decision: Decision = "verified"
             reason, applied = step.reason, tuple[str, ...]()
             left = [item.migration.name for plan in plans for item in plan.pending]
+            later = bool(left) or any(plan.later for plan in plans)
             if step.action == "migrate":
                 runner = self._runner(app, planner)
                 runner.leaving = force is None and not planner.in_memory
                 with state.running:
                     outcome = runner.run(planner.involved, force=force is not None)
-                left = outcome.left
+                left, later = outcome.left, bool(outcome.left)
                 if outcome.changed:
                     decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
                 else:
@@ -703,14 +704,14 @@ class DbSmart:
             else:
                 lost = self._warn_of_lost_tables(app, planner, plans)
                 self._hints(app, planner).at_boot({plan.database.name: plan.state for plan in plans}, lost)
-                if settings.migrates and not left:
+                if settings.migrates and not later:
                     if known is None:
                         planner.settle(plans)
                     planner.remember({plan.database.name: plan.state for plan in plans if plan.state is not None})
             if app.debug:
                 self._hints(app, planner).in_errors(engines_of(app, state.db))
         state.verify()
-        if left and settings.migrates:
+        if later and settings.migrates:
             self._threads(app, state).run_later(planner, left)
         return _report(decision, reason, started, planner.queries, applied)
 

@@ -429,8 +429,11 @@ class DatabaseRun:
 
     def _complete(self, state: State) -> bool:
         """Whether another process has done all that there was to do."""
-        again, leaving = self._force or self._remake, self._runner.leaving
-        return not again and self._runner.planner.complete(self.database, state, leaving=leaving)
+        if self._force or self._remake:
+            return False
+        planner = self._runner.planner
+        found = state if planner.versions is None else planner.state(self.database)  # with the heads of Alembic
+        return found is not None and planner.complete(self.database, found, leaving=self._runner.leaving)
 
     def _begin(self) -> Plan | State:
         """Ask again, now under the lock, and prepare the run.

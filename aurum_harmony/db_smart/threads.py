@@ -104,7 +104,7 @@ class Threads:
         """Have a thread run the migrations with ``background=True``, while requests are served.
 
         :param booted: its sources are what runs, also where another release is put in the place of the files.
-        :param names: of those that are left.
+        :param names: of those that are left; empty where the thread is to find them.
         """
         from .boot.background import Background, before_fork, no_thread
 
@@ -126,6 +126,8 @@ class Threads:
             settings.idle = True
             planner = self._planner(settings)
             planner.began, planner.sources = began, booted.sources
+            with app.app_context():
+                state.left = state.left or [item.migration.name for one in planner.by_history() for item in one.pending]
             with app.app_context(), state.running:
                 runner = self._runner(planner)
                 runner.slice, runner.told = _SLICE_SECONDS, told

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +18,7 @@ from sqlalchemy.engine import make_url
 from aurum_harmony.db_smart import DbSmartError
 from aurum_harmony.db_smart.store import database
 from tests.harness.crash import ended, forked
+from tests.harness.disk import Disk
 from tests.harness.project import Project
 
 MAKE_T = """
@@ -325,50 +323,6 @@ def fill(op: Operations) -> None:
     op.execute("INSERT INTO t (n) VALUES (7)")
     op.create_table("v", Column("id", Integer, primary_key=True), Column("name", String(20), index=True))
 """
-
-
-class Disk:
-    """A disk of 1 MB for the database and the instance folder, or what is nearest to it without root."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-        self.mounted = sys.platform == "linux" and subprocess.run(mount, capture_output=True).returncode == 0
-
-    def unmount(self) -> None:
-        if self.mounted:  # lazily, as a process keeps a file open whose header it has read
-            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
-
-    @contextmanager
-    def room(self, size: int) -> Iterator[int | None]:
-        """Leave so many bytes.
-
-        :returns: how large a file may be, where there is no disk of its own to be filled.
-        """
-        filler = self.folder / "filler"
-        if self.mounted:
-            filler.write_bytes(bytes(shutil.disk_usage(self.folder).free - size))
-        try:
-            yield None if self.mounted else size
-        finally:
-            filler.unlink(missing_ok=True)
-
-    def keep(self) -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
-
-    def put_back(self, kept: dict[Path, bytes]) -> None:
-        for path in self.keep():
-            path.unlink()
-        for path, content in kept.items():
-            path.write_bytes(content)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    made = Disk(tmp_path / "disk")
-    yield made
-    made.unmount()
 
 
 @pytest.fixture

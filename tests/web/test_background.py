@@ -16,7 +16,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy.engine import URL
 
-from aurum_harmony.db_smart import ConfigError, DbSmart
+from aurum_harmony.db_smart import ConfigError, DbSmart, settings
 from aurum_harmony.db_smart.boot import background
 from aurum_harmony.db_smart.errors import Interrupted
 from tests.harness.project import Project
@@ -371,3 +371,41 @@ def test_a_run_is_interrupted_also_after_a_boot_in_the_background(sqlite_project
     with pytest.raises(Interrupted, match="SIGTERM while migrating"):
         project.boot()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_another_host_is_ready_as_soon_as_its_probe_sees_it(
+    project: Project,
+    gate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    later: bool,
+) -> None:
+    """Its flag is another one, so that no flag tells it; and while a migration is left to the background, none does."""
+    monkeypatch.setattr(settings, "_PATIENT_PAUSES", (600.0, 600.0))
+    caplog.set_level("INFO")
+    done = tmp_path / "done"
+    left = WAITS.format(gate=str(done)).replace("@migration", "@migration(background=True)").replace("waits(", "later(")
+    project.write(WAITS.format(gate=str(gate)) + (left.replace("waited", "late") if later else ""))
+    hosts = []
+    for number in range(2):
+        app, smart = project.app(DB_SMART_BOOT="background", DB_SMART_FLAG=str(tmp_path / f"flag-{number}"))
+        smart.boot(app)
+        hosts.append((app, smart))
+        wait_until(lambda app=app: asked(app.test_client())["migration"] == "waits")  # type: ignore[misc]
+    wait_until(lambda: "which migrates 'default'" in caplog.text)
+    gate.touch()
+    for app, _ in hosts:
+        wait_until(lambda app=app: app.test_client().get(READY).status_code == 200, seconds=10)  # type: ignore[misc]
+        assert app.test_client().get("/").text == "served"
+    assert project.history() == [("waits", "applied")]
+    done.touch()
+    for app, smart in hosts:
+        state = smart._state(app)
+        if state.later is not None:
+            state.later.woken.set()
+            wait_until(lambda state=state: state.later.done, seconds=30)  # type: ignore[misc]
+        assert state.left == []
+        project.dispose(app)
+    assert project.history() == [("waits", "applied"), *([("later", "applied")] if later else [])]

@@ -581,3 +581,31 @@ def test_two_names_of_one_database(
     assert project.query("SELECT id FROM items ORDER BY id") == [(1,), (2,)]
     assert sorted(project.history()) == [("items", "applied"), ("one", "applied"), ("two", "applied")]
     assert project.boot().decision == "skipped"
+
+
+def test_the_next_process_asks_only_the_state_row(filled: Project, gate: Path) -> None:
+    """It serves before it imports a migration; its thread finds out what is left."""
+    filled.write(ITEMS + FILL.format(gate=str(gate)))
+    app, smart = filled.app()
+    smart.boot(app)
+    other, others = filled.app()
+    planner = others.planner(other)
+    with other.app_context():
+        assert planner.by_row() is None
+        found = planner.by_row(leaving=True)
+    assert found is not None
+    assert [plan.later for plan in found] == [True]
+    assert "migrations" not in vars(planner)
+    assert others.boot(other).decision == "verified"
+    client = other.test_client()
+    wait_until(lambda: client.get("/_db-smart/ready").get_json().get("background") == ["fill"])
+    assert not filled.flag.exists()
+    gate.touch()
+    ended(app, smart)
+    thread = others._state(other).later
+    assert thread is not None
+    thread.woken.set()
+    ended(other, others)
+    filled.dispose(other)
+    filled.dispose(app)
+    assert filled.boot().decision == "skipped"

@@ -92,6 +92,7 @@ def edited_once(migrations: Iterable[Migration], applied: Iterable[Applied]) -> 
 
 
 COMPLETE = "holds every migration of this code"
+BUT_LATER = f"{COMPLETE} but those in the background"
 
 
 @dataclass
@@ -115,6 +116,8 @@ class Plan:
     edited_once: list[str] = field(default_factory=list)
     #: Whether the history is that of other applications alone, so that this one's first run is still to come.
     foreign: bool = False
+    #: Whether the state row says that migrations with ``background=True`` are left; it does not say which.
+    later: bool = False
     #: What Alembic's version table has, sorted; ``None`` where there is none, or no Alembic directory.
     heads: tuple[str, ...] | None = None
 

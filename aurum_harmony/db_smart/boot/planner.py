@@ -257,27 +257,31 @@ class Planner:
         """Levels 0 and 1: see :func:`~.boot.flag.check`."""
         return flags.check(self.path, self.code.flag_name, self.databases, lambda: self.sources)
 
-    def by_row(self) -> list[Plan] | None:
+    def by_row(self, *, leaving: bool = False) -> list[Plan] | None:
         """Level 2, the short way: does the state row of each database say that these very sources are applied?
 
         The row of the first database names the others, so that the migrations need not be imported.
 
+        :param leaving: whether migrations with ``background=True`` do not count.
         :returns: a plan with nothing pending for each; ``None`` when the whole history must be read.
         :raises DatabaseUnreachable: a database cannot be asked.
         """
-        from .plan import COMPLETE, Plan
+        from .plan import BUT_LATER, COMPLETE, Plan
 
         plans: list[Plan] = []
         names = list(self.databases)[:1]
         for name in names:  # grows by what the first row says
             database = self.databases.get(name)
             state = None if database is None else self.state(database)
-            if database is None or state is None or state.source != self.source(state.heads) or not state.databases:
+            if database is None or state is None or not state.databases:
+                return None
+            left = leaving and state.source == self.partly(state.heads)
+            if not left and state.source != self.source(state.heads):
                 return None
             if any(plan.state is not None and plan.state.database_id == state.database_id for plan in plans):
                 return None  # one database by two names has one row, which the run on either of them writes
             names += [other for other in state.databases if other not in names]
-            plans.append(Plan(database, state, COMPLETE))
+            plans.append(Plan(database, state, BUT_LATER if left else COMPLETE, later=left))
         return plans
 
     def by_history(self, *, force: bool = False) -> list[Plan]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ..beat import Beat
-from ..errors import DatabaseUnreachable, LeaseLost, LockHeld, LockTimeout, one_line
+from ..errors import DatabaseUnreachable, DbSmartError, LeaseLost, LockHeld, LockTimeout, one_line
 from ..files import NO_LINK, give, make_file, read_regular
 from ..interrupt import GiveWay
 from ..notices import logger_of
@@ -345,12 +345,12 @@ class _FileLock(Lock):
         if self.settings.away:
             found = self._path.lstat()
             if found.st_size and 0 <= time.time() - found.st_mtime < self.settings.away:
-                return False
+                return self._while_held(done)
         self._lock = self._lock or FileLock(self._path, thread_local=False)
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            return False
+            return self._while_held(done)
         except OSError as error:
             if error.filename is None:  # such as a pipe in its place, which cannot be cut
                 error.filename = str(self._path)
@@ -365,6 +365,16 @@ class _FileLock(Lock):
             self.release()
             raise
         return True
+
+    def _while_held(self, done: Callable[[State], bool]) -> bool | None:
+        """As :meth:`try_acquire` while another process holds the lock, maybe for what boot does not wait for."""
+        with suppress(DbSmartError, sa.exc.SQLAlchemyError):  # the file is just being written
+            if self.database.exists:
+                with self.database.connect() as connection:
+                    found = read_state(connection)
+                if found is not None and done(found):
+                    return None
+        return False
 
     def release(self) -> None:
         if self._lock is not None and self._info is not None:

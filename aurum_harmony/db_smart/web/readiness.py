@@ -105,6 +105,10 @@ class Seen:
         self.steps: Steps | None = None
         #: The name of the database that was migrated at the last look.
         self._held = ""
+        #: Whether a run was under way at the last look: its database, its holder and since when; and what was applied.
+        self._under_way: tuple[str, str, datetime, str] | None = None
+        #: Whether another run, or none, was under way at the look after that.
+        self.news = threading.Event()
         #: Whose run it was that was seen last, and the names of what it was to apply.
         self._run: tuple[str, datetime] | None = None
         self._names: list[str] = []
@@ -132,7 +136,7 @@ class Seen:
             self._turn.release()
 
     def _ask(self, app: Flask, planner: Planner, with_steps: bool) -> None:
-        lock, progress, steps = None, None, None
+        lock, progress, steps, under_way = None, None, None, None
         began, queries = time.monotonic(), 0
         # A run goes from one database to the next: that of the last look alone is asked as long as it is there.
         for database in sorted(planner.databases.values(), key=lambda one: one.name != self._held):
@@ -140,10 +144,11 @@ class Seen:
                 continue
             # Not from the application's pool, which requests may have emptied.
             one = Database(database.name, database.key, database.app_engine)
-            found, how_far = self._look(app, one)
+            found, how_far, source = self._look(app, one)
             queries += one.queries
             if found is not None:
                 lock, progress, steps, self._held = found, found.progress or how_far, self.steps, one.name
+                under_way = one.name, found.holder, found.since, source
                 if with_steps:
                     with suppress(DbSmartError):  # who waits need not know
                         steps = self._steps(app, planner, one, found)
@@ -151,20 +156,23 @@ class Seen:
         if not with_steps:  # several databases, or one that lacks our tables
             self._next[False] = began + max(1, queries) * _ASK_EVERY
         self.lock, self.progress, self.steps = lock, progress, steps
+        before, self._under_way = self._under_way, under_way
+        if before is not None and under_way != before:
+            self.news.set()
 
     @staticmethod
-    def _look(app: Flask, database: Database) -> tuple[Lock | None, Progress | None]:
-        """Who migrates a database, and how far a backfill is; by one query."""
+    def _look(app: Flask, database: Database) -> tuple[Lock | None, Progress | None, str]:
+        """Who migrates a database, how far a backfill is, and which sources are applied; by one query."""
         lock = None if database.facts.server else Lock.of(app, database)
         if not database.facts.server and lock is None:
-            return None, None
+            return None, None, ""
         with database.connect() as connection:
             if lock is not None:
-                return lock, read_progress(connection, running=True)
+                return lock, read_progress(connection, running=True), ""
             state = find_state(connection, backfills=True)
         if state is None or state.place is not None:
-            return None, None
-        return Lock.by(state.holder), unfinished(state.backfills, running=True)
+            return None, None, ""
+        return Lock.by(state.holder), unfinished(state.backfills, running=True), state.source
 
     def _steps(self, app: Flask, planner: Planner, database: Database, lock: Lock) -> Steps:
         """What a run does: what was pending when it was first seen, and what it had applied by then.
@@ -206,6 +214,10 @@ def readiness(
         seen.look(app, planner, steps=steps)
     background, lock = state.background, seen.lock
     failure = None if background is None else background.failure
+    if seen.news.is_set():
+        seen.news.clear()
+        if background is not None and failure is None:  # it waits for the lock, and no flag may tell it
+            background.woken.set()
     cause = failure.message if failure is not None else state.cause
     began = None if background is None else datetime.fromtimestamp(background.since, timezone.utc)
     if lock is not None:
