@@ -820,18 +820,17 @@ class DbSmart:
 
         name_sessions(engines_of(app, state.db).values(), name)
 
-    def unready(self, app: Flask, *, wait: bool = True, held: str | None = None) -> str | None:
+    def unready(self, app: Flask, *, wait: bool = True) -> str | None:
         """Why requests cannot be served yet, in words for anybody; ``None`` when they can.
 
         Makes sure of boot, and asks the database where boot trusted the flag.
 
-        :param held: what is known of that already.
         :param wait: whether to wait for another thread that is at it until it is done, not only briefly.
         """
         state = self._state(app)
         reports: list[BootReport] = []
         threads = self._threads(app, state)
-        refusal = held or threads.held_back()
+        refusal = threads.held_back()
         if refusal is None:
             with state.deciding(patient=False, wait=wait) as mine:
                 if mine and not state.verified and time.monotonic() >= state.refused_until:

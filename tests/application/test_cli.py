@@ -244,7 +244,8 @@ def test_a_progress_line_on_a_terminal(sqlite_project: Project) -> None:
 
 
 def test_the_commands_are_known_without_being_imported() -> None:
-    assert sorted(Commands()) == sorted(group.commands)
+    assert sorted(Commands()) == sorted([*group.commands, "fleet"])
+    assert Commands()["fleet"].name == "fleet"
     assert Commands()["status"] is group.commands["status"]
     assert Commands().get("nope") is None
 

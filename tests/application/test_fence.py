@@ -306,9 +306,8 @@ def test_what_the_file_says_is_not_believed_too_far(released: Project) -> None:
         assert found.deadline <= fence.clock() + 60
 
 
+@pytest.mark.parametrize("url", ["postgresql", "mariadb"], indirect=True)
 def test_a_silent_database_does_not_hold_requests_for_long(released: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    if released.dialect == "sqlite":
-        pytest.skip("a file answers")
     monkeypatch.setattr(fence, "_PATIENCE", 0.2)
     with process(released) as (app, smart):
         client = app.test_client()

@@ -115,9 +115,8 @@ def test_at_the_same_time(database: Database, open_one: Any) -> None:
     assert (True, True) not in both
 
 
+@pytest.mark.parametrize("url", ["postgresql", "mariadb"], indirect=True)
 def test_what_a_dead_holder_began_is_void(database: Database, open_one: Any) -> None:
-    if not database.facts.server:
-        pytest.skip("the kernel frees the lock of a file, so that nobody holds it then")
     connection = open_one()
     releases.intend(connection, "drop_fax", "1.5", DROP, TOKEN)
     assert reads(database, connection) == [Contract("drop_fax", "1.5", DROP, True)]

@@ -54,5 +54,5 @@ def test_random_operations_are_taken_back(project: Project, number: int) -> None
         reasons = [line for line in result.output.splitlines() if line.strip().startswith("refused")]
         assert reasons, f"{context}\n{result.output}"
         assert all("values may have been converted" in line for line in reasons), f"{context}\n{result.output}"
-        pytest.skip("a type that is not wider cannot be taken back")
+        return  # a type that is not wider cannot be taken back
     assert not differences(plain(now(project)), plain(before)), f"{context}\n{result.output}"

@@ -56,7 +56,9 @@ def _metrics(smart: DbSmart, app: Flask, state: AppState) -> Response:
 
 def _ready(smart: DbSmart, app: Flask, state: AppState, held: str | None) -> Response:
     """Whether this process can serve: no query once it can, and one a second until then."""
-    refusal = None if state.verified and state.refusal is None else smart.unready(app, wait=False, held=held)
+    refusal = held  # also where the thread has just verified: requests wait until it is done
+    if held is None and (not state.verified or state.refusal is not None):
+        refusal = smart.unready(app, wait=False)
     if refusal is None:
         refusal = smart.fenced(app)
     planner = None if refusal is None else planner_of(smart, app)

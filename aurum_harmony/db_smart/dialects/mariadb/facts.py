@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ...errors import raw_text_of
 from ...notices import logger_of
 from ...retry import Wait
 from ..base import LOOK_EVERY, Facts, cause_of
@@ -179,7 +180,7 @@ class MariadbFacts(Facts):
 
     def column_without_value(self, error: BaseException) -> tuple[str | None, str | None]:
         """The column for which a row has no value; which table it is in is not told."""
-        quoted = _QUOTED.search(str(cause_of(error))) if number(error) in _NO_VALUE else None
+        quoted = _QUOTED.search(raw_text_of(cause_of(error))) if number(error) in _NO_VALUE else None
         return None, quoted[1] if quoted else None
 
 

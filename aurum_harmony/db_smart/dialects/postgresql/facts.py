@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ...errors import raw_text_of
 from ...notices import logger_of
 from ...retry import Wait
 from ..base import LOOK_EVERY, Facts, cause_of
@@ -307,7 +308,7 @@ class PostgresqlFacts(Facts):
 
     def full(self, error: BaseException) -> bool:
         """Whether a connection was refused for the moment, for which drivers give no SQLSTATE."""
-        text = str(cause_of(error))
+        text = raw_text_of(cause_of(error))
         known = ("too many clients", "connection slots are reserved", "the database system is ")
         return any(words in text for words in known)
 

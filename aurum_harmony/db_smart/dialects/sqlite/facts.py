@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from ...errors import raw_text_of
 from ..base import Facts, Kind, autocommits, cause_of
 
 #: Transactions by ``isolation_level``; Python has a name for it from 3.12 on.
@@ -157,12 +158,12 @@ class SqliteFacts(Facts):
 
     def says(self, error: BaseException, kind: Kind) -> bool:
         """Whether the message of an error has one of the texts of a kind."""
-        text = str(cause_of(error))
+        text = raw_text_of(cause_of(error))
         return any(str(words) in text for words in self.errors.get(kind, ()))
 
     def column_without_value(self, error: BaseException) -> tuple[str | None, str | None]:
         """The table and the column for which a row has no value."""
-        found = _NO_VALUE.search(str(cause_of(error)))
+        found = _NO_VALUE.search(raw_text_of(cause_of(error)))
         return (found[1], found[2]) if found else (None, None)
 
 
