@@ -29,12 +29,29 @@ ORDER = (
     ("schema", "schema.*", "autogenerate"),
     ("editors of the dialects", "dialects.*"),
     ("operations", "operations"),
-    ("runs", "runner", "batches", "first_run", "revising", "stamping", "resuming", "preview", "script", "threads"),
+    (
+        "runs",
+        "runner",
+        "batches",
+        "first_run",
+        "revising",
+        "stamping",
+        "resuming",
+        "undo",
+        "preview",
+        "script",
+        "threads",
+        "fence",
+        "contract",
+    ),
     ("drift and lint", "drift.*", "lint.*"),
     ("report", "grid", "report", "output", "watch"),
-    ("commands", "cli", "commands", "completion", "beside"),
+    ("work on fleets", "fleet.*"),
+    ("commands", "cli", "commands", "completion", "beside", "fleet.cli"),
     ("web", "web.*"),
     ("extension", "extension"),
+    ("tenants of requests", "fleet.requests"),
+    ("fleets in an application", "fleet.fleet"),
     ("what users import", ""),
 )
 
@@ -47,6 +64,8 @@ ONLY_TYPES = {
     ("web.metrics", "extension"),
     ("web.overview", "extension"),
     ("web.pending", "extension"),
+    ("fleet.cli", "fleet.fleet"),
+    ("fleet.requests", "fleet.fleet"),
 }
 
 

@@ -19,6 +19,7 @@ from .errors import (
 from .extension import BootReport, DbSmart
 
 if TYPE_CHECKING:
+    from .fleet.fleet import Fleet
     from .loading.decorator import migration
     from .operations import Operations
 
@@ -29,6 +30,7 @@ __all__ = [
     "DatabaseUnreachable",
     "DbSmart",
     "DbSmartError",
+    "Fleet",
     "HistoryUnreadable",
     "MigrationError",
     "MigrationFailed",
@@ -38,7 +40,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What only migrations need is imported when they ask for it: a boot with nothing to do does not."""
+    """What only migrations or fleets need is imported when they ask for it: a boot with nothing to do does not."""
+    if name == "Fleet":
+        from .fleet.fleet import Fleet
+
+        return Fleet
     if name == "Operations":
         from .operations import Operations
 

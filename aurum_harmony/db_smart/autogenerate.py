@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .store.tables import TABLE_NAMES
+from .store.tables import is_ours
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -41,7 +41,7 @@ def _look_past_ours(context: AutogenContext, upgrade: UpgradeOps) -> PriorityDis
     from alembic.util import PriorityDispatchResult
 
     def theirs(name: str | None, kind: str, _: Any) -> bool:
-        return kind != "table" or name not in TABLE_NAMES
+        return kind != "table" or not is_ours(name or "")
 
     context._name_filters.append(theirs)
     return PriorityDispatchResult.CONTINUE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .boot.plan import Plan
     from .boot.planner import Planner
     from .extension import DbSmart
-    from .report import DryRun, Ran, Report, RevisionText, Run, Script
+    from .report import DryRun, Ran, Report, RevisionText, Run, Script, Undo
     from .resuming import Resume
     from .store.branches import BranchDatabases, Kept
     from .store.database import Database
@@ -66,6 +66,14 @@ class UnknownDatabase(click.BadParameter):
     help="Finish the next revision, which another tool has left half-done; then go on.",
     shell_complete=completion.revisions,
 )
+@click.option(
+    "contract_now",
+    "--contract-now",
+    metavar="NAME",
+    multiple=True,
+    help="Run this contract step although releases that run need what it takes away; can be repeated.",
+    shell_complete=completion.migrations,
+)
 @database_option()
 @yes_option
 @json_option
@@ -74,6 +82,7 @@ def migrate(
     dry_run: bool,
     as_sql: bool,
     resumed: str | None,
+    contract_now: tuple[str, ...],
     names: tuple[str, ...],
     yes: bool,
     as_json: bool,
@@ -86,7 +95,9 @@ def migrate(
             "--resume cannot be combined with --dry-run or --sql: how far another tool has come is found out while "
             "nobody else can migrate. It says what it passes by, and changes nothing where that is not clear."
         )
-    command = _Migrate(force, as_json, resumed, yes)
+    if contract_now and (dry_run or as_sql):
+        raise click.UsageError("--contract-now cannot be combined with --dry-run or --sql.")
+    command = _Migrate(force, as_json, resumed, contract_now, yes)
     with command.failing():
         plans = command.ask(names, one=as_sql)
         report = command.script(plans) if as_sql else command.dry_run(plans) if dry_run else command.run(plans)
@@ -255,6 +266,37 @@ def stamp(wanted: tuple[str, ...], everything: bool, names: tuple[str, ...], yes
 
 
 @group.command()
+@click.argument("wanted", metavar="[RUN]", required=False, shell_complete=completion.migrations)
+@click.option("--dry-run", is_flag=True, help="Say what would be done and lost; write nothing.")
+@click.option("--archive", is_flag=True, help="First copy what would be lost into tables db_smart_archive_...")
+@click.option("--discard", is_flag=True, help="Lose what would be lost and is not archived.")
+@database_option("The database of the run, where there are several.")
+@yes_option
+@json_option
+def undo(
+    wanted: str | None,
+    dry_run: bool,
+    archive: bool,
+    discard: bool,
+    names: tuple[str, ...],
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Ask, then take back what a run of migrations made, and only that.
+
+    RUN is the number of a run, as `history` shows it, or the name of a migration for its last run. Without it, all
+    migrations that the last run applied are taken back, the newest first.
+    """
+    app, smart = _current()
+    planner = smart.planner(app)
+    databases = _named(planner, names)
+    if len(databases) > 1:
+        known = ", ".join(database.name for database in databases)
+        raise click.UsageError(f"Runs are those of one database. Name one of {known} with --database.")
+    _finish(_undo(app, smart, planner, databases[0], wanted, dry_run, archive, discard, yes, as_json), as_json)
+
+
+@group.command()
 @database_option()
 @yes_option
 def unlock(names: tuple[str, ...], yes: bool) -> None:
@@ -399,8 +441,11 @@ def _failing(failed: Callable[[DbSmartError], Report], as_json: bool) -> Iterato
 class _Migrate:
     """One call of ``migrate``."""
 
-    def __init__(self, force: bool, as_json: bool, resumed: str | None, yes: bool) -> None:
+    def __init__(
+        self, force: bool, as_json: bool, resumed: str | None, contract_now: tuple[str, ...], yes: bool
+    ) -> None:
         self._app, self._smart = _current()
+        self._contract_now = contract_now
         self._resumed = resumed
         self._yes = yes
         self._force = force
@@ -468,6 +513,35 @@ class _Migrate:
             raise _unknown(self._resumed, set(pending), known)
         return Resume(self._resumed or None, say, lambda question: self._yes or confirm(question))
 
+    def _pass_over(self, plans: list[Plan]) -> None:
+        """Say what the contract steps that are named would wait for, and ask whether they are not to.
+
+        :raises click.BadParameter: there is none of a name.
+        :raises click.Abort: they are to wait.
+        """
+        from .output import confirm
+
+        pending = {
+            item.migration.name: plan for plan in plans for item in plan.pending if item.migration.options.contract
+        }
+        for name in self._contract_now:
+            if name not in pending:
+                known = {migration.name for migration in self._planner.migrations}
+                if name in known:
+                    raise click.BadParameter(f"{name!r} is no contract step that is pending.", param_hint="NAME")
+                raise _unknown(name, set(pending), known)
+            waits = self._smart.waits(self._app, self._planner, pending[name], [name]).get(name)
+            if waits is not None and waits.count:
+                click.echo(f"{name} passes over {waits.said.removeprefix('waits for ')}.", err=True)
+            elif waits is not None:
+                click.echo(f"{name} {waits.said}.", err=True)
+        if not self._contract_now or self._yes:
+            return
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise click.UsageError("--contract-now needs --yes where nobody can be asked.")
+        if not confirm(f"Run {', '.join(self._contract_now)} now? Releases that need what it takes away will fail."):
+            raise click.Abort
+
     def run(self, plans: list[Plan]) -> Run:
         """Do what is pending now.
 
@@ -476,12 +550,19 @@ class _Migrate:
         from .output import progress
         from .report import Run
 
+        self._pass_over(plans)
         with (
             redirect_stdout(sys.stderr) if self._as_json else nullcontext(),
             progress(self._app, self._applied, self._revision, lines=self._as_json),
         ):
             outcome = self._smart.migrate(
-                self._app, self._planner, self._selected, force=self._force, remake=True, resume=self._resume(plans)
+                self._app,
+                self._planner,
+                self._selected,
+                force=self._force,
+                remake=True,
+                resume=self._resume(plans),
+                contract_now=self._contract_now,
             )
         return Run.done(outcome, self._applied, plans)
 
@@ -518,6 +599,50 @@ def _stamp(
             state = smart.stamp(app, planner, database.name, wanted, [item.name for item in database.records])
             heads = f" The version table of Alembic has: {', '.join(state.heads)}." if state and state.heads else ""
             say(f"Database {database.name}: recorded {len(database.records)} as applied.{heads}")
+
+
+def _undo(
+    app: Flask,
+    smart: DbSmart,
+    planner: Planner,
+    database: Database,
+    wanted: str | None,
+    dry_run: bool,
+    archive: bool,
+    discard: bool,
+    yes: bool,
+    as_json: bool,
+) -> Undo:
+    """Take a run back.
+
+    :raises DbSmartError: it is refused, or failed.
+    """
+    from .output import confirm, say, show
+    from .report import Undo
+
+    def failed(error: DbSmartError) -> Undo:
+        return Undo(error.message, database.name, database.url, [], [])
+
+    with _failing(failed, as_json):
+        told = smart.undoing(database, wanted)
+    refused = [text for one in told for text in one.objections(archive=archive, discard=discard)]
+    report = Undo(None, database.name, database.url, told, refused)
+    if dry_run or refused:
+        return report
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise click.UsageError("There is nobody to ask: say --yes, after a look at what --dry-run shows.")
+        show(report)
+        if not confirm(f"Take {'this' if len(told) == 1 else 'these'} back?"):
+            say("Nothing was taken back.")
+            return Undo(None, database.name, database.url, told, [], [])
+    with _failing(failed, as_json), redirect_stdout(sys.stderr) if as_json else nullcontext():
+        undone = smart.undo(app, planner, database, wanted, told, archive=archive, discard=discard)
+    known: set[str] = set()
+    with suppress(DbSmartError):  # the migrations may not even load
+        known = {migration.name for migration in planner.migrations}
+    again = [one.name for one in undone if one.name in known]
+    return Undo(None, database.name, database.url, told, [], undone, again)
 
 
 def _unknown(name: str, known: set[str], everywhere: set[str]) -> click.BadParameter:

@@ -17,9 +17,14 @@ class Commands(dict[str, click.Command]):
 
     def __init__(self) -> None:
         names = ("migrate", "status", "diff", "new", "lint", "explain", "history", "stamp", "snapshots", "restore")
-        super().__init__(dict.fromkeys((*names, "watch", "branch", "unlock", "reset-flag")))  # type: ignore[arg-type]
+        more = ("watch", "branch", "undo", "unlock", "reset-flag", "fleet")
+        super().__init__(dict.fromkeys((*names, *more)))  # type: ignore[arg-type]
 
     def __getitem__(self, name: str) -> click.Command:
+        if name == "fleet":
+            from .fleet.cli import group as fleet
+
+            return fleet
         from .cli import group
 
         return group.commands[name]

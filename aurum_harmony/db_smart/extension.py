@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -35,20 +35,23 @@ from .notices import Logger, inside, logger_of, notice, without_plugin_lines
 from .settings import Settings, set_defaults
 from .signals import booted, send
 from .store.database import Database, databases, engines_of
-from .threads import Threads
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
 
     from .boot.branch import Branches
     from .boot.plan import Plan
+    from .contract import Waits
     from .drift.comparison import Comparison, Drift
     from .drift.hints import Hints
+    from .fence import Fence
     from .lint.findings import Linted
     from .preview import Preview
     from .resuming import Resume
     from .runner import Outcome, Runner
     from .store.history import Learned, State
+    from .threads import Threads
+    from .undo import Undoing, Undone
 
 Decision = Literal["skipped", "verified", "migrated", "background", "behind", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
@@ -119,8 +122,9 @@ class DbSmart:
         Reads these keys of ``app.config``, each also from the environment as ``FLASK_<key>``: ``DB_SMART_BOOT``,
         ``DB_SMART_FLAG``, ``DB_SMART_CREATE_ALL``, ``DB_SMART_MIGRATION_URL``, ``DB_SMART_SNAPSHOTS``,
         ``DB_SMART_LOCK_TIMEOUT``, ``DB_SMART_LEASE_SECONDS``, ``DB_SMART_DDL_LOCK_TIMEOUT``,
-        ``DB_SMART_DDL_RETRIES``, ``DB_SMART_RELEASE``, ``DB_SMART_DIFF_IGNORE``, ``DB_SMART_WEB``,
-        ``DB_SMART_URL_PREFIX``, ``DB_SMART_TOKEN`` and ``DB_SMART_BRANCHES``. Each boot reads ``FORCE_DB_MIGRATION``.
+        ``DB_SMART_DDL_RETRIES``, ``DB_SMART_RELEASE``, ``DB_SMART_RELEASES``, ``DB_SMART_REQUEST_GRACE``,
+        ``DB_SMART_DIFF_IGNORE``, ``DB_SMART_WEB``, ``DB_SMART_URL_PREFIX``, ``DB_SMART_TOKEN`` and
+        ``DB_SMART_BRANCHES``. Each boot reads ``FORCE_DB_MIGRATION``.
 
         :param db: the application's Flask-SQLAlchemy; if ``None``, the one that is registered on ``app``.
         :param migrations: dotted name of a module or package.
@@ -171,6 +175,15 @@ class DbSmart:
         # Before every other hook, because those may already need the database.
         app.before_request_funcs.setdefault(None, []).insert(0, self._first_request)
 
+    @property
+    def applications(self) -> list[Flask]:
+        """Those on which it is registered."""
+        return list(self._states)
+
+    def database(self, app: Flask) -> SQLAlchemy:
+        """The Flask-SQLAlchemy of an application."""
+        return self._state(app).db
+
     def boot(self, app: Flask) -> BootReport:
         """Bring the databases up to date if anything changed; call it last in ``create_app()``.
 
@@ -181,6 +194,7 @@ class DbSmart:
         """
         state = self._state(app)
         self.enter_branch(app)
+        self._name_sessions(app, state)
         if _flask_command_other_than_run():
             _watch(app)
             self._warn(app)
@@ -318,6 +332,7 @@ class DbSmart:
         force: bool = False,
         remake: bool = False,
         resume: Resume | None = None,
+        contract_now: Collection[str] = (),
     ) -> Outcome:
         """Apply what is pending, whatever ``DB_SMART_BOOT`` says, and write the flag when nothing is left.
 
@@ -327,6 +342,7 @@ class DbSmart:
         :param force: run every repeatable migration again.
         :param remake: create the lost tables of the models again.
         :param resume: first find out how far another tool has come with the next revision.
+        :param contract_now: names of contract steps that are not to wait.
         :raises DbSmartError: see :meth:`~.runner.Runner.run`.
         """
         kind = None
@@ -336,10 +352,24 @@ class DbSmart:
 
             kind = run_of(resume)
         state = self._state(app)
+        runner = self._runner(app, planner)
+        runner.contract_now = contract_now
         with state.running:
-            outcome = self._runner(app, planner).run(selected, force=force, remake=remake, kind=kind)
+            outcome = runner.run(selected, force=force, remake=remake, kind=kind)
         state.verified |= outcome.complete
         return outcome
+
+    def waits(self, app: Flask, planner: Planner, plan: Plan, names: Collection[str]) -> dict[str, Waits]:
+        """Why contract steps of a database have to wait, without those that need not. Needs an application context.
+
+        :raises DatabaseUnreachable: the database cannot be asked.
+        """
+        from .contract import Contracts
+        from .store.history import reading
+
+        steps = [item for item in plan.pending if item.migration.name in names]
+        with reading(plan.database):
+            return Contracts(app, self._state(app).db, planner, plan).look(steps, often=False)
 
     def stamp(
         self, app: Flask, planner: Planner, name: str, wanted: Sequence[str], told: Sequence[str]
@@ -354,6 +384,38 @@ class DbSmart:
             from .stamping import stamp
 
         return stamp(runner, planner.databases[name], wanted, told)
+
+    def undoing(self, database: Database, wanted: str | None) -> list[Undoing]:
+        """What taking a run back would come to; see :func:`~.undo.look`.
+
+        :raises DbSmartError: there is no such run, or the database cannot be asked.
+        """
+        with without_plugin_lines():
+            from .undo import asked
+
+        return asked(database, wanted)
+
+    def undo(
+        self,
+        app: Flask,
+        planner: Planner,
+        database: Database,
+        wanted: str | None,
+        told: Sequence[Undoing],
+        *,
+        archive: bool,
+        discard: bool,
+    ) -> list[Undone]:
+        """Take runs back on one database. Needs an application context.
+
+        :param told: what the person has agreed to; the other parameters are those of :class:`~.undo.UndoRun`.
+        :raises DbSmartError: see :func:`~.undo.undo`.
+        """
+        runner = self._runner(app, planner)
+        with without_plugin_lines():
+            from .undo import UndoRun, undo
+
+        return undo(runner, UndoRun(runner, database, wanted, told, archive, discard))
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)
@@ -692,10 +754,71 @@ class DbSmart:
             from .web.routes import refuse
 
             return refuse(self, app, state, refusal)
+        fence = self._fence(app, state)
+        guard = None if fence is None else self._guard(app, state, fence)
         # A new list: other threads are still walking the old one, and would skip the hook after this one.
-        hooks = app.before_request_funcs[None]
-        app.before_request_funcs[None] = [hook for hook in hooks if hook != self._first_request]
-        return None
+        hooks = [guard if hook == self._first_request else hook for hook in app.before_request_funcs[None]]
+        app.before_request_funcs[None] = [hook for hook in hooks if hook is not None]
+        return None if guard is None else guard()
+
+    def _guard(self, app: Flask, state: AppState, fence: Fence) -> Callable[[], Response | None]:
+        """What looks at each request whether this process may serve: one comparison, as long as it may."""
+        from .fence import clock
+
+        def guard() -> Response | None:
+            if clock() < fence.deadline:
+                return None
+            view = app.view_functions.get(request.endpoint or "")
+            if state.mine or getattr(view, _EXEMPT, False):
+                return None
+            refusal = fence.admit()
+            if refusal is None:
+                return None
+            from .web.routes import refuse
+
+            return refuse(self, app, state, refusal.public)
+
+        return guard
+
+    def _fence(self, app: Flask, state: AppState) -> Fence | None:
+        """What lets this process serve only while the databases know of it; ``None`` without ``DB_SMART_RELEASES``."""
+        with state.asking:
+            if state.fence is None and Settings(app).releases:
+                from .fence import Fence
+
+                def migrated(planner: Planner) -> list[Database]:
+                    if state.flag is not None:
+                        return [planner.databases[name] for name in state.flag.databases]
+                    with app.app_context():  # migrations may need it to be imported
+                        return [one for one in planner.involved if one.in_memory or planner.state(one) is not None]
+
+                state.fence = Fence(lambda: self.planner(app), migrated, state.db.metadatas)
+        found: Fence | None = state.fence
+        return found
+
+    def fenced(self, app: Flask) -> str | None:
+        """Why requests cannot be served, because the databases do not know of this process, in words for anybody."""
+        fence = self._fence(app, self._state(app))
+        refusal = None if fence is None else fence.admit()
+        return None if refusal is None else refusal.public
+
+    def _name_sessions(self, app: Flask, state: AppState) -> None:
+        """Have connections say which release they are of, with ``DB_SMART_RELEASES``."""
+        if state.named or not Settings(app).releases:
+            return
+        from .boot.sessions import name_sessions
+        from .store.releases import APPLICATION
+
+        state.named = True
+        release: list[str] = []
+
+        def name() -> str | None:
+            with suppress(DbSmartError):  # whoever boots is told
+                if not release:
+                    release.append(f"{APPLICATION}{self.planner(app).release}")
+            return release[0] if release else None
+
+        name_sessions(engines_of(app, state.db).values(), name)
 
     def unready(self, app: Flask, *, wait: bool = True, held: str | None = None) -> str | None:
         """Why requests cannot be served yet, in words for anybody; ``None`` when they can.
@@ -725,6 +848,7 @@ class DbSmart:
 
     def _threads(self, app: Flask, state: AppState) -> Threads:
         """What starts the threads of this process that migrate."""
+        from .threads import Threads  # which a warm boot does not need
 
         def boot(began: float) -> None:
             with state.deciding():

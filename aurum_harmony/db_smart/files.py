@@ -96,3 +96,25 @@ def read_regular(path: StrPath, most: int, flags: int = 0) -> bytes | None:
         return content
     finally:
         os.close(descriptor)
+
+
+def open_beside(path: Path) -> int:
+    """Open a file that the processes of a host share, to read and write it and to lock it; made where it is missing.
+
+    Whoever may write to the folder can put a link or a pipe there: nothing is written through it.
+
+    :returns: its descriptor.
+    :raises OSError: it cannot be made, or is not ours.
+    """
+    careful = os.O_RDWR | NO_LINK | _SAFELY
+    try:
+        descriptor = os.open(path, careful)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        make_file(path, path.parent)
+        descriptor = os.open(path, careful | os.O_CREAT, 0o644)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not ours", str(path))
+    return descriptor

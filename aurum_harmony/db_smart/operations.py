@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache, cached_property, wraps
 from inspect import ismethod, signature
 from types import MappingProxyType
@@ -75,6 +75,9 @@ _NAMED = {
     )
     for kind in ("function", "trigger")
 }
+#: Why something cannot be taken back.
+_GONE = "what it held is gone"
+_FIRST_RUN = "the first run put the table of the models in its place"
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Where an object is in memory, as its representation has it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -283,7 +286,11 @@ class Operations:
             self._need(one for one in constraints if isinstance(one, sa.ForeignKeyConstraint))
             what = f"add_columns({table!r}, {', '.join(map(repr, sorted(names)))})"
             self._report("does", what)
-            with self._rows_said(f"op.{what}"):
+            made = {
+                "names": [one.name for one in missing],
+                "constraints": [one.name for one in constraints if one.name],
+            }
+            with self._rows_said(f"op.{what}"), self._making("drop_columns", schema, table, **made):
                 self._editor.add_columns(described, missing, constraints, online)
         self._editor.finish_columns(described, columns if online else missing, online)
         self._foresee_columns(described, missing)
@@ -369,7 +376,8 @@ class Operations:
         self._ask(DROP_TABLE, f"op.{what}", lambda: instead.dropped(self._name, f'op.drop_table("{table_name}")'))
         self._note("dropped", "table", schema, table_name)
         self._report("does", what)
-        self._editor.drop_table(self._described(table_name, [], schema))
+        with self._cannot(what, _GONE):
+            self._editor.drop_table(self._described(table_name, [], schema))
 
     @_step
     def rename_table(self, old_table_name: str, new_table_name: str, *, schema: str | None = None) -> None:
@@ -394,7 +402,8 @@ class Operations:
         if old and new and self._new(schema, old_table_name) and self._model(schema, new_table_name) is not None:
             self._note_renamed("table", schema, old_table_name, new_table_name)
             self._report("does", what)
-            self._replace_table(old_table_name, new_table_name, schema)
+            with self._cannot(what, _FIRST_RUN):
+                self._replace_table(old_table_name, new_table_name, schema)
             return
         if (not old or new) and "renamed" in self._did("table", schema, old_table_name):
             if not old or self._made_again(what, schema, old_table_name):
@@ -403,7 +412,8 @@ class Operations:
             if self._catalog.empty(old_table_name, schema):  # SQL of an older migration that ran again has made it
                 self._note_renamed("table", schema, old_table_name, new_table_name)
                 self._report("does", what)
-                self._editor.drop_table(self._described(old_table_name, [], schema))
+                with self._cannot(what, _GONE):
+                    self._editor.drop_table(self._described(old_table_name, [], schema))
                 return
         if old and not new and "renamed" in self._did("table", schema, old_table_name):
             again = self._made_again(what, schema, old_table_name)
@@ -420,11 +430,12 @@ class Operations:
             self._note_renamed("table", schema, old_table_name, new_table_name)
             keys = self._keys_to(new_table_name, schema) if self._transaction.facts.key_holds_table else []
             self._report("does", what)
-            for key in keys:
-                self._drop_key(*key, schema)
-            self._editor.replace_table(self._described(new_table_name, [], schema), old_table_name)
-            for key in keys:
-                self._add_key(*key, new_table_name, schema)
+            with self._cannot(what, _FIRST_RUN):
+                for key in keys:
+                    self._drop_key(*key, schema)
+                self._editor.replace_table(self._described(new_table_name, [], schema), old_table_name)
+                for key in keys:
+                    self._add_key(*key, new_table_name, schema)
             return
         if self._new(schema, old_table_name):
             self._note_first_run("added", schema, new_table_name)
@@ -432,7 +443,8 @@ class Operations:
             self._note_unused(schema, new_table_name)
         self._note_renamed("table", schema, old_table_name, new_table_name)
         self._report("does", what)
-        self._editor.rename_table(old_table_name, new_table_name, schema)
+        with self._making("rename_table", schema, new_table_name, name=old_table_name):
+            self._editor.rename_table(old_table_name, new_table_name, schema)
 
     @_step
     def drop_column(self, table_name: str, column_name: str, *, schema: str | None = None, online: bool = True) -> None:
@@ -472,7 +484,8 @@ class Operations:
             )
         self._note("dropped", "column", schema, table_name, column_name)
         self._report("does", what)
-        self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
+        with self._cannot(what, _GONE):
+            self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
 
     @_step
     def alter_column(
@@ -535,7 +548,9 @@ class Operations:
                 if self._no_values(schema, table_name, column_name):  # an older migration has added it by SQL again
                     self._note_renamed("column", schema, table_name, str(new), column=column_name)
                     self._report("does", what)
-                    self._editor.drop_column(table_name, column_name, schema, self._busy(table_name, schema, online))
+                    with self._cannot(what, _GONE):
+                        online = self._busy(table_name, schema, online)
+                        self._editor.drop_column(table_name, column_name, schema, online)
                     return
             raise DbSmartError(f"op.{what}: the table {table_name!r} already has a column {new!r}.")
         if (
@@ -608,13 +623,14 @@ class Operations:
         if not self.has_table(table_name, schema=schema):
             raise sa.exc.NoSuchTableError(table_name)
         self._note("altered", "comment", schema, table_name)
-        if self._model(schema, table_name) is not None or (comment or None) == self._catalog.comment(
-            table_name, schema
-        ):
+        model = self._model(schema, table_name) is not None
+        before = None if model else self._catalog.comment(table_name, schema)
+        if model or (comment or None) == before:
             self._report("satisfied", what)
             return
         self._report("does", what)
-        self._editor.comment_table(self._described(table_name, [], schema, comment=comment or None))
+        with self._making("table_comment", schema, table_name, comment=before):
+            self._editor.comment_table(self._described(table_name, [], schema, comment=comment or None))
 
     def drop_table_comment(
         self, table_name: str, *, existing_comment: str | None = None, schema: str | None = None
@@ -672,7 +688,8 @@ class Operations:
                 self._report("satisfied", what)
             else:
                 self._report("does", what)
-                self._editor.add_values(enum_name, schema, have, wanted)
+                with self._stays(what):
+                    self._editor.add_values(enum_name, schema, have, wanted)
             return
         if not found:
             raise DbSmartError(
@@ -945,7 +962,13 @@ class Operations:
         if done is None:
             self._editor.refuse_widening(columns, f"op.{what}")
         self._report("does", what)
-        apart = self._transaction.facts.transactional_ddl
+        with self._stays(what):
+            self._widen(changes, keys, schema, step)
+
+    def _widen(self, changes: Sequence[Change], keys: list[list[Any]], schema: str | None, step: str) -> None:
+        """Widen columns; the foreign keys are dropped meanwhile where that is needed."""
+        journal, apart = self._transaction.journal, self._transaction.facts.transactional_ddl
+        done = journal.done(step)
         if not apart and done is None:  # what a kill leaves without its keys gets them back
             journal.record(step, 0, None, json.dumps(keys))
         if not apart:
@@ -1027,7 +1050,8 @@ class Operations:
         kind = {"foreign": "foreignkey", "exclude": None}.get(found.kind, found.kind)
         constraint = self._objects.generic_constraint(found.name, table_name, kind, schema=schema)
         self._report("does", what)
-        self._editor.drop_constraint(constraint)
+        with self._cannot(what, "what it was is not kept"):
+            self._editor.drop_constraint(constraint)
 
     @_implied
     @_step
@@ -1148,7 +1172,9 @@ class Operations:
         if existing is not None and existing.unique and not self._as_strict(index, existing):
             self._ask_for_rules(table_name, schema, f"op.{what}, a unique index", f"op.{what}")
         self._report("does", what)
-        with self._rows_said(f"op.{what}"):
+        name = index_name if existing is None else existing.name
+        inverse = self._making_declared(what, "index", name, schema, table_name, existing is not None)
+        with self._rows_said(f"op.{what}"), inverse:
             if self._foresight is not None:
                 names = [getattr(expression, "name", None) for expression in index.expressions]
                 self._foresight.columns(table_name, names, schema)
@@ -1206,7 +1232,8 @@ class Operations:
         self._note("dropped", "index", schema, table_name, index_name)
         index = self._objects.index(found.name, table_name, [], schema=schema)
         self._report("does", what)
-        self._editor.drop_index(index, self._busy(table_name, schema, online))
+        with self._making_declared(what, "index", found.name, schema, table_name, True):
+            self._editor.drop_index(index, self._busy(table_name, schema, online))
 
     @_step
     def view(self, name: str, sql: str | sa.Select[Any], *, schema: str | None = None) -> None:
@@ -1283,7 +1310,8 @@ class Operations:
             self._report("satisfied", what)
         else:
             self._report("does", what)
-            self._editor.declare(CreateDeclared(kind, name, schema, table, text), there)
+            with self._making_declared(what, kind, name, schema, table, there):
+                self._editor.declare(CreateDeclared(kind, name, schema, table, text), there)
             if not (self._transaction.dry or self._catalog.has_declared(kind, name, schema, table)):
                 where = (f" in the schema {schema!r}" if schema else "") + (f" on the table {table!r}" if table else "")
                 kept = "It was taken back" if self._transaction.facts.transactional_ddl else "What it made stays"
@@ -1315,7 +1343,8 @@ class Operations:
                     "or have them do without it."
                 )
             self._report("does", what)
-            self._editor.drop_declared(DropDeclared(kind, name, schema, table, arguments))
+            with self._making_declared(what, kind, name, schema, table, True):
+                self._editor.drop_declared(DropDeclared(kind, name, schema, table, arguments))
         elif kind == "view" and self._catalog.has_materialized(name, schema):
             raise DbSmartError(
                 f"op.{what}: it is a materialized view, which keeps rows. Nothing was dropped. Drop it with "
@@ -1385,6 +1414,8 @@ class Operations:
 
         with self._leniently("backfill", (table,)):
             self._report("does", what)
+            with self._stays(what):
+                pass
             if self._foresight is not None:
                 self._foresight.columns(table, columns, place)
             condition: Any = where
@@ -1416,6 +1447,8 @@ class Operations:
 
             with self._leniently("batches", (name,)):
                 self._report("does", f"batches({name})")
+                with self._stays(f"batches({name})"):
+                    pass
                 Backfill(self._transaction, source, place, Pace(batch_seconds, throttle, pause)).call(function)
 
         return run
@@ -1473,7 +1506,8 @@ class Operations:
                     described.constraints.discard(constraint)
             self._note_unused(schema, name)
             self._report("does", f"create_table({name!r})")
-            self._editor.create_table(described)
+            with self._making("drop_table", schema, name, names=[column.name for column in described.columns]):
+                self._editor.create_table(described)
         self._create_indexes(described, self._busy(name, schema, True))
 
     def _create_indexes(self, table: sa.Table, online: bool) -> None:
@@ -1504,7 +1538,9 @@ class Operations:
             if self._foresight is not None:
                 names = [getattr(expression, "name", None) for expression in index.expressions]
                 self._foresight.columns(table.name, names, table.schema)
-            self._editor.create_index(index, online)
+            columns = [getattr(expression, "name", None) for expression in index.expressions]
+            with self._making("drop_index", table.schema, table.name, name=name, names=columns):
+                self._editor.create_index(index, online)
             if self._foresight is not None and index.unique:
                 self._foresee_unique(index)
 
@@ -1543,7 +1579,11 @@ class Operations:
                 online = self._busy(table, schema, online)
                 if kind in ("check", "unique", "primary") and self._unused(schema, table):
                     online = False  # a foreign key, though, may block the other table
-                self._editor.add_constraint(constraint, online)
+                # MariaDB gives a foreign key an index of its name, where none serves it.
+                implied = self._editor.has_unique_keys and kind == "foreign"
+                implied = implied and self._catalog.normalize_name(name) not in self._catalog.indexes(table, schema)
+                with self._making("drop_constraint", schema, table, name=name, names=columns, implied=implied):
+                    self._editor.add_constraint(constraint, online)
                 if self._foresight is not None and target is not None:
                     self._foresight.columns(target[0], target[1], constraint.referred_table.schema)
                 self._foresee(constraint)
@@ -1621,7 +1661,7 @@ class Operations:
             self._report("satisfied", what)
             return
         self._report("does", what)
-        with self._rows_said(f"op.{what}"):
+        with self._rows_said(f"op.{what}"), self._making_column(what, change):
             self._editor.alter_column(change, self._busy(change.table, change.schema, online))
             if self._foresight is not None:
                 where = (f"op.{what}", change.table, change.schema, change.name or str(change.existing["name"]))
@@ -1629,6 +1669,59 @@ class Operations:
                     self._foresight.not_null(*where)
                 if change.type_ is not None and self._transaction.facts.enforces_lengths:
                     self._foresight.fits(*where, change.type_)
+
+    def _making(self, op: str, schema: str | None, table: str, **inverse: Any) -> AbstractContextManager[None]:
+        """Make a change of a table, and keep what takes it back; see :mod:`~.undo`."""
+        return self._transaction.making(op, schema=schema, table=table, **inverse)
+
+    def _cannot(self, what: str, why: str) -> AbstractContextManager[None]:
+        """Make a change that nothing takes back."""
+        return self._transaction.making("cannot", what=what, why=why)
+
+    def _stays(self, what: str) -> AbstractContextManager[None]:
+        """Make a change that is left as it is when the rest is taken back."""
+        return self._transaction.making("stays", what=what)
+
+    @contextmanager
+    def _making_column(self, what: str, change: Change) -> Iterator[None]:
+        """Change a column, and keep how it was."""
+        from .schema.column_types import as_json
+
+        if self._transaction.dry:
+            yield
+            return
+        existing, inverse = change.existing, dict[str, Any]()
+        name = change.name or change.column
+        if change.type_ is not None:
+            inverse["type"] = as_json(existing["type"], self._connection.dialect)
+        if change.nullable is not None:
+            inverse["nullable"] = existing["nullable"]
+        if change.server_default is not False:
+            inverse["default"] = self._editor.default(change)
+        if change.comment is not False:
+            inverse["comment"] = self._editor.comment(change)
+        with ExitStack() as kept:
+            if change.checks:
+                kept.enter_context(self._stays(what))
+            elif change.type_ is not None and (
+                inverse["type"] is None or self._editor.type_is(existing["type"], change.type_) == "other"
+            ):
+                kept.enter_context(self._cannot(what, "the values may have been converted"))
+            elif inverse:
+                kept.enter_context(self._making("alter_column", change.schema, change.table, name=name, **inverse))
+            if change.name is not None:
+                place = change.schema, change.table
+                kept.enter_context(self._making("rename_column", *place, name=change.name, to=change.column))
+            yield
+
+    def _making_declared(
+        self, what: str, kind: str, name: str, schema: str | None, table: str | None, there: bool
+    ) -> AbstractContextManager[None]:
+        """Put what has a text in the place of another one, or drop that, and keep that text."""
+        text = self._catalog.declared(kind, name, schema, table) if there and not self._transaction.dry else None
+        if there and text is None:
+            return self._cannot(what, "what was there before is not kept")
+        return self._making("declare", schema, table or "", kind=kind, name=name, text=text)
 
     @contextmanager
     def _rows_said(self, what: str) -> Iterator[None]:
@@ -1942,7 +2035,8 @@ class Operations:
             if old and self._defines(schema, table, new) and not self._defines(schema, table, column):
                 self._note_renamed("column", schema, table, new, column=column)
                 self._report("does", f"{what} to {new!r}")
-                self._replace_column(schema, table, column, new)
+                with self._cannot(what, _FIRST_RUN):
+                    self._replace_column(schema, table, column, new)
                 return False
             if not old or self._defines(schema, table, column):
                 self._note_renamed("column", schema, table, new, column=column)
@@ -1985,10 +2079,11 @@ class Operations:
         self._report("does", what)
         if not empty and not self._transaction.dry and self._destructive:
             self._connection.execute(sa.table(table, schema=schema).delete())
-        for name in extra:
-            self._editor.drop_index(self._objects.index(name, table, [], schema=schema), False)
-        for name in more:
-            self._editor.drop_column(table, name, schema, False)
+        with self._cannot(what, _FIRST_RUN):
+            for name in extra:
+                self._editor.drop_index(self._objects.index(name, table, [], schema=schema), False)
+            for name in more:
+                self._editor.drop_column(table, name, schema, False)
         return True
 
     def _need(self, constraints: Iterable[sa.ForeignKeyConstraint]) -> None:

@@ -25,7 +25,8 @@ from .operations import Operations
 from .schema import model_tables
 from .schema.guard import Guard
 from .schema.planned import ROWS, CopyCatalog, DryCatalog, PlannedCatalog, apply
-from .schema.rules import MANY_ROWS, Refused
+from .schema.rules import MANY_ROWS, STILL_MAPPED, Refused
+from .schema.touched import touched, touched_by_rebuild, touched_by_sql
 from .session.environment import Environment
 from .session.journal import Journal, reads
 from .session.literals import (
@@ -47,6 +48,7 @@ from .store import history, tables
 from .store.database import Database, begin, impatient, translated
 from .store.history import reading
 from .store.memory import Event, Memory, insert
+from .store.releases import Names, Touches, mapped, overlap
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -113,6 +115,7 @@ class Preview:
     :ivar journal: whether the script writes steps down.
     :ivar left: see :class:`~.boot.plan.Pending`.
     :ivar place: where in the script of a revision its row of the history belongs: it has its own transaction.
+    :ivar touches: what it would take away from a release that runs.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Preview:
     journal: bool = False
     left: bool = False
     place: int | None = None
+    touches: Touches = field(default_factory=Touches)
 
 
 def preview(
@@ -208,6 +212,8 @@ def preview(
                         transaction, destructive=options.destructive, allow=options.allow, catalog=catalog
                     )
                     item.migration.function(operations)
+                if options.contract and models is not None:
+                    transaction.refuse_mapped(mapped(models, database.app_engine), options.allow.get(STILL_MAPPED.id))
                 if database.facts.server:  # a change of the tables that it asked about need not wait for the next ones
                     transaction.rollback()
                 memory.keep()
@@ -413,6 +419,16 @@ class DryTransaction(Transaction):
         elif isinstance(refusal, Refused):
             self.note_refusal(refusal, allowed)
 
+    def refuse_mapped(self, uses: Names, allowed: str | None) -> None:
+        """Refuse to take away what the models of this release map.
+
+        :param allowed: why it may be so.
+        :raises Refused: it would, and may not.
+        """
+        found = overlap(self.current.touches.gone, uses)
+        if found:
+            self.refuse(Refused(STILL_MAPPED, f"{self.current.name} ({', '.join(found)})"), allowed)
+
     def note_refusal(self, refusal: Refused, allowed: str | None = None) -> None:
         """Note what a rule refuses, or would but for a reason."""
         self.current.refusals.append(Refusal(refusal, self._line(), allowed))
@@ -470,6 +486,8 @@ class DryTransaction(Transaction):
             self._types.add(text)
         self.current.script.append(self._sent(text))
         self._note_rows(text)
+        if not isinstance(change, str):
+            self.current.touches |= touched(change, self.catalog)
         self.catalog.play(text)
         apply(change, self.catalog)
 
@@ -518,11 +536,16 @@ class DryTransaction(Transaction):
             if not reads(statement) or (statement.startswith("PRAGMA") and "=" in statement):
                 self.current.script.append(self._sent(_with_values(statement, parameters or (), self.connection)))
 
+        before = len(self.current.script)
+        if change is not None:
+            self.current.touches |= touched(change, self.catalog)
         sa.event.listen(self.connection, "before_cursor_execute", note)
         try:
             yield self.connection
         finally:
             sa.event.remove(self.connection, "before_cursor_execute", note)
+        if change is None:
+            self.current.touches |= touched_by_rebuild(self.current.script[before:], self.facts)
         apply(change, self.catalog)
 
     def checkpoint(self) -> None:
@@ -629,6 +652,7 @@ class DryTransaction(Transaction):
         else:
             if own:
                 self.journal.look(text)
+                self.current.touches |= touched_by_sql(text, self.facts)
             self._own = own
             try:
                 self._foretell(text)

@@ -2,8 +2,8 @@
 
 ``migrate`` makes a :class:`Run`, with ``--dry-run`` a :class:`DryRun` and with ``--sql`` a :class:`Script`; ``status``
 makes a :class:`Status`, ``diff`` a :class:`Diff`, ``lint`` a :class:`Lint`, ``history`` a :class:`History`, ``stamp`` a
-:class:`Stamp`, ``snapshots`` makes :class:`Snapshots`, and ``branch`` :class:`Branches`. A field is a key of the JSON,
-unless it says otherwise.
+:class:`Stamp`, ``undo`` an :class:`Undo`, ``snapshots`` makes :class:`Snapshots`, and ``branch`` :class:`Branches`. A
+field is a key of the JSON, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .boot.decision import decide
 from .boot.plan import overall_state, pending
+from .contract import Waits, waits_of
 from .drift.differences import VERBS, by_owner
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout, one_line
 from .grid import Column, Screen, took
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .preview import Preview
     from .runner import Outcome
     from .store.database import Database
+    from .undo import Undoing, Undone
 
 T = TypeVar("T")
 
@@ -165,12 +167,21 @@ class Lock:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A contract step that waits, and why."""
+
+    name: str
+    waits: str
+
+
+@dataclass(frozen=True)
 class Run(Report):
     """What ``migrate`` has done.
 
     :ivar result: ``"applied"``, ``"up-to-date"`` or ``"failed"``.
     :ivar lock: which process migrates now, if the command failed because of it.
     :ivar made: the lost tables of the models that were made again.
+    :ivar waiting: the contract steps that wait.
     :ivar reasons: why it was necessary.
     :ivar ahead: which databases a newer release has migrated, and what they have beyond this code.
     """
@@ -180,6 +191,7 @@ class Run(Report):
     error: str | None = None
     lock: Lock | None = None
     made: list[str] = field(default_factory=list, metadata=_IF_ANY)
+    waiting: list[Step] = field(default_factory=list, metadata=_IF_ANY)
     reasons: list[str] = field(default_factory=list, metadata=_TEXT_ONLY)
     ahead: dict[str, list[str]] = field(default_factory=dict, metadata=_TEXT_ONLY)
 
@@ -195,7 +207,8 @@ class Run(Report):
         reasons = [plan.clause for plan in plans if plan.behind]
         ahead = {plan.database.name: plan.ahead for plan in plans if plan.ahead}
         result = "applied" if outcome.changed else "up-to-date"
-        return cls(result, applied, made=outcome.made, reasons=reasons, ahead=ahead)
+        waiting = [Step(name, waits.said) for name, waits in outcome.waiting.items()]
+        return cls(result, applied, made=outcome.made, waiting=waiting, reasons=reasons, ahead=ahead)
 
     @classmethod
     def failed(cls, error: DbSmartError, applied: list[Ran], app: Flask, databases: Iterable[Database]) -> Run:
@@ -212,6 +225,10 @@ class Run(Report):
             yield f"Created the missing tables of the models: {', '.join(self.made)}."
             if not self.reasons and not self.applied:
                 return
+        yield from (f"{step.name} {step.waits}" for step in self.waiting)
+        if self.waiting and not self.applied:
+            yield "Nothing else is to be applied."
+            return
         if self.result == "up-to-date":
             yield "Migration already completed: the database holds every migration of this code."
             for name, beyond in self.ahead.items():
@@ -316,6 +333,8 @@ class DryRun(Report):
                 yield f"    goes on    after {item.steps_done} steps of an interrupted run"
             yield from (f"    would do   {operation}" for operation in item.does)
             yield from (f"    satisfied  {operation}" for operation in item.satisfied)
+            if item.migration is not None and item.migration.options.contract:
+                yield "    waits      until no release that runs has what it takes away"
             if item.unknown is not None and revision is None:
                 yield f"    unknown    it uses {item.unknown}"
             if item.error is not None:
@@ -365,17 +384,19 @@ class Waiting:
     """A migration that is pending, and why.
 
     :ivar background: whether boot leaves it to a thread that runs it while the process serves.
+    :ivar waits: what a contract step waits for.
     """
 
     name: str
     reason: str
     revision: RevisionText | None = field(default=None, metadata=_IF_ANY)
     background: bool = field(default=False, metadata=_IF_ANY)
+    waits: str | None = field(default=None, metadata=_IF_ANY)
 
     @property
     def why(self) -> str:
         """The reason, as people read it."""
-        return _why(self.reason, self.background)
+        return _why(self.reason, self.background and self.waits is None)
 
 
 @dataclass(frozen=True)
@@ -429,6 +450,7 @@ class DatabaseStatus:
         failed: Mapping[str, Any] | None,
         missing: Sequence[str] = (),
         lacking: Sequence[str] = (),
+        waits: Mapping[str, Waits] | None = None,
     ) -> DatabaseStatus:
         """What is said of a database that could be asked.
 
@@ -446,8 +468,15 @@ class DatabaseStatus:
             "pending" if missing else plan.status,
             [Held(**vars(item), revision=revisions.get(item.name)) for item in plan.applied if item not in taken_back],
             [
-                Waiting(item.migration.name, item.reason, revisions.get(item.migration.name), item.left)
+                Waiting(
+                    name,
+                    item.reason,
+                    revisions.get(name),
+                    item.left,
+                    waits[name].said if waits and name in waits else None,
+                )
                 for item in plan.pending
+                for name in [item.migration.name]
             ],
             plan.ahead,
             list(missing),
@@ -479,7 +508,9 @@ class DatabaseStatus:
         if self.failed is not None:
             when = to_second(datetime.fromisoformat(self.failed.failed_at))
             yield f"  failed   {self.failed.name}  {when}  {self.failed.applied_by}  {self.failed.error}"
-        yield from (f"  pending  {item.name}{revision_text(item.revision)}  {item.why}" for item in self.pending)
+        for one in self.pending:
+            waits = "" if one.waits is None else f"  {one.waits}"
+            yield f"  pending  {one.name}{revision_text(one.revision)}  {one.why}{waits}"
         yield from (f"  missing  {name}  the table of a model does not exist" for name in self.missing)
         if self.lacking:
             yield f"  models   {self._models}"
@@ -503,7 +534,9 @@ class DatabaseStatus:
                 below.append("    The whole message: flask db-smart history")
             when = datetime.fromisoformat(failed.failed_at)
             rows.append(_Row("failed", failed.name, when, failed.duration_ms, failed.applied_by, below=below))
-        rows += [_Row("pending", item.name, item.why, below=_about(screen, item.revision)) for item in self.pending]
+        for one in self.pending:
+            waits = [] if one.waits is None else [*screen.wrapped(f"    {one.waits}")]
+            rows.append(_Row("pending", one.name, one.why, below=[*_about(screen, one.revision), *waits]))
         rows += [_Row("missing", name, "no table") for name in self.missing]
         yield from _table(screen, "state", rows)
         if self.unknown:
@@ -655,8 +688,10 @@ def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> An
     missing, said = ([], "") if first else smart.missing_tables(app, planner, plan)
     lock = Lock.of(app, database)
     progress, failed = None, None
+    waits: dict[str, Waits] = {}
     if database.exists:
         with database.connect() as connection:
+            waits = waits_of(planner, connection, plan, smart.metadata(app).get(database.key))
             progress = read_progress(connection, plan.elsewhere, running=lock is not None)
             if lock is not None and lock.progress is not None:
                 progress = lock.progress
@@ -665,7 +700,7 @@ def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> An
     if missing and Settings(app).create_all:
         notes.append(f"Attention: {said}")
     lacking = [] if missing or plan.behind else smart.lacking(app, planner, database)
-    return plan, DatabaseStatus.of(planner, plan, lock, progress, failed, missing, lacking), notes
+    return plan, DatabaseStatus.of(planner, plan, lock, progress, failed, missing, lacking, waits), notes
 
 
 #: States of databases that cannot be asked what they hold.
@@ -792,7 +827,8 @@ class DatabaseHistory:
         for run in self.runs or ():
             more = "".join(f"  {part}" for part in (run.release, run.error) if part)
             when = to_second(run.applied_at)
-            yield f"  {run.outcome}  {run.name}  {when}  {run.duration_ms:.1f} ms  {run.applied_by}{more}"
+            by = f"{run.applied_by}  run {run.number}"
+            yield f"  {run.outcome}  {run.name}  {when}  {run.duration_ms:.1f} ms  {by}{more}"
 
     def screen(self, screen: Screen) -> Iterator[str]:
         """The report on a terminal."""
@@ -802,7 +838,9 @@ class DatabaseHistory:
         for run in self.runs or ():
             below = [f"    {run.error}"] if run.error else []
             by, release = run.applied_by, run.release or ""
-            rows.append(_Row(run.outcome, run.name, run.applied_at, run.duration_ms, by, release, below))
+            rows.append(
+                _Row(run.outcome, run.name, run.applied_at, run.duration_ms, by, release, below, str(run.number))
+            )
         yield from _table(screen, "outcome", rows)
 
     @property
@@ -915,6 +953,57 @@ class Stamp(Report):
         """The report as text."""
         for database in self.databases:
             yield from database.lines()
+
+
+# -- undo
+
+
+@dataclass(frozen=True)
+class Undo(Report):
+    """What ``undo`` says.
+
+    :ivar runs: what taking each back comes to, in this order.
+    :ivar refused: why it is not done.
+    :ivar undone: what was taken back; ``None`` where that was not tried.
+    :ivar again: those of them that this code still has, so that the next boot applies them again.
+    """
+
+    error: str | None
+    database: str
+    url: str
+    runs: list[Undoing]
+    refused: list[str]
+    undone: list[Undone] | None = None
+    again: list[str] = field(default_factory=list)
+
+    @property
+    def fails(self) -> bool:  # type: ignore[override]
+        """Whether it is refused, or failed."""
+        return bool(self.refused) or self.error is not None
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        if self.undone is None:
+            yield f"Database {self.database}: {len(self.runs)} to undo  {self.url}"
+            for run in self.runs:
+                yield f"  run {run.number}  {run.name}"
+                yield from (f"    {text}" for text in run.does)
+                yield from (f"    is gone already: {text}" for text in run.gone)
+                yield from (f"    would lose {loss}" for loss in run.losses)
+                yield from (f"    perhaps made by it: {text}" for text in run.perhaps)
+                yield from (f"    stays, and would be done again with it: {one_line(text)}" for text in run.stays)
+            yield from (f"  refused: {one_line(text)}" for text in self.refused)
+            return
+        for done in self.undone:
+            yield f"Database {self.database}: took back run {done.number}  {done.name}"
+            yield from (f"  kept {rows} in the table {name}" for name, rows in done.archived)
+            yield from (f"  lost {text}" for text in done.lost)
+        if self.again:
+            yield (
+                f"The code here still has {', '.join(map(repr, self.again))}: the next boot applies "
+                f"{'it' if len(self.again) == 1 else 'them'} again. Remove {'it' if len(self.again) == 1 else 'them'}, "
+                "or go back to an earlier release, first."
+            )
 
 
 # -- snapshots
@@ -1079,6 +1168,7 @@ class _Row:
     by: str = ""
     release: str = ""
     below: list[str] = field(default_factory=list)
+    number: str = ""
 
 
 def _table(screen: Screen, title: str, rows: list[_Row]) -> Iterator[str]:
@@ -1097,6 +1187,8 @@ def _table(screen: Screen, title: str, rows: list[_Row]) -> Iterator[str]:
         Column("by", [row.by for row in rows], spare=3, said="by {}"),
         Column("release", [row.release for row in rows], spare=1, said="release {}"),
     ]
+    if any(row.number for row in rows):
+        columns.append(Column("run", [row.number for row in rows], right=True, spare=4, said="run {}"))
     below = {number: row.below for number, row in enumerate(rows)}
     failed = [number for number, row in enumerate(rows) if row.state == "failed"]
     yield from screen.table(columns, Column("name", [row.name for row in rows]), below, failed)

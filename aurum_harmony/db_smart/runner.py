@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -64,6 +66,8 @@ from .store.memory import Memory, insert
 if TYPE_CHECKING:
     from alembic.config import Config
 
+    from .contract import Waits
+
 _logger = logger_of(__name__)
 
 #: How often a run asks again because another tool writes to Alembic's version table.
@@ -91,7 +95,8 @@ class Outcome:
     :ivar changed: whether this process did anything; ``False`` if another one had done all of it.
     :ivar made: the lost tables of the models that were made again.
     :ivar complete: whether every database of the application was migrated, so that the flag was written.
-    :ivar left: names of the migrations with ``background=True`` that are still to run.
+    :ivar left: names of the migrations with ``background=True`` or ``contract=True`` that are still to run.
+    :ivar waiting: why contract steps wait, by name.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -100,17 +105,20 @@ class Outcome:
     made: list[str] = field(default_factory=list)
     complete: bool = False
     left: list[str] = field(default_factory=list)
+    waiting: dict[str, Waits] = field(default_factory=dict)
 
 
 class Runner:
     """Applies the pending migrations of an application, one process at a time.
 
-    :ivar leaving: whether migrations with ``background=True`` are left for later.
+    :ivar leaving: whether migrations with ``background=True`` or ``contract=True`` are left for later.
+    :ivar contract_now: names of contract steps that are not to wait, because a person has said so.
     :ivar slice: after how long a backfill gives the lock to others, seconds; ``None`` for never.
     """
 
     leaving = False
     slice: float | None = None
+    contract_now: Collection[str] = ()
 
     def __init__(self, app: Flask, db: SQLAlchemy, planner: Planner) -> None:
         #: Databases and names of the migrations that were told to begin; later parts of a run do not tell it again.
@@ -246,6 +254,8 @@ class DatabaseRun:
     database_id: str
     #: What the history calls this release; ``None`` also where its table has no place for it.
     _release: str | None = None
+    #: Whether the history has a place for what takes a run back.
+    _keeps_inverse = False
 
     def __init__(self, runner: Runner, database: Database, outcome: Outcome, *, force: bool, remake: bool) -> None:
         self.database = database
@@ -254,6 +264,8 @@ class DatabaseRun:
         self.doing: str | None = None
         self._runner = runner
         self._outcome = outcome
+        #: What the migrations that this run applies have in common in the history.
+        self._together = uuid.uuid4().hex[:12]
         self._force = force
         self._remake = remake
         #: The schema cookie before migrations run, on SQLite in WAL mode.
@@ -281,7 +293,7 @@ class DatabaseRun:
         :returns: the state row as it is afterwards.
         """
         self._refuse_made_otherwise()
-        found = self._reach()
+        found = self._reach() or self._look_at_contracts()
         if found is not None:
             return found
         with self.lock.held(self._complete) as held:
@@ -298,7 +310,9 @@ class DatabaseRun:
                     if any(item.migration.revision for item in plan.pending):
                         self._revise(plan)
                     for item in plan.pending:
-                        if not item.migration.revision:
+                        if self._waits_for_releases(item.migration):
+                            self._take_away(item, plan)
+                        elif not item.migration.revision:
                             self.apply(item)
                     return self._finish(plan)
         planner = self._runner.planner
@@ -357,6 +371,62 @@ class DatabaseRun:
                 self._seen = history.last_id(connection)
         return None
 
+    def _waits_for_releases(self, migration: Migration) -> bool:
+        """Whether a migration is a contract step, and other processes may use the database."""
+        return migration.options.contract and not self.database.in_memory
+
+    def _look_at_contracts(self) -> State | None:
+        """Find out which contract steps have to wait, before the lock is taken.
+
+        :returns: the state row, where nothing else is to be done.
+        """
+        planner, runner = self._runner.planner, self._runner
+        if runner.leaving or not any(map(self._waits_for_releases, planner.of(self.database))):
+            return None
+        plan = planner.ask(self.database, force=self._force)
+        steps = [
+            item
+            for item in plan.pending
+            if self._waits_for_releases(item.migration) and item.migration.name not in runner.contract_now
+        ]
+        if steps:
+            from .contract import Contracts
+
+            self._outcome.waiting |= Contracts(runner.app, runner.db, planner, plan).look(
+                steps, often=planner.settings.idle
+            )
+        rest = [item for item in plan.pending if item.migration.name not in self._outcome.waiting]
+        if rest or not plan.pending or self._remake or plan.state is None or plan.foreign or not plan.first_run_done:
+            return None
+        self._leave(plan)
+        return plan.state
+
+    def _take_away(self, item: Pending, plan: Plan) -> None:
+        """Apply a contract step, unless it has to wait.
+
+        :raises MigrationFailed: see :meth:`apply`.
+        """
+        from .contract import Contracts
+
+        runner, name = self._runner, item.migration.name
+        contracts = Contracts(runner.app, runner.db, runner.planner, plan)
+        self.connection.rollback()  # what was only read
+        try:
+            touches = contracts.touched(item)
+        except Refused as error:
+            self.begin_item(item)
+            self._fail(item, error, 0.0)
+        with contracts.taking(name, touches, self.lock, now=name in runner.contract_now) as waits:
+            if waits is None:
+                begin(self.connection)
+                self.lock.confirm(self.connection)
+                commit(self.connection)
+                self.apply(item)
+                return
+        self._outcome.waiting[name] = waits
+        self._outcome.left.append(name)
+        self._leaves = True
+
     def _complete(self, state: State) -> bool:
         """Whether another process has done all that there was to do."""
         if self._force or self._remake:
@@ -410,8 +480,9 @@ class DatabaseRun:
         return found
 
     def _leave(self, plan: Plan) -> None:
-        """Take what runs in the background out of a plan, where this run leaves it."""
+        """Take what runs in the background out of a plan, where this run leaves it, and contract steps that wait."""
         left = [item for item in plan.pending if item.left] if self._runner.leaving else []
+        left += [item for item in plan.pending if item.migration.name in self._outcome.waiting and item not in left]
         plan.pending = [item for item in plan.pending if item not in left]
         self._outcome.left += [item.migration.name for item in left]
         self._leaves = bool(left)
@@ -502,8 +573,9 @@ class DatabaseRun:
         connection = self.connection
         if not plan.first_run_done:
             history.create_state(connection)
-        release = self._runner.settings.release
-        self._release = release if history.add_release(connection) else None
+        has = history.add_columns(connection)
+        self._release = self._runner.settings.release if "release" in has else None
+        self._keeps_inverse = "inverse" in has
         history.add_index(connection)
         begin(connection)
         history.create_tables(connection)
@@ -526,11 +598,11 @@ class DatabaseRun:
         *,
         error: str | None = None,
         mark: str | None = None,
+        inverse: str | None = None,
     ) -> None:
         """Append one run to the history, in the transaction of a connection; see :func:`~.store.history.record`."""
-        history.record(
-            connection, migration.name, migration.checksum, seconds, error=error, mark=mark, release=self._release
-        )
+        said = {"error": error, "mark": mark, "release": self._release, "inverse": inverse}
+        history.record(connection, migration.name, migration.checksum, seconds, **said)
 
     def _models(self) -> list[sa.Table]:
         """The tables of the models, where this is to see to them."""
@@ -865,11 +937,20 @@ class DatabaseRun:
             begin(connection)
         duration = journal.seconds
         self.lock.confirm(connection)
-        self.record(connection, migration, duration)
+        self.record(connection, migration, duration, inverse=self._inverse(migration, journal))
         journal.clear(connection)
         commit(connection)
         self.memory.keep()
         return duration
+
+    def _inverse(self, migration: Migration, journal: Journal) -> str | None:
+        """What takes a migration back, as :mod:`~.undo` reads it; ``None`` where the history has no place for it."""
+        if not self._keeps_inverse:
+            return None
+        made, own = journal.inverses()
+        if not migration.takes_operations:
+            made.append({"op": "cannot", "what": "its function", "why": "it takes no operations, which would tell"})
+        return json.dumps({"run": self._together, "made": made, "own": own})
 
     def transaction(
         self,

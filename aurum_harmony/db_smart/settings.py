@@ -28,6 +28,8 @@ DEFAULTS: Mapping[str, Any] = {
     "DB_SMART_STATEMENT_ROWS": 10_000,
     "DB_SMART_SNAPSHOTS": 3,
     "DB_SMART_RELEASE": None,
+    "DB_SMART_RELEASES": False,
+    "DB_SMART_REQUEST_GRACE": 30,
     "DB_SMART_DIFF_IGNORE": (),
     "DB_SMART_WEB": True,
     "DB_SMART_URL_PREFIX": "/_db-smart",
@@ -138,7 +140,7 @@ class Settings:
         :raises ConfigError: one cannot be used.
         """
         names = ("flag", "boot", "force", "lock", "ddl", "snapshots", "create_all", "migration_urls", "release")
-        for name in (*names, "diff_ignore", "web", "token", "branches"):
+        for name in (*names, "releases", "grace", "diff_ignore", "web", "token", "branches"):
             getattr(self, name)
         unknown = {key for key in self._app.config if key.startswith("DB_SMART_")}
         unknown |= {key.removeprefix("FLASK_") for key in os.environ if key.startswith("FLASK_DB_SMART_")}
@@ -251,6 +253,22 @@ class Settings:
                 "characters. Nothing was changed."
             )
         return value.strip() or None if value is not None else None
+
+    @cached_property
+    def releases(self) -> bool:
+        """``DB_SMART_RELEASES``: whether the database is to know which releases run.
+
+        :raises ConfigError: it is neither yes nor no.
+        """
+        return _boolean("DB_SMART_RELEASES", self._app.config["DB_SMART_RELEASES"], empty=False)
+
+    @cached_property
+    def grace(self) -> float:
+        """``DB_SMART_REQUEST_GRACE``: how long a request may take, seconds.
+
+        :raises ConfigError: it is no number, or too small or too large.
+        """
+        return _seconds(self._app, "DB_SMART_REQUEST_GRACE", 0, _LONGEST_LEASE)
 
     @cached_property
     def diff_ignore(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .boot.app_state import AppState
 from .errors import ConfigError, DatabaseUnreachable
-from .notices import logger_of, notice
+from .notices import Logger, logger_of, notice
 from .settings import Settings
 from .store.database import engines_of
 
@@ -36,7 +37,7 @@ class Threads:
         self,
         app: Flask,
         state: AppState,
-        boot: Callable[[float], None],
+        boot: Callable[[float], float | None],
         planner: Callable[[Settings], Planner],
         runner: Callable[[Planner], Runner],
     ) -> None:
@@ -110,8 +111,8 @@ class Threads:
         why = no_thread()
         if why is not None:
             _logger.warning(
-                "db-smart: migrations with background=True are pending and are not run by this process, because %s: "
-                "run 'flask db-smart migrate'",
+                "db-smart: migrations with background=True or contract=True are pending and are not run by this "
+                "process, because %s: run 'flask db-smart migrate'",
                 why,
             )
             return
@@ -120,7 +121,7 @@ class Threads:
         state.asked, state.left = booted, names
         told: set[tuple[str, str]] = set()
 
-        def attempt(began: float) -> None:
+        def attempt(began: float) -> float | None:
             settings = Settings(app)
             settings.idle = True
             planner = self._planner(settings)
@@ -130,10 +131,19 @@ class Threads:
             with app.app_context(), state.running:
                 runner = self._runner(planner)
                 runner.slice, runner.told = _SLICE_SECONDS, told
-                applied = [run.migration for run in runner.run(planner.involved).runs]
+                outcome = runner.run(planner.involved)
+            applied = [run.migration for run in outcome.runs]
             state.left = []
             if applied:
                 notice(_logger, "db-smart: applied in the background: %s", ", ".join(applied))
+            for name, waits in outcome.waiting.items():
+                if name not in state.waiting:
+                    log = Logger.info if waits.by_itself else Logger.warning
+                    log(_logger, "db-smart: the contract step %r %s", name, waits.said)
+            state.waiting = outcome.waiting
+            # Not at the same moment in each process.
+            again = settings.lock.lease * random.uniform(0.9, 1.1)
+            return again if any(waits.by_itself for waits in outcome.waiting.values()) else None
 
         if state.later is None or state.later.done:
             meanwhile = "requests are served meanwhile"

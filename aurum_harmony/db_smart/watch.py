@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy as sa
 
 from .boot.question import Question
+from .contract import waits_of
 from .errors import ConfigError, DbSmartError, HistoryUnreadable, MigrationError, one_line
 from .grid import Screen
 from .output import can_redraw, encodable, screen_of, tell
@@ -158,9 +159,12 @@ class _Look:
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is pending, and nobody migrates."""
+        """Whether nothing is pending but contract steps, which may wait for days, and nobody migrates."""
         one = self.status
-        return one is not None and not self.trouble and one.lock is None and one.state in ("up-to-date", "ahead")
+        if one is None or self.trouble or one.lock is not None:
+            return False
+        waits = bool(one.pending) and all(item.waits is not None for item in one.pending)
+        return one.state in ("up-to-date", "ahead") or (one.state == "pending" and waits and not one.missing)
 
     def ask(self) -> None:
         """Ask it, unless an answer is still to come."""
@@ -214,7 +218,9 @@ class _Look:
             progress = None if state is None else read_progress(connection, place, running=lock is not None)
             if lock is not None and lock.progress is not None:
                 progress = lock.progress
-        return DatabaseStatus.of(planner, plan, lock, progress, failed)
+            metadata = self._app.extensions["db_smart"].metadata(self._app).get(database.key)
+            waits = waits_of(planner, connection, plan, metadata)
+        return DatabaseStatus.of(planner, plan, lock, progress, failed, waits=waits)
 
     def _note_failure(self) -> None:
         assert self.status is not None
@@ -281,6 +287,9 @@ class _Look:
             return
         names = ", ".join(item.name for item in one.pending)
         yield from screen.ending(f"  {one.counts}{':' if names else ''}", names, "    ")
+        for item in one.pending:
+            if item.waits is not None:
+                yield from screen.wrapped(f"  {item.name} {item.waits}")
         if one.failed is not None:
             yield from screen.ending(f"  failed at {_when(one.failed.failed_at)}:", one.failed.name, "    ")
             yield f"    by {one.failed.applied_by}"

@@ -44,7 +44,8 @@ def test_every_run_is_shown_the_newest_last(project: Project) -> None:
         ("make_items", "applied", None),
         ("add_price", "applied", None),
     ]
-    keys = {"name", "checksum", "outcome", "applied_at", "duration_ms", "applied_by", "release", "error"}
+    assert [run["number"] for run in runs(project)] == [1, 2, 3, 4, 5]
+    keys = {"number", "name", "checksum", "outcome", "applied_at", "duration_ms", "applied_by", "release", "error"}
     assert all(run.keys() == keys for run in runs(project))
     assert "nowhere" in runs(project)[1]["error"]
     assert runs(project)[0]["error"] is None
@@ -53,6 +54,7 @@ def test_every_run_is_shown_the_newest_last(project: Project) -> None:
     assert lines[0].startswith(f"Database default: {len(runs(project))} runs  ")
     assert [line.split()[:2] for line in lines[1:3]] == [["applied", "make_items"], ["failed", "bad"]]
     assert "@" in lines[1]
+    assert "  run 1  " in lines[1]
     assert lines[1].endswith("  1.10")
     assert project.run("history", "--limit", "0").exit_code == 2
 

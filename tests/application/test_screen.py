@@ -80,7 +80,7 @@ def status() -> Status:
 
 def history() -> History:
     runs = [
-        Ended(name, "c", outcome, WHEN, 3.1, BY, release, error)
+        Ended(7, name, "c", outcome, WHEN, 3.1, BY, release, error)
         for name in NAMES
         for outcome, release, error in [
             ("applied", "2.4.1", None),
@@ -140,7 +140,7 @@ def test_a_table_stands_in_columns(width: int) -> None:
 
 
 def test_a_long_history_is_no_trouble() -> None:
-    runs = [Ended(f"m{number}", "c", "applied", WHEN, 3.1, BY, None, None) for number in range(10_000)]
+    runs = [Ended(number, f"m{number}", "c", "applied", WHEN, 3.1, BY, None, None) for number in range(10_000)]
     found: list[int] = []
     thread = threading.Thread(
         target=lambda: found.append(len(list(DatabaseHistory("d", "u", "x", runs).screen(Screen(80))))), daemon=True
@@ -197,7 +197,7 @@ def test_an_empty_history_and_no_snapshots_are_said(sqlite_project: Project) -> 
 
 
 def test_what_a_database_holds_cannot_act_on_the_terminal() -> None:
-    runs = [Ended("a", "c", "failed", WHEN, 1.0, "me\x1b[2J@here", "1\n2", "a\x1b]0;title\x07b")]
+    runs = [Ended(7, "a", "c", "failed", WHEN, 1.0, "me\x1b[2J@here", "1\n2", "a\x1b]0;title\x07b")]
     lines = list(DatabaseHistory("default", "sqlite://", "x", runs).screen(Screen(60)))
     assert "\x1b" not in "".join(lines)
     assert not any("\n" in line for line in lines)

@@ -183,6 +183,8 @@ def test_defaults_are_set() -> None:
         "DB_SMART_DDL_RETRIES": 30,
         "DB_SMART_SNAPSHOTS": 3,
         "DB_SMART_RELEASE": None,
+        "DB_SMART_RELEASES": False,
+        "DB_SMART_REQUEST_GRACE": 30,
         "DB_SMART_DIFF_IGNORE": (),
         "DB_SMART_STATEMENT_ROWS": 10_000,
         "DB_SMART_WEB": True,

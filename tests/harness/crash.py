@@ -1,39 +1,50 @@
 """Kill migrating processes and count what was lost or repeated: ``python -m tests.harness.crash URL [--random N]``.
 
-Each round begins with an empty database; with ``--operations``, with tables that have rows, for migrations that make
-every kind of schema change. A forked process boots and kills itself with SIGKILL: at its n-th statement
-boundary (before a statement, after it, before a commit), for every n until a boot gets through; or, with ``--random``,
-it is killed from outside at a random moment. One more boot must then finish, with every effect there exactly once.
+A forked process boots and kills itself with SIGKILL at its n-th statement boundary (before a statement, after it,
+before a commit), for every n of a whole boot; with ``--operations``, on tables with rows, for migrations that make
+every kind of schema change. So that not every round repeats all of the boot, the boundaries of each migration are those
+of a boot that finds the ones before it done, where that does the same; what comes before the first migration and after
+the last one belongs to these. Or, with ``--random``, a boot of all migrations on an empty database is killed from
+outside at a random moment. One more boot must then finish, with every effect there exactly once, and also do the next
+migration.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
+import gc
+import itertools
 import json
 import os
 import pkgutil
 import random
+import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL
 
 from aurum_harmony import db_smart
 from aurum_harmony.db_smart import DbSmart
 from aurum_harmony.db_smart.session.journal import reads
+from aurum_harmony.db_smart.signals import migration_started
+from aurum_harmony.db_smart.store import tables
+from tests.harness.databases import engine_of
 from tests.harness.facts import differences, facts
+from tests.harness.saved import Saved, empty
 
 MIGRATIONS = """
 from flask import current_app
@@ -219,10 +230,13 @@ EFFECTS += [f"session {n}" for n in (1, 2, 3)] + [f"model {n}" for n in (1, 2, 3
 MODULE = "crash_migrations"
 
 
-def make_app(folder: Path, url: str) -> tuple[Flask, DbSmart]:
-    """The application whose processes are killed."""
+def make_app(folder: Path, url: str, lease: float) -> tuple[Flask, DbSmart]:
+    """The application whose processes are killed.
+
+    :param lease: for how long a process that was killed keeps the others out, seconds.
+    """
     app = Flask("crash", instance_path=str(folder))
-    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_LEASE_SECONDS=0.2, DB_SMART_CREATE_ALL=False)
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_LEASE_SECONDS=lease, DB_SMART_CREATE_ALL=False)
     db = SQLAlchemy()
 
     class Effect(db.Model):  # type: ignore[name-defined,misc]
@@ -294,9 +308,11 @@ def set_up(connection: Any, _: Any) -> None:
         connection.autocommit = False
 
 
-def boot_and_die(folder: Path, url: str, boundary: int, operations: bool) -> None:
-    """Boot; die by SIGKILL at a statement boundary.
+def boot_and_die(folder: Path, url: str, boundary: int, part: Part, operations: bool, tell: int = -1) -> None:
+    """Boot; die by SIGKILL at a statement boundary, or exit at the end of the part.
 
+    :param boundary: its number within the part; 0 to tell the number of all but those of the heartbeat.
+    :param tell: where to tell it.
     :param operations: count a boundary once, and none between statements that only read: a rebuild has many of them.
     """
     count = 0
@@ -305,25 +321,57 @@ def boot_and_die(folder: Path, url: str, boundary: int, operations: bool) -> Non
         nonlocal count
         if operations and len(event) > 2 and reads(event[2]):
             return
+        if not boundary and threading.current_thread() is not threading.main_thread():
+            return
         count += 1
         if count == boundary:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for name in ("before_cursor_execute", "commit", *(() if operations else ("after_cursor_execute",))):
-        sa.event.listen(sa.Engine, name, step)
+    def end() -> None:
+        if not boundary:
+            os.write(tell, b"%d" % count)
+        os._exit(0)
+
+    def listen() -> None:
+        for name in ("before_cursor_execute", "commit", *(() if operations else ("after_cursor_execute",))):
+            sa.event.listen(sa.Engine, name, step)
+
+    def begin(_: Any, migration: str, **__: Any) -> None:
+        if migration == part.begins:
+            listen()
+        elif migration == part.ends:
+            end()
+
+    migration_started.connect(begin)
+    if part.begins is None:
+        listen()
     boot(folder, url)
+    end()
 
 
-def boot(folder: Path, url: str) -> None:
+def boot(folder: Path, url: str, lease: float = 1) -> None:
     """Boot as a new process does."""
-    app, smart = make_app(folder, url)
+    app, smart = make_app(folder, url, lease)
     smart.boot(app)
 
 
+def run_out(url: URL | str) -> None:
+    """Let the lease of a process that was killed be over, as it is when its time has passed."""
+    engine = engine_of(url)
+    with engine.begin() as connection:
+        if sa.inspect(connection).has_table(tables.state.name):
+            connection.execute(tables.state.update().values(lease_expires=0))
+
+
+#: What a process imports in the middle of its work.
+LATE = ("_strptime", "opentelemetry.context", "opentelemetry.trace")
+
+
+@cache
 def preload() -> None:
     """Import once what each forked process would import by itself, which takes longer than all that it does."""
     modules = [module.name for module in pkgutil.walk_packages(db_smart.__path__, f"{db_smart.__name__}.")]
-    for name in [*modules, "alembic.migration", "alembic.operations", "filelock", "psycopg", "pymysql"]:
+    for name in [*modules, "alembic.migration", "alembic.operations", "filelock", "psycopg", "pymysql", *LATE]:
         import_module(name)
 
 
@@ -350,9 +398,11 @@ def forked(action: Any, *arguments: Any) -> int:
 
     :returns: its process id.
     """
+    preload()
     pid = os.fork()
     if pid:
         return pid
+    gc.freeze()  # what was imported is no garbage: to look at it is slow, and copies the memory of the parent
     try:
         action(*arguments)
         os._exit(0)
@@ -366,6 +416,17 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+class Part(NamedTuple):
+    """Some of the boundaries of a boot: from the begin of one migration to that of the next.
+
+    :ivar begins: name of the migration; ``None`` for the begin of the boot.
+    :ivar ends: name of the next one; ``None`` for the end of the boot.
+    """
+
+    begins: str | None
+    ends: str | None
+
+
 class Rounds:
     """Rounds of kill and recovery on one database, and their count."""
 
@@ -373,31 +434,37 @@ class Rounds:
         self.url = url
         self.folder = folder
         self.operations = operations
-        self.effects = OPERATIONS_EFFECTS if operations else EFFECTS
-        self.engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
-        (folder / f"{MODULE}.py").write_text(OPERATIONS if operations else MIGRATIONS, encoding="utf-8")
+        self.engine = engine_of(url)
+        #: What the module of migrations begins with, and then the migrations.
+        self.source = re.split(r"(?m)^(?=@migration)", OPERATIONS if operations else MIGRATIONS)
+        self.names = [re.findall(r"(?m)^def (\w+)", text)[0] for text in self.source[1:]]
         if operations:
             sa.event.listen(sa.Engine, "connect", set_up)
-        self.empty()
-        assert ended(forked(boot, folder, url)) == 0
-        self.expected = self.content()
+        self.expected = self.undisturbed(len(self.names))
+        assert sorted(self.expected["effects"]["rows"]) == sorted(OPERATIONS_EFFECTS if operations else EFFECTS)
         self.counts: Counter[str] = Counter(kills=0, converged=0, failed=0, lost=0, repeated=0)
+
+    def write(self, migrations: int) -> None:
+        """Let the application have the first ones of the migrations."""
+        (self.folder / f"{MODULE}.py").write_text("".join(self.source[: migrations + 1]), encoding="utf-8")
+
+    def undisturbed(self, migrations: int) -> Any:
+        """What an empty database has after the first ones of the migrations, if nobody is killed."""
+        self.write(migrations)
+        self.empty()
+        assert ended(forked(boot, self.folder, self.url)) == 0
+        return self.content()
+
+    def forget(self) -> None:
+        """Forget the flag."""
+        for path in self.folder.iterdir():
+            if path.suffix not in (".py", ".sqlite") and path.is_file():
+                path.unlink()
 
     def empty(self) -> None:
         """Empty the database and forget the flag."""
-        for path in self.folder.iterdir():
-            if path.suffix != ".py" and path.is_file():
-                path.unlink()
-        url = make_url(self.url)
-        if url.get_backend_name() == "sqlite":
-            for name in glob.glob(f"{glob.escape(str(url.database))}*"):
-                os.unlink(name)
-        else:
-            # As a whole: dropping table by table takes longer than a boot.
-            what = "SCHEMA public" if url.get_backend_name() == "postgresql" else f"DATABASE {url.database}"
-            with self.engine.begin() as connection:
-                connection.exec_driver_sql(f"DROP {what}{' CASCADE' * ('SCHEMA' in what)}")
-                connection.exec_driver_sql(f"CREATE {what}")
+        self.forget()
+        empty(self.url)
         if self.operations:
             populate(self.engine)
 
@@ -413,18 +480,18 @@ class Rounds:
             found["pairs"]["rows"] = sorted((effects.get(effect), name) for _, effect, name in found["pairs"]["rows"])
         return found
 
-    def recover(self) -> None:
+    def recover(self, *options: Any) -> None:
         """Boot once more after a kill, and count what it finds."""
         self.counts["kills"] += 1
-        if ended(forked(boot, self.folder, self.url)) != 0:
+        if ended(forked(boot, self.folder, self.url, *options)) != 0:
             self.counts["failed"] += 1
             return
         content = self.content()
         found = content["effects"]["rows"]
         with self.engine.connect() as connection:
             left = connection.scalar(sa.text("SELECT count(*) FROM db_smart_progress"))
-        lost = sum(found[name] == 0 for name in self.effects)
-        repeated = sum(found[name] > 1 for name in self.effects)
+        lost = sum(found[name] == 0 for name in self.expected["effects"]["rows"])
+        repeated = sum(count > 1 for count in found.values())
         self.counts["lost"] += lost
         self.counts["repeated"] += repeated
         different = differences(content, self.expected)
@@ -435,29 +502,75 @@ class Rounds:
 
     def every_boundary(self) -> None:
         """One kill at each statement boundary."""
-        boundary = 1
-        while True:
+        last = len(self.names) - 1
+        for number, name in enumerate(self.names):
+            known = min(number + 2, last + 1)
+            self.expected = self.undisturbed(known)
+            part = Part(name if number else None, None if number == last else self.names[number + 1])
+            count = self.boundaries(part, self.empty)
+            self.write(number)
             self.empty()
-            code = ended(forked(boot_and_die, self.folder, self.url, boundary, self.operations))
+            if number:
+                assert ended(forked(boot, self.folder, self.url)) == 0
+            self.write(known)
+            with Saved(self.url) as saved:
+                before = partial(self.put_back, saved)
+                self.every_boundary_of(part, before if self.stands_for_all(part, before, count) else self.empty)
+
+    def put_back(self, saved: Saved) -> None:
+        """Put what was saved back and forget the flag."""
+        self.forget()
+        saved.put_back()
+
+    def stands_for_all(self, part: Part, before: Callable[[], None], count: int) -> bool:
+        """Whether a boot that begins with what was saved has the boundaries, and leads to the same, as one of all.
+
+        What a process remembers of what it made itself changes later statements, and MariaDB names the index of a
+        foreign key anew, unless it was named.
+        """
+        if self.boundaries(part, before) != count:
+            return False
+        before()
+        assert ended(forked(boot, self.folder, self.url)) == 0
+        return not differences(self.content(), self.expected)
+
+    def boundaries(self, part: Part, before: Callable[[], None]) -> int:
+        """How many a part has.
+
+        :param before: makes what the boot begins with.
+        """
+        before()
+        hear, tell = os.pipe()
+        assert ended(forked(boot_and_die, self.folder, self.url, 0, part, self.operations, tell)) == 0
+        os.close(tell)
+        with open(hear) as told:
+            return int(told.read())
+
+    def every_boundary_of(self, part: Part, before: Callable[[], None]) -> None:
+        """One kill at each statement boundary of a part."""
+        for boundary in itertools.count(1):
+            before()
+            code = ended(forked(boot_and_die, self.folder, self.url, boundary, part, self.operations))
             if code != -signal.SIGKILL:
                 self.counts["failed"] += code != 0
                 return
+            run_out(self.url)
             self.recover()
-            boundary += 1
 
     def at_random(self, kills: int) -> None:
-        """Kills from outside at random moments of a boot, whose length is measured first."""
+        """Kills from outside at random moments of a boot, whose length is measured first; the leases run out."""
+        lease = 0.2
         self.empty()
         started = time.perf_counter()
-        ended(forked(boot, self.folder, self.url))
+        ended(forked(boot, self.folder, self.url, lease))
         length = time.perf_counter() - started
         while self.counts["kills"] < kills:
             self.empty()
-            pid = forked(boot, self.folder, self.url)
+            pid = forked(boot, self.folder, self.url, lease)
             time.sleep(random.uniform(0, length))  # the moment is the point
             os.kill(pid, signal.SIGKILL)
             if ended(pid) == -signal.SIGKILL:
-                self.recover()
+                self.recover(lease)
 
 
 def main() -> None:
@@ -467,7 +580,6 @@ def main() -> None:
     parser.add_argument("--random", type=int, metavar="N", help="N kills at random moments instead of at each boundary")
     parser.add_argument("--operations", action="store_true", help="schema changes of every kind on tables with rows")
     arguments = parser.parse_args()
-    preload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sys.path.insert(0, name)

@@ -25,7 +25,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from aurum_harmony.db_smart import DbSmart
 from tests.harness.alembic_project import AlembicProject
-from tests.harness.crash import ended, forked, preload
+from tests.harness.crash import ended, forked
 
 MODULE = "herd_migrations"
 FIRST = """
@@ -143,7 +143,6 @@ def main() -> None:
     parser.add_argument("--migrations", type=int, default=100)
     parser.add_argument("--revisions", action="store_true")
     arguments = parser.parse_args()
-    preload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         package = (Directory if arguments.revisions else Package)(folder)

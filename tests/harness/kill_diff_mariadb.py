@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from aurum_harmony.db_smart.drift.comparison import Comparison, Drift
 from aurum_harmony.db_smart.preview import Preview
 from aurum_harmony.db_smart.store.database import Database
-from tests.harness.crash import ended, forked, preload
+from tests.harness.crash import ended, forked
 from tests.harness.drift import scratch_databases
 from tests.harness.servers import query, wait_until
 
@@ -65,7 +65,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="of an empty database")
     url = make_url(parser.parse_args().url)
-    preload()
     models().create_all(sa.create_engine(url, poolclass=sa.pool.NullPool))
     expected = compare(url, 0)
     assert [one.path for one in expected.differences] == ["users.more"], expected

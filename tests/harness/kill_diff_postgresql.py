@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from aurum_harmony.db_smart.drift.comparison import Comparison
 from aurum_harmony.db_smart.preview import Preview
 from aurum_harmony.db_smart.store.database import Database
-from tests.harness.crash import ended, forked, preload
+from tests.harness.crash import ended, forked
 from tests.harness.servers import wait_until
 
 EVENTS = ("before_cursor_execute", "after_cursor_execute", "rollback")
@@ -91,7 +91,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     url = parser.parse_args().url
-    preload()
     engine = sa.create_engine(make_url(url), poolclass=sa.pool.NullPool)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE SCHEMA shop")

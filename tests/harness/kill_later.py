@@ -29,7 +29,7 @@ from aurum_harmony.db_smart import DbSmart, settings, threads
 from aurum_harmony.db_smart.boot import background
 from aurum_harmony.db_smart.schema import backfill
 from aurum_harmony.db_smart.session.journal import reads
-from tests.harness.crash import ended, forked, preload, set_up
+from tests.harness.crash import ended, forked, set_up
 
 MODULE = "later_migrations"
 THREAD = "db-smart-background"
@@ -126,7 +126,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="kill only at every N-th of them")
     arguments = parser.parse_args()
     url: str = arguments.url
-    preload()
     logging.disable(logging.WARNING)
     counts = Counter(kills=0, converged=0, failed=0, lost=0, repeated=0)
     engine = sa.create_engine(url, poolclass=sa.pool.NullPool)

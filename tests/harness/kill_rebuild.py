@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from aurum_harmony.db_smart.dialects.sqlite.rebuild import rebuild
 from aurum_harmony.db_smart.dialects.sqlite.table_sql import TableSql
 from aurum_harmony.db_smart.store.database import Database, begin
-from tests.harness.crash import ended, forked, preload
+from tests.harness.crash import ended, forked
 
 TABLES = """
 CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT);
@@ -80,7 +80,6 @@ def main() -> None:
     parser.add_argument("url", help="of a SQLite database that does not exist")
     parser.add_argument("journal_mode")
     arguments = parser.parse_args()
-    preload()
     path = Path(str(make_url(arguments.url).database))
     with closing(sqlite3.connect(path)) as driver:
         driver.execute(f"PRAGMA journal_mode = {arguments.journal_mode}")

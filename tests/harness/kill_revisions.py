@@ -11,7 +11,6 @@ again, and finished by ``flask db-smart migrate --resume``, or refused without a
 from __future__ import annotations
 
 import argparse
-import glob
 import itertools
 import json
 import logging
@@ -33,7 +32,8 @@ from sqlalchemy.engine import make_url
 from aurum_harmony.db_smart.session import environment
 from aurum_harmony.db_smart.signals import migration_started
 from tests.harness.alembic_project import AlembicProject
-from tests.harness.crash import ended, forked, preload
+from tests.harness.crash import ended, forked, run_out
+from tests.harness.saved import empty
 
 DDL = [
     """
@@ -235,7 +235,7 @@ def boot(project: AlembicProject, die_at: int = 0) -> None:
 
     begun: list[Any] = []
     migration_started.connect(begin)
-    app, smart = project.app(DB_SMART_LEASE_SECONDS=0.2)
+    app, smart = project.app(DB_SMART_LEASE_SECONDS=1)
     smart.boot(app)
 
 
@@ -273,7 +273,6 @@ class Rounds:
         self.project = project
         self.last = last
         self.every = every
-        self.engine = sa.create_engine(project.url, poolclass=sa.pool.NullPool)
         self.counts: Counter[str] = Counter(kills=0, converged=0, failed=0, different=0)
         #: Of the databases that a plain upgrade does not mend.
         self.rescued: Counter[str] = Counter(broken=0, finished=0, told=0, wrong=0)
@@ -281,15 +280,7 @@ class Rounds:
     def empty(self) -> None:
         """Empty the database and forget the flag."""
         self.project.flag.unlink(missing_ok=True)
-        url = make_url(self.project.url)
-        if url.get_backend_name() == "sqlite":
-            for name in glob.glob(f"{glob.escape(str(url.database))}*"):
-                os.unlink(name)
-            return
-        what = "SCHEMA public" if url.get_backend_name() == "postgresql" else f"DATABASE `{url.database}`"
-        with self.engine.begin() as connection:
-            connection.exec_driver_sql(f"DROP {what}{' CASCADE' * ('SCHEMA' in what)}")
-            connection.exec_driver_sql(f"CREATE {what}")
+        empty(self.project.url)
 
     def content(self, *, ours: bool) -> Any:
         """Schema, rows and version; with ours also the history, and what is left of the journal."""
@@ -318,6 +309,7 @@ class Rounds:
                 assert code == 0, number
                 break
             self.counts["kills"] += 1
+            run_out(self.project.url)
             if ended(forked(run, self.project)) != 0:
                 self.counts["failed"] += 1
                 if ours:
@@ -363,7 +355,6 @@ def main() -> None:
     parser.add_argument("--without-ours", action="store_true", help="leave the boots of db-smart out")
     parser.add_argument("--without-plain", action="store_true", help="leave the plain upgrades out")
     arguments = parser.parse_args()
-    preload()
     logging.disable(logging.WARNING)
     report: dict[str, Counter[str]] = {"db-smart": Counter(), "flask db upgrade": Counter(), "rescue": Counter()}
     with tempfile.TemporaryDirectory() as name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,3 +137,12 @@ class Project:
     def history(self) -> list[tuple[str, str]]:
         """Name and outcome of each row of the history."""
         return self.query("SELECT name, outcome FROM db_smart_history ORDER BY id")
+
+
+def booted(project: Project, models: Callable[[SQLAlchemy], None], source: str, config: Mapping[str, Any]) -> Project:
+    """A project with these models, migrations and settings, after its first boot."""
+    project.models = models
+    project.write(source)
+    project.config.update(config)
+    project.boot()
+    return project

@@ -21,7 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 import aurum_harmony.db_smart.runner  # noqa: F401
 from aurum_harmony.db_smart import DbSmart
-from tests.harness.crash import ended, forked, preload
+from tests.harness.crash import ended, forked
 
 MODULE = "rolling_migrations"
 OLD = """
@@ -108,7 +108,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--shared-flag", action="store_true")
     arguments = parser.parse_args()
-    preload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for release, source in (("old", OLD), ("new", NEW)):

@@ -80,6 +80,8 @@ def create_app(boot):
 # Gunicorn 22 and newer have no time-out before a worker's first report. Older ones count from the start, which this
 # does from the boot of db-smart: how long eight workers need to import at once is not the question.
 CONFIGURATION = """
+import gc
+
 import alembic.operations, psycopg, pymysql
 import aurum_harmony.db_smart.runner
 import served
@@ -88,6 +90,7 @@ control_socket_disable = True
 
 
 def post_fork(server, worker):
+    gc.freeze()  # as in tests.harness.crash.forked
     served.report = worker.notify
 """
 

@@ -35,7 +35,7 @@ from aurum_harmony.db_smart.signals import migration_progress, migration_started
 from aurum_harmony.db_smart.store import tables
 from aurum_harmony.db_smart.store.database import Database
 from tests.harness.backfills import PLUS_ONE, numbers, small_batches
-from tests.harness.crash import ended, forked
+from tests.harness.crash import ended, forked, run_out
 from tests.harness.databases import engine_of
 from tests.harness.direct import operations
 from tests.harness.project import Project
@@ -821,7 +821,7 @@ def boot_small(folder: Path, url: str, module: str, boundary: int | None) -> Non
             sa.event.listen(sa.Engine, name, step)
 
     app = Flask("killed", instance_path=str(folder))
-    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_LEASE_SECONDS=0.3, DB_SMART_CREATE_ALL=False)
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, DB_SMART_LEASE_SECONDS=1, DB_SMART_CREATE_ALL=False)
     with migration_started.connected_to(begin):
         DbSmart(app, SQLAlchemy(app), migrations=module).boot(app)
 
@@ -841,6 +841,7 @@ def killed_round(project: Project, kill: Callable[[], int]) -> bool:
     code = kill()
     assert code in (0, -signal.SIGKILL)
     if code:
+        run_out(url)
         assert ended(forked(boot_small, project.instance, url, project.module, None)) == 0
     assert numbers(url) == [(3, 100)]
     with engine.connect() as connection:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
+from flask_sqlalchemy import SQLAlchemy
 
 from tests.harness.clients import run_client
-from tests.harness.processes import environment
+from tests.harness.crash import ended, forked, run_out
 from tests.harness.project import Project
 
-MODELS = """
-def models(db):
-    import sqlalchemy as sa
+
+def models(db: SQLAlchemy) -> None:
     sa.Table(
-        "items", db.metadata,
+        "items",
+        db.metadata,
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("name", sa.String(20), index=True),
         sa.Column("sku", sa.String(20)),
@@ -27,46 +27,17 @@ def models(db):
         sa.Index("ux_sku", "sku", unique=True),
     )
     sa.Table(
-        "a", db.metadata,
+        "a",
+        db.metadata,
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("b_id", sa.Integer, sa.ForeignKey("b.id", name="fk_ab", use_alter=True)),
     )
     sa.Table(
-        "b", db.metadata,
+        "b",
+        db.metadata,
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("a_id", sa.Integer, sa.ForeignKey("a.id", name="fk_ba", use_alter=True)),
     )
-"""
-exec(MODELS)
-
-CHILD = (
-    MODELS
-    + """
-import os, signal, sys
-import sqlalchemy as sa
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
-from aurum_harmony.db_smart import DbSmart
-sys.path.insert(0, sys.argv[1])
-app = Flask("child", instance_path=sys.argv[3])
-app.config.update(SQLALCHEMY_DATABASE_URI=sys.argv[4], DB_SMART_LEASE_SECONDS=1)
-db = SQLAlchemy(app)
-models(db)
-smart = DbSmart(app, db, migrations=sys.argv[2])
-count = 0
-
-@sa.event.listens_for(sa.Engine, "before_cursor_execute")
-def die(connection, cursor, statement, *rest):
-    global count
-    words = statement.split()
-    if words[0] in ("CREATE", "ALTER") and "db_smart" not in statement:
-        count += 1
-        if count == int(sys.argv[5]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-print(smart.boot(app).decision)
-"""
-)
 
 
 def facts(project: Project) -> dict[str, Any]:
@@ -83,12 +54,33 @@ def facts(project: Project) -> dict[str, Any]:
         }
 
 
-def child(project: Project, at: int) -> subprocess.CompletedProcess[str]:
-    url = make_url(project.url).render_as_string(hide_password=False)
-    arguments = [str(project.directory), project.module, str(project.instance), url, str(at)]
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, env=environment(), timeout=60
-    )
+def boot_and_die(project: Project, at: int) -> None:
+    """Boot; die by SIGKILL before a schema change of the models."""
+    count = 0
+
+    def step(*event: Any) -> None:
+        nonlocal count
+        statement = event[2]
+        if statement.split()[0] in ("CREATE", "ALTER") and "db_smart" not in statement:
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", step)
+    assert project.boot(DB_SMART_LEASE_SECONDS=1).decision == "migrated"
+
+
+def killed(project: Project, at: int) -> bool:
+    """Boot in a process of its own.
+
+    :returns: whether it was killed.
+    """
+    project.models = models
+    code = ended(forked(boot_and_die, project, at))
+    assert code in (0, -signal.SIGKILL)
+    if code:
+        run_out(project.url)
+    return bool(code)
 
 
 def test_a_first_run_killed_at_any_statement_is_finished(
@@ -97,30 +89,29 @@ def test_a_first_run_killed_at_any_statement_is_finished(
     source = "@migration\ndef nothing(op): ..."
     whole = make_project(new_url(request.node.callspec.params["url"]))
     whole.write(source)
-    assert child(whole, 0).stdout == "migrated\n"
+    assert not killed(whole, 0)
     wanted = facts(whole)
-    killed = 0
+    kills = 0
     # Where a killed run leaves nothing behind, one statement stands for all.
     for at in range(1, 20) if project.dialect == "mysql" else [3]:
         each = make_project(new_url(request.node.callspec.params["url"]))
         each.write(source)
-        if child(each, at).returncode == 0:
+        if not killed(each, at):
             break
-        killed += 1
+        kills += 1
         if at == 3:  # killed again in the second run, and then let through
-            child(each, 1)
-        found = child(each, 0)
-        assert found.stdout == "migrated\n", found.stderr
+            killed(each, 1)
+        assert not killed(each, 0)
         assert facts(each) == wanted, at
         assert each.query("SELECT count(*) FROM db_smart_progress") == [(0,)]
-    assert killed >= (5 if project.dialect == "mysql" else 1)
+    assert kills >= (5 if project.dialect == "mysql" else 1)
 
 
 def test_a_first_run_adds_no_index_to_a_table_that_was_there_before(project: Project) -> None:
     project.query("CREATE TABLE items (id INTEGER PRIMARY KEY, name VARCHAR(20), sku VARCHAR(20), b_id INTEGER)")
     project.query("INSERT INTO items (id, name, sku) VALUES (1, 'a', 'same'), (2, 'b', 'same')")
     project.write("@migration\ndef nothing(op): ...")
-    project.models = globals()["models"]
+    project.models = models
     assert project.boot().decision == "migrated"
     assert facts(project)["items"] == ([], [])
     assert {"a", "b"} <= project.tables()
@@ -133,7 +124,7 @@ MAKE = '@migration\ndef add(op): op.add_column("items", Column("extra", Integer)
 def test_lost_tables_are_named_and_made_again(
     project: Project, caplog: pytest.LogCaptureFixture, pending: bool
 ) -> None:
-    project.models = globals()["models"]
+    project.models = models
     project.write(MAKE)
     project.boot()
     wanted = facts(project)
@@ -168,7 +159,7 @@ def test_a_new_model_without_a_migration_is_named_by_a_run(
     project.write("@migration\ndef one(op): ...\n")
     project.boot()
     project.write("@migration\ndef one(op): ...\n@migration\ndef two(op): ...\n")
-    project.models = globals()["models"]
+    project.models = models
     assert project.boot().applied == ("two",)
     assert "lacks tables of the models: " in caplog.text
     assert "items" not in project.tables()
@@ -179,7 +170,7 @@ def test_a_dry_run_tells_of_a_new_model(project: Project, pending: bool) -> None
     one = "@migration\ndef one(op): ...\n"
     project.write(one)
     project.boot()
-    project.models = globals()["models"]
+    project.models = models
     if pending:
         one += '@migration\ndef two(op): op.create_table("other", Column("id", Integer, primary_key=True))\n'
         project.write(one)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from tests.harness.clients import run_client
-from tests.harness.crash import counted, ended, forked, preload
+from tests.harness.crash import counted, ended, forked
 from tests.harness.facts import Facts, differences, drop_tables, facts
 from tests.harness.project import HEADER, Project
 from tests.harness.random_operations import IMPORTS, Generator, PlainAlembic
@@ -121,7 +121,6 @@ def test_random_operations(
     assert not differences(script.facts(), done), f"{context}\n{result.stdout}"
     assert script.project.boot().applied == ()
 
-    preload()
     boundary = random.Random(SEED + number).randint(1, count * 3 // 4)
     assert ended(forked(killed.boot, boundary)) == -signal.SIGKILL, context
     killed.project.boot()

@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart.errors import DbSmartError, MigrationFailed
 from aurum_harmony.db_smart.store.tables import TABLE_NAMES
-from tests.harness.crash import counted, ended, forked, preload
+from tests.harness.crash import counted, ended, forked
 from tests.harness.facts import Facts, differences, drop_tables, facts
 from tests.harness.models import ID, fresh, models, schema, string
 from tests.harness.project import Project
@@ -525,7 +525,6 @@ def test_a_first_run_killed_at_any_statement_is_finished(
     wanted = numberless(whole.facts())
     assert wanted["persons"]["rows"] == [("first", "Pune", "MH")]
     assert wanted["seeds"]["rows"] == [("gone",), ("last",), ("renamed",)]
-    preload()
     other = new_url(dialect)
     cases = int(COUNT or 6)
     chosen = random.Random(CHOSEN or dialect).sample(range(1, count + 1), min(cases, count))

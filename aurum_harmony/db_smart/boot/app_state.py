@@ -65,6 +65,10 @@ class AppState:
         self.later: Background | None = None
         #: The names of those.
         self.left: list[str] = []
+        #: What lets requests through only while the database knows of this process; ``None`` where nothing does.
+        self.fence: Any = None
+        #: Whether new connections say which release they are of.
+        self.named = False
         #: Held while migrations run: two threads must not change what ``db.engine`` is at the same time.
         self.running = threading.Lock()
         #: Name of a migration -> whether it was applied, and until when that need not be asked again, seconds of the
@@ -75,6 +79,8 @@ class AppState:
         #: Whom that is asked; and held by the thread that looks whether to ask.
         self.asked: Planner | None = None
         self.asking = threading.Lock()
+        #: Why contract steps wait, by name, as this process has found it last.
+        self.waiting: dict[str, Any] = {}
         #: What the probes and pages remember of the database for a second.
         self.seen: Any = None
         #: What the metrics remember likewise.

@@ -37,6 +37,7 @@ class Background:
     """One try after the other in a thread of this process, until the databases are up to date.
 
     :param attempt: one try; takes since when a failure of another process counts as its own, seconds since the epoch.
+        It returns after how long it is to be called again although it has not failed, seconds; ``None`` for never.
     :param forked: called in a process that was made from this one, where the thread does not exist.
     :param name: of the thread.
     :param meanwhile: what is to be said of the time until the next try.
@@ -46,7 +47,9 @@ class Background:
     :ivar since: since when this process is at it, seconds since the epoch.
     """
 
-    def __init__(self, attempt: Callable[[float], None], forked: Callable[[], None], name: str, meanwhile: str) -> None:
+    def __init__(
+        self, attempt: Callable[[float], float | None], forked: Callable[[], None], name: str, meanwhile: str
+    ) -> None:
         self._attempt = attempt
         self._name = name
         self._meanwhile = meanwhile
@@ -125,10 +128,16 @@ class Background:
         pause, longest = _PAUSES
         while True:
             try:
-                self._attempt(self._began)
-                self.failure, self.done = None, True
-                self._ended.set()
-                return
+                again = self._attempt(self._began)
+                self.failure, self.done = None, again is None
+                if again is None:
+                    self._ended.set()
+                    return
+                self.woken.clear()
+                self.woken.wait(again)
+                if self._ending:
+                    return
+                continue
             except (LockTimeout, LeaseLost) as error:  # another process is at it
                 _logger.info("db-smart: %s", error.message)
                 self.woken.clear()

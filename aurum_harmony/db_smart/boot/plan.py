@@ -28,7 +28,8 @@ class Pending:
     @property
     def left(self) -> bool:
         """Whether boot leaves it to a thread that runs it while the process serves."""
-        return self.migration.options.background and self.reason != "forced"
+        options = self.migration.options
+        return (options.background and self.reason != "forced") or options.contract
 
 
 def pending(
@@ -51,7 +52,7 @@ def pending(
         elif not migration.options.once:
             if (migration.name, migration.checksum) not in contents:
                 found.append(Pending(migration, "edited"))
-            elif force:
+            elif force and not migration.options.contract:  # which is done once nothing is in its way
                 found.append(Pending(migration, "forced"))
     return found
 
@@ -237,7 +238,8 @@ def describe(todo: list[Pending], state: State | None, applied: Sequence[Applied
         return COMPLETE if state.source else f"{COMPLETE}, and its first run is not complete yet"
     kinds: dict[str, list[str]] = {}
     for item in todo:
-        kinds.setdefault(item.reason, []).append(item.migration.name + (" in the background" if item.left else ""))
+        how = " as a contract step" if item.migration.options.contract else " in the background" if item.left else ""
+        kinds.setdefault(item.reason, []).append(item.migration.name + how)
     parts = []
     for reason, names in kinds.items():
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -135,6 +135,15 @@ class Planner:
         return scan(self.code.module, self.code.alembic)
 
     @cached_property
+    def release(self) -> str:
+        """What this release is called: ``DB_SMART_RELEASE``, else the commit of Git, else the digest of the sources."""
+        from ..loading.git import Checkout
+
+        checkout = Checkout.find(os.path.dirname(self.sources.roots[0]))
+        commit = None if checkout is None else checkout.commit
+        return self.settings.release or commit or self.sources.digest[:12]
+
+    @cached_property
     def migrations(self) -> list[Migration]:
         """The migrations of the code, the revisions of Alembic first; imports the others.
 

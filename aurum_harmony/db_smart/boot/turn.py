@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import one_line
-from ..files import make_file, make_folder
+from ..files import open_beside
 from ..notices import logger_of
 from ..retry import Wait
 from .flag import FlagVerdict
@@ -42,25 +41,12 @@ def one_boot_per_host(planner: Planner, verdict: FlagVerdict, patience: float) -
     try:
         import fcntl  # not filelock, whose import alone takes as long as the boots of ten who only waited
 
-        path = Path(f"{planner.path}.lock")
-        # Whoever may write to the folder can put a link or a pipe there: nothing is written through it.
-        careful = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            descriptor = os.open(path, careful)
-        except FileNotFoundError:
-            make_folder(path.parent)
-            make_file(path, path.parent)
-            descriptor = os.open(path, careful | os.O_CREAT, 0o644)
+        descriptor = open_beside(Path(f"{planner.path}.lock"))
     except (ImportError, OSError) as error:
         _logger.debug("db-smart: boots of this host do not wait for each other: %s", error)
         yield verdict
         return
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            _logger.debug("db-smart: boots of this host do not wait for each other: %s is not ours", path)
-            yield verdict
-            return
         wait = Wait(_LOOK_EVERY, patience * random.uniform(0.5, 1))
         seen, taken = None, False
         while not (verdict.holds or taken or wait.over):

@@ -80,6 +80,10 @@ class Facts:
     #: nobody does.
     blockers: str | None = None
 
+    #: The query for how many sessions of this database have each name that is like ``:name``; ``None`` where they have
+    #: no names.
+    sessions: str | None = None
+
     #: The query for how far ``:statement`` of this user is, sent by the session ``:session`` where that is known: what
     #: the server is at, the unit, how many are done, of how many (0 where that is not known). ``None``: nobody can say.
     statement_progress: str | None = None

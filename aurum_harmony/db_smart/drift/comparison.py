@@ -22,7 +22,7 @@ from ..schema import model_names
 from ..schema.described import PartKind, Wanted
 from ..schema.scratch import NoScratch, Scratch
 from ..store.database import Database
-from ..store.tables import TABLE_NAMES
+from ..store.tables import TABLE_NAMES, is_ours
 from .differences import Difference, compare
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Comparison:
     def _wanted(self) -> Wanted:
         def wanted(schema: str | None, name: str) -> bool:
             path = name if schema is None else f"{schema}.{name}"
-            return name not in TABLE_NAMES and name != self._versions and not self._is_ignored(path)
+            return not is_ours(name) and name != self._versions and not self._is_ignored(path)
 
         return wanted
 

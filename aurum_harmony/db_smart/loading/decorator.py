@@ -23,6 +23,7 @@ class Options:
     destructive: bool = False
     allow: Mapping[str, str] = field(default_factory=dict, hash=False)
     background: bool = False
+    contract: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def migration(
     destructive: bool = False,
     allow: Mapping[str, str] | None = None,
     background: bool = False,
+    contract: bool = False,
 ) -> Callable[[F], F]: ...
 
 
@@ -75,6 +77,7 @@ def migration(
     destructive: bool = False,
     allow: Mapping[str, str] | None = None,
     background: bool = False,
+    contract: bool = False,
 ) -> F | Callable[[F], F]:
     """Mark a function as a migration. The function itself is returned and can be called as before.
 
@@ -91,6 +94,8 @@ def migration(
     :param background: boot and readiness do not wait for it: it runs in a thread of a process that serves, after the
         migrations that boot waits for, also after later ones. For a long backfill that the release can live without;
         ``smart.applied("name")`` tells the application when it is done.
+    :param contract: it takes away what an earlier release needs, and waits by itself until no process of such a release
+        runs; boot and readiness do not wait for it. It may destroy data. Needs ``DB_SMART_RELEASES``.
     """
 
     if any(not isinstance(why, str) or not why.strip() for why in (allow or {}).values()):
@@ -102,7 +107,8 @@ def migration(
             raise TypeError(f"@migration is for functions defined with 'def', not for {function!r}")
         # The module that marks it, not the one that made it: another decorator may come from elsewhere.
         marking = sys._getframe(1 if called else 2).f_globals
-        options = Options(once, transactional, database, destructive, dict(allow or {}), background)
+        allowed = dict(allow or {})
+        options = Options(once, transactional, database, destructive or contract, allowed, background, contract)
         marking.setdefault(REGISTRY, []).append((function, options))
         return function
 

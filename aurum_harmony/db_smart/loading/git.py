@@ -1,8 +1,9 @@
-"""Which branch of Git is checked out, by the files of ``.git``: a boot does not start Git."""
+"""Which branch of Git is checked out, and which commit, by the files of ``.git``: a boot does not start Git."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ _logger = logger_of(__name__)
 #: Stands for what is checked out without a branch; Git lets no branch have this name.
 DETACHED = "HEAD"
 _HEADS = "refs/heads/"
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 #: Of an operation that detaches HEAD for a while: where it says which branch it is about.
 _MEANWHILE = ("rebase-merge/head-name", "rebase-apply/head-name")
 _CREATED, _MOVED, _RENAMED = "branch: Created from ", "checkout: moving from ", "Branch: renamed refs/heads/"
@@ -51,6 +53,18 @@ class Checkout:
             if text.startswith(_HEADS):
                 return text.removeprefix(_HEADS)
         return DETACHED
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that is checked out; ``None`` where there is none yet, or Git alone can read it."""
+        name = _read(self.folder / "HEAD").strip().removeprefix("ref: ")
+        packed = _read(self.common / "packed-refs").splitlines()
+        texts = [
+            name,
+            _read(self.common / name),
+            *(line[: -len(name) - 1] for line in packed if line.endswith(f" {name}")),
+        ]
+        return next((text.strip() for text in texts if _COMMIT.fullmatch(text.strip())), None)
 
     @property
     def readable(self) -> bool:

@@ -115,6 +115,23 @@ _POSTGRESQL_DECLARED = {
         f"AND tgrelid = to_regclass({TABLE_NAME.replace(':table', ':of')})"
     ),
 }
+#: By kind, the text of each of a name.
+_POSTGRESQL_TEXTS = {
+    "view": sa.text(f"SELECT pg_get_viewdef(to_regclass({TABLE_NAME.replace(':table', ':name')}))"),
+    "function": sa.text(
+        "SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace "
+        "WHERE p.proname = :name AND p.prokind IN ('f', 'p') AND n.nspname <> 'pg_catalog' "
+        "AND (n.nspname = CAST(:schema AS text) OR CAST(:schema AS text) IS NULL AND pg_function_is_visible(p.oid))"
+    ),
+    "trigger": sa.text(
+        "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = :name AND NOT tgisinternal "
+        f"AND tgrelid = to_regclass({TABLE_NAME.replace(':table', ':of')})"
+    ),
+    "index": sa.text(
+        "SELECT pg_get_indexdef(i.indexrelid) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid "
+        f"WHERE c.relname = :name AND i.indrelid = to_regclass({TABLE_NAME.replace(':table', ':of')})"
+    ),
+}
 _POSTGRESQL_MATERIALIZED = sa.text(_POSTGRESQL_DECLARED["view"].text.replace("'v'", "'m'"))
 _MARIADB_DECLARED = {
     "view": sa.text(
@@ -304,6 +321,40 @@ class Catalog:
         queries = _POSTGRESQL_DECLARED if self._dialect == "postgresql" else _MARIADB_DECLARED
         names = {"name": name, "schema": schema, **({"of": of} if ":of" in queries[kind].text else {})}
         return bool(self._connection.scalar(queries[kind], names))
+
+    def declared(self, kind: str, name: str, schema: str | None, table: str | None = None) -> str | None:
+        """The statement that makes a view, function, trigger or index as it is; ``None`` where that is not known.
+
+        :param table: of a trigger or an index.
+        """
+        from ..session.sql import without_doubled_percents
+
+        preparer = without_doubled_percents(self._connection.dialect).identifier_preparer
+        run = self._connection.exec_driver_sql
+        if self._dialect == "sqlite":
+            query = f"SELECT sql FROM {preparer.quote_identifier(schema or 'main')}.sqlite_master WHERE type = ? AND "
+            found: str | None = run(f"{query}name = ? COLLATE NOCASE", (kind, name)).scalar()
+            return found
+        if self._dialect == "postgresql":
+            names = {"name": name, "schema": schema, "of": table}
+            texts = self._connection.scalars(_POSTGRESQL_TEXTS[kind], names).all()
+            if len(texts) != 1:
+                return None
+            place = preparer.format_table(sa.table(name, schema=schema))
+            text = f"CREATE VIEW {place} AS\n{texts[0]}" if kind == "view" else str(texts[0])
+            return text.strip().rstrip(";").replace("CREATE OR REPLACE ", "CREATE ", 1)
+        of = preparer.format_table(sa.table(str(table) if kind == "index" else name, schema=schema))
+        shown = run(
+            f"SHOW CREATE {'TABLE' if kind == 'index' else kind.upper()} {of}",
+            execution_options={"no_parameters": True},
+        ).mappings()
+        row = dict(shown.one())
+        if kind == "index":
+            quoted = re.escape(preparer.quote_identifier(name))
+            line = re.search(rf"^ *((?:[A-Z]+ )?KEY {quoted} .*?),?$", row["Create Table"], re.MULTILINE)
+            return None if line is None else f"ALTER TABLE {of} ADD {line[1]}"
+        text = row["SQL Original Statement" if kind == "trigger" else f"Create {kind.title()}"]
+        return text or None
 
     def has_materialized(self, name: str, schema: str | None) -> bool:
         """Whether there is such a view with rows of its own."""

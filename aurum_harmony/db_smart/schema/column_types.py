@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from operator import le
 from typing import Any, Literal
 
@@ -124,6 +125,45 @@ def spelled(kind: TypeEngine[Any], dialect: Dialect) -> str:
     if values is not None and facts_of(dialect.name).named_enumerations:
         return f"{_text_of(kind, dialect)} ({', '.join(map(repr, values))})"
     return _text_of(kind, dialect)
+
+
+def as_json(kind: TypeEngine[Any], dialect: Dialect) -> dict[str, Any] | None:
+    """A reflected type as JSON has it; ``None`` where that does not tell all of it."""
+    values = {
+        key: value
+        for key, value in vars(kind).items()
+        if key in sa.util.get_cls_kwargs(type(kind)) and isinstance(value, (str, int)) and value is not False
+    }
+    found = {"name": type(kind).__name__, **values}
+    try:
+        return found if _text_of(from_json(found, dialect), dialect) == _text_of(kind, dialect) else None
+    except (AttributeError, TypeError, sa.exc.CompileError):
+        return None
+
+
+def from_json(found: Mapping[str, Any], dialect: Dialect) -> TypeEngine[Any]:
+    """The type that :func:`as_json` has told of."""
+    values = {key: value for key, value in found.items() if key != "name"}
+    types = import_module(f"sqlalchemy.dialects.{dialect.name.replace('mariadb', 'mysql')}")
+    made: TypeEngine[Any] = (getattr(types, found["name"], None) or getattr(sa.types, found["name"]))(**values)
+    return made
+
+
+def misfits(column: sa.ColumnElement[Any], kind: TypeEngine[Any], dialect: Dialect) -> sa.ColumnElement[bool] | None:
+    """The condition of values that a narrower type would refuse or cut; ``None`` where nothing tells."""
+    if isinstance(kind, sa.String):
+        most = _length(kind, dialect)
+        if most == float("inf"):
+            return sa.false()
+        size = sa.func.char_length if kind.length is not None else sa.func.octet_length
+        return size(column) > int(most)
+    if isinstance(kind, sa.Integer):
+        below, above = _range(kind)
+        return sa.or_(column < sa.literal(-(2**below) if below else 0), column > sa.literal(2**above - 1))
+    if isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float) and kind.precision is not None:
+        before, behind = map(int, _digits(kind, dialect))
+        return sa.or_(sa.func.round(column, behind) != column, sa.func.abs(column) >= sa.literal(10**before))
+    return None
 
 
 def free_on_postgresql(old: TypeEngine[Any], new: TypeEngine[Any]) -> bool:

@@ -278,6 +278,48 @@ def _drop_on_postgresql(element: DropDeclared, compiler: DDLCompiler, **options:
     return f"DROP TRIGGER {compiler.preparer.quote(element.name)} ON {table}"
 
 
+class CreateTableAs(DDLElement):
+    """A table that has what a query gives.
+
+    :param select: without parameters.
+    """
+
+    inherit_cache = False
+
+    def __init__(self, name: str, schema: str | None, select: sa.Select[Any]) -> None:
+        self.name = name
+        self.schema = schema
+        self.select = select
+
+
+@compiles(CreateTableAs)
+def _create_table_as(element: CreateTableAs, compiler: DDLCompiler, **_: Any) -> str:
+    query = compiler.sql_compiler.process(element.select, literal_binds=True)
+    return f"CREATE TABLE {_placed(compiler, element.name, element.schema)} AS {query}"
+
+
+class LockTables(DDLElement):
+    """Let nobody else read or write tables: on PostgreSQL until the transaction ends, on MariaDB until ``UNLOCK``."""
+
+    inherit_cache = False
+
+    def __init__(self, names: Sequence[str], schema: str | None) -> None:
+        self.names = names
+        self.schema = schema
+
+
+@compiles(LockTables, "postgresql")
+def _lock_on_postgresql(element: LockTables, compiler: DDLCompiler, **_: Any) -> str:
+    places = ", ".join(_placed(compiler, name, element.schema) for name in element.names)
+    return f"LOCK TABLE {places} IN ACCESS EXCLUSIVE MODE"
+
+
+@compiles(LockTables, "mysql", "mariadb")
+def _lock_on_mariadb(element: LockTables, compiler: DDLCompiler, **_: Any) -> str:
+    places = (f"{_placed(compiler, name, element.schema)} WRITE" for name in element.names)
+    return f"LOCK TABLES {', '.join(places)}"
+
+
 class AlterDefault(MySQLAlterDefault):
     """MariaDB's ``ALTER COLUMN … SET DEFAULT``.
 

@@ -95,6 +95,12 @@ DROP_CONSTRAINT = Rule(
     "First deploy a release that no longer relies on it, and drop it in a later one. If another one takes its place, "
     f"add that first, with another name. {_ASK}",
 )
+STILL_MAPPED = Rule(
+    "DS107",
+    "the models of this very release still map what a contract step takes away",
+    "This release would fail as soon as it is gone.",
+    "Take it out of the models first; the step then waits until no earlier release runs.",
+)
 REWRITE = Rule(
     "DS201",
     "the database would rewrite the table and block its readers and writers meanwhile",

@@ -12,6 +12,7 @@ definitions of the tables that it names tell whether it was made.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections import Counter
@@ -34,6 +35,13 @@ _MAX_KEPT = 16_000
 #: How much of that is in one row, all of it ASCII; MariaDB's ``TEXT`` holds 65,535 bytes.
 _PIECE = 60_000
 _PROMISE = "promise:"
+#: How the key of a step begins that says what takes a schema change back.
+_INVERSE = "undo:"
+#: How much of a statement of a migration's own SQL is kept for whoever undoes it, characters; of how many; and how much
+#: of it is looked at. Of more statements, only the first word is kept.
+_OWN_TEXT, _OWN_NUMBER, _OWN_LOOKED = 200, 50, 2000
+#: The key of a statement, or of an operation, that an earlier try has done.
+_OWN_STEP = re.compile(r"[0-9a-f]{40}:\d+")
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
 
 
@@ -85,6 +93,15 @@ class Journal:
         if begun:
             rows = connection.execute(sa.select(progress).where(progress.c.migration == migration))
             self._done = _joined({row.step: Done(row.row_count, row.last_row_id, row.detail) for row in rows})
+        #: What takes back the schema changes of all tries, as the rows of their steps.
+        self._inverses: list[dict[str, Any]] = []
+        for step in sorted(step for step in self._done if step.startswith(_INVERSE)):
+            done = self._done.pop(step)
+            self._inverses.append(self._row(step, done.rowcount, done.detail))
+        #: Which steps this try has asked for.
+        self._met: set[str] = set()
+        #: The statements of the migration's own SQL that change something, of this try, or passed by in it.
+        self._own: dict[str, None] = {}
         #: How long the parts before this one took, which ended in a backfill, and since when this one runs, seconds.
         self._before = max((done.lastrowid for done in self.steps("backfill:")), default=0) / 1000
         self._since = time.perf_counter()
@@ -103,6 +120,9 @@ class Journal:
         """
         if self.guard is None or self.paused or self.guarding:
             return
+        if not reads(statement) and not _controls(statement):
+            text = " ".join(without_comments(statement[:_OWN_LOOKED]).split())[:_OWN_TEXT]
+            self._own[text if len(self._own) < _OWN_NUMBER else text.partition(" ")[0]] = None
         self.guarding = True
         try:
             if passed:
@@ -146,7 +166,49 @@ class Journal:
 
     def take_back(self, made: int) -> None:
         """Forget the steps after the first ``made``: a rollback has undone them."""
+        gone = [id(row) for row in self._made[made:]]
+        self._inverses = [row for row in self._inverses if id(row) not in gone]
         del self._made[made:]
+
+    @contextmanager
+    def making(self, inverse: dict[str, Any]) -> Iterator[None]:
+        """Make a schema change that was found missing, and keep what takes it back.
+
+        That is written down before the change, which may commit it, and marked when the change is made. Without the
+        mark, a killed run may or may not have made what the next one finds.
+        """
+        text = json.dumps(inverse)
+        if len(text) > _PIECE:
+            text = json.dumps({"op": "cannot", "what": "a change", "why": "what was there before is too long"})
+        row = next((row for row in self._inverses if row["detail"] == text), None)
+        if row is None:
+            row = self._row(f"{_INVERSE}{len(self._inverses):06}", 0, text)
+            self._inverses.append(row)
+            self._made.append(row)
+            if self.at_once:
+                self.store()
+        yield
+        if row["row_count"]:
+            return
+        row["row_count"] = 1
+        if not any(one is row for one in self._made):
+            mine = sa.and_(progress.c.migration == self.migration, progress.c.step == row["step"])
+            with self.pause():
+                self._connection.execute(progress.update().where(mine).values(row_count=1))
+
+    def inverses(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """What takes back the schema changes of all tries, in their order; and the migration's own SQL besides.
+
+        ``sure`` is false of what this migration has perhaps not made.
+        """
+        found = [{**json.loads(row["detail"]), "sure": bool(row["row_count"])} for row in self._inverses]
+        if any(_OWN_STEP.fullmatch(step) for step in self._done.keys() - self._met):
+            found.append({"op": "stays", "what": "what an earlier try did that an edit has taken out", "sure": True})
+        return found, list(self._own)
+
+    def _row(self, step: str, row_count: int, detail: str | None) -> dict[str, Any]:
+        values = {"migration": self.migration, "step": step, "row_count": row_count, "last_row_id": 0}
+        return {**values, "detail": detail}
 
     def promise(self, what: str) -> None:
         """Record that something begins that takes several transactions, before or with the first of them."""
@@ -165,7 +227,7 @@ class Journal:
 
     def next(self, statement: str) -> str | None:
         """The key of the step that a statement is; ``None`` when it changes nothing or is no step."""
-        if self.paused or reads(statement) or statement.lstrip().upper().startswith(CONTROL):
+        if self.paused or reads(statement) or _controls(statement):
             return None
         return self.number(statement)
 
@@ -186,6 +248,7 @@ class Journal:
 
     def done(self, step: str) -> Done | None:
         """What a step said when an earlier run did it."""
+        self._met.add(step)
         return self._done.get(step)
 
     def save(self, step: str, row_count: int, detail: str) -> None:
@@ -376,6 +439,11 @@ class StepCursor:
         return [
             [column[0], column[1] if isinstance(column[1], int) else None] + [None] * 5 for column in self._description
         ]
+
+
+def _controls(statement: str) -> bool:
+    """Whether a statement is about transactions and sessions, and changes nothing itself."""
+    return statement.lstrip().upper().startswith(CONTROL)
 
 
 def reads(statement: str) -> bool:

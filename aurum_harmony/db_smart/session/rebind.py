@@ -10,19 +10,20 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, has_app_context
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from ..dialects.base import facts_of
 from ..errors import DbSmartError
-from ..store.database import Database
+from ..store.database import Database, engines_of
 from .journal import Journal, reads
 
 if TYPE_CHECKING:
@@ -44,16 +45,12 @@ def rebind(
     :param engine: gives the engine; called when the migration first needs it, and most never do.
     :param default: whether ``db.engine`` and ``db.session`` mean the database, whichever bind it is.
     """
-    with app.app_context():
-        all_engines: Any = db._app_engines  # the one place where Flask-SQLAlchemy looks an engine up
-        before = all_engines[app]
-        all_engines[app] = _ThreadEngines(before, {None, database.key} if default else {database.key}, engine)
+    with app.app_context(), _replaced(app, db, {None, database.key} if default else {database.key}, engine):
         try:
             yield
             commit_session(db.session)
         finally:
             db.session.remove()
-            all_engines[app] = before
 
 
 @contextmanager
@@ -89,24 +86,100 @@ def commit_session(session: scoped_session[Session]) -> None:
         session.commit()
 
 
-class _ThreadEngines(Mapping[str | None, Engine]):
-    """The application's engines, of which the thread that made it sees some replaced."""
+#: What blocks of the application's own code see: of which engines, under which key, what engine.
+_bound: ContextVar[tuple[tuple[_ThreadEngines, str | None, Engine], ...]] = ContextVar("db_smart_bound", default=())
+#: Held while the engines of an application are replaced by those of its threads, or put back.
+_replacing = threading.Lock()
 
-    def __init__(
-        self, engines: Mapping[str | None, Engine], mine: Set[str | None], engine: Callable[[], Engine]
-    ) -> None:
-        self._engines = engines
-        self._mine = mine
-        self._engine = engine
-        self._thread = threading.get_ident()
+
+@contextmanager
+def _replaced(app: Flask, db: SQLAlchemy, keys: Set[str | None], engine: Callable[[], Engine]) -> Iterator[None]:
+    """Have this thread see another engine under some keys, whatever other threads see meanwhile."""
+    with _replacing:
+        engines = _installed(app, db)
+        mine = engines.layers.setdefault(threading.get_ident(), [])
+        mine.append((keys, engine))
+    try:
+        yield
+    finally:
+        with _replacing:
+            mine.pop()
+            if not mine:
+                del engines.layers[threading.get_ident()]
+            if not (engines.layers or engines.kept):
+                all_engines: Any = db._app_engines
+                all_engines[app] = engines.engines
+
+
+def application_engines(app: Flask, db: SQLAlchemy) -> Mapping[str | None, Engine]:
+    """The engines of an application, whatever this thread sees in their place."""
+    engines = engines_of(app, db)
+    return engines.engines if isinstance(engines, _ThreadEngines) else engines
+
+
+@contextmanager
+def bound(app: Flask, db: SQLAlchemy, key: str | None, engine: Engine) -> Iterator[None]:
+    """Let ``db.session`` and the engine of a bind use another engine, in this thread or task, for a block.
+
+    For the application's own code: it gets a session of its own, of which what is not committed is rolled back at the
+    end, and finds the one that it had before when the block ends. Blocks may stand in each other.
+
+    :raises DbSmartError: a migration runs in this thread, whose connection ``db.session`` is to be.
+    """
+    with _replacing:
+        engines = _installed(app, db)
+        engines.kept = True
+    if threading.get_ident() in engines.layers:
+        raise DbSmartError("A migration cannot use another tenant. Nothing of it is recorded. Let it use its own.")
+    before = _bound.get()
+    with nullcontext() if has_app_context() else app.app_context():
+        sessions = db.session.registry
+        held = sessions() if sessions.has() else None
+        sessions.clear()
+        _bound.set((*before, (engines, key, engine)))
+        try:
+            yield
+        finally:
+            db.session.remove()
+            _bound.set(before)
+            if held is not None:
+                sessions.set(held)
+
+
+def _installed(app: Flask, db: SQLAlchemy) -> _ThreadEngines:
+    """The engines of an application as threads may see them replaced."""
+    all_engines: Any = db._app_engines  # the one place where Flask-SQLAlchemy looks an engine up
+    engines = all_engines[app]
+    if not isinstance(engines, _ThreadEngines):
+        engines = all_engines[app] = _ThreadEngines(engines)
+    return engines
+
+
+class _ThreadEngines(Mapping[str | None, Engine]):
+    """The application's engines, of which some threads see some replaced.
+
+    :ivar layers: by thread, keys with what gives the engine; the last one counts.
+    :ivar kept: whether it stays for good.
+    """
+
+    kept = False
+
+    def __init__(self, engines: Mapping[str | None, Engine]) -> None:
+        self.engines = engines
+        self.layers: dict[int, list[tuple[Set[str | None], Callable[[], Engine]]]] = {}
 
     def __getitem__(self, key: str | None) -> Engine:
-        if key in self._mine and threading.get_ident() == self._thread:
-            return self._engine()
-        return self._engines[key]
+        for keys, engine in reversed(self.layers.get(threading.get_ident(), ())):
+            if key in keys:
+                return engine()
+        for engines, name, bound in reversed(_bound.get()):
+            if engines is self and name == key:
+                return bound
+        return self.engines[key]
 
     def __iter__(self) -> Iterator[str | None]:
-        return iter({*self._engines, *self._mine} if threading.get_ident() == self._thread else self._engines)
+        mine = self.layers.get(threading.get_ident(), ())
+        return iter(set(self.engines).union(*(keys for keys, _ in mine)) if mine else self.engines)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -183,6 +183,14 @@ class Transaction(ABC):
     def note(self, migration: str, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         """Remember an event, in the transaction that is open; see :mod:`~.store.memory`."""
 
+    def making(self, op: str, **inverse: Any) -> AbstractContextManager[None]:
+        """Make a schema change that was found missing, and keep what takes it back; see :mod:`~.undo`.
+
+        :param op: what takes it back.
+        :param inverse: of what, and how it was before; what JSON has a form for.
+        """
+        return nullcontext()
+
     @abstractmethod
     def undoable(self) -> AbstractContextManager[None]:
         """Let a block fail and leave the transaction as it was, as far as the block has not committed it."""
@@ -415,6 +423,10 @@ class RunTransaction(Transaction):
         if new is not None:
             with self.journal.pause():
                 self.connection.execute(insert(new))
+
+    def making(self, op: str, **inverse: Any) -> AbstractContextManager[None]:
+        """Keep it in the journal."""
+        return self.journal.making({"op": op, **inverse})
 
     @contextmanager
     def undoable(self) -> Iterator[None]:

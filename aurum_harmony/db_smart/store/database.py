@@ -7,7 +7,7 @@ import os
 import random
 import stat
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,10 @@ class Database:
     :param app_engine: the application's engine; only its way of connecting is used, never its pool.
     :param migration_url: another URL for migrating, for a role with more rights or around a connection pooler.
     :ivar queries: how many statements were sent through :meth:`connect` so far.
+    :ivar snapshot_folder: where in the folder of snapshots those of this one are.
     """
+
+    snapshot_folder = "."
 
     def __init__(self, name: str, key: str | None, app_engine: Engine, migration_url: str | None = None) -> None:
         self.name = name
@@ -340,7 +343,7 @@ def _read_kept(path: str, found: os.stat_result) -> tuple[bytes, int]:
     return os.pread(_open_files[key], _HEADER_BYTES, 0), found.st_ino
 
 
-def translated(connection: sa.Connection, schema: str | None) -> str | None:
+def translated(connection: sa.Connection | Engine, schema: str | None) -> str | None:
     """A schema as the engine's ``schema_translate_map`` has it, where SQLAlchemy does not do so: inspecting, DDL."""
     places: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
     return places.get(schema, schema)
@@ -402,13 +405,13 @@ def _sounds_secret(name: str) -> bool:
     return any(word in name.lower() for word in _SECRET_WORDS)
 
 
-def engines_of(app: Flask, db: SQLAlchemy) -> MutableMapping[str | None, Engine]:
+def engines_of(app: Flask, db: SQLAlchemy) -> Mapping[str | None, Engine]:
     """The engines of an application by bind key, where Flask-SQLAlchemy looks them up.
 
     ``db.engines`` is the same, but needs an application context, which is a good part of what a warm boot costs.
     """
     try:
-        engines: MutableMapping[str | None, Engine] = db._app_engines[app]
+        engines: Mapping[str | None, Engine] = db._app_engines[app]
     except KeyError:
         raise ConfigError(
             "The db that was passed to DbSmart is not registered on this application: call db.init_app(app) before "

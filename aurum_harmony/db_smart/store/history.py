@@ -51,21 +51,25 @@ class Applied:
 #: What a row says of a migration that counts as applied although this extension did not run it. It stands where errors
 #: do, and the outcome is ``applied``: so releases that do not know of it take it for what it is.
 STAMPED, ADOPTED = "stamped", "adopted"
-#: The outcome of a row that says that another tool has taken a revision of Alembic back.
+#: The outcome of a row that says that a migration was undone, or that another tool has taken a revision back.
 TAKEN_BACK = "taken back"
+#: Columns that the history of an earlier release lacks, until a run adds them.
+_LATER = (history.c.release, history.c.inverse)
 
 
 @dataclass(frozen=True)
 class Ended:
     """One run as the history has it.
 
+    :ivar number: of the run, which ``undo`` takes; it grows.
     :ivar outcome: ``applied``, ``failed``, ``stamped`` (a person said that it is applied), ``adopted`` (Alembic alone
-        had applied it) or ``taken back`` (by Alembic alone, as ``flask db downgrade`` does).
+        had applied it) or ``taken back`` (by ``undo``, or by Alembic alone, as ``flask db downgrade`` does).
     :ivar applied_at: its end, in UTC.
     :ivar applied_by: ``user@host``.
     :ivar release: see :attr:`~.settings.Settings.release`.
     """
 
+    number: int
     name: str
     checksum: str
     outcome: str
@@ -175,7 +179,7 @@ class State:
         return self.applied if self.heads is None else f"{self.applied} {','.join(self.heads)}"
 
 
-def _schema_of(table: sa.Table) -> str:
+def schema_of(table: sa.Table) -> str:
     """SQL for the schema in which PostgreSQL's search path finds one of our tables."""
     return (
         "(SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace "
@@ -183,7 +187,7 @@ def _schema_of(table: sa.Table) -> str:
     )
 
 
-def _searches(connection: sa.Connection) -> bool:
+def searches(connection: sa.Connection) -> bool:
     """Whether a search path decides in which schema our tables are found."""
     return facts_of(connection.dialect.name).has_search_path and translated(connection, None) is None
 
@@ -193,15 +197,15 @@ def within(connection: sa.Connection, table: sa.Table, place: str | None = None)
 
     :param place: see :class:`State`.
     """
-    if not _searches(connection):
+    if not searches(connection):
         return sa.true()
-    found = sa.literal_column(_schema_of(table), sa.Text())
+    found = sa.literal_column(schema_of(table), sa.Text())
     return found == (sa.func.current_schema() if place is None else sa.literal(place))
 
 
 def _schema(connection: sa.Connection) -> str | None:
     """The schema where our tables are made, for the inspector; ``None`` where it knows that itself."""
-    if not _searches(connection):
+    if not searches(connection):
         return translated(connection, None)
     found: str | None = connection.scalar(sa.select(sa.func.current_schema()))
     return found
@@ -243,7 +247,7 @@ def find_state(
     """
     facts = facts_of(connection.dialect.name)
     schema, preparer = translated(connection, None), connection.dialect.identifier_preparer
-    place = f"nullif({_schema_of(state)}, current_schema())" if _searches(connection) else "NULL"
+    place = f"nullif({schema_of(state)}, current_schema())" if searches(connection) else "NULL"
     names = facts.table_names if facts.table_names is not None and schema is None else "NULL"
 
     prefix = "" if schema is None else f"{preparer.quote_schema(schema)}."
@@ -294,8 +298,8 @@ def _with_backfills(
     """The state row, once for each backfill; ``None`` where their table is not there, or may not be read."""
     # No "%" of LIKE, which some drivers take for a parameter.
     join = f" LEFT JOIN {prefix}{progress.name} ON substr(step, 1, 9) = 'backfill:'"
-    if _searches(connection):
-        join += f" AND {_schema_of(progress)} = {_schema_of(state)}"
+    if searches(connection):
+        join += f" AND {schema_of(progress)} = {schema_of(state)}"
     try:
         return connection.exec_driver_sql(query(heads, ", migration, row_count, detail", join)).all()
     except sa.exc.DBAPIError as error:
@@ -374,17 +378,19 @@ def read_applied(
 
 
 def was_applied(connection: sa.Connection, name: str, checksum: str | None) -> bool:
-    """Whether a migration was applied; one short query, whatever the history holds.
+    """Whether a migration was applied and not taken back since; one short query, whatever the history holds.
 
     :param checksum: of its content; ``None`` where any counts.
     """
-    query = sa.select(history.c.name).distinct().where(history.c.name == name, history.c.outcome == "applied")
-    if _searches(connection):  # see State.place
-        query = query.where(sa.text(f"{_schema_of(history)} = {_schema_of(state)}"))
+    counts = history.c.outcome.in_(("applied", TAKEN_BACK))
+    query = sa.select(history.c.name, history.c.checksum, history.c.outcome).where(history.c.name == name, counts)
+    if searches(connection):  # see State.place
+        query = query.where(sa.text(f"{schema_of(history)} = {schema_of(state)}"))
     if checksum is not None:
         query = query.where(history.c.checksum == checksum)
+    rows = _rows(connection, query.order_by(history.c.id), history, anywhere=True) or ()
     # A collation may take no notice of case.
-    return any(row.name == name for row in _rows(connection, query, history, anywhere=True) or ())
+    return "applied" in {row.checksum: row.outcome for row in rows if row.name == name}.values()
 
 
 def read_runs(
@@ -399,7 +405,7 @@ def read_runs(
     found = has_release(connection, place)
     if found is None:
         return None
-    names = [column for column in history.c if column.name not in ("id", "release")]
+    names = [column for column in history.c if column not in set(_LATER)]
     release = history.c.release if found else sa.null().label(history.c.release.name)
     query = (
         sa.select(*names, release).where(within(connection, history, place)).order_by(history.c.id.desc()).limit(limit)
@@ -410,23 +416,68 @@ def read_runs(
     for row in reversed(_rows(connection, query, history, place) or []):
         marked = row.outcome == "applied" and row.error in (STAMPED, ADOPTED)
         outcome, error = (row.error, None) if marked else (row.outcome, row.error)
-        when = _utc(row.applied_at)
-        runs.append(Ended(row.name, row.checksum, outcome, when, row.duration_ms, row.applied_by, row.release, error))
+        said = (row.id, row.name, row.checksum, outcome, _utc(row.applied_at), row.duration_ms, row.applied_by)
+        runs.append(Ended(*said, row.release, error))
     return runs
 
 
 def has_release(connection: sa.Connection, place: str | None = None) -> bool | None:
     """Whether the history has the column for the release; ``None`` where there is no history."""
+    found = _lacks(connection, place)
+    return None if found is None else history.c.release not in found
+
+
+def has_inverse(connection: sa.Connection, place: str | None = None) -> bool:
+    """Whether the history has the column for what takes a run back."""
+    found = _lacks(connection, place)
+    return found is not None and history.c.inverse not in found
+
+
+def _lacks(connection: sa.Connection, place: str | None = None) -> list[sa.Column[Any]] | None:
+    """Which of the columns of later releases the history lacks; ``None`` where there is no history."""
     try:
-        query = sa.select(history.c.release).where(within(connection, history, place)).limit(1)
-        return None if _rows(connection, query, history, place) is None else True
+        query = sa.select(*_LATER).where(within(connection, history, place)).limit(1)
+        return None if _rows(connection, query, history, place) is None else []
     except sa.exc.DBAPIError:
         schema = place or _schema(connection)
         columns = {column["name"] for column in sa.inspect(connection).get_columns(history.name, schema=schema)}
         connection.rollback()
-        if history.c.release.name in columns:
+        lacking = [column for column in _LATER if column.name not in columns]
+        if not lacking:
             raise
-        return False
+        return lacking
+
+
+class Made(NamedTuple):
+    """A run that applied a migration and was not taken back since.
+
+    :ivar error: a mark, where it was applied without a run.
+    :ivar inverse: what takes it back, as JSON; ``None`` where that was not kept.
+    """
+
+    number: int
+    name: str
+    checksum: str
+    error: str | None
+    inverse: str | None
+
+
+def read_made(connection: sa.Connection) -> list[Made]:
+    """What :func:`read_applied` has, with all runs of the same content, and what takes each back. One query."""
+    known = has_inverse(connection)
+    inverse = history.c.inverse if known else sa.null().label(history.c.inverse.name)
+    query = sa.select(history.c.id, history.c.name, history.c.checksum, history.c.error, inverse, history.c.outcome)
+    query = query.where(history.c.outcome.in_(("applied", TAKEN_BACK)), within(connection, history))
+    found: list[Made] = []
+    for row in _rows(connection, query.order_by(history.c.id), history) or []:
+        made = Made(row.id, row.name, row.checksum, row.error, row.inverse)
+        if row.outcome == "applied":
+            found.append(made)
+        else:  # by another tool, it is the last run of that content
+            same = [one.number for one in found if (one.name, one.checksum) == (made.name, made.checksum)]
+            number = json.loads(made.inverse)["of"] if made.inverse else same[-1] if same else None
+            found = [one for one in found if one.number != number]
+    return found
 
 
 def read_applications(connection: sa.Connection, place: str | None = None) -> set[str]:
@@ -600,33 +651,34 @@ def create_tables(connection: sa.Connection) -> None:
             table.create(connection, checkfirst=False)
 
 
-def add_release(connection: sa.Connection) -> bool:
-    """Give the history of an earlier release the column for the release; under the lock, in a transaction of its own.
+def add_columns(connection: sa.Connection) -> set[str]:
+    """Give the history of an earlier release the columns of later ones; under the lock, each in its own transaction.
 
-    :returns: whether the history has it, or will have it; not where this user may not change the table, which is no
+    :returns: names of those that it has; fewer where this user may not change the table, which is no
         reason to migrate nothing.
     """
-    found = has_release(connection)
+    lacking = _lacks(connection) or []
     connection.rollback()  # what was only read
-    if found is not False:
-        return True
-    from alembic.ddl.base import AddColumn
-
-    column = sa.Column(history.c.release.name, history.c.release.type, comment=history.c.release.comment)
-    try:
-        begin(connection)
-        connection.execute(AddColumn(history.name, column, schema=translated(connection, None)))
-        commit(connection)
-    except sa.exc.DBAPIError as error:
-        connection.rollback()
-        if not facts_of(connection.dialect.name).says(error, "denied"):
-            raise
-        return False
-    return True
+    there = {column.name for column in _LATER if column not in set(lacking)}
+    if lacking:
+        from alembic.ddl.base import AddColumn
+    for one in lacking:
+        column = sa.Column(one.name, one.type, comment=one.comment)
+        try:
+            begin(connection)
+            connection.execute(AddColumn(history.name, column, schema=translated(connection, None)))
+            commit(connection)
+        except sa.exc.DBAPIError as error:
+            connection.rollback()
+            if not facts_of(connection.dialect.name).says(error, "denied"):
+                raise
+            break
+        there.add(one.name)
+    return there
 
 
 def add_index(connection: sa.Connection) -> None:
-    """Give the history of an earlier release its index; as :func:`add_release`."""
+    """Give the history of an earlier release its index; as :func:`add_columns`."""
     schema, (index,) = _schema(connection), history.indexes
     inspector = sa.inspect(connection)
     missing = inspector.has_table(history.name, schema=schema) and index.name not in {
@@ -676,6 +728,7 @@ def record(
     error: str | None = None,
     mark: str | None = None,
     release: str | None = None,
+    inverse: str | None = None,
 ) -> None:
     """Append one run of a migration to the history, in the transaction of ``connection``.
 
@@ -683,8 +736,10 @@ def record(
     :param error: why it failed, without password; ``None`` when it was applied.
     :param mark: ``STAMPED`` or ``ADOPTED``, of what was applied without a run; ``TAKEN_BACK`` is an outcome itself.
     :param release: only where the history has that column.
+    :param inverse: what takes it back, as JSON; only where the history has that column.
     """
-    connection.execute(_RECORD, row(name, checksum, seconds, error=error, mark=mark, release=release))
+    values = row(name, checksum, seconds, error=error, mark=mark, release=release)
+    connection.execute(_RECORD, values if inverse is None else {**values, history.c.inverse.name: inverse})
 
 
 def row(

@@ -55,6 +55,11 @@ class Lock(ABC):
         #: Whether it is released for those who wait to boot: see :attr:`~.settings.LockSettings.away`.
         self._for_others = False
 
+    @property
+    def token(self) -> int:
+        """What tells, as long as it is held, who holds it; never 0."""
+        return 1
+
     @abstractmethod
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
         """Take the lock if it is free; never waits.
@@ -168,11 +173,17 @@ class _Lease(Lock):
         self._lost = False
         self._heart: Beat | None = None
 
+    @property
+    def token(self) -> int:
+        """That of the lease."""
+        assert self._token is not None
+        return self._token
+
     def try_acquire(self, done: Callable[[State], bool]) -> bool | None:
         free = sa.and_(state.c.id == 1, state.c.lease_expires < epoch_us() - int(self.settings.away * 1_000_000))
         take = {
             "token": state.c.token + 1,
-            "holder": _me(),
+            "holder": process_name(),
             "lease_since": epoch_us(),
             "lease_expires": self._expiry(),
             "lease_migration": "",
@@ -278,7 +289,7 @@ class _Lease(Lock):
         :returns: when to do so again, seconds.
         """
         try:
-            holder = holder_text(_me(), self._doing)
+            holder = holder_text(process_name(), self._doing)
             values = {"lease_expires": self._expiry(), "lease_migration": self._migration, "holder": holder}
             if not self._update(values):
                 self._lost = True
@@ -344,7 +355,7 @@ class _FileLock(Lock):
             if error.filename is None:  # such as a pipe in its place, which cannot be cut
                 error.filename = str(self._path)
             raise
-        self._holder = _me(), datetime.now(timezone.utc).isoformat()
+        self._holder = process_name(), datetime.now(timezone.utc).isoformat()
         with suppress(OSError):
             if self._path.lstat().st_size:
                 self._mark(0)
@@ -464,5 +475,6 @@ class _FileLock(Lock):
         """Nothing to ask: the kernel keeps the lock as long as the process lives."""
 
 
-def _me() -> str:
+def process_name() -> str:
+    """What this process is called in a database: host and process id."""
     return f"{socket.gethostname()}:{os.getpid()}"[:255]

@@ -76,7 +76,7 @@ def listed(app: Flask, database: Database) -> list[Snapshot]:
 def _listed(app: Flask, database: Database, database_id: str | None) -> list[Snapshot]:
     prefix, place = _prefix(database), _place(database)
     found = []
-    for path in Settings(app).snapshot_folder.glob(f"{glob.escape(prefix)}*"):
+    for path in _folder(app, database).glob(f"{glob.escape(prefix)}*"):
         match = _NAME.fullmatch(path.name[len(prefix) :])
         mine = match and match[1] == place and (database_id is None or match[2] in (_NEW, _short(database_id)))
         if match and mine and path.is_file():
@@ -175,7 +175,7 @@ def prune(app: Flask, database: Database, database_id: str) -> None:
     :raises ConfigError: ``DB_SMART_SNAPSHOTS`` cannot be used.
     """
     keep = Settings(app).snapshots
-    if database.path is None or not keep or not Settings(app).snapshot_folder.is_dir():
+    if database.path is None or not keep or not _folder(app, database).is_dir():
         return
     try:
         _remove(_surplus(_listed(app, database, database_id), keep, ()))
@@ -203,7 +203,7 @@ def take(app: Flask, database: Database, connection: sa.Connection, first: str) 
     except (sqlite3.Error, OSError) as error:
         raise DbSmartError(
             f"Cannot make a snapshot of the database {database.name!r} ({database.url}) in "
-            f"{Settings(app).snapshot_folder}: "
+            f"{_folder(app, database)}: "
             f"{database.redact(error)}. Nothing was migrated, and no part of the copy was kept. Fix the cause, or set "
             "DB_SMART_SNAPSHOTS=0 to migrate without a snapshot."
         ) from error
@@ -314,7 +314,7 @@ def _take(
         the newest is always what a run began with.
     :raises OSError: there is not enough room, or no right to write; what was there stays.
     """
-    folder, prefix = Settings(app).snapshot_folder, _prefix(database)
+    folder, prefix = _folder(app, database), _prefix(database)
     with _reading(source):
         pages = _pragma(source, "page_count")
         if pages < 2:  # each table has a page of its own
@@ -472,6 +472,16 @@ def _remove(items: Iterable[Snapshot]) -> None:
         item.path.unlink(missing_ok=True)
 
 
+def copy(source: Path, path: Path) -> None:
+    """Copy a database that may be in use into a new file, as :func:`take` does.
+
+    :raises sqlite3.Error: it cannot be read.
+    :raises OSError: the copy cannot be written; no part of it is left.
+    """
+    with closing(_open(source, immutable=False)) as connection:
+        _copy(connection, path, like=source)
+
+
 def _copy(source: sqlite3.Connection, path: Path, *, like: Path | None = None) -> None:
     """Copy a database into a file of its owner's alone, which has its name only when it is whole and on the disk.
 
@@ -535,6 +545,11 @@ def _open(path: Path, *, immutable: bool) -> sqlite3.Connection:
 
 def _pragma(connection: sqlite3.Connection, name: str) -> Any:
     return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def _folder(app: Flask, database: Database) -> Path:
+    """Where the snapshots of a database are."""
+    return Settings(app).snapshot_folder / database.snapshot_folder
 
 
 def _prefix(database: Database) -> str:

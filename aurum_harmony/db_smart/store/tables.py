@@ -15,6 +15,8 @@ MAX_NAME = 200
 metadata = sa.MetaData()
 _NAME = sa.String(MAX_NAME)
 _DIGEST = sa.String(64)
+#: MariaDB's TEXT holds 65,535 bytes.
+_LONG = sa.Text().with_variant(sa.Text(2**24 - 1), "mysql", "mariadb")
 #: A step that outlives the rollback of its effect would lose that effect, so none of MariaDB's engines without it.
 _TRANSACTIONAL: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
 history = sa.Table(
@@ -29,8 +31,9 @@ history = sa.Table(
     sa.Column("applied_by", sa.String(255), nullable=False, comment="user@host"),
     sa.Column("outcome", sa.String(10), nullable=False, comment="applied, failed or taken back"),
     sa.Column("error", sa.Text, comment="why it failed; of what was applied without a run, how"),
-    # Not in the tables of earlier releases, until a run adds it.
+    # Not in the tables of earlier releases, until a run adds them.
     sa.Column("release", sa.String(255), comment="what the application said that it is"),
+    sa.Column("inverse", _LONG, comment="JSON: what takes it back"),
     sa.Index("ix_db_smart_history_name", "name"),  # likewise
     **_TRANSACTIONAL,
 )
@@ -71,8 +74,70 @@ objects = sa.Table(
     sa.Column("name", sa.String(255), nullable=False),
     **_TRANSACTIONAL,
 )
+#: Made in the one database that a fleet is led from, by its commands; see :mod:`~.fleet.ledger`.
+fleet_metadata = sa.MetaData()
+#: Not the same as in another case, nor with other accents, whatever the server makes of texts otherwise.
+_TENANT = _NAME.with_variant(sa.String(MAX_NAME, collation="utf8mb4_bin"), "mysql", "mariadb")
+fleet = sa.Table(
+    "db_smart_fleet",
+    fleet_metadata,
+    sa.Column("name", _TENANT, primary_key=True, comment="of the tenant"),
+    sa.Column("database_id", sa.String(32), nullable=False, comment="what its own db_smart_state says; empty: unknown"),
+    sa.Column("applied", sa.Text, nullable=False, comment="likewise; with the heads of Alembic"),
+    sa.Column("source", _DIGEST, nullable=False, index=True, comment="digest of the sources last applied whole"),
+    sa.Column("status", sa.String(10), nullable=False, index=True, comment="applied or failed"),
+    sa.Column("error", sa.Text, comment="why the last run on it failed"),
+    sa.Column("attempts", sa.Integer, nullable=False, comment="runs since the last one that succeeded"),
+    sa.Column("duration_ms", sa.Float, nullable=False, comment="of the last run"),
+    sa.Column("release", sa.String(255), comment="what the application said that it is"),
+    sa.Column("at", sa.String(26), nullable=False, comment="end of the last run, UTC, ISO 8601"),
+    **_TRANSACTIONAL,
+)
+fleet_lease = sa.Table(
+    "db_smart_fleet_lease",
+    fleet_metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    sa.Column("token", sa.BigInteger, nullable=False, comment="grows with every holder"),
+    sa.Column("holder", sa.String(255), nullable=False, comment="host:process id"),
+    sa.Column("expires", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
+    **_TRANSACTIONAL,
+)
+#: Of what is made only with ``DB_SMART_RELEASES``.
+release_metadata = sa.MetaData()
+#: A table of many models fills more than the 64 kilobytes of MariaDB's shortest.
+_NAMES = sa.Text().with_variant(sa.Text(2**24 - 1), "mysql", "mariadb")
+releases = sa.Table(
+    "db_smart_releases",
+    release_metadata,
+    sa.Column("release", sa.String(255), primary_key=True),
+    sa.Column("instance", sa.String(255), primary_key=True, comment="host, and what tells it from others"),
+    sa.Column("started", sa.BigInteger, nullable=False, comment="microseconds since 1970, this database's clock"),
+    sa.Column("seen_at", sa.BigInteger, nullable=False, comment="as started"),
+    sa.Column("seen_until", sa.BigInteger, nullable=False, comment="as started; it serves no longer than that"),
+    sa.Column("uses", _NAMES, nullable=False, comment="JSON: tables that its models map, with the columns"),
+    **_TRANSACTIONAL,
+)
+contracts = sa.Table(
+    "db_smart_contracts",
+    release_metadata,
+    sa.Column("migration", _NAME, primary_key=True),
+    sa.Column("release", sa.String(255), nullable=False, comment="of whoever tried it last"),
+    sa.Column("touches", _NAMES, nullable=False, comment="JSON: what it drops, renames and narrows"),
+    sa.Column(
+        "token", sa.BigInteger, nullable=False, comment="of the lease under which it is being done; 0 if it waits"
+    ),
+    sa.Column("looked", sa.BigInteger, nullable=False, comment="when it was tried last, microseconds since 1970"),
+    **_TRANSACTIONAL,
+)
 #: The tables of this extension, which comparisons of models with the database leave out.
-TABLE_NAMES = frozenset(metadata.tables)
+TABLE_NAMES = frozenset({*metadata.tables, *fleet_metadata.tables, *release_metadata.tables})
+#: How the names of tables begin that keep what an undone migration held.
+ARCHIVE = "db_smart_archive_"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a table is one of this extension, or an archive of its, which no model has."""
+    return name in TABLE_NAMES or name.startswith(ARCHIVE)
 
 
 class epoch_us(sa.ColumnElement[int]):  # noqa: N801 - it stands for a function in SQL

@@ -20,6 +20,8 @@ from flask import Response, request
 
 from ..boot.plan import pending
 from ..boot.question import Question
+from ..contract import this_release
+from ..contract import told as why_waiting
 from ..errors import DatabaseUnreachable, DbSmartError
 from ..notices import logger_of
 from ..report import Lock
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from ..boot.app_state import AppState
     from ..boot.planner import Planner
+    from ..contract import Waits
     from ..extension import DbSmart
 
 _logger = logger_of(__name__)
@@ -58,6 +61,7 @@ class _Told:
     :ivar durations: how long the last run of each migration took, seconds.
     :ivar held: for how long somebody has had the lock, seconds.
     :ivar lacking: how many tables and columns of the models there are not; ``None`` where that was not asked.
+    :ivar waiting: why contract steps wait, by name.
     """
 
     pending: int | None = None
@@ -67,6 +71,7 @@ class _Told:
     held: float = 0.0
     progress: Progress | None = None
     lacking: dict[str, int] | None = None
+    waiting: dict[str, Waits] = field(default_factory=dict)
 
 
 class _Source:
@@ -78,8 +83,9 @@ class _Source:
         #: The id of the database and the number of the last row of its history, and what that history says.
         self._stamp: object = None
         self._history: tuple[dict[str, int], dict[str, float]] = {}, {}
-        #: What the pending migrations were found by, how many there are, and whether one of them blocks.
-        self._plan: tuple[object, int, bool] = None, 0, False
+        #: What the pending migrations were found by, how many there are, whether one of them blocks, and the names of
+        #: the contract steps among them.
+        self._plan: tuple[object, int, bool, list[str]] = None, 0, False, []
         self._drift: tuple[object, float, dict[str, int]] = None, float("-inf"), {}
 
     def ask(self, smart: DbSmart, app: Flask, planner: Planner, database: Database, turn: threading.Lock) -> _Told:
@@ -109,6 +115,9 @@ class _Source:
                 self._count(told, app, planner, database, connection, state, stamp, turn)
             elif database.name in (state.databases or (database.name,)):
                 told.pending = 0
+            if told.pending and self._plan[3] and planner.settings.releases:
+                me = this_release(planner, database, smart.metadata(app).get(database.key))
+                told.waiting = why_waiting(planner, connection, me, self._plan[3])
             told.progress = read_progress(connection, place, running=state.holder is not None)
             if state.holder is not None:
                 now = connection.scalars(sa.select(epoch_us())).one() / 1_000_000
@@ -148,8 +157,9 @@ class _Source:
                 if connection is not None and state is not None:
                     applied = history.read_applied(connection, state.place, [one.name for one in mine])
                 left = pending(mine, applied, lacking=planner.lacking(database, heads)[0])
-                self._plan = found, len(left), any(not one.left for one in left)
-            _, told.pending, told.blocks = self._plan
+                steps = [one.migration.name for one in left if one.migration.options.contract]
+                self._plan = found, len(left), any(not one.left for one in left), steps
+            _, told.pending, told.blocks, _ = self._plan
 
     def _lacking(
         self, smart: DbSmart, app: Flask, planner: Planner, database: Database, stamp: object
@@ -266,6 +276,15 @@ def _families(core: Any, state: AppState, found: dict[str, _Told | None]) -> Ite
     for name, one in told.items():
         for migration, seconds in one.durations.items():
             gauge.add_metric([name, migration], seconds)
+    yield gauge
+    gauge = core.GaugeMetricFamily(
+        "db_smart_contract_waiting",
+        "Instances and sessions of releases that a contract step waits for.",
+        labels=["migration"],
+    )
+    for one in told.values():
+        for migration, reason in one.waiting.items():
+            gauge.add_metric([migration], reason.count)
     yield gauge
     yield from _progress(core, [one.progress for one in told.values() if one.progress is not None])
     gauge = core.GaugeMetricFamily(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from ..boot.planner import Planner
+    from ..contract import Waits
 
 #: How often at most a process that is not ready asks: so long for each query, seconds; for a page, for all of them.
 _ASK_EVERY = 1.0
@@ -61,6 +63,7 @@ class Readiness:
     :ivar since: since when it is in this state.
     :ivar background: what runs while this process serves, as far as it knows by itself.
     :ivar steps: what the run that is under way has done and will do, where that is known.
+    :ivar waiting: why contract steps wait, by name, as this process has found it last.
     :ivar retry_after: when to ask again, whole seconds.
     :ivar reason: what may be told to anybody.
     :ivar cause: what only those may see who operate the application: it can have names of hosts, paths and SQL.
@@ -75,12 +78,15 @@ class Readiness:
     cause: str = ""
     steps: Steps | None = None
     background: tuple[str, ...] = ()
+    waiting: Mapping[str, Waits] = field(default_factory=dict)
 
     def public(self) -> dict[str, Any]:
         """What a probe tells anybody."""
         found = self.progress
         names = ("done", "total", "rate", "eta_s", "unit", "phase")
-        more = {"background": self.background} if self.background else {}
+        steps = [{"migration": name, "waits": one.public} for name, one in self.waiting.items()]
+        more: dict[str, Any] = {"background": self.background} if self.background else {}
+        more |= {"contract": steps} if steps else {}
         return {
             "state": self.state,
             "migration": self.migration,
@@ -196,7 +202,11 @@ def readiness(
     :param steps: whether to say what is done and what is to come.
     """
     if refusal is None:
-        return Readiness("ready", background=tuple(state.left))
+        others = tuple(name for name in state.left if name not in state.waiting)
+        return Readiness("ready", background=others, waiting=state.waiting)
+    fenced = None if state.fence is None else state.fence.refusal
+    if fenced is not None and fenced.public == refusal:
+        return Readiness("failed" if fenced.gone else "waiting", reason=refusal, cause=fenced.cause)
     if state.seen is None:
         state.seen = Seen()
     seen: Seen = state.seen

@@ -57,6 +57,8 @@ def _metrics(smart: DbSmart, app: Flask, state: AppState) -> Response:
 def _ready(smart: DbSmart, app: Flask, state: AppState, held: str | None) -> Response:
     """Whether this process can serve: no query once it can, and one a second until then."""
     refusal = None if state.verified and state.refusal is None else smart.unready(app, wait=False, held=held)
+    if refusal is None:
+        refusal = smart.fenced(app)
     planner = None if refusal is None else planner_of(smart, app)
     found = readiness(app, state, planner, refusal)
     response = in_json(found.public(), status=200 if refusal is None else 503)

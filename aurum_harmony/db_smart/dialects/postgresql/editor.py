@@ -548,7 +548,9 @@ class PostgresqlEditor(SchemaEditor):
                 if self.catalog.enumeration(str(kind.name), kind.schema) is not None:
                     continue
                 if not self.dialect.has_type(connection, str(kind.name), schema=kind.schema):  # type: ignore[attr-defined]
-                    self.transaction.send(CreateDomainType(kind) if isinstance(kind, DOMAIN) else CreateEnumType(kind))
+                    domain, names = isinstance(kind, DOMAIN), {"schema": kind.schema, "name": str(kind.name)}
+                    with self.transaction.making("drop_type", table="", domain=domain, **names):
+                        self.transaction.send(CreateDomainType(kind) if domain else CreateEnumType(kind))
 
     def wanted(
         self, change: Change, type_: TypeEngine[Any] | None, nullable: bool | None

@@ -158,6 +158,11 @@ class PostgresqlFacts(Facts):
         FROM unnest(pg_blocking_pids(:session)) AS b (pid) JOIN pg_stat_activity AS a ON a.pid = b.pid
         ORDER BY a.xact_start
     """
+    sessions = """
+        SELECT application_name, count(*) FROM pg_catalog.pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE :name
+        GROUP BY application_name
+    """
     statement_progress = _PROGRESS
     errors = {
         "transient": ("40001", "40P01", "55P03"),

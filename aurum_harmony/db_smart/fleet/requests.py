@@ -1,0 +1,274 @@
+"""Tenants in the code of the application: whose a request is, and whether that database is ready for this code."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response, current_app, g
+from sqlalchemy.engine import Engine
+
+from ..errors import DatabaseBehind, DbSmartError
+from ..notices import logger_of
+from ..session.rebind import bound
+from ..settings import Settings
+from ..web.answers import refused
+from ..web.readiness import Readiness, What
+from .ledger import FAILED, UP_TO_DATE, Result
+from .tenants import Crew, Tenant
+
+if TYPE_CHECKING:
+    from .fleet import Fleet
+
+_logger = logger_of(__name__)
+
+#: How many tenants a process keeps connections to that are not in use.
+_MOST_KEPT = 64
+#: How many tenants a process migrates at a time because they were used.
+_AT_A_TIME = 4
+#: After how long a tenant that could not be made ready is tried again, seconds.
+_AGAIN_SECONDS = 5.0
+
+
+class UnknownTenant(DbSmartError):
+    """There is no tenant of a name."""
+
+
+class TenantNotReady(DbSmartError):
+    """A tenant is being migrated."""
+
+
+class Gate:
+    """Lets the code of an application have the database of a tenant, once it is known to be ready.
+
+    :param patience: how long a request waits for that, seconds.
+    :ivar reader: gives the name of the tenant of a request.
+    """
+
+    def __init__(self, fleet: Fleet, patience: float) -> None:
+        self._fleet = fleet
+        self._patience = patience
+        self.reader: Callable[[], str | None] | None = None
+        self._lock = threading.Lock()
+        #: Names of the tenants that were found ready in this process.
+        self._ready: set[str] = set()
+        #: Those that are being migrated, or looked at.
+        self._bringing: dict[str, Future[None]] = {}
+        #: Why those failed that were tried, and when they are tried again, seconds of the monotonic clock.
+        self._failures: dict[str, tuple[DbSmartError, float]] = {}
+        self._crew: Crew | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._engines = _Engines()
+
+    # -- requests
+
+    def register(self, app: Flask) -> None:
+        """Have each request use its tenant, once there is a reader; behind the hook of DbSmart, before all others."""
+        hooks = app.before_request_funcs.setdefault(None, [])
+        ours = [place for place, hook in enumerate(hooks) if getattr(hook, "__self__", None) is self._fleet.smart]
+        hooks.insert(ours[0] + 1 if ours else 0, self._begin)
+        app.teardown_request(self._end)
+
+    def _begin(self) -> Response | None:
+        name = None if self.reader is None else self.reader()
+        if name is None:
+            return None
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.open(app, name, self._patience))
+            except UnknownTenant:
+                return Response("There is no such tenant.\n", 404, mimetype="text/plain")
+            except DbSmartError as error:
+                return self._refused(app, error)
+            g._db_smart_tenant = stack.pop_all()
+        return None
+
+    def _refused(self, app: Flask, error: DbSmartError) -> Response:
+        if isinstance(error, TenantNotReady):
+            return refused(
+                app, Readiness("migrating", reason="The database of this tenant is being brought up to date.")
+            )
+        state: What = "behind" if isinstance(error, DatabaseBehind) else "failed"
+        _logger.error("db-smart: %s", error.message)
+        return refused(app, Readiness(state, retry_after=int(_AGAIN_SECONDS), reason="This tenant is not ready."))
+
+    def _end(self, _: BaseException | None) -> None:
+        stack = g.pop("_db_smart_tenant", None)
+        if stack is not None:
+            stack.close()
+
+    # -- the database of a tenant
+
+    @contextmanager
+    def open(self, app: Flask, name: str, patience: float | None) -> Iterator[None]:
+        """See :meth:`~.fleet.Fleet.use`.
+
+        :param patience: how long to wait while it is migrated, seconds; ``None`` for as long as that takes.
+        :raises TenantNotReady: it took longer.
+        """
+        if name not in self._ready:
+            self._make_ready(app, name, patience)
+        crew = self._crew_of(app)
+        db, key = self._fleet.smart.database(app), crew.places.key
+        with self._engines.of(name, lambda: crew.places.tenant(name)) as engine, bound(app, db, key, engine):
+            yield
+
+    def _make_ready(self, app: Flask, name: str, patience: float | None) -> None:
+        """Have the tenant looked at, once for all who ask meanwhile, and wait for that."""
+        with self._lock:
+            error, again = self._failures.get(name, (None, 0.0))
+            if error is not None and time.monotonic() < again:
+                if self._fleet.strategy == "progressive":  # it is used as it is
+                    return
+                raise error
+            future = self._bringing.get(name)
+            if future is None:
+                if self._pool is None:
+                    one = self._fleet.strategy == "progressive"
+                    self._pool = ThreadPoolExecutor(1 if one else _AT_A_TIME, "db-smart-tenants")
+                future = self._bringing[name] = Future()
+                mine = True
+            else:
+                mine = False
+        if mine:
+            try:
+                self._look(app, name, future)
+            except BaseException as error:
+                self._over(name, future, error)
+        try:
+            future.result(patience)
+        except NotYet:
+            raise TenantNotReady(
+                f"The tenant {name!r} is being migrated, for longer than {patience:g} s. Try again soon."
+            ) from None
+
+    def close(self) -> None:
+        """See :meth:`~.fleet.Fleet.close`."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+        self._engines.close()
+
+    def _look(self, app: Flask, name: str, future: Future[None]) -> None:
+        """Ask the tenant and the ledger one question each, and see to a tenant that is not what they say.
+
+        :raises DbSmartError: it is not to be used.
+        """
+        crew, ledger = self._crew_of(app), self._fleet.ledger(app)
+        row = ledger.row(name)
+        if row is None and not self._fleet.is_tenant(app, name):
+            raise UnknownTenant(f"There is no tenant {name!r}.")
+        tenant = crew.places.tenant(name)
+        try:
+            planner = crew.planner(tenant)
+            state = planner.state(tenant)
+            same = row is not None and state is not None and row.database_id == state.database_id
+            if same and state is not None and state.source == planner.source(state.heads):
+                self._over(name, future)
+                return
+            if row is not None and row.database_id and not same:
+                _logger.warning(
+                    "db-smart: the database of the tenant %r is another one than that which was migrated last: it was "
+                    "restored, or its place has changed",
+                    name,
+                )
+            crew.load()
+            with app.app_context():
+                behind = planner.ask(tenant).behind
+        finally:
+            tenant.close()
+        if not behind and state is not None:
+            found = Result(name, UP_TO_DATE, database_id=state.database_id, stamp=state.stamp)
+            ledger.make()
+            ledger.write([found], crew.source, Settings(app).release)
+            self._over(name, future)
+            return
+        if self._fleet.strategy == "full":
+            raise DatabaseBehind(f"The tenant {name!r} is behind this code. Run 'flask db-smart fleet migrate'.")
+        assert self._pool is not None
+        self._pool.submit(self._bring, app, name, future)
+        if self._fleet.strategy == "progressive":
+            future.set_result(None)
+
+    def _bring(self, app: Flask, name: str, future: Future[None]) -> None:
+        """Bring a tenant up to date, in a thread of its own."""
+        try:
+            crew, ledger = self._crew_of(app), self._fleet.ledger(app)
+            result = crew.bring(name)
+            ledger.make()
+            ledger.write([result], crew.source, Settings(app).release)
+            if result.status == FAILED:
+                raise DbSmartError(f"The tenant {name!r} could not be migrated: {result.error}")
+        except BaseException as error:
+            self._over(name, future, error)
+        else:
+            self._over(name, future)
+
+    def _over(self, name: str, future: Future[None], error: BaseException | None = None) -> None:
+        """Tell all who wait what has become of a tenant."""
+        with self._lock:
+            del self._bringing[name]
+            self._failures.pop(name, None)
+            if error is None:
+                self._ready.add(name)
+            elif isinstance(error, DbSmartError) and not isinstance(error, UnknownTenant):
+                self._failures[name] = error, time.monotonic() + _AGAIN_SECONDS
+        if future.done():  # of a tenant that is used meanwhile
+            if error is not None:
+                _logger.error("db-smart: %s", error)
+        elif error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    def _crew_of(self, app: Flask) -> Crew:
+        if self._crew is None:
+            self._crew = self._fleet.crew(app)
+        return self._crew
+
+
+class _Engines:
+    """The engines of the tenants that were used last; the others have no connections."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: By name: the tenant, and how many use it.
+        self._kept: OrderedDict[str, tuple[Tenant, int]] = OrderedDict()
+
+    @contextmanager
+    def of(self, name: str, make: Callable[[], Tenant]) -> Iterator[Engine]:
+        """The engine of a tenant, for the length of a block."""
+        with self._lock:
+            found = self._kept.get(name)
+            if found is None:
+                tenant = make()
+                found = tenant, 0
+            tenant, users = found
+            self._kept[name] = tenant, users + 1
+            self._kept.move_to_end(name)
+        try:
+            yield tenant.app_engine
+        finally:
+            with self._lock:
+                if name in self._kept:  # else all were closed meanwhile
+                    tenant, users = self._kept[name]
+                    self._kept[name] = tenant, users - 1
+                idle = [one for one, (_, users) in self._kept.items() if not users]
+                gone = [self._kept.pop(one)[0] for one in idle[: max(0, len(self._kept) - _MOST_KEPT)]]
+            for one in gone:
+                one.close()
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        with self._lock:
+            kept, self._kept = self._kept, OrderedDict()
+        for tenant, _ in kept.values():
+            tenant.close()

@@ -1,0 +1,808 @@
+"""Take back what runs of migrations made, by what each has written into its row of the history.
+
+The code that made it need not be there. Nothing is taken back that a run found satisfied, or that is not as the run
+left it. :func:`look` says what there is to do and what stands against it; :class:`UndoRun` does it under the lock,
+newest first. Each inverse looks first, so that an undo which was killed is finished by another one; the row that says
+that a run was taken back is written last, in the same transaction where the database has such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import DropEnumType
+from sqlalchemy.dialects.postgresql.named_types import DropDomainType
+
+from .dialects.base import facts_of
+from .dialects.editor import editor_of
+from .errors import DbSmartError
+from .interrupt import interruptible
+from .operations import Operations
+from .runner import DatabaseRun, Outcome, Runner
+from .schema.catalog import Catalog
+from .schema.column_types import from_json, misfits
+from .schema.ddl import CreateDeclared, CreateTableAs, DropDeclared, LockTables
+from .schema.rules import counted
+from .session.journal import Journal
+from .session.lock_timeout import DdlLockTimeout
+from .session.transaction import RunTransaction, tried_again
+from .store import history, snapshot
+from .store.database import Database, begin, commit
+from .store.history import STAMPED, TAKEN_BACK, Made
+from .store.tables import ARCHIVE, objects, progress
+
+#: A default that is the same for every row.
+_CONSTANT = re.compile(r"\(*(?:'(?:[^']|'')*'|[+-]?[\d.]+|true|false)(?:::[\w ()\[\]\"]+)?\)*", re.IGNORECASE)
+#: The statements that change no schema, whose work stays as it is.
+_STAYS = (
+    *("INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "WITH"),
+    *("GRANT", "ANALYZE", "VACUUM", "OPTIMIZE", "REFRESH"),
+)
+#: How long a name may be everywhere, bytes; a little less, for a number behind it.
+_MAX_NAME = 56
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Values that go with what is taken back.
+
+    :ivar column: ``None`` for a whole table.
+    """
+
+    schema: str | None
+    table: str
+    column: str | None
+    rows: int
+
+    def __str__(self) -> str:
+        kind, what = ("row", "the table ") if self.column is None else ("value", f"the column {self.column!r} of ")
+        return f"{self.rows} {kind}{'' if self.rows == 1 else 's'} of {what}{self.table!r}"
+
+
+@dataclass
+class Undoing:
+    """What taking one run back comes to.
+
+    :ivar does: what would be done, in this order.
+    :ivar gone: what is no longer there.
+    :ivar losses: what would be lost.
+    :ivar perhaps: what an interrupted try of the run may or may not have made.
+    :ivar stays: what cannot be taken back and stays as it is.
+    :ivar refusals: why it cannot be taken back.
+    """
+
+    number: int
+    name: str
+    does: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    perhaps: list[str] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def objections(self, *, archive: bool, discard: bool) -> Iterator[str]:
+        """Why it is not done, with these options.
+
+        :param archive: whether what would be lost is copied first.
+        :param discard: whether it may be lost.
+        """
+        yield from self.refusals
+        if not (archive or discard):
+            yield from (f"{one} would be lost: --archive copies them first, --discard does not" for one in self.losses)
+        if not discard:
+            said = "perhaps made by this run, which was interrupted there; --discard takes it to be so"
+            yield from (f"{what}: {said}" for what in self.perhaps)
+
+
+@dataclass(frozen=True)
+class Undone:
+    """A run that was taken back.
+
+    :ivar archived: names of the tables that keep what it held, and how many rows each has.
+    :ivar lost: what was lost.
+    """
+
+    number: int
+    name: str
+    archived: list[tuple[str, int]]
+    lost: list[str]
+
+
+def asked(database: Database, wanted: str | None) -> list[Undoing]:
+    """As :func:`look`, by a connection of its own, without the lock.
+
+    :raises DbSmartError: there is no such run, or the database cannot be asked.
+    """
+    if not database.exists:
+        raise DbSmartError(f"There is no database {database.name!r} ({database.url}) yet: nothing to take back.")
+    with database.connect() as connection, history.reading(database):
+        state = history.find_state(connection)
+        if state is not None and state.place is not None:
+            raise DbSmartError(
+                f"The history of {database.name!r} lies in the schema {state.place!r}: undo as who migrates it."
+            )
+        return look(database, connection, wanted)
+
+
+def look(database: Database, connection: sa.Connection, wanted: str | None) -> list[Undoing]:
+    """What taking a run back comes to, newest first; nothing is written.
+
+    :param wanted: the number of a run, or the name of a migration for its last run; ``None`` for all migrations of
+        the last run.
+    :raises DbSmartError: there is no such run.
+    """
+    made = history.read_made(connection)
+    begun = history.begun(connection)
+    targets = _targets(database, made, wanted, begun)
+    before, found = _Before(Catalog(connection)), []
+    for target in targets:
+        undoing = Undoing(target.number, target.name)
+        if target.name in begun:
+            undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
+        kept = _kept(target)
+        if kept is None:
+            undoing.refusals.append(_why_unknown(target))
+        else:
+            later = [one for one in made if one.number > target.number and one not in targets]
+            _Looking(before, undoing, later).look(kept)
+            if undoing.refusals and database.path is not None:
+                undoing.refusals.append(
+                    "'flask db-smart restore' puts back the snapshot of before a run, with all rows of that time; "
+                    "see 'flask db-smart snapshots'"
+                )
+        found.append(undoing)
+    return found
+
+
+def _targets(database: Database, made: list[Made], wanted: str | None, begun: set[str]) -> list[Made]:
+    """The runs to take back, newest first."""
+    if not made:
+        raise DbSmartError(f"The history of the database {database.name!r} has no run to take back.")
+    if wanted is None:
+        half = [one for one in made if _mark(one.number) in begun]  # of an undo that was killed
+        last = (half or made)[-1]
+        run = (_kept(last) or {}).get("run")
+        return [one for one in reversed(made) if one is last or (run and (_kept(one) or {}).get("run") == run)]
+    found = [one for one in made if wanted in (str(one.number), one.name)]
+    if not found:
+        raise DbSmartError(
+            f"The history of the database {database.name!r} has no run {wanted!r} that is applied and was not taken "
+            "back. 'flask db-smart history' shows the numbers and names."
+        )
+    return found[-1:]
+
+
+def _kept(made: Made) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = None if made.inverse is None else json.loads(made.inverse)
+    return found
+
+
+def _why_unknown(made: Made) -> str:
+    if made.error == STAMPED:
+        return "it was recorded by 'stamp', so db-smart has made nothing for it"
+    return (
+        "the history does not have what takes it back: it is a revision of Alembic (see 'flask db downgrade'), or was "
+        "applied by an earlier release of db-smart, or by a script of 'migrate --sql'"
+    )
+
+
+def _mark(number: int) -> str:
+    """By what name the journal keeps how far an undo is."""
+    return f"(undo {number})"
+
+
+def _inverses(kept: dict[str, Any]) -> list[dict[str, Any]]:
+    """What to do, in this order: types go last, when no column has them any more."""
+    newest = kept["made"][::-1]
+    return sorted(newest, key=lambda one: one["op"] == "drop_type")
+
+
+class _Before:
+    """The names of a time before now, as what came since is taken back in thought."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.key = catalog.normalize_name
+        self._tables: dict[tuple[str | None, str], str | None] = {}
+        self._columns: dict[tuple[str | None, str], dict[str, str]] = {}
+
+    def table(self, schema: str | None, name: str) -> str | None:
+        """What a table is called now; ``None`` where it is not there."""
+        there = self._tables.get((schema, self.key(name)), ...)
+        if there is ...:
+            there = name if self.catalog.has_table(name, schema) else None
+        return there
+
+    def columns(self, schema: str | None, table: str) -> dict[str, str]:
+        """What the columns of a table, by its name now, are called now."""
+        place = schema, self.key(table)
+        if place not in self._columns:
+            self._columns[place] = {key: one["name"] for key, one in self.catalog.columns(table, schema).items()}
+        return self._columns[place]
+
+    def call(self, schema: str | None, name: str, table: str | None) -> None:
+        """From here on, this name means another table, or none."""
+        self._tables[schema, self.key(name)] = table
+
+
+class _Looking:
+    """Looks at one run that is to be taken back."""
+
+    def __init__(self, before: _Before, undoing: Undoing, later: Sequence[Made]) -> None:
+        self._before = before
+        self._catalog = before.catalog
+        self._undoing = undoing
+        #: The indexes that are replaced, or there again, by then.
+        self._put: set[tuple[str | None, str]] = set()
+        self._later = [(one, entry) for one in later for entry in (_kept(one) or {"made": []})["made"]]
+
+    def look(self, kept: dict[str, Any]) -> None:
+        """See what each inverse would do."""
+        undoing = self._undoing
+        for entry in _inverses(kept):
+            if entry["op"] == "cannot":
+                undoing.refusals.append(f"{entry['what']} cannot be taken back: {entry['why']}")
+            elif entry["op"] == "stays":
+                undoing.stays.append(entry["what"])
+            else:
+                changed = next((one for one, other in self._later if _touches(entry, other)), None)
+                if changed is not None:
+                    undoing.refusals.append(
+                        f"{_said(entry)}: {changed.name!r} (run {changed.number}) has changed it since; undo that first"
+                    )
+                self._entry(entry)
+        for statement in kept["own"]:
+            if statement.upper().startswith(_STAYS):
+                undoing.stays.append(statement)
+            else:
+                undoing.refusals.append(f"its own SQL cannot be taken back: {statement}")
+
+    def _entry(self, entry: dict[str, Any]) -> None:
+        before, undoing, schema, said = self._before, self._undoing, entry["schema"], _said(entry)
+        if entry["op"] in ("declare", "drop_type"):
+            self._put.add((schema, before.key(entry["name"])))
+            undoing.does.append(said)
+            return
+        table = before.table(schema, entry["table"])
+        there = table is not None and getattr(self, f"_{entry['op']}")(entry, schema, table)
+        (undoing.does if there else undoing.gone).append(said)
+        if there and not entry["sure"]:
+            undoing.perhaps.append(said)
+
+    def _drop_table(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
+        key, undoing = self._before.key, self._undoing
+        now, then = {*self._before.columns(schema, table)}, {key(name) for name in entry["names"]}
+        if now != then:
+            changed = ", ".join(sorted(now ^ then))
+            undoing.refusals.append(f"{_said(entry)}: its columns are not those that were made: {changed}")
+        undoing.losses = [loss for loss in undoing.losses if (loss.schema, loss.table) != (schema, table)]
+        self._lose(schema, table, None, None)
+        self._before.call(schema, entry["table"], None)
+        return True
+
+    def _drop_columns(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
+        columns = self._before.columns(schema, table)
+        there = [columns.pop(self._before.key(name), None) for name in reversed(entry["names"])]
+        for name in there:
+            if name is not None:
+                self._lose(schema, table, name, holds(self._catalog, schema, table, name))
+        return any(there)
+
+    def _lose(self, schema: str | None, table: str, column: str | None, where: Any) -> None:
+        if rows := self._catalog.count(table, schema, where):
+            self._undoing.losses.append(Loss(schema, table, column, rows))
+
+    def _rename_table(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
+        if self._before.table(schema, entry["name"]) is not None:
+            self._undoing.refusals.append(f"{_said(entry)}: there is another table of that name")
+        self._before.call(schema, entry["table"], None)
+        self._before.call(schema, entry["name"], table)
+        return True
+
+    def _rename_column(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
+        columns, key = self._before.columns(schema, table), self._before.key
+        now = columns.pop(key(entry["name"]), None)
+        if now is None:
+            return False
+        if key(entry["to"]) in columns:
+            self._undoing.refusals.append(f"{_said(entry)}: there is another column of that name")
+        columns[key(entry["to"])] = now
+        return True
+
+    def _alter_column(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
+        name = self._before.columns(schema, table).get(self._before.key(entry["name"]))
+        if name is None:
+            return False
+        column: sa.ColumnClause[Any] = sa.column(name)
+        catalog = self._catalog
+        if entry.get("nullable") is False and (rows := catalog.count(table, schema, column.is_(None))):
+            self._undoing.refusals.append(f"{_said(entry)}: {counted(rows, 'has NULL', 'have NULL')} in it")
+        if "type" in entry and facts_of(catalog.inspector.dialect.name).enforces_lengths:
+            dialect = catalog.inspector.dialect
+            wrong = misfits(column, from_json(entry["type"], dialect), dialect)
+            rows = catalog.count(table, schema, wrong)
+            if rows:
+                said = counted(rows, "has a value", "have values")
+                self._undoing.refusals.append(f"{_said(entry)}: {said} that may not fit into its type of before")
+        return True
+
+    def _drop_index(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
+        return self._there(entry, schema, table, self._catalog.indexes(table, schema))
+
+    def _drop_constraint(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
+        return self._there(entry, schema, table, self._catalog.constraints(table, schema))
+
+    def _there(self, entry: dict[str, Any], schema: str | None, table: str, found: dict[str, Any]) -> bool:
+        existing, key = found.get(self._before.key(entry["name"])), self._before.key
+        if existing is None or (schema, key(entry["name"])) in self._put:
+            return existing is not None
+        columns, names = self._before.columns(schema, table), entry["names"]
+        wanted = [None if name is None else key(columns.get(key(name), name)) for name in names]
+        have = [None if name is None else key(name) for name in existing.columns]
+        if have and wanted and None not in (*have, *wanted) and have != wanted:
+            self._undoing.refusals.append(
+                f"{_said(entry)}: there is another one of that name, on {', '.join(map(str, have))}"
+            )
+        return True
+
+    def _table_comment(self, *_: Any) -> bool:
+        return True
+
+
+def _touches(entry: dict[str, Any], later: dict[str, Any]) -> bool:
+    """Whether what a later run did concerns what an earlier one made."""
+    if "table" not in later or entry["schema"] != later["schema"] or not _tables(entry) & _tables(later):
+        return False
+    whole = {"drop_table", "rename_table"}
+    if (entry["table"] and {entry["op"], later["op"]} & whole) or entry["op"] == later["op"] == "table_comment":
+        return True
+    return bool(_names(entry) & _names(later))
+
+
+def _tables(entry: dict[str, Any]) -> set[str]:
+    return {entry["table"], *([entry["name"]] if entry["op"] == "rename_table" else [])}
+
+
+def _names(entry: dict[str, Any]) -> set[Any]:
+    return {entry.get("name"), entry.get("to"), *entry.get("names", ()), *entry.get("constraints", ())} - {None}
+
+
+def _said(entry: dict[str, Any]) -> str:
+    """An inverse as a person reads it."""
+    table, name = f"{entry['table']!r}", repr(entry.get("name"))
+    names = ", ".join(map(repr, entry.get("names", ())))
+    column = f"the column {name} of {table}"
+    kind = entry.get("kind")
+    return {
+        "drop_table": f"drop the table {table}",
+        "drop_columns": f"drop the column{'s' if len(entry.get('names', ())) > 1 else ''} {names} of {table}",
+        "drop_index": f"drop the index {name} of {table}",
+        "drop_constraint": f"drop the constraint {name} of {table}",
+        "rename_table": f"rename the table {table} back to {name}",
+        "rename_column": f"rename {column} back to {entry.get('to')!r}",
+        "alter_column": f"alter {column} back ({', '.join(key for key in _ALTERED if key in entry)})",
+        "table_comment": f"put back the comment of {table}",
+        "declare": f"{'drop' if entry.get('text') is None else 'put back'} the {kind} {name}",
+        "drop_type": f"drop the type {name}",
+    }[entry["op"]]
+
+
+_ALTERED = ("type", "nullable", "default", "comment")
+
+
+def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.ColumnElement[bool]:
+    """The condition of rows that have a value in a column: neither NULL nor its default, and not computed."""
+    existing = catalog.columns(table, schema)[catalog.normalize_name(name)]
+    column: sa.ColumnElement[Any] = sa.column(name)
+    if existing.get("computed"):
+        return sa.false()
+    has, default = column.is_not(None), existing["default"]
+    kind = existing["type"]
+    if default is None or isinstance(kind, sa.JSON) or not _CONSTANT.fullmatch(str(default)):
+        return has
+    usual: sa.ColumnElement[Any] = sa.literal_column(f"({default})")
+    if isinstance(kind, sa.String):  # whatever its collation
+        as_it_is = sa.Text(collation="C") if catalog.inspector.dialect.name == "postgresql" else sa.LargeBinary()
+        column, usual = sa.cast(column, as_it_is), sa.cast(usual, as_it_is)
+    return sa.and_(has, column != usual)
+
+
+def _rows(schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
+    """The query for these columns of a table."""
+    source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
+    return sa.select(*source.c)
+
+
+class _UndoJournal(Journal):
+    """Keeps nothing: each inverse looks first."""
+
+    def store(self) -> None:
+        """Forget the steps."""
+        self._made.clear()
+
+
+class _UndoTransaction(RunTransaction):
+    """The transaction of an undo.
+
+    :ivar locked: whether tables of MariaDB are locked, so that no other can be asked, that of the lease neither.
+    """
+
+    locked = False
+
+    def making(self, op: str, **inverse: Any) -> AbstractContextManager[None]:
+        """Nothing takes an undo back but the migration itself."""
+        return nullcontext()
+
+    def _fence(self, statement: str) -> None:
+        if not self.locked:
+            super()._fence(statement)
+
+
+class UndoRun(DatabaseRun):
+    """Takes runs back on one database.
+
+    :param wanted: see :func:`look`.
+    :param told: what the person has agreed to.
+    :ivar undone: what was taken back.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        database: Database,
+        wanted: str | None,
+        told: Sequence[Undoing],
+        archive: bool,
+        discard: bool,
+    ) -> None:
+        super().__init__(runner, database, Outcome(), force=False, remake=False)
+        self._wanted = wanted
+        self._told = told
+        self._archive = archive
+        self._discard = discard
+        self.undone: list[Undone] = []
+
+    def undo(self) -> None:
+        """Take them back, newest first, while this process holds the lock.
+
+        :raises DbSmartError: what there is to do is not what the person has agreed to.
+        """
+        database, retries = self.database, self._runner.settings.ddl.retries
+        if self._reach() is not None:
+            raise DbSmartError(f"The history of {database.name!r} lies in another schema. Nothing was taken back.")
+        with self.lock.held(lambda _: False), database.connect() as self.connection:
+            self.doing, connection = "", self.connection
+            targets = self._agreed()
+            snapshot.take(self._runner.app, database, connection, "undo")
+            self._lock_timeout = DdlLockTimeout(database, connection, self._runner.settings.ddl.lock_timeout)
+            has = history.add_columns(connection)
+            self._release = self._runner.settings.release if "release" in has else None
+            self._runner.planner.forget()  # now, as this process may be killed after its last commit
+            for target in targets:
+                self.doing = target.name
+                self.lock.note(target.name)
+                self.undone.append(tried_again(database, lambda target=target: self._take_back(target), retries))  # type: ignore[misc]
+
+    def _agreed(self) -> list[Made]:
+        """The runs to take back."""
+        connection = self.connection
+        found = look(self.database, connection, self._wanted)
+        numbers = [one.number for one in found]
+        against = [text for one in found for text in one.objections(archive=self._archive, discard=self._discard)]
+        if against or numbers != [one.number for one in self._told]:
+            raise DbSmartError(
+                f"The database {self.database.name!r} ({self.database.url}) has changed meanwhile"
+                f"{': ' + '; '.join(against) if against else ''}. Nothing was taken back. Start again."
+            )
+        made = {one.number: one for one in history.read_made(connection)}
+        connection.rollback()  # what was only read
+        return [made[number] for number in numbers]
+
+    def _take_back(self, target: Made) -> Undone:
+        """Take one run back, and record that."""
+        connection, started = self.connection, time.perf_counter()
+        connection.rollback()  # what a try before this one has left
+        begin(connection)
+        if not self.database.transactional_ddl:  # so that the next undo goes on with this one
+            self._mark(target, "begun", "")
+            commit(connection)
+            begin(connection)
+        transaction = _UndoTransaction(
+            self.database,
+            connection,
+            _UndoJournal(connection, target.name, at_once=False, begun=False),
+            lock=self.lock,
+            lock_timeout=self._lock_timeout,
+            settings=self._runner.settings.ddl,
+            transactional=True,
+        )
+        undone = Undone(target.number, target.name, [], [])
+        kept = _kept(target)
+        assert kept is not None
+        try:
+            inverting = _Inverting(self, transaction, target, undone)
+            for entry in _inverses(kept):
+                if entry["op"] not in ("cannot", "stays"):
+                    getattr(inverting, entry["op"])(entry)
+            self.lock.confirm(connection)
+            self._forget(target, kept)
+            seconds, of = time.perf_counter() - started, json.dumps({"of": target.number})
+            history.record(
+                connection, target.name, target.checksum, seconds, mark=TAKEN_BACK, release=self._release, inverse=of
+            )
+            found = history.read_state(connection)
+            assert found is not None
+            # Of other sources than any code has, so that each boot asks the history.
+            source = found.source and TAKEN_BACK  # empty before the end of a first run
+            history.update_state(connection, source, found.databases, learned=found.learned)
+            commit(connection)
+        finally:
+            transaction.close()
+        return undone
+
+    def _mark(self, target: Made, step: str, detail: str) -> None:
+        """Write down how far an undo is, if that is not written down."""
+        mine = sa.and_(progress.c.migration == _mark(target.number), progress.c.step == step)
+        if self.connection.execute(sa.select(progress.c.step).where(mine)).first() is None:
+            values = {"migration": _mark(target.number), "step": step, "detail": detail}
+            self.connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
+
+    def archive_name(self, target: Made, table: str, column: str | None) -> str:
+        """The name of the table that keeps values; of a try before this one, the same. It is written down first."""
+        step = "archive:" + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
+        mine = sa.and_(progress.c.migration == _mark(target.number), progress.c.step == step)
+        found: str | None = self.connection.scalar(sa.select(progress.c.detail).where(mine))
+        if found is not None:
+            return found
+        base, names = "_".join(filter(None, (f"{ARCHIVE}{target.number}", table, column))), sa.inspect(self.connection)
+        if not re.fullmatch(r"\w+", base, re.ASCII) or len(base) > _MAX_NAME:
+            base = f"{ARCHIVE}{target.number}_{re.sub(r'[^A-Za-z0-9_]+', '_', table)[:20]}_{step[8:16]}"
+        name, more = base, 1
+        while names.has_table(name):
+            name, more = f"{base}_{more + 1}", more + 1
+        self._mark(target, step, name)
+        return name
+
+    def _forget(self, target: Made, kept: dict[str, Any]) -> None:
+        """Forget what the memory has of a run, and how far the undo was."""
+        connection, key = self.connection, self.database.facts.normalize_name
+        entries = [entry for entry in kept["made"] if "table" in entry]
+        touched = {key(name) for entry in entries for name in _tables(entry)}
+        dropped = {key(entry["table"]) for entry in entries if entry["op"] in ("drop_table", "rename_table")}
+        other = [one.name for one in history.read_made(connection) if one.number != target.number]
+        rows = connection.execute(sa.select(objects.c.id, objects.c.migration, objects.c.event, objects.c.table_name))
+        gone = [
+            row.id
+            for row in rows
+            if (row.migration == target.name and (target.name not in other or key(row.table_name) in touched))
+            or (row.event == "model" and key(row.table_name) in dropped)
+        ]
+        if gone:
+            connection.execute(objects.delete().where(objects.c.id.in_(gone)))
+        connection.execute(progress.delete().where(progress.c.migration == _mark(target.number)))
+
+    def bounding(self) -> AbstractContextManager[None]:
+        """Bound the wait for the lock of a table."""
+        return self._lock_timeout.bounding()
+
+    @property
+    def archives(self) -> bool:
+        """Whether what would be lost is copied first."""
+        return self._archive
+
+    @property
+    def discards(self) -> bool:
+        """Whether it may be lost."""
+        return self._discard
+
+
+class _Inverting:
+    """Takes back what one run made, in the open transaction."""
+
+    def __init__(self, run: UndoRun, transaction: _UndoTransaction, target: Made, undone: Undone) -> None:
+        self._run = run
+        self._transaction = transaction
+        self._connection = transaction.connection
+        self._catalog = Catalog(self._connection)
+        self._target = target
+        self._undone = undone
+        self._op = Operations(transaction, destructive=True, catalog=self._catalog)
+        self._editor = editor_of(transaction, self._catalog)
+
+    def drop_table(self, entry: dict[str, Any]) -> None:
+        """Drop a table that the run made."""
+        schema, table = entry["schema"], entry["table"]
+        if self._catalog.has_table(table, schema):
+            with self._emptied(schema, table, None, sa.true()):
+                self._op.drop_table(table, schema=schema)
+
+    def drop_columns(self, entry: dict[str, Any]) -> None:
+        """Drop columns that the run added, with what came with them."""
+        schema, table = entry["schema"], entry["table"]
+        if not self._catalog.has_table(table, schema):
+            return
+        there, key = self._catalog.constraints(table, schema).values(), self._catalog.normalize_name
+        names = {key(name) for name in entry["names"]}
+        # MariaDB drops no column that has a foreign key, to which it has given a name itself.
+        keys = [one.name for one in there if one.kind == "foreign" and names.issuperset(map(key, one.columns))]
+        for name in dict.fromkeys([*reversed(entry["constraints"]), *keys]):
+            self._op.drop_constraint(name, table, schema=schema)
+        for name in reversed(entry["names"]):
+            if self._catalog.present(table, [name], schema):
+                with self._emptied(schema, table, name, holds(self._catalog, schema, table, name)):
+                    self._op.drop_column(table, name, schema=schema, online=False)
+
+    def drop_index(self, entry: dict[str, Any]) -> None:
+        """Drop an index that the run made."""
+        self._op.drop_index(entry["name"], entry["table"], schema=entry["schema"], online=False)
+
+    def drop_constraint(self, entry: dict[str, Any]) -> None:
+        """Drop a constraint that the run made."""
+        name, table, schema = entry["name"], entry["table"], entry["schema"]
+        self._op.drop_constraint(name, table, schema=schema)
+        if entry["implied"]:  # by the foreign key
+            self._op.drop_index(name, table, schema=schema, online=False)
+
+    def rename_table(self, entry: dict[str, Any]) -> None:
+        """Give a table its name of before."""
+        if self._catalog.has_table(entry["table"], entry["schema"]):
+            self._op.rename_table(entry["table"], entry["name"], schema=entry["schema"])
+
+    def rename_column(self, entry: dict[str, Any]) -> None:
+        """Give a column its name of before."""
+        if self._there(entry):
+            self._op.alter_column(
+                entry["table"], entry["name"], new_column_name=entry["to"], schema=entry["schema"], online=False
+            )
+
+    def alter_column(self, entry: dict[str, Any]) -> None:
+        """Give a column what it had before."""
+        if not self._there(entry):
+            return
+        changes: dict[str, Any] = {key: entry[key] for key in ("nullable", "comment") if key in entry}
+        if "type" in entry:
+            changes["type_"] = from_json(entry["type"], self._connection.dialect)
+        if "default" in entry:
+            default = entry["default"]
+            changes["server_default"] = None if default is None else sa.text(default.replace(":", r"\:"))
+        self._op.alter_column(entry["table"], entry["name"], schema=entry["schema"], online=False, **changes)
+
+    def table_comment(self, entry: dict[str, Any]) -> None:
+        """Give a table the comment that it had before."""
+        if self._catalog.has_table(entry["table"], entry["schema"]):
+            self._op.create_table_comment(entry["table"], entry["comment"], schema=entry["schema"])
+
+    def declare(self, entry: dict[str, Any]) -> None:
+        """Put back what has a text, or drop it."""
+        kind, name, schema, text = entry["kind"], entry["name"], entry["schema"], entry["text"]
+        table = entry["table"] or None
+        if kind == "index":
+            if not self._catalog.has_table(str(table), schema):
+                return
+            now = self._catalog.declared(kind, name, schema, table)
+            if now != text:
+                self._op.drop_index(name, str(table), schema=schema, online=False)
+                if text is not None:
+                    self._transaction.send(text)
+            return
+        there = self._catalog.has_declared(kind, name, schema, table)
+        if there and (text is None or not self._transaction.facts.transactional_ddl):
+            self._editor.drop_declared(DropDeclared(kind, name, schema, table))
+            there = False
+        if text is not None:
+            one = CreateDeclared(kind, name, schema, table, text)
+            if self._transaction.facts.transactional_ddl:
+                self._editor.declare(one, there)
+            else:
+                self._transaction.send(one)
+
+    def drop_type(self, entry: dict[str, Any]) -> None:
+        """Drop a type that the run made."""
+        name, schema, dialect = entry["name"], entry["schema"], self._connection.dialect
+        if dialect.has_type(self._connection, name, schema=schema):  # type: ignore[attr-defined]
+            kind = sa.Enum(name=name, schema=schema)
+            element = DropDomainType if entry["domain"] else DropEnumType
+            self._transaction.send(element(kind))
+
+    def _there(self, entry: dict[str, Any]) -> bool:
+        table, schema = entry["table"], entry["schema"]
+        return self._catalog.has_table(table, schema) and bool(self._catalog.present(table, [entry["name"]], schema))
+
+    @contextmanager
+    def _emptied(
+        self, schema: str | None, table: str, column: str | None, where: sa.ColumnElement[bool]
+    ) -> Iterator[None]:
+        """Keep the values that a block drops, where they are to be kept; nobody writes more of them meanwhile.
+
+        :raises DbSmartError: there are values that nobody has agreed to lose.
+        """
+        run, catalog, transaction = self._run, self._catalog, self._transaction
+        archive = self._archive(schema, table, column) if run.archives and catalog.count(table, schema, where) else None
+        with self._held(schema, table, archive, column):
+            rows = catalog.count(table, schema, where)
+            what = str(Loss(schema, table, column, rows))
+            if rows and archive is not None:
+                into, names = archive
+                target = sa.table(into, *(sa.column(name) for name in names), schema=schema)
+                transaction.send(target.insert().from_select(names, _rows(schema, table, names).where(where)))
+                if catalog.count(into, schema) != rows:
+                    raise DbSmartError(f"The archive {into!r} does not have the {what}. They were not dropped.")
+                self._undone.archived.append((into, rows))
+                if transaction.locked:
+                    self._connection.exec_driver_sql("COMMIT")
+            elif rows and not run.discards:
+                raise DbSmartError(f"The database has changed meanwhile: {what} would be lost. Start again.")
+            elif rows:
+                self._undone.lost.append(what)
+            yield
+
+    def _archive(self, schema: str | None, table: str, column: str | None) -> tuple[str, list[str]]:
+        """Make the empty table that is to keep values; its name and columns."""
+        catalog = self._catalog
+        names = [one["name"] for one in catalog.columns(table, schema).values()]
+        if column is not None:
+            names = list(dict.fromkeys([*(catalog.primary_key(table, schema) or []), column]))
+        into = self._run.archive_name(self._target, table, column)
+        if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
+            self._op.drop_table(into, schema=schema)
+        self._transaction.send(CreateTableAs(into, schema, _rows(schema, table, names).where(sa.false())))
+        return into, names
+
+    @contextmanager
+    def _held(
+        self, schema: str | None, table: str, archive: tuple[str, list[str]] | None, column: str | None
+    ) -> Iterator[None]:
+        """Let nobody write to a table until it, or a column of it, is dropped."""
+        transaction, connection = self._transaction, self._connection
+        lock = LockTables([table, *archive[:1]] if archive else [table], schema)
+        if transaction.facts.name == "postgresql":
+            with self._run.bounding():
+                transaction.send(lock)
+            yield
+        elif transaction.facts.name == "sqlite":
+            on = column is not None and connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
+            with transaction.pragma("foreign_keys", "0") if on else nullcontext():
+                yield
+        else:
+            transaction.confirm()
+            commit(connection)
+            begin(connection)
+            transaction.send(lock)
+            transaction.locked = True
+            try:
+                yield
+            finally:
+                connection.exec_driver_sql("UNLOCK TABLES")
+                transaction.locked = False
+
+
+def undo(runner: Runner, run: UndoRun) -> list[Undone]:
+    """Take runs back on one database, while no other process migrates it.
+
+    :raises DbSmartError: it changed meanwhile, or refuses something; the message says what was taken back.
+    """
+    database = run.database
+    runner.check_led(database)
+    try:
+        with interruptible(database.name, lambda: run.doing):
+            run.undo()
+    except DbSmartError:
+        raise
+    except Exception as error:
+        kept = "" if database.transactional_ddl else ", and parts of what it was at, as each schema change commits here"
+        raise DbSmartError(
+            f"Cannot undo {run.doing!r} on the database {database.name!r} ({database.url}): {database.cause(error)}. "
+            f"Taken back before that: {', '.join(one.name for one in run.undone) or 'nothing'}{kept}. Fix the cause "
+            "and repeat it: it goes on where it was."
+        ) from error
+    finally:
+        runner.planner.forget()
+    return run.undone

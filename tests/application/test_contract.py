@@ -1,0 +1,349 @@
+"""Contract steps: ``@migration(contract=True)`` waits until no release that runs has what it takes away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.engine import URL
+
+from aurum_harmony.db_smart import DbSmart
+from aurum_harmony.db_smart.store import releases
+from aurum_harmony.db_smart.store.database import Database
+from aurum_harmony.db_smart.store.releases import Instance, Touches
+from tests.harness.databases import engine_of
+from tests.harness.project import Project, booted
+from tests.harness.servers import wait_until
+
+USERS = """
+@migration
+def users(op):
+    op.create_table("users", Column("id", Integer, primary_key=True), Column("fax", String(20)))
+    op.create_table("logs", Column("id", Integer, primary_key=True))
+"""
+DROP = """
+@migration(contract=True)
+def drop_fax(op):
+    op.drop_column("users", "fax")
+"""
+AFTER = """
+@migration
+def after(op):
+    op.add_column("users", Column("mail", String(20)))
+"""
+LEASE = 0.6
+ON = {
+    "DB_SMART_RELEASES": True,
+    "DB_SMART_RELEASE": "1.5",
+    "DB_SMART_LEASE_SECONDS": LEASE,
+    "DB_SMART_REQUEST_GRACE": 0.2,
+    "DB_SMART_CREATE_ALL": False,
+}
+OLD = Instance("1.4", "pod-a:1", {"users": ["id", "fax"]})
+
+
+def models(db: SQLAlchemy) -> None:
+    db.Table("users", sa.Column("id", sa.Integer, primary_key=True))
+
+
+def old_models(db: SQLAlchemy) -> None:
+    db.Table("users", sa.Column("id", sa.Integer, primary_key=True), sa.Column("fax", sa.String(20)))
+
+
+@pytest.fixture
+def ready(project: Project) -> Project:
+    """With the table, and the next release's models."""
+    return booted(project, models, USERS, ON)
+
+
+@contextmanager
+def process(project: Project, **config: Any) -> Iterator[tuple[Flask, DbSmart]]:
+    """What a new process would be, until it ends."""
+    app, smart = project.app(**config)
+    try:
+        smart.boot(app)
+        yield app, smart
+    finally:
+        state = smart._state(app)
+        if state.later is not None:
+            state.later.end()
+        if state.fence is not None:
+            state.fence.stop()
+        project.dispose(app)
+
+
+def finished(app: Flask, smart: DbSmart) -> None:
+    """Wait until the thread that runs contract steps is done."""
+    wait_until(lambda: getattr(smart._state(app).later, "done", False), seconds=20)
+
+
+@contextmanager
+def connected(project: Project) -> Iterator[sa.Connection]:
+    with Database("default", None, engine_of(project.url)).connect() as connection:
+        yield connection
+
+
+def serve(project: Project, me: Instance = OLD, seconds: float = 600) -> None:
+    """Be as another pod that serves."""
+    with connected(project) as connection:
+        releases.make_tables(connection)
+        releases.register(connection, me, seconds)
+
+
+def leave(project: Project, me: Instance = OLD) -> None:
+    with connected(project) as connection:
+        releases.withdraw(connection, me)
+
+
+def test_it_waits_by_itself(ready: Project) -> None:
+    """Boot, readiness and later migrations do not wait for it; it runs when the old release is gone."""
+    serve(ready)
+    ready.write(USERS + DROP + AFTER)
+    with process(ready) as (app, smart):
+        assert smart._state(app).report.applied == ("after",)
+        assert app.test_client().get("/_db-smart/ready").status_code == 200
+        wait_until(lambda: smart._state(app).waiting)
+        (waits,) = smart._state(app).waiting.values()
+        assert waits.said.startswith("waits for 1 instance of release 1.4 (host pod-a), last seen ")
+        assert "pod-a" not in waits.public
+        assert "fax" in ready.columns("users")
+        with app.app_context():
+            assert not smart.applied("drop_fax")
+        leave(ready)
+        wait_until(lambda: "fax" not in ready.columns("users"), seconds=20)
+        finished(app, smart)
+    assert ready.history()[1:] == [("after", "applied"), ("drop_fax", "applied")]
+    assert ready.boot().decision == "skipped", "the flag is written again"
+
+
+def test_a_row_that_runs_out_is_waited_for_with_the_grace(ready: Project) -> None:
+    serve(ready, seconds=1)
+    ready.write(USERS + DROP)
+    with process(ready) as (app, smart):
+        wait_until(lambda: smart._state(app).waiting)
+        wait_until(lambda: "fax" not in ready.columns("users"), seconds=20)
+
+
+def test_who_does_not_map_it_is_in_nobody_s_way(ready: Project) -> None:
+    serve(ready, Instance("1.4", "pod-a:1", {"users": ["id"], "logs": ["id"]}))
+    ready.write(USERS + DROP)
+    with process(ready) as (app, smart):
+        finished(app, smart)
+    assert "fax" not in ready.columns("users")
+
+
+def test_the_command_says_that_it_waits(ready: Project) -> None:
+    serve(ready)
+    ready.write(USERS + DROP + AFTER)
+    result = ready.run("migrate")
+    assert result.exit_code == 0, result.output
+    assert "after" in result.output
+    assert "drop_fax waits for 1 instance of release 1.4 (host pod-a), last seen " in result.output
+    assert ready.run("migrate", "--force").exit_code == 0
+    assert "fax" in ready.columns("users")
+    found = json.loads(ready.run("migrate", "--json").stdout)
+    assert found["waiting"][0]["name"] == "drop_fax"
+    shown = ready.run("status").output
+    assert "pending  drop_fax  new  waits for 1 instance of release 1.4 (host pod-a), last seen " in shown
+    (item,) = json.loads(ready.run("status", "--json").stdout)["databases"][0]["pending"]
+    assert item["waits"].startswith("waits for 1 instance")
+
+
+def test_past_it(ready: Project) -> None:
+    serve(ready)
+    ready.write(USERS + DROP)
+    assert "There is no migration" in ready.run("migrate", "--contract-now", "drop_tax", "--yes").output
+    assert ready.run("migrate", "--contract-now", "users", "--yes").exit_code == 2
+    refused = ready.run("migrate", "--contract-now", "drop_fax")
+    assert "fax" in ready.columns("users"), refused.output
+    result = ready.run("migrate", "--contract-now", "drop_fax", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "passes over 1 instance of release 1.4 (host pod-a)" in result.output
+    assert "fax" not in ready.columns("users")
+
+
+def test_off(ready: Project) -> None:
+    """Nobody knows which releases run, so it does not run by itself; and where it takes nothing away, it does."""
+    ready.config["DB_SMART_RELEASES"] = False
+    ready.write(USERS + DROP + DROP.replace("drop_fax", "drop_pager").replace('"fax"', '"pager"'))
+    with process(ready) as (app, smart):
+        finished(app, smart)
+        assert list(smart._state(app).waiting) == ["drop_fax"]
+    assert "fax" in ready.columns("users")
+    assert ready.history()[1:] == [("drop_pager", "applied")]
+    shown = ready.run("status").output
+    assert "migrate --contract-now drop_fax" in shown
+    assert "DB_SMART_RELEASES is off" in shown
+    assert ready.run("migrate", "--contract-now", "drop_fax", "--yes").exit_code == 0
+    assert "fax" not in ready.columns("users")
+
+
+def test_the_models_of_this_release_still_map_it(ready: Project) -> None:
+    ready.models = old_models
+    ready.write(USERS + DROP)
+    result = ready.run("migrate")
+    assert result.exit_code == 1
+    assert "DS107 drop_fax (users.fax)" in result.output
+    assert "fax" in ready.columns("users")
+    assert "DS107" in ready.run("migrate", "--dry-run").output
+    assert "DS107" in ready.run("lint").output
+    assert "DS107" in ready.run("explain", "DS107").output
+    assert ready.run("migrate", "--contract-now", "drop_fax", "--yes").exit_code == 1
+    ready.write(USERS + DROP.replace("contract=True", "contract=True, allow={'DS107': 'the model goes tomorrow'}"))
+    assert ready.run("migrate").exit_code == 0
+    assert "fax" not in ready.columns("users")
+
+
+@pytest.mark.parametrize(
+    ("body", "touches"),
+    [
+        ('op.drop_column("users", "fax")', Touches(gone={"users": ["fax"]})),
+        ('op.drop_table("logs")', Touches(gone={"logs": []})),
+        ('op.alter_column("users", "fax", new_column_name="telefax")', Touches(gone={"users": ["fax"]})),
+        ('op.rename_table("logs", "events")', Touches(gone={"logs": []})),
+        ('op.add_column("users", Column("mail", String(20)))', Touches()),
+        ('op.create_index("ix_fax", "users", ["fax"])', Touches()),
+        ('op.backfill("users", {"fax": "1"}, where="fax IS NULL")', Touches()),
+        ('op.execute("ALTER TABLE users DROP COLUMN fax")', Touches(gone={"users": ["fax"]})),
+        ('op.execute("DROP TABLE logs")', Touches(gone={"logs": []})),
+        ('op.execute("ALTER TABLE users RENAME TO people")', Touches(gone={"users": []})),
+        ('op.execute("DELETE FROM logs")', Touches()),
+        ('op.execute("INSERT INTO logs (id) VALUES (1)")', Touches()),
+        ('op.create_table("new", Column("id", Integer)); op.drop_table("new")', Touches()),
+    ],
+)
+def test_what_it_takes_away(ready: Project, body: str, touches: Touches) -> None:
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
+    assert previewed(ready) == touches
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'op.alter_column("users", "fax", nullable=False)',
+        'op.create_unique_constraint("uq_fax", "users", ["fax"])',
+        'op.create_check_constraint("ck_fax", "users", "fax <> \'\'")',
+    ],
+)
+def test_what_it_narrows(ready: Project, body: str) -> None:
+    """The columns where they are known; where SQLite builds the table again, it may be any."""
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
+    found = previewed(ready)
+    assert not found.gone
+    assert not found.unknown
+    assert dict(found.narrowed) in ({"users": ["fax"]}, {"users": []})
+    if ready.dialect != "sqlite":
+        assert dict(found.narrowed) == {"users": ["fax"]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'op.execute("CALL tidy()")',
+        'op.session.execute(text("SELECT 1"))',
+        'op.execute("DROP INDEX ix_users_fax")',
+    ],
+)
+def test_what_is_not_known_waits_for_every_other_release(ready: Project, body: str) -> None:
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
+    found = ready.app()
+    ready.dispose(found[0])
+    serve(ready, Instance("1.4", "pod-a:1", {"logs": ["id"]}))
+    result = ready.run("migrate")
+    assert "waits for 1 instance of release 1.4" in result.output, result.output
+    assert "it waits for every other release, because it is not known what" in result.output
+
+
+def previewed(project: Project) -> Touches:
+    project.models = None
+    app, smart = project.app()
+    try:
+        with app.app_context():
+            planner = smart.planner(app)
+            (plan,) = planner.by_history()
+            shown = smart.preview(app, planner, [plan])["default"][-1]
+            assert shown.error is None, shown.error
+            return shown.touches
+    finally:
+        project.dispose(app)
+
+
+def test_a_database_in_memory_has_no_other_release(make_project: Callable[..., Project]) -> None:
+    project = make_project("sqlite://", ON)
+    project.write(USERS + DROP)
+    assert project.boot().applied == ("users", "drop_fax")
+
+
+def test_it_sees_a_worker(make_project: Callable[..., Project], new_url: Callable[[str], URL]) -> None:
+    url = new_url("postgresql")
+    project = make_project(url, ON)
+    booted(project, models, USERS, {})
+    project.write(USERS + DROP)
+    with engine_of(url.update_query_dict({"application_name": "db-smart/1.4"})).connect() as worker:
+        worker.execute(sa.text("SELECT 1"))
+        result = project.run("migrate")
+        assert "waits for 1 session of release 1.4 that no host tells of" in result.output
+    assert project.run("migrate").exit_code == 0
+    assert "fax" not in project.columns("users")
+
+
+def test_a_new_database_lacks_it_from_the_start(make_project: Callable[..., Project], url: URL) -> None:
+    """So nothing is taken away from anybody, and nobody is waited for."""
+    project = make_project(url, {**ON, "DB_SMART_CREATE_ALL": True, "DB_SMART_RELEASES": False})
+    project.models = models
+    project.write(DROP)
+    with process(project) as (app, smart):
+        finished(app, smart)
+        assert smart._state(app).waiting == {}
+    assert project.history() == [("drop_fax", "applied")]
+
+
+def test_what_the_probes_and_pages_say(ready: Project) -> None:
+    pytest.importorskip("prometheus_client")
+    serve(ready)
+    serve(ready, Instance("1.4", "pod-b:2", {"users": ["fax"]}))
+    ready.write(USERS + DROP)
+    with process(ready, DB_SMART_TOKEN="x" * 20) as (app, smart):
+        wait_until(lambda: smart._state(app).waiting)
+        client = app.test_client()
+        probe = client.get("/_db-smart/ready")
+        assert probe.status_code == 200
+        assert probe.json is not None
+        (said,) = probe.json["contract"]
+        assert said["migration"] == "drop_fax"
+        assert said["waits"].startswith("waits for 2 instances of release 1.4, last seen ")
+        who = {"Authorization": "Bearer " + "x" * 20}
+        page = client.get("/_db-smart/", headers=who).text
+        assert "waits for 2 instances of release 1.4 (hosts pod-a, pod-b)" in page
+        metrics = client.get("/_db-smart/metrics", headers=who).text
+        assert 'db_smart_contract_waiting{migration="drop_fax"} 2.0' in metrics
+    watched = ready.run("watch", "--until-ready")
+    assert watched.exit_code == 0, watched.output
+
+
+def test_a_script_leaves_it_out(ready: Project) -> None:
+    ready.write(USERS + DROP + AFTER)
+    result = ready.run("migrate", "--sql")
+    assert "-- drop_fax (new)\n-- Left to db-smart, which runs it when no release" in result.stdout
+    assert "DROP COLUMN" not in result.stdout
+    assert "mail" in result.stdout
+    assert "until no release that runs has what it takes away" in ready.run("migrate", "--dry-run").stdout
+
+
+def test_a_step_that_fails_takes_back_that_it_began(ready: Project) -> None:
+    ready.write(
+        USERS + DROP.replace('op.drop_column("users", "fax")', 'op.execute("ALTER TABLE users DROP COLUMN no")')
+    )
+    assert ready.run("migrate").exit_code == 1
+    with connected(ready) as connection:
+        (found,) = releases.read_contracts(connection, holds=True)
+    assert not found.under_way
+    ready.write(USERS + DROP)
+    assert ready.run("migrate").exit_code == 0
+    assert "fax" not in ready.columns("users")

@@ -1,0 +1,91 @@
+"""The database of a new tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from aurum_harmony.db_smart import DbSmartError
+from tests.harness.fleets import FleetProject
+from tests.samples import V1, V2
+
+SEED = """
+@migration(once=True)
+def seed(op):
+    op.execute("INSERT INTO items (id, name) VALUES (1, 'first')")
+"""
+
+
+@contextmanager
+def made(fleet: FleetProject) -> Iterator[Any]:
+    """The fleet of an application, in its context."""
+    app, _ = fleet.app()
+    try:
+        with app.app_context():
+            yield app.extensions["db_smart_fleet"]
+    finally:
+        fleet.dispose(app)
+
+
+def ids(fleet: FleetProject, *names: str) -> list[str]:
+    return [fleet.of(name, "SELECT database_id FROM db_smart_state")[0][0] for name in names]
+
+
+@pytest.mark.parametrize("template", [None, "a"])
+def test_a_new_tenant_is_up_to_date_and_another_one(fleet: FleetProject, template: str | None) -> None:
+    fleet.options["template"] = template
+    fleet.write(V1 + SEED)
+    fleet.migrate()
+    fleet.write(V2 + SEED)  # the template is brought up to date too
+    with made(fleet) as found:
+        found.create("new")
+        fleet.names.append("new")
+        with pytest.raises(DbSmartError, match="has a database already"):
+            found.create("new")
+        with pytest.raises(DbSmartError, match="has a database already"):
+            found.create("b")
+    copied = template is not None and fleet.kind in ("sqlite", "postgresql")
+    order = ["make_items", "seed", "add_price"] if copied else ["make_items", "add_price", "seed"]
+    assert fleet.applied("new") == order
+    assert fleet.of("new", "SELECT name, price FROM items") == [("first", None)]
+    assert len(set(ids(fleet, "a", "b", "new"))) == 3
+    assert fleet.ledger()["new"] == ("applied", 0)
+    assert fleet.applied("b") == ["make_items", "seed"]
+    run = fleet.migrate()
+    assert (run.counts["applied"], run.counts["up_to_date"]) == (2 if copied else 3, 2 if copied else 1)
+
+
+def test_a_template_that_is_in_use_is_waited_for_and_then_not_needed(
+    make_fleet: Callable[..., FleetProject], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aurum_harmony.db_smart.fleet.create._RETRIES", 1)
+    fleet = make_fleet("postgresql", "a", template="a")
+    fleet.write(V1)
+    fleet.names.append("new")
+    with made(fleet) as found, fleet.engine_of("a").connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+        found.create("new")
+    assert "the template 'a' is in use" in caplog.text
+    assert fleet.applied("new") == ["make_items"]
+
+
+def test_a_new_tenant_that_cannot_be_migrated_is_kept_for_the_next_try(fleet: FleetProject) -> None:
+    fleet.write(SEED)
+    fleet.names.append("new")
+    with made(fleet) as found, pytest.raises(DbSmartError, match="is made, but could not be migrated"):
+        found.create("new")
+    fleet.write(V1 + SEED)
+    assert fleet.run("fleet", "migrate", "--only", "new").exit_code == 0
+    assert fleet.applied("new") == ["make_items", "seed"]
+
+
+def test_a_place_where_nothing_can_be_made_has_a_clear_answer(make_fleet: Callable[..., FleetProject]) -> None:
+    fleet = make_fleet("sqlite", "a", url=lambda name: "postgresql+psycopg://anna:geheim@127.0.0.1:9/shop")
+    fleet.write(V1)
+    with made(fleet) as found, pytest.raises(DbSmartError, match="cannot be made") as caught:
+        found.create("new")
+    assert "geheim" not in str(caught.value)

@@ -1,0 +1,257 @@
+"""Tenants in the application's own code: bound for a block or a request, and ready for this code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask, g, request
+
+from aurum_harmony.db_smart import DatabaseBehind, DbSmartError
+from tests.harness.fleets import FleetProject
+from tests.samples import V1, V2
+
+WAITS = (
+    V2
+    + """
+@migration
+def waits(op):
+    current_app.extensions["gate"].wait(30)
+"""
+)
+
+
+def with_model(db: Any) -> None:
+    columns = sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(50))
+    db.extensions_item = type("Item", (db.Model,), {"__tablename__": "items", "id": columns[0], "name": columns[1]})
+
+
+@contextmanager
+def running(fleet: FleetProject) -> Iterator[tuple[Flask, Any, Any]]:
+    """An application, its fleet and its Flask-SQLAlchemy."""
+    app, _ = fleet.app()
+    found, db = app.extensions["db_smart_fleet"], app.extensions["sqlalchemy"]
+    try:
+        yield app, found, db
+    finally:
+        found.close()
+        fleet.dispose(app)
+
+
+def add(db: Any, name: str) -> None:
+    db.session.add(db.extensions_item(name=name))
+    db.session.commit()
+
+
+def names(db: Any) -> list[str]:
+    return list(db.session.scalars(sa.select(db.extensions_item.name)))
+
+
+@pytest.fixture
+def migrated(fleet: FleetProject) -> FleetProject:
+    fleet.models = with_model
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.boot()
+    return fleet
+
+
+def test_a_block_has_the_tables_and_a_session_of_its_tenant(migrated: FleetProject) -> None:
+    with running(migrated) as (app, found, db), app.app_context():
+        add(db, "own")
+        mine = db.session.get(db.extensions_item, 1)
+        g.kept = "kept"
+        with found.use("a"):
+            add(db, "of a")
+            assert db.session.get(db.extensions_item, 1) is not mine
+            with found.use("b"):
+                assert names(db) == []
+                add(db, "of b")
+                db.session.add(db.extensions_item(name="not committed"))
+            assert (names(db), g.kept) == (["of a"], "kept")
+            with app.app_context():
+                assert names(db) == ["of a"]
+        assert (names(db), mine.name) == (["own"], "own")
+        assert db.session.get(db.extensions_item, 1) is mine
+        with pytest.raises(ZeroDivisionError), found.use("a"):
+            raise ZeroDivisionError
+        assert names(db) == ["own"]
+    assert migrated.of("b", "SELECT name FROM items") == [("of b",)]
+
+
+def test_threads_have_each_its_own_tenant(migrated: FleetProject) -> None:
+    met, failures = threading.Barrier(3), []
+    with running(migrated) as (app, found, db):
+
+        def work(name: str) -> None:
+            try:
+                with app.app_context(), found.use(name):
+                    met.wait(30)
+                    for number in range(20):
+                        add(db, f"{name}{number}")
+                    met.wait(30)
+                    assert sorted(names(db)) == sorted(f"{name}{number}" for number in range(20))
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
+def test_a_tenant_is_asked_once_in_a_process(migrated: FleetProject) -> None:
+    with running(migrated) as (app, found, _), app.app_context():
+        sent: list[str] = []
+
+        def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            sent.append(statement)
+
+        sa.event.listen(sa.Engine, "before_cursor_execute", count)
+        try:
+            with found.use("a"):
+                first = len([one for one in sent if "db_smart" in one])
+            with found.use("a"):
+                pass
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", count)
+    assert (first, len([one for one in sent if "db_smart" in one])) == (2, 2)
+
+
+def test_an_unknown_tenant_is_none(migrated: FleetProject) -> None:
+    with (
+        running(migrated) as (_, found, _db),
+        pytest.raises(DbSmartError, match="no tenant 'nobody'"),
+        found.use("nobody"),
+    ):
+        pass
+
+
+def by_header(app: Flask, found: Any, db: Any) -> None:
+    found.tenant_from_request(lambda: request.headers.get("X-Tenant"))
+    app.add_url_rule("/names", view_func=lambda: names(db), endpoint="names")
+
+
+def test_a_request_has_its_tenant_and_the_next_one_another(migrated: FleetProject) -> None:
+    migrated.of("a", "INSERT INTO items (id, name) VALUES (1, 'of a')")
+    with running(migrated) as (app, found, db):
+        by_header(app, found, db)
+        client = app.test_client()
+        assert client.get("/names", headers={"X-Tenant": "a"}).json == ["of a"]
+        assert client.get("/names", headers={"X-Tenant": "b"}).json == []
+        assert client.get("/names").json == []
+        assert client.get("/names", headers={"X-Tenant": "x"}).status_code == 404
+        with app.app_context():
+            assert names(db) == []
+
+
+def test_full_does_not_serve_a_tenant_that_is_behind(migrated: FleetProject) -> None:
+    migrated.write(V2)
+    with running(migrated) as (app, found, db):
+        by_header(app, found, db)
+        answer = app.test_client().get("/names", headers={"X-Tenant": "a"})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert "'" not in answer.text
+        with pytest.raises(DatabaseBehind, match="fleet migrate"), found.use("b"):
+            pass
+    assert migrated.applied("a") == ["make_items"]
+
+
+def test_on_request_a_tenant_is_migrated_at_its_first_use(migrated: FleetProject) -> None:
+    migrated.options["strategy"] = "on_request"
+    migrated.write(V2)
+    with running(migrated) as (app, found, db):
+        by_header(app, found, db)
+        assert app.test_client().get("/names", headers={"X-Tenant": "a"}).status_code == 200
+    assert (migrated.applied("a"), migrated.applied("b")) == (["make_items", "add_price"], ["make_items"])
+    run = migrated.migrate()
+    assert (run.counts["up_to_date"], run.counts["applied"]) == (1, 2)
+
+
+def test_requests_do_not_wait_for_ever_and_one_migrates(migrated: FleetProject) -> None:
+    migrated.options.update(strategy="on_request", patience=0.2)
+    migrated.write(WAITS)
+    with running(migrated) as (app, found, db):
+        gate = app.extensions["gate"] = threading.Event()
+        by_header(app, found, db)
+        client = app.test_client()
+        for _ in range(2):
+            answer = client.get("/names", headers={"X-Tenant": "a"})
+            assert (answer.status_code, "brought up to date" in answer.text) == (503, True)
+            assert int(answer.headers["Retry-After"]) > 0
+        assert client.get("/names").status_code == 200
+        gate.set()
+        with found.use("a"):  # waits for it
+            assert names(db) == []
+    assert migrated.applied("a") == ["make_items", "add_price", "waits"]
+
+
+def test_progressive_serves_a_tenant_while_it_is_migrated(migrated: FleetProject) -> None:
+    migrated.options["strategy"] = "progressive"
+    migrated.write(WAITS)
+    with running(migrated) as (app, found, db):
+        gate = app.extensions["gate"] = threading.Event()
+        by_header(app, found, db)
+        assert app.test_client().get("/names", headers={"X-Tenant": "a"}).json == []
+        assert "waits" not in migrated.applied("a")
+        gate.set()
+    assert migrated.applied("a") == ["make_items", "add_price", "waits"]
+    assert migrated.ledger()["a"] == ("applied", 0)
+
+
+def test_a_tenant_that_cannot_be_migrated_is_refused_and_tried_again_later(migrated: FleetProject) -> None:
+    migrated.options["strategy"] = "on_request"
+    migrated.config["DB_SMART_BOOT"] = "off"
+    migrated.write(V1 + "@migration\ndef fails(op):\n    raise ValueError('secret of the database')\n")
+    with running(migrated) as (app, found, db):
+        by_header(app, found, db)
+        for _ in range(2):
+            answer = app.test_client().get("/names", headers={"X-Tenant": "a"})
+            assert (answer.status_code, "secret" in answer.text) == (503, False)
+    assert migrated.ledger()["a"] == ("failed", 1)
+
+
+def test_progressive_goes_on_to_serve_a_tenant_that_cannot_be_migrated(
+    make_fleet: Callable[..., FleetProject],
+) -> None:
+    fleet = make_fleet("sqlite", "a", strategy="progressive")
+    fleet.models = with_model
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.config["DB_SMART_BOOT"] = "off"
+    fleet.write(V1 + "@migration\ndef fails(op):\n    raise ValueError\n")
+    with running(fleet) as (app, found, db):
+        by_header(app, found, db)
+        client = app.test_client()
+        assert client.get("/names", headers={"X-Tenant": "a"}).json == []
+        found.close()  # until it has failed
+        for _ in range(2):
+            assert client.get("/names", headers={"X-Tenant": "a"}).json == []
+    assert fleet.ledger()["a"] == ("failed", 1)
+
+
+def test_a_tenant_that_was_restored_is_noticed_and_migrated(
+    make_fleet: Callable[..., FleetProject], caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make_fleet("sqlite", "a", strategy="on_request")
+    fleet.models = with_model
+    fleet.write(V1)
+    fleet.boot()
+    fleet.migrate()
+    fleet.write(V2)
+    fleet.migrate()
+    fleet.of("a", "DROP TABLE items")
+    for table in ("history", "state", "progress", "objects"):
+        fleet.of("a", f"DROP TABLE db_smart_{table}")
+    with running(fleet) as (app, found, db), app.app_context(), found.use("a"):
+        assert names(db) == []
+    assert fleet.applied("a") == ["make_items", "add_price"]
+    ((kept,),) = fleet.query("SELECT database_id FROM db_smart_fleet")
+    assert fleet.of("a", "SELECT database_id FROM db_smart_state") == [(kept,)]
+    assert "is another one than that which was migrated last" in caplog.text
