@@ -560,11 +560,22 @@ def test_applied_for_a_role_that_may_not_read(
     assert "needs the right to read" in said[0] or "denied" in said[0]
 
 
+@pytest.mark.parametrize("spelled", ["alike", "otherwise"])
 def test_two_names_of_one_database(
-    make_project: Callable[..., Project], new_url: Callable[[str], URL], url: URL
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], url: URL, spelled: str
 ) -> None:
-    """Each has its own, and both are applied once to what is one database."""
-    project = make_project(url, {"SQLALCHEMY_BINDS": {"again": url, "other": new_url("sqlite")}})
+    """Each has its own, and both are applied once to what is one database, also as localhost and as 127.0.0.1."""
+    again = url
+    if spelled == "otherwise":
+        if url.host is not None:
+            again = url.set(host="localhost")
+        elif "host" in url.query:  # a socket
+            again = url.update_query_dict({"host": f"{url.query['host']}/."})
+        else:
+            path = Path(url.database or "")
+            again = url.set(database=f"{path.parent}/./{path.name}")
+        assert again != url
+    project = make_project(url, {"SQLALCHEMY_BINDS": {"again": again, "other": new_url("sqlite")}})
     project.write(
         ITEMS
         + "@migration(background=True)\ndef one(op): op.execute('INSERT INTO items (id) VALUES (1)')\n"
