@@ -14,6 +14,8 @@ from .notices import WAIT_SHOWN_AFTER, Logger, unheard
 
 T = TypeVar("T")
 
+#: How often a database is asked again that has put another session first.
+ASKED_AGAIN = 8
 #: How often it is said for whom somebody waits, seconds.
 _TELL_EVERY = 5.0
 

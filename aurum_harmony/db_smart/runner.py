@@ -44,7 +44,7 @@ from .loading.decorator import Migration
 from .loading.loader import location, location_in
 from .notices import logger_of
 from .operations import Operations
-from .retry import back_off
+from .retry import ASKED_AGAIN, back_off, retry
 from .revising import HeadsMoved, Revising
 from .schema import model_names, model_tables
 from .schema.guard import Guard
@@ -154,12 +154,21 @@ class Runner:
         for database in databases:
             self.check_led(database)
         for database in databases:
-            make = kind or DatabaseRun
-            run = make(self, database, outcome, force=force, remake=remake and self.settings.create_all)
             before = len(outcome.runs)
+
+            def attempt(database: Database = database) -> State:
+                make = kind or DatabaseRun
+                run = make(self, database, outcome, force=force, remake=remake and self.settings.create_all)
+                with run.observed(), interruptible(database.name, lambda: run.doing):
+                    return run.run()
+
+            def again(error: Exception, database: Database = database, before: int = before) -> bool:
+                # Of a migration it has been tried again already.
+                mine = isinstance(error, (MigrationFailed, Interrupted)) or len(outcome.runs) > before
+                return not mine and database.says(error, "deadlock")
+
             try:
-                with run.observed(), interruptible(database.name, lambda run=run: run.doing):  # type: ignore[misc]
-                    outcome.states[database.name] = run.run()
+                outcome.states[database.name] = retry(attempt, ASKED_AGAIN, again)
             except (sa.exc.SQLAlchemyError, OSError) as error:
                 raise DbSmartError(
                     f"Cannot migrate the database {database.name!r} ({database.url}): {database.redact(error)}. "
@@ -784,7 +793,7 @@ class DatabaseRun:
                 if self._committed:
                     self._begun.add(item.migration.name)
                 tried[item.migration.name] = tries = tried.get(item.migration.name, 0) + 1
-                if tries <= self._runner.settings.ddl.retries and _transient(self.database, error):
+                if tries <= self._runner.settings.ddl.retries and self.database.says(error, "transient"):
                     _logger.info("db-smart: %r is tried again: %s", item.migration.name, self.database.redact(error))
                     back_off(tries)
                     continue
@@ -874,7 +883,7 @@ class DatabaseRun:
                     connection.invalidate()
                     raise end from None
                 again = migration.options.transactional
-                if again and tries <= self._runner.settings.ddl.retries and _transient(self.database, error):
+                if again and tries <= self._runner.settings.ddl.retries and self.database.says(error, "transient"):
                     connection.rollback()
                     self.memory.read(connection)  # a part may be committed
                     connection.rollback()
@@ -1038,7 +1047,7 @@ class DatabaseRun:
         if before:
             kept += f"; what was applied before it ({before}) stays applied"
         advice = "Fix the cause"
-        if _transient(database, error):
+        if database.says(error, "transient"):
             advice = (
                 "Other sessions were in its way at each try; if the database knows which, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
@@ -1074,15 +1083,6 @@ def _instead(error: Exception) -> str:
     """The migration to write instead of one that was refused, where one is known."""
     source = error.instead if isinstance(error, Refused) else ""
     return f"\n  Instead:\n\n{indent(source, '    ')}\n" if source else ""
-
-
-def _transient(database: Database, error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that the transaction may succeed when tried again."""
-    while error is not None:
-        if isinstance(error, sa.exc.DBAPIError) and database.facts.says(error, "transient"):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _statement(error: BaseException | None, database: Database) -> str | None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..store.memory import Memory
     from .plan import Plan
 
+T = TypeVar("T")
 
 _logger = logger_of(__name__)
 
@@ -296,8 +297,12 @@ class Planner:
         """
         if not database.exists:
             return self._plan(database, None, [], force, None)
-        with database.connect() as connection:
-            return self.by_connection(database, connection, force=force)
+
+        def ask() -> Plan:
+            with database.connect() as connection:
+                return self.by_connection(database, connection, force=force)
+
+        return _asked(database, ask)
 
     def partly(self, heads: tuple[str, ...] | None) -> str:
         """What the state row says where only migrations with ``background=True`` are left; see :meth:`source`."""
@@ -378,8 +383,12 @@ class Planner:
 
         if not database.exists:
             return None
-        with database.connect() as connection, reading(database):
-            return find_state(connection, self.versions)
+
+        def ask() -> State | None:
+            with database.connect() as connection, reading(database):
+                return find_state(connection, self.versions)
+
+        return _asked(database, ask)
 
     def _heads(self, connection: sa.Connection) -> tuple[str, ...] | None:
         from ..store.history import read_heads
@@ -543,3 +552,10 @@ class Planner:
         sources = self.sources
         flag = Flag(self.code.flag_name, sources.roots, digest, sources.racy, records, sources.stats, sources.packed)
         flags.write(self.path, flag)
+
+
+def _asked(database: Database, ask: Callable[[], T]) -> T:
+    """The answer of a database, asked again where it has put another session first, which changes our tables."""
+    from ..retry import ASKED_AGAIN, retry  # which a warm boot does not need
+
+    return retry(ask, ASKED_AGAIN, lambda error: database.says(error, "deadlock"))

@@ -34,13 +34,13 @@ def facts_of(dialect: str) -> Facts:
 
 
 #: What an error can be. *transient*: the same transaction may succeed when tried again, as after a deadlock, a
-#: serialization failure, a lock time-out, or when another node of a cluster was quicker. *denied*: the user lacks the
-#: right. *read only*: nothing can be written, because the server, the role or the transaction only reads. *missing*:
-#: there is no such table or column. *old rows*: existing rows are in the way of a schema change.
-#: *done*: a schema change finds that it was made before, and the catalog of :meth:`Facts.image` does not show that.
-#: *begun*: what a statement would make is there, or what it needs is not, as after a part of a migration.
-#: *referred*: a foreign key needs a column as it is.
-Kind = Literal["transient", "denied", "read only", "missing", "old rows", "done", "begun", "referred"]
+#: serialization failure, a lock time-out, or when another node of a cluster was quicker. *deadlock*: of these, what the
+#: server ended at once in favour of another session. *denied*: the user lacks the right. *read only*: nothing can be
+#: written, because the server, the role or the transaction only reads. *missing*: there is no such table or column.
+#: *old rows*: existing rows are in the way of a schema change. *done*: a schema change finds that it was made before,
+#: and the catalog of :meth:`Facts.image` does not show that. *begun*: what a statement would make is there, or what it
+#: needs is not, as after a part of a migration. *referred*: a foreign key needs a column as it is.
+Kind = Literal["transient", "deadlock", "denied", "read only", "missing", "old rows", "done", "begun", "referred"]
 
 
 class Facts:

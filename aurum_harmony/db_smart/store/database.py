@@ -18,13 +18,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, plain, raw_text_of, text_of, without_secrets
+from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, chain, plain, raw_text_of, text_of, without_secrets
 
 if TYPE_CHECKING:
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
 
-    from ..dialects.base import Facts
+    from ..dialects.base import Facts, Kind
     from ..spans import Statements
 
 #: Bytes of a SQLite file that hold all we ask of it: https://www.sqlite.org/fileformat2.html#the_database_header
@@ -252,6 +252,10 @@ class Database:
                         f"{self.redact(error)}. Nothing was changed. Check {check}."
                     ) from None
             time.sleep(random.uniform(0.05, 0.5))
+
+    def says(self, error: BaseException, kind: Kind) -> bool:
+        """Whether an error, or what it came from, is an answer of this kind of database that is of a kind."""
+        return any(isinstance(one, sa.exc.DBAPIError) and self.facts.says(one, kind) for one in chain(error))
 
     def redact(self, error: BaseException) -> str:
         """The message of an error (of the driver where there is one) in one line, without the URLs' passwords."""

@@ -64,6 +64,8 @@ class MariadbFacts(Facts):
     """
     errors = {
         "transient": (1205, 1213, 1020),
+        # Also of what only reads, where a schema change comes from another node of a cluster.
+        "deadlock": (1213,),
         "denied": (1044, 1142, 1143),  # of a database, a table, a column
         "read only": (1290, 1792, 1836),
         # A database, a routine, a trigger, an event, a user; tables and all that is in them are in the image.

@@ -167,6 +167,7 @@ class PostgresqlFacts(Facts):
     statement_progress = _PROGRESS
     errors = {
         "transient": ("40001", "40P01", "55P03"),
+        "deadlock": ("40001", "40P01"),
         "denied": ("42501",),
         "read only": ("25006",),
         "missing": ("42P01", "42703"),
