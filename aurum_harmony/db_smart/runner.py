@@ -44,7 +44,7 @@ from .loading.decorator import Migration
 from .loading.loader import location, location_in
 from .notices import logger_of
 from .operations import Operations
-from .retry import ASKED_AGAIN, back_off, retry
+from .retry import ASKED_AGAIN, back_off
 from .revising import HeadsMoved, Revising
 from .schema import model_names, model_tables
 from .schema.guard import Guard
@@ -154,31 +154,31 @@ class Runner:
         for database in databases:
             self.check_led(database)
         for database in databases:
-            before = len(outcome.runs)
-
-            def attempt(database: Database = database) -> State:
-                make = kind or DatabaseRun
+            make = kind or DatabaseRun
+            before, tries = len(outcome.runs), 0
+            while database.name not in outcome.states:
                 run = make(self, database, outcome, force=force, remake=remake and self.settings.create_all)
-                with run.observed(), interruptible(database.name, lambda: run.doing):
-                    return run.run()
-
-            def again(error: Exception, database: Database = database, before: int = before) -> bool:
-                # Of a migration it has been tried again already.
-                mine = isinstance(error, (MigrationFailed, Interrupted)) or len(outcome.runs) > before
-                return not mine and database.says(error, "deadlock")
-
-            try:
-                outcome.states[database.name] = retry(attempt, ASKED_AGAIN, again)
-            except (sa.exc.SQLAlchemyError, OSError) as error:
-                raise DbSmartError(
-                    f"Cannot migrate the database {database.name!r} ({database.url}): {database.redact(error)}. "
-                    f"Migrations applied before that, which stay applied: {len(outcome.runs) - before or 'none'}. "
-                    "Fix the cause and start again."
-                ) from error
-            except (MigrationFailed, Interrupted):
-                # What it changed is not what the flag remembers; the next boot would take it for somebody else's work.
-                planner.forget()
-                raise
+                try:
+                    with run.observed(), interruptible(database.name, lambda run=run: run.doing):  # type: ignore[misc]
+                        outcome.states[database.name] = run.run()
+                except (MigrationFailed, Interrupted):
+                    # What it changed is not what the flag remembers; the next boot would take it for somebody else's
+                    # work.
+                    planner.forget()
+                    raise
+                except (sa.exc.SQLAlchemyError, OSError, DbSmartError) as error:
+                    tries += 1
+                    done = len(outcome.runs) - before
+                    if not done and tries <= ASKED_AGAIN and database.says(error, "deadlock"):
+                        back_off(tries)
+                        continue
+                    if isinstance(error, DbSmartError):
+                        raise
+                    raise DbSmartError(
+                        f"Cannot migrate the database {database.name!r} ({database.url}): {database.redact(error)}. "
+                        f"Migrations applied before that, which stay applied: {done or 'none'}. Fix the cause and "
+                        "start again."
+                    ) from error
         # Where two names lead to one database, the run on the second has changed the row of the first.
         last = {state.database_id: state for state in outcome.states.values()}
         outcome.states = {name: last[state.database_id] for name, state in outcome.states.items()}

@@ -289,12 +289,13 @@ def test_what_the_probe_asks(project: Project, gate: Path, sent: list[tuple[str,
     while time.monotonic() < began + 2.5:
         assert client.get(READY).status_code == client.get("/").status_code == 503
         count += 1
+    took = time.monotonic() - began
     ours = ("db-smart-boot", "db-smart-heartbeat", "db-smart-progress")
     looks = [when for thread, when, _ in sent if thread not in ours and when > began]
-    assert count > 10
-    assert 1 < len(looks) <= 3
-    # A thread may begin a little late.
-    assert all(later - earlier > 0.8 for earlier, later in pairwise(looks))
+    assert count > len(looks)
+    assert 1 < len(looks) <= took + 1
+    # A thread may begin late.
+    assert all(later - earlier > 0.5 for earlier, later in pairwise(looks))
     gate.touch()
     finished(app, smart)
     sent.clear()
@@ -329,8 +330,9 @@ def test_what_the_probe_asks_during_a_backfill(
     began = time.monotonic()
     while time.monotonic() < began + 2.5:
         assert client.get(READY).get_json()["progress"]["unit"] == "rows"
+    took = time.monotonic() - began
     ours = ("db-smart-boot", "db-smart-heartbeat", "db-smart-progress")
-    assert 1 < len([when for thread, when, _ in sent if thread not in ours and when > began]) <= 3
+    assert 1 < len([when for thread, when, _ in sent if thread not in ours and when > began]) <= took + 1
     gate.touch()
     finished(app, smart)
     project.dispose(app)
@@ -350,9 +352,10 @@ def test_what_the_probe_asks_of_several_databases(
     began = time.monotonic()
     while time.monotonic() < began + 6:
         assert client.get(READY).status_code == 503
+    took = time.monotonic() - began
     ours = ("db-smart-boot", "db-smart-heartbeat", "db-smart-progress")
     looks = [statement for thread, when, statement in sent if thread not in ours and when > began]
-    assert 1 < len(looks) <= 6 + 5, looks
+    assert 1 < len(looks) <= took + 5, looks
     gate.touch()
     finished(app, smart)
     project.dispose(app)
