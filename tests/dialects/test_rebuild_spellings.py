@@ -263,7 +263,7 @@ class Made:
             ]
             own = ask(
                 "SELECT type, name, sql FROM sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL "
-                "ORDER BY name"
+                "AND tbl_name NOT LIKE 'db_smart_%' ORDER BY name"
             )
             return {
                 "columns": columns,
