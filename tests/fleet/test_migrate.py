@@ -244,7 +244,15 @@ def test_each_server_has_so_many_tenants_at_a_time_and_none_is_forgotten(
         with ledger.held():
             limits = Limits(8, per_server=2)
             course = Course(
-                run, lambda name: pool.submit(bring, name), lambda name: name[0], ledger, "", None, limits, print
+                run,
+                lambda name: pool.submit(bring, name),
+                lambda name: name[0],
+                ledger,
+                "",
+                None,
+                limits,
+                print,
+                lambda: False,
             )
             assert course.go(names, None)
     assert sorted(seen) == sorted(names)

@@ -160,6 +160,7 @@ class Fleet:
                         planner.settings.release,
                         limits,
                         lambda result: tell(run, result),
+                        lambda: _ended(executor),
                     )
                     _go(course, run, iter(names), first, stop_after)
         finally:
@@ -351,6 +352,11 @@ class Fleet:
 def _workers_of(executor: Executor | None) -> int:
     found: int = getattr(executor, "_max_workers", None) or _WORKERS
     return found
+
+
+def _ended(executor: Executor | None) -> bool:
+    """Whether one of Dask has lost its scheduler for good: it takes work as before, and says nothing."""
+    return getattr(getattr(executor, "_client", None), "status", None) in ("closing", "closed")
 
 
 def _go(course: Course, run: FleetRun, names: Iterator[str], first: int, stop_after: int | None) -> None:

@@ -106,6 +106,7 @@ class Course:
     :param ledger: held by this run.
     :param source: see :meth:`~.fleet.ledger.Ledger.write`; so is ``release``.
     :param tell: told of each result.
+    :param ended: whether the executor takes work that nobody will do.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Course:
         release: str | None,
         limits: Limits,
         tell: Callable[[Result], None],
+        ended: Callable[[], bool],
     ) -> None:
         self._run = run
         self._submit = submit
@@ -127,6 +129,7 @@ class Course:
         self._release = release
         self._limits = limits
         self._tell = tell
+        self._ended = ended
         self._at_work: dict[Future[Result], tuple[str, str | None]] = {}
         self._busy: Counter[str] = Counter()
         self._waiting: dict[str, deque[str]] = {}
@@ -189,6 +192,10 @@ class Course:
 
         :returns: ``False`` where the executor takes none.
         """
+        if self._ended():
+            self._gone = True
+            self._run.stopped = "the cluster has ended"
+            return False
         try:
             future = self._submit(name)
         except Exception as error:  # it was closed, or its scheduler is not there any more
@@ -204,6 +211,8 @@ class Course:
         """Wait for a tenant to be done, and see to what is done."""
         done, _ = wait(self._at_work, _LOOK_EVERY, FIRST_COMPLETED)
         self._ledger.confirm()
+        if not done and self._ended():
+            done = set(self._at_work)
         for future in done:
             name, server = self._at_work.pop(future)
             if server is not None:
@@ -218,6 +227,8 @@ class Course:
     def _result(self, future: Future[Result], name: str) -> Result:
         """What became of a tenant, also where its worker has not lived to tell."""
         try:
+            if not future.done():
+                raise CancelledError
             return future.result()
         except (Interrupted, KeyboardInterrupt):
             raise
