@@ -390,13 +390,18 @@ def _submitting(crew: Crew, executor: Executor | None, factory: str | None, limi
         return
     crew.load()
     busy: set[threading.Thread] = set()
+    # A thread is interrupted in bring() or not at all: one that the interruption meets in the pool's own code takes
+    # with it what was to wake the others, which then wait for ever.
+    guard = threading.Lock()
 
     def bring(name: str) -> Result:
-        busy.add(threading.current_thread())
+        with guard:
+            busy.add(threading.current_thread())
         try:
             return crew.bring(name)
         finally:
-            busy.discard(threading.current_thread())
+            with guard:
+                busy.discard(threading.current_thread())
 
     own = ThreadPoolExecutor(limits.workers, "db-smart-fleet") if executor is None else None
     pool = own or executor
@@ -404,8 +409,9 @@ def _submitting(crew: Crew, executor: Executor | None, factory: str | None, limi
     try:
         yield lambda name: pool.submit(bring, name)
     except Interrupted:
-        for thread in list(busy):
-            interrupt(thread, 0)
+        with guard:
+            for thread in busy:
+                interrupt(thread, 0)
         raise
     finally:
         if own is not None:

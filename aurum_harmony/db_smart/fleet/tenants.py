@@ -76,7 +76,12 @@ class Tenant(Database):
         """A new connection; see :meth:`~.store.database.Database.connect`."""
         if self.schema is None or not autocommit:
             with super().connect(autocommit=autocommit) as connection:
-                yield connection
+                try:
+                    yield connection
+                except KeyboardInterrupt:
+                    if self.facts.server:  # it may have met a statement in the middle: the session can only be closed
+                        connection.invalidate()
+                    raise
             return
         assert self._alone is not None
         session = Database(self.name, self.key, self._alone())
