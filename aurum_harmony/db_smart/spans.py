@@ -82,8 +82,8 @@ _BETWEEN = frozenset(
 _WITH_TARGET = frozenset(["INSERT", "REPLACE", "UPDATE", "DELETE", "TRUNCATE", "ANALYZE"])
 
 
-#: What is for our own tables is none of the migration's.
-_OURS = re.compile(r"(^|\.)[\"`]?db_smart_")
+#: What is for our own tables and their indexes is none of the migration's.
+_OURS = re.compile(r"(^|\.)[\"`]?(ix_)?db_smart_")
 
 
 class Sent(NamedTuple):
