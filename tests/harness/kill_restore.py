@@ -64,15 +64,16 @@ def main() -> None:
         (chosen,) = snapshot.listed(app, database)
         fill(old, journal, "old")
         counts = Counter(kills=0, old=0, new=0, broken=0)
-        length = 0.0
+        length, whole = 0.0, 0
         while counts["kills"] < kills:
             for file in folder.glob("live.sqlite*"):
                 file.unlink()
             shutil.copyfile(old, path)
             started = time.perf_counter()
             pid = forked(snapshot.restore, app, database, chosen)
-            if not length:
+            if whole < 2:  # the first one loads what those after it have
                 assert ended(pid) == 0
+                whole += 1
                 length = time.perf_counter() - started
                 assert found(path) == "new"
                 continue
