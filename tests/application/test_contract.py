@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +17,7 @@ from aurum_harmony.db_smart.store import releases
 from aurum_harmony.db_smart.store.database import Database
 from aurum_harmony.db_smart.store.releases import Instance, Touches
 from tests.harness.databases import engine_of
-from tests.harness.project import Project, booted
+from tests.harness.project import Project, booted, process
 from tests.harness.servers import wait_until
 
 USERS = """
@@ -60,22 +59,6 @@ def old_models(db: SQLAlchemy) -> None:
 def ready(project: Project) -> Project:
     """With the table, and the next release's models."""
     return booted(project, models, USERS, ON)
-
-
-@contextmanager
-def process(project: Project, **config: Any) -> Iterator[tuple[Flask, DbSmart]]:
-    """What a new process would be, until it ends."""
-    app, smart = project.app(**config)
-    try:
-        smart.boot(app)
-        yield app, smart
-    finally:
-        state = smart._state(app)
-        if state.later is not None:
-            state.later.end()
-        if state.fence is not None:
-            state.fence.stop()
-        project.dispose(app)
 
 
 def finished(app: Flask, smart: DbSmart) -> None:

@@ -28,7 +28,7 @@ from aurum_harmony.db_smart.store.tables import epoch_us, state
 from aurum_harmony.db_smart.store.tables import releases as releases_table
 from tests.harness.crash import ended, forked
 from tests.harness.databases import connected, engine_of
-from tests.harness.project import Project, booted
+from tests.harness.project import Project, booted, process
 from tests.harness.servers import wait_until
 
 USERS = """
@@ -56,20 +56,6 @@ def later_models(db: SQLAlchemy) -> None:
 def released(project: Project) -> Project:
     """Release 1.4, of which the models map a column that a later one drops; it is booted."""
     return booted(project, models, USERS, ON)
-
-
-@contextmanager
-def process(project: Project, **config: Any) -> Iterator[tuple[Flask, DbSmart]]:
-    """What a new process would be, until it ends."""
-    app, smart = project.app(**config)
-    try:
-        smart.boot(app)
-        yield app, smart
-    finally:
-        found = smart._state(app).fence
-        if found is not None:
-            found.stop()
-        project.dispose(app)
 
 
 def cut_off(smart: DbSmart, app: Flask) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,19 @@ def booted(project: Project, models: Callable[[SQLAlchemy], None], source: str, 
     project.config.update(config)
     project.boot()
     return project
+
+
+@contextmanager
+def process(project: Project, **config: Any) -> Iterator[tuple[Flask, DbSmart]]:
+    """What a new process would be, until it ends."""
+    app, smart = project.app(**config)
+    try:
+        smart.boot(app)
+        yield app, smart
+    finally:
+        state = smart._state(app)
+        if state.later is not None:
+            state.later.end()
+        if state.fence is not None:
+            state.fence.stop()
+        project.dispose(app)

@@ -229,7 +229,10 @@ class Ledger:
                     self._token, self._lost = found.token, False
                 return None if taken else found
 
-            while (found := retry(attempt, _RETRIES, self._transient)) is not None:
+            def others_were_quicker(error: Exception) -> bool:
+                return self.database.says(error, "transient")
+
+            while (found := retry(attempt, _RETRIES, others_were_quicker)) is not None:
                 first = first or found
                 if (found.token, found.expires) != (first.token, first.expires):
                     raise LockTimeout(
@@ -237,9 +240,6 @@ class Ledger:
                         "changed. Start again when it is done; 'flask db-smart fleet status' shows how far it is."
                     )
                 time.sleep(_LOOK_EVERY)
-
-    def _transient(self, error: Exception) -> bool:
-        return isinstance(error, sa.exc.DBAPIError) and self.database.facts.says(error, "transient")
 
     def _expiry(self) -> sa.ColumnElement[int]:
         return epoch_us() + int(self._lease * 1_000_000)
