@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -16,7 +17,7 @@ from flask import current_app
 from flask.cli import AppGroup, ScriptInfo
 
 from ..cli import json_option
-from ..errors import DbSmartError, WrongUsage
+from ..errors import DbSmartError, WrongUsage, one_line, text_of
 from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Result
 from .remote import EXTENSION
 from .run import FleetRun, tenants
@@ -157,10 +158,14 @@ def _executor(dask: str | None) -> Iterator[tuple[Executor | None, int | None]]:
             "--dask needs Dask: install the extra 'fleet', as in pip install 'aurum-harmony[fleet]'. Nothing was "
             "changed."
         ) from None
+    # It tells of each connection that ends, with a traceback; what became of the run is told below.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     try:
         client = client_of(dask)
-    except (OSError, ValueError) as error:
-        raise DbSmartError(f"There is no scheduler of Dask at {dask}: {error}. Nothing was changed.") from None
+    except Exception as error:  # a TypeError where there are no certificates, a RuntimeError where they are required
+        raise DbSmartError(
+            f"No scheduler of Dask can be reached at {dask}: {one_line(text_of(error))}. Nothing was changed."
+        ) from None
     with client:
         threads = sum(client.nthreads().values())
         if not threads:
