@@ -179,6 +179,7 @@ def _data(run: FleetRun) -> dict[str, Any]:
         "total": run.total,
         **run.counts,
         "left": run.left,
+        "waiting": run.waiting,
         "stopped": run.stopped,
         "duration_s": round(run.duration, 3),
         "failures": [{"name": one.name, "error": one.error} for one in run.failures],
@@ -193,6 +194,11 @@ def _summary(run: FleetRun) -> str:
     text = f"{tenants(run.total)} in {run.duration:.1f} s: {', '.join(parts)}."
     if run.stopped:
         text += f" Stopped, because {run.stopped}."
+    if run.waiting:
+        text += (
+            f" In {tenants(run.waiting)} a contract step waits until it is applied to the application's own database: "
+            "'flask db-smart status' says why."
+        )
     if counts[FAILED]:
         text += " 'flask db-smart fleet failed' says why; 'fleet migrate --failed' tries them again."
     return text

@@ -190,15 +190,19 @@ class Gate:
                 )
             crew.load()
             with app.app_context():
-                behind = planner.ask(tenant).behind
+                plan = planner.ask(tenant)
         except DatabaseUnreachable as error:
             raise DatabaseUnreachable(tenant.without_url(error.message)) from None
         finally:
             tenant.close()
-        if not behind and state is not None:
+        if not plan.behind and state is not None:
             found = Result(name, UP_TO_DATE, database_id=state.database_id, stamp=state.stamp)
             ledger.make()
             ledger.write([found], crew.source, Settings(app).release)
+            self._over(name, future)
+            return
+        waits = all(item.migration.options.contract for item in plan.pending)
+        if not plan.blocks and (waits or self._fleet.strategy == "full"):  # no boot would wait for that
             self._over(name, future)
             return
         if self._fleet.strategy == "full":
