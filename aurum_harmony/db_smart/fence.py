@@ -323,10 +323,14 @@ class Fence:
             return self._locks.lease / 15
 
     def _renew(self) -> None:
-        since, held = clock(), True
+        since = clock()
+        # A request that registers the row again has made it hold before it has looked at what is gone.
+        held = since < self.deadline
         for one in self._served or ():
+            if not held:
+                break
             with one.database.connect() as connection:
-                held = releases.renew(connection, one.me, self._locks.lease) and held
+                held = releases.renew(connection, one.me, self._locks.lease)
                 if not self._tidied:
                     releases.forget(connection)
         if held:

@@ -215,6 +215,20 @@ def test_what_is_gone(released: Project) -> None:
         wait_until(lambda: client.get("/").status_code == 200)
 
 
+def test_a_row_that_has_run_out_is_registered_and_not_renewed(released: Project) -> None:
+    """Also where a request of this moment has just registered it, and has not looked yet at what is gone."""
+    with process(released) as (app, smart):
+        client = app.test_client()
+        assert client.get("/").status_code == 200
+        begin_step(released)
+        released.query("ALTER TABLE users DROP COLUMN fax")
+        end_step(released)
+        found = cut_off(smart, app)
+        found._beat()
+        assert len(rows(released)) == 0
+        assert client.get("/").status_code == 503
+
+
 def test_a_release_that_does_not_map_it_serves(released: Project) -> None:
     with process(released) as (app, _):
         assert app.test_client().get("/").status_code == 200
