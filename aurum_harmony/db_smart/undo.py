@@ -180,14 +180,57 @@ def _targets(database: Database, made: list[Made], wanted: str | None, begun: se
     return found[-1:]
 
 
-def _kept(made: Made) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = None if made.inverse is None else json.loads(made.inverse)
-    return found
+def _kept(run: Made) -> dict[str, Any] | None:
+    """What takes a run back; ``None`` where that is not kept, or not as this release writes it."""
+    try:
+        found: dict[str, Any] = json.loads(run.inverse or "")
+        made, own = found["made"], found["own"]
+        lists = isinstance(made, list) and isinstance(own, list) and all(isinstance(one, str) for one in own)
+        return found if lists and all(map(_known, made)) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+_TEXT, _NAMES = (str,), (list,)
+_MAYBE = (str, type(None))
+#: What tells of each inverse, besides its table.
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "cannot": {"what": _TEXT, "why": _TEXT},
+    "stays": {"what": _TEXT},
+    "drop_table": {"names": _NAMES},
+    "drop_columns": {"names": _NAMES, "constraints": _NAMES},
+    "drop_index": {"name": _TEXT, "names": _NAMES},
+    "drop_constraint": {"name": _TEXT, "names": _NAMES, "implied": (bool,)},
+    "rename_table": {"name": _TEXT},
+    "rename_column": {"name": _TEXT, "to": _TEXT},
+    "alter_column": {"name": _TEXT},
+    "table_comment": {"comment": _MAYBE},
+    "declare": {"kind": _TEXT, "name": _TEXT, "text": _MAYBE},
+    "drop_type": {"name": _TEXT, "domain": (bool,)},
+}
+_PLACE = {"schema": _MAYBE, "table": _TEXT}
+#: What an altered column may have had before.
+_ALTERED: dict[str, tuple[type, ...]] = {"type": (dict,), "nullable": (bool,), "default": _MAYBE, "comment": _MAYBE}
+
+
+def _known(entry: dict[str, Any]) -> bool:
+    """Whether an inverse is one of this release, with all that it needs, and nothing else."""
+    op = entry["op"]
+    needs = {"op": _TEXT, "sure": (bool,), **_FIELDS[op], **({} if op in ("cannot", "stays") else _PLACE)}
+    may = needs | (_ALTERED if op == "alter_column" else {})
+    typed = all(isinstance(value, may[name]) for name, value in entry.items())
+    lists = (value for value in entry.values() if isinstance(value, list))
+    return typed and needs.keys() <= entry.keys() and all(isinstance(name, _MAYBE) for its in lists for name in its)
 
 
 def _why_unknown(made: Made) -> str:
     if made.error == STAMPED:
         return "it was recorded by 'stamp', so db-smart has made nothing for it"
+    if made.inverse is not None:
+        return (
+            "what the history has to take it back is not as this release of db-smart writes it: it was edited, or a "
+            "later release has written it, which can take it back"
+        )
     return (
         "the history does not have what takes it back: it is a revision of Alembic (see 'flask db downgrade'), or was "
         "applied by an earlier release of db-smart, or by a script of 'migrate --sql'"
@@ -393,9 +436,6 @@ def _said(entry: dict[str, Any]) -> str:
         "declare": f"{'drop' if entry.get('text') is None else 'put back'} the {kind} {name}",
         "drop_type": f"drop the type {name}",
     }[entry["op"]]
-
-
-_ALTERED = ("type", "nullable", "default", "comment")
 
 
 def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.ColumnElement[bool]:

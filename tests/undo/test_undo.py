@@ -370,3 +370,45 @@ def test_a_row_without_inverse_is_refused(project: Project) -> None:
     project.boot()
     project.query("UPDATE db_smart_history SET inverse = NULL WHERE name = 'change'")
     assert "does not have what takes it back" in refusal(project.run("undo", "--yes"))
+
+
+_ENTRY = '{"op": "drop_columns", "schema": null, "table": "users", "names": ["age"], "constraints": [], "sure": true}'
+
+
+@pytest.mark.parametrize(
+    "inverse",
+    [
+        *("", "x", "[]", "null", "3", "{}", '{"run": "a", "own": []}', '{"run": "a", "made": {}, "own": []}'),
+        f'{{"run": "a", "made": [{_ENTRY}], "own": [3]}}',
+        *(
+            f'{{"run": "a", "made": [{_ENTRY.replace(*change)}], "own": []}}'
+            for change in (
+                *(("drop_columns", "melt"), ("drop_columns", "look"), ("drop_columns", "drop_table")),
+                *(
+                    (', "names": ["age"]', ""),
+                    ('["age"]', '"age"'),
+                    ('["age"]', "[1]"),
+                    ('"sure"', '"more": 1, "sure"'),
+                ),
+                *((_ENTRY, "[]"), (_ENTRY, '{"op": []}')),
+            )
+        ),
+    ],
+)
+def test_an_inverse_that_this_release_does_not_know_is_refused(sqlite_project: Project, inverse: str) -> None:
+    """It was edited, or a later release has written it."""
+    apply(sqlite_project, 'op.add_column("users", Column("age", Integer))')
+    sqlite_project.boot()
+    (kept,) = sqlite_project.query("SELECT inverse FROM db_smart_history WHERE name = 'change'")[0]
+    assert json.loads(kept)["made"] == [json.loads(_ENTRY)]
+    edit = "UPDATE db_smart_history SET inverse = :inverse WHERE name = 'change' AND outcome = :outcome"
+    sqlite_project.query(edit, inverse=inverse, outcome="applied")
+    for discard in ([], ["--discard"]):
+        said = refusal(sqlite_project.run("undo", "--yes", *discard))
+        assert "is not as this release of db-smart writes it" in said
+    assert "would be lost" in refusal(sqlite_project.run("undo", "base", "--yes"))
+    assert "age" in sqlite_project.columns("users")
+    sqlite_project.query(edit, inverse=kept, outcome="applied")
+    assert sqlite_project.run("undo", "--yes").exit_code == 0
+    sqlite_project.query(edit, inverse=inverse, outcome="taken back")
+    assert "has no run 'change'" in refusal(sqlite_project.run("undo", "change", "--yes"))
