@@ -19,7 +19,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import DropEnumType
-from sqlalchemy.dialects.postgresql.named_types import DropDomainType
+from sqlalchemy.dialects.postgresql.named_types import DropDomainType, NamedType
 
 from .dialects.base import facts_of
 from .dialects.editor import editor_of
@@ -143,23 +143,42 @@ def look(database: Database, connection: sa.Connection, wanted: str | None) -> l
     begun = history.begun(connection)
     targets = _targets(database, made, wanted, begun)
     before, found = _Before(Catalog(connection)), []
-    for target in targets:
-        undoing = Undoing(target.number, target.name)
-        if target.name in begun:
-            undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
-        kept = _kept(target)
-        if kept is None:
-            undoing.refusals.append(_why_unknown(target))
-        else:
-            later = [one for one in made if one.number > target.number and one not in targets]
-            _Looking(before, undoing, later).look(kept)
-            if undoing.refusals and database.path is not None:
-                undoing.refusals.append(
-                    "'flask db-smart restore' puts back the snapshot of before a run, with all rows of that time; "
-                    "see 'flask db-smart snapshots'"
-                )
-        found.append(undoing)
+    _see_all_rows(connection)
+    try:
+        for target in targets:
+            undoing = Undoing(target.number, target.name)
+            if target.name in begun:
+                undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
+            kept = _kept(target)
+            if kept is None:
+                undoing.refusals.append(_why_unknown(target))
+            else:
+                later = [one for one in made if one.number > target.number and one not in targets]
+                _Looking(before, undoing, later).look(kept)
+                if undoing.refusals and database.path is not None:
+                    undoing.refusals.append(
+                        "'flask db-smart restore' puts back the snapshot of before a run, with all rows of that time; "
+                        "see 'flask db-smart snapshots'"
+                    )
+            found.append(undoing)
+    except sa.exc.DBAPIError as error:
+        if not database.says(error, "denied"):
+            raise
+        raise DbSmartError(
+            f"The user of the database {database.name!r} ({database.url}) may not see all rows of what would be taken "
+            f"back: {database.redact(error)}. Nothing was taken back. Undo it as one who may: where policies hide "
+            "rows, as a role with BYPASSRLS, by DB_SMART_MIGRATION_URL."
+        ) from error
     return found
+
+
+def _see_all_rows(connection: sa.Connection) -> None:
+    """Let no policy of PostgreSQL hide rows that are counted and copied: the server refuses to ask instead.
+
+    Until the transaction ends.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL row_security = off")
 
 
 def _targets(database: Database, made: list[Made], wanted: str | None, begun: set[str]) -> list[Made]:
@@ -449,16 +468,18 @@ def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.Col
     if default is None or isinstance(kind, sa.JSON) or not _CONSTANT.fullmatch(str(default)):
         return has
     usual: sa.ColumnElement[Any] = sa.literal_column(f"({default})")
-    if isinstance(kind, sa.String):  # whatever its collation
-        as_it_is = sa.Text(collation="C") if catalog.inspector.dialect.name == "postgresql" else sa.LargeBinary()
+    postgresql = catalog.inspector.dialect.name == "postgresql"
+    # Others, such as a point, have no equality there, or one that is less than that: of boxes it compares the areas.
+    as_text = postgresql and isinstance(getattr(kind, "item_type", kind), (sa.String, sa.types.NullType, sa.JSON))
+    if isinstance(kind, sa.String) or as_text:  # whatever its collation
+        as_it_is = sa.Text(collation="C") if postgresql else sa.LargeBinary()
         column, usual = sa.cast(column, as_it_is), sa.cast(usual, as_it_is)
     return sa.and_(has, column != usual)
 
 
-def _rows(schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
-    """The query for these columns of a table."""
-    source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
-    return sa.select(*source.c)
+def _is_named(kind: Any) -> bool:
+    """Whether a type is one of PostgreSQL's with a name of its own, or an array of such."""
+    return isinstance(getattr(kind, "item_type", kind), NamedType)
 
 
 class _UndoJournal(Journal):
@@ -555,6 +576,7 @@ class UndoRun(DatabaseRun):
             self._mark(target, "begun", "")
             commit(connection)
             begin(connection)
+        _see_all_rows(connection)
         transaction = _UndoTransaction(
             self.database,
             connection,
@@ -772,7 +794,7 @@ class _Inverting:
             if rows and archive is not None:
                 into, names = archive
                 target = sa.table(into, *(sa.column(name) for name in names), schema=schema)
-                transaction.send(target.insert().from_select(names, _rows(schema, table, names).where(where)))
+                transaction.send(target.insert().from_select(names, self._rows(schema, table, names).where(where)))
                 if catalog.count(into, schema) != rows:
                     raise DbSmartError(f"The archive {into!r} does not have the {what}. They were not dropped.")
                 self._undone.archived.append((into, rows))
@@ -793,8 +815,20 @@ class _Inverting:
         into = self._run.archive_name(self._target, table, column)
         if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
             self._op.drop_table(into, schema=schema)
-        self._transaction.send(CreateTableAs(into, schema, _rows(schema, table, names).where(sa.false())))
+        self._transaction.send(CreateTableAs(into, schema, self._rows(schema, table, names).where(sa.false())))
         return into, names
+
+    def _rows(self, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
+        """The query for these columns of a table; as text where undo may have to drop the type."""
+        kinds = {one["name"]: one["type"] for one in self._catalog.columns(table, schema).values()}
+        source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
+        postgresql = self._transaction.facts.name == "postgresql"
+        return sa.select(
+            *(
+                sa.cast(one, sa.Text).label(one.name) if postgresql and _is_named(kinds[one.name]) else one
+                for one in source.c
+            )
+        )
 
     @contextmanager
     def _held(
