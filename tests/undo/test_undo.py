@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.harness.project import Project
-from tests.undo.samples import BASE, archives, described
+from tests.undo.samples import BASE, apply, archives, described, refusal
 
 CHANGES = {
     "columns": 'op.add_columns("users", Column("age", Integer, index=True), Column("mail", String(9), unique=True))',
@@ -31,13 +31,6 @@ CHANGES = {
     "replaced index": 'op.replace_index("ix_users_city", "users", ["city", "name"])',
     "view": 'op.view("v", "SELECT id, name FROM users")',
 }
-
-
-def apply(project: Project, change: str, *, more: str = "destructive=True") -> None:
-    """Boot with the base, and then with one more migration."""
-    project.write(BASE)
-    project.boot()
-    project.write(BASE + f"\n@migration({more})\ndef change(op):\n    {change}\n")
 
 
 def rows(project: Project) -> list[Any]:
@@ -112,12 +105,6 @@ def test_what_an_interrupted_run_has_perhaps_made_is_not_dropped(project: Projec
 
 COLUMN = 'op.add_columns("users", Column("age", Integer, server_default="7"), Column("mail", String(9)))'
 VALUES = "UPDATE users SET age = 30, mail = 'x' WHERE id = 1"
-
-
-def refusal(result: Any) -> str:
-    """What a command said that refused, in one line."""
-    assert result.exit_code == 1, result.output
-    return " ".join(result.output.split())
 
 
 def test_values_are_counted_and_not_lost(project: Project) -> None:

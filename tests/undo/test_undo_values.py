@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from tests.harness.project import Project
-from tests.undo.samples import BASE, archives, described
-from tests.undo.test_undo import apply, refusal
+from tests.undo.samples import BASE, apply, archives, described, refusal
 
 #: By dialect: the columns of a table, with a value of each, as SQL.
 COLUMNS = {
