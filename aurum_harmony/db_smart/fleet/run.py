@@ -237,7 +237,7 @@ class Course:
             raise
         except CancelledError:
             said = "it was cancelled"
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = f"{type(error).__name__}: {text_of(error)}"
         return Result(
             name,

@@ -421,12 +421,14 @@ class Crew:
         started = time.perf_counter()
         try:
             tenant = self.places.tenant(name)
-        except Exception as error:  # of the code of the application that tells the place
+        except (Exception, SystemExit) as error:  # of the code of the application that tells the place
             return _failed(name, started, text_of(error))
         try:
             applied, state, waiting = self._run(tenant)
         except Interrupted:
             raise
+        except SystemExit as error:  # of a migration, which would end the run, and maybe with 0
+            return _failed(name, started, f"a migration ended the process (SystemExit: {text_of(error)})")
         except Exception as error:
             return _failed(name, started, tenant.without_url(text_of(error)))
         finally:
