@@ -617,10 +617,15 @@ class UndoRun(DatabaseRun):
             values = {"migration": _mark(target.number), "step": step, "detail": detail}
             self.connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
 
-    def archive_name(self, target: Made, table: str, column: str | None) -> str:
-        """The name of the table that keeps values; of a try before this one, the same. It is written down first."""
+    def archive_name(self, target: Made, table: str, column: str | None, *, another: bool = False) -> str:
+        """The name of the table that keeps values; of a try before this one, the same. It is written down first.
+
+        :param another: whether the one of a try before this one is not to be that.
+        """
         step = "archive:" + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
         mine = sa.and_(progress.c.migration == _mark(target.number), progress.c.step == step)
+        if another:
+            self.connection.execute(progress.delete().where(mine))
         found: str | None = self.connection.scalar(sa.select(progress.c.detail).where(mine))
         if found is not None:
             return found
@@ -813,10 +818,20 @@ class _Inverting:
         if column is not None:
             names = list(dict.fromkeys([*(catalog.primary_key(table, schema) or []), column]))
         into = self._run.archive_name(self._target, table, column)
-        if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
-            self._op.drop_table(into, schema=schema)
+        if catalog.has_table(into, schema):  # of a try before this one
+            if self._copies(into, schema, table, names):
+                self._op.drop_table(into, schema=schema)
+            else:  # what was dropped is there again, with other values
+                into = self._run.archive_name(self._target, table, column, another=True)
         self._transaction.send(CreateTableAs(into, schema, self._rows(schema, table, names).where(sa.false())))
         return into, names
+
+    def _copies(self, archive: str, schema: str | None, table: str, names: list[str]) -> bool:
+        """Whether all that an archive holds is still where it came from."""
+        if [one["name"] for one in self._catalog.columns(archive, schema).values()] != names:
+            return False
+        kept = sa.select(sa.table(archive, *(sa.column(name) for name in names), schema=schema))
+        return self._connection.execute(sa.except_(kept, self._rows(schema, table, names)).limit(1)).first() is None
 
     def _rows(self, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
         """The query for these columns of a table; as text where undo may have to drop the type."""
