@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ from .runner import DatabaseRun, Outcome, Runner
 from .schema.catalog import Catalog
 from .schema.column_types import from_json, misfits
 from .schema.ddl import CreateDeclared, CreateTableAs, DropDeclared, LockTables
+from .schema.effects import names_in
 from .schema.rules import counted
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
@@ -305,6 +306,14 @@ class _Looking:
         #: The indexes that are replaced, or there again, by then.
         self._put: set[tuple[str | None, str]] = set()
         self._later = [(one, entry) for one in later for entry in (_kept(one) or {"made": []})["made"]]
+        #: The views that came since, with all names that they have; not each database looks after them.
+        self._views = [
+            (one, entry["name"], names_in(text, facts_of(self._catalog.inspector.dialect.name)))
+            for one, entry in self._later
+            if entry["op"] == "declare" and entry["kind"] == "view"
+            if self._catalog.has_declared("view", entry["name"], entry["schema"])
+            if (text := self._catalog.declared("view", entry["name"], entry["schema"], None))
+        ]
 
     def look(self, kept: dict[str, Any]) -> None:
         """See what each inverse would do."""
@@ -320,6 +329,12 @@ class _Looking:
                     undoing.refusals.append(
                         f"{_said(entry)}: {changed.name!r} (run {changed.number}) has changed it since; undo that first"
                     )
+                for one, view, names in self._views:
+                    if _stands_on(entry, names, self._before.key):
+                        undoing.refusals.append(
+                            f"{_said(entry)}: {one.name!r} (run {one.number}) has made the view {view!r} of it since; "
+                            "undo that first"
+                        )
                 self._entry(entry)
         for statement in kept["own"]:
             if statement.upper().startswith(_STAYS):
@@ -427,6 +442,15 @@ def _touches(entry: dict[str, Any], later: dict[str, Any]) -> bool:
     if (entry["table"] and {entry["op"], later["op"]} & whole) or entry["op"] == later["op"] == "table_comment":
         return True
     return bool(_names(entry) & _names(later))
+
+
+def _stands_on(entry: dict[str, Any], names: set[str], key: Callable[[str], str]) -> bool:
+    """Whether a view that has these names would be broken by what an inverse takes away."""
+    if entry["op"] not in ("drop_table", "drop_columns", "rename_table", "rename_column"):
+        return False
+    of_op: dict[str, list[str]] = {"drop_columns": entry.get("names", []), "rename_column": [entry.get("name", "")]}
+    columns = of_op.get(entry["op"])
+    return key(entry["table"]) in names and (columns is None or any(key(name) in names for name in columns))
 
 
 def _tables(entry: dict[str, Any]) -> set[str]:
