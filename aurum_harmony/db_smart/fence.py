@@ -36,7 +36,7 @@ from .settings import LockSettings
 from .store import releases
 from .store.database import Database
 from .store.lock import lock_of
-from .store.releases import Instance
+from .store.releases import Contract, Instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,14 +239,15 @@ class Fence:
     def _register_on(self, one: _Served) -> Refusal | None:
         with one.database.connect() as connection:
             try:
-                releases.register(connection, one.me, self._locks.lease)
-            except sa.exc.DBAPIError:
-                if releases.exist(connection):
+                contracts = self._written_down(one, connection)
+            except sa.exc.DBAPIError as error:
+                # Whether they are there now says nothing: another thread may be making them.
+                if error.connection_invalidated or not one.database.facts.says(error, "missing"):
                     raise
                 with one.maker.connect() as making:
                     releases.make_tables(making)
-                releases.register(connection, one.me, self._locks.lease)
-            for contract in releases.read_contracts(connection, holds=None if one.database.facts.server else True):
+                contracts = self._written_down(one, connection)
+            for contract in contracts:
                 if not releases.harmed(contract.touches, one.me, Instance(contract.release, "", one.me.uses)):
                     continue
                 if contract.under_way and self._holds(one.maker):
@@ -262,6 +263,11 @@ class Fence:
                         gone=True,
                     )
         return None
+
+    def _written_down(self, one: _Served, connection: sa.Connection) -> list[Contract]:
+        """Write the row, and then read what is being taken away."""
+        releases.register(connection, one.me, self._locks.lease)
+        return releases.read_contracts(connection, holds=None if one.database.facts.server else True)
 
     def _holds(self, database: Database) -> bool:
         """Whether anybody holds the lock of a database; on a server the row of the lease has told that already.
@@ -339,10 +345,14 @@ class Fence:
             return self._locks.lease / 15
 
     def _renew(self) -> None:
-        since, held = clock(), True
+        since = clock()
+        # A request that registers the row again has made it hold before it has looked at what is gone.
+        held = since < self.deadline
         for one in self._served or ():
+            if not held:
+                break
             with one.database.connect() as connection:
-                held = releases.renew(connection, one.me, self._locks.lease) and held
+                held = releases.renew(connection, one.me, self._locks.lease)
                 if not self._tidied:
                     releases.forget(connection)
         if held:

@@ -245,9 +245,10 @@ def make_tables(connection: sa.Connection) -> None:
 
 
 def exist(connection: sa.Connection) -> bool:
-    """Whether there are the tables of this module. Leaves no transaction."""
+    """Whether there are all the tables of this module. Leaves no transaction."""
     try:
-        connection.execute(sa.select(contracts.c.token).limit(1)).all()
+        for table in release_metadata.sorted_tables:  # who made one may have ended before the next
+            connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).all()
         return True
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated or not facts_of(connection.dialect.name).says(error, "missing"):
@@ -265,18 +266,16 @@ def register(connection: sa.Connection, me: Instance, seconds: float) -> None:
 
     :param seconds: for how long without :func:`renew`.
     """
-    until = _until(seconds)
-    uses = json.dumps({table: sorted(columns) for table, columns in me.uses.items()})
+    changes = {**_until(seconds), "uses": json.dumps({table: sorted(columns) for table, columns in me.uses.items()})}
+    values = {"release": me.release, "instance": me.key, "started": epoch_us(), **changes}
     facts = facts_of(connection.dialect.name)
     for last in (False, True):
         try:
             with _written(connection):
-                if connection.execute(releases.update().where(_is(me)).values(**until, uses=uses)).rowcount != 1:
-                    key = {"release": me.release, "instance": me.key}
-                    connection.execute(releases.insert().values(**key, started=epoch_us(), **until, uses=uses))
+                connection.execute(facts.upsert(releases, values, changes))
             return
-        except sa.exc.DBAPIError as error:  # another process of this host has made the row between the two
-            if last or not (isinstance(error, sa.exc.IntegrityError) or facts.says(error, "deadlock")):
+        except sa.exc.DBAPIError as error:  # another process of this host makes the row at the same time
+            if last or not facts.says(error, "deadlock"):
                 raise
 
 
