@@ -565,7 +565,7 @@ class DatabaseStatus:
 
     @property
     def _models(self) -> str:
-        return f"{model_names.said(self.lacking)}; 'flask db-smart diff' shows more"
+        return f"{model_names.said(self.lacking, ahead=bool(self.unknown))}; 'flask db-smart diff' shows more"
 
 
 @dataclass(frozen=True)
