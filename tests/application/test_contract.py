@@ -56,6 +56,10 @@ def old_models(db: SQLAlchemy) -> None:
     db.Table("users", sa.Column("id", sa.Integer, primary_key=True), sa.Column("fax", sa.String(20)))
 
 
+def next_models(db: SQLAlchemy) -> None:
+    db.Table("users", sa.Column("id", sa.Integer, primary_key=True), sa.Column("telefax", sa.String(20)))
+
+
 @pytest.fixture
 def ready(project: Project) -> Project:
     """With the table, and the next release's models."""
@@ -301,6 +305,15 @@ def test_a_step_that_would_fail_says_so_while_it_waits(ready: Project) -> None:
     ready.run("migrate")
     assert "as it would fail now: AttributeError: 'Operations' object has no attribute" in ready.run("status").output
     assert "would fail: AttributeError: 'Operations' object has no" in ready.run("lint").output
+
+
+def test_what_it_brings_is_not_there_while_it_waits(ready: Project) -> None:
+    """Models that map it already fail until then."""
+    serve(ready)
+    ready.models = next_models
+    rename = 'op.alter_column("users", "fax", new_column_name="telefax")'
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', rename))
+    assert "users.telefax is in the models but not in the database" in ready.run("status").output
 
 
 def previewed(project: Project) -> Touches:
