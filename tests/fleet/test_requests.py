@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import sqlalchemy as sa
 from flask import Flask, g, request
 
 from aurum_harmony.db_smart import DatabaseBehind, DbSmartError
-from tests.harness.fleets import FleetProject
+from tests.harness.fleets import FleetProject, add, names, running, with_model
 from tests.samples import V1, V2
 
 WAITS = (
@@ -23,32 +22,6 @@ def waits(op):
     current_app.extensions["gate"].wait(30)
 """
 )
-
-
-def with_model(db: Any) -> None:
-    columns = sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(50))
-    db.extensions_item = type("Item", (db.Model,), {"__tablename__": "items", "id": columns[0], "name": columns[1]})
-
-
-@contextmanager
-def running(fleet: FleetProject) -> Iterator[tuple[Flask, Any, Any]]:
-    """An application, its fleet and its Flask-SQLAlchemy."""
-    app, _ = fleet.app()
-    found, db = app.extensions["db_smart_fleet"], app.extensions["sqlalchemy"]
-    try:
-        yield app, found, db
-    finally:
-        found.close()
-        fleet.dispose(app)
-
-
-def add(db: Any, name: str) -> None:
-    db.session.add(db.extensions_item(name=name))
-    db.session.commit()
-
-
-def names(db: Any) -> list[str]:
-    return list(db.session.scalars(sa.select(db.extensions_item.name)))
 
 
 @pytest.fixture

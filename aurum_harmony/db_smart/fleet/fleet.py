@@ -17,6 +17,7 @@ from ..boot.planner import Planner
 from ..errors import ConfigError, DbSmartError, Interrupted, WrongUsage
 from ..extension import DbSmart
 from ..interrupt import interrupt, interruptible
+from ..session.rebind import unbound
 from ..settings import Settings
 from ..store.database import Database
 from . import remote
@@ -184,7 +185,7 @@ class Fleet:
             raise WrongUsage("There are no groups: Fleet(groups=…) gives those of a tenant. Nothing was changed.")
         head, missing = ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
-        with app.app_context():
+        with unbound(app):
             for name in self._tenants():
                 missing.discard(name)
                 if (only and name not in only) or (failed and name not in broken):
@@ -216,7 +217,7 @@ class Fleet:
         app = self._app()
         known = self.ledger(app).known(self._planner(app).source(None))
         found = dict.fromkeys(("total", UP_TO_DATE, PENDING, FAILED, "new", "gone"), 0)
-        with app.app_context():
+        with unbound(app):
             for name in self._tenants():
                 found["total"] += 1
                 found[known.pop(name, "new")] += 1
@@ -299,7 +300,7 @@ class Fleet:
 
     def is_tenant(self, app: Flask, name: str) -> bool:
         """Whether there is a tenant of a name; looks through the names."""
-        with app.app_context():
+        with unbound(app):
             return any(one == name for one in self._tenants())
 
     def ledger(self, app: Flask) -> Ledger:

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, current_app, g
+from flask import Flask, Response, current_app
 from sqlalchemy.engine import Engine
 
-from ..errors import DatabaseBehind, DbSmartError
+from ..errors import ConfigError, DatabaseBehind, DbSmartError
 from ..notices import logger_of
-from ..session.rebind import bound
+from ..session.rebind import Block, bound, keep_for_request, of_request
 from ..settings import Settings
 from ..web.answers import refused
 from ..web.readiness import Readiness, What
 from .ledger import FAILED, UP_TO_DATE, Result
-from .tenants import Crew, Tenant
+from .tenants import Crew, Tenant, check_name
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -73,7 +73,17 @@ class Gate:
         hooks = app.before_request_funcs.setdefault(None, [])
         ours = [place for place, hook in enumerate(hooks) if getattr(hook, "__self__", None) is self._fleet.smart]
         hooks.insert(ours[0] + 1 if ours else 0, self._begin)
-        app.teardown_request(self._end)
+        teardown = app.do_teardown_request
+
+        def end(*args: Any, **options: Any) -> None:
+            """Also where a function of the application for that fails, as the next request of the thread must not have
+            this tenant; and after all of them."""
+            try:
+                teardown(*args, **options)
+            finally:
+                self._end()
+
+        app.do_teardown_request = end  # type: ignore[method-assign]
 
     def _begin(self) -> Response | None:
         name = None if self.reader is None else self.reader()
@@ -82,12 +92,12 @@ class Gate:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         with ExitStack() as stack:
             try:
-                stack.enter_context(self.open(app, name, self._patience))
+                keep_for_request(stack.enter_context(self.open(app, name, self._patience)))
             except UnknownTenant:
                 return Response("There is no such tenant.\n", 404, mimetype="text/plain")
             except DbSmartError as error:
                 return self._refused(app, error)
-            g._db_smart_tenant = stack.pop_all()
+            of_request()["db_smart_tenant"] = stack.pop_all()
         return None
 
     def _refused(self, app: Flask, error: DbSmartError) -> Response:
@@ -99,26 +109,31 @@ class Gate:
         _logger.error("db-smart: %s", error.message)
         return refused(app, Readiness(state, retry_after=int(_AGAIN_SECONDS), reason="This tenant is not ready."))
 
-    def _end(self, _: BaseException | None) -> None:
-        stack = g.pop("_db_smart_tenant", None)
+    def _end(self) -> None:
+        stack = of_request().pop("db_smart_tenant", None)
         if stack is not None:
             stack.close()
 
     # -- the database of a tenant
 
     @contextmanager
-    def open(self, app: Flask, name: str, patience: float | None) -> Iterator[None]:
+    def open(self, app: Flask, name: str, patience: float | None) -> Iterator[Block]:
         """See :meth:`~.fleet.Fleet.use`.
 
         :param patience: how long to wait while it is migrated, seconds; ``None`` for as long as that takes.
+        :raises UnknownTenant: there is none of that name, or it can be none.
         :raises TenantNotReady: it took longer.
         """
+        try:
+            check_name(name)
+        except ConfigError as error:
+            raise UnknownTenant(f"There is no such tenant. {error.message}") from None
         if name not in self._ready:
             self._make_ready(app, name, patience)
         crew = self._crew_of(app)
         db, key = self._fleet.smart.database(app), crew.places.key
-        with self._engines.of(name, lambda: crew.places.tenant(name)) as engine, bound(app, db, key, engine):
-            yield
+        with self._engines.of(name, lambda: crew.places.tenant(name)) as engine, bound(app, db, key, engine) as block:
+            yield block
 
     def _make_ready(self, app: Flask, name: str, patience: float | None) -> None:
         """Have the tenant looked at, once for all who ask meanwhile, and wait for that."""

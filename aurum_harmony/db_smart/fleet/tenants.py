@@ -21,8 +21,8 @@ from ..loading.decorator import Migration
 from ..loading.revisions import Revisions
 from ..loading.sources import Sources
 from ..runner import DatabaseRun, Runner
-from ..session.rebind import application_engines, rebind
-from ..store.database import Database, safe_url
+from ..session.rebind import rebind, unbound
+from ..store.database import Database, application_engines, safe_url
 from ..store.history import State
 from ..store.tables import MAX_NAME
 from .ledger import APPLIED, FAILED, UP_TO_DATE, Result
@@ -188,7 +188,8 @@ class Places:
         """
         check_name(name)
         if self._schema is not None:
-            schema = self._schema(name)
+            with unbound(self._app):
+                schema = self._schema(name)
             check_name(schema, "schema")
             engine = self.own()
             if engine.dialect.name != "postgresql":
@@ -210,7 +211,8 @@ class Places:
         if self._url is None:
             return self.own().url
         try:
-            return make_url(self._url(name))
+            with unbound(self._app):
+                return make_url(self._url(name))
         except sa.exc.ArgumentError:
             raise ConfigError(f"What Fleet(url=…) gives for the tenant {name!r} is no URL of SQLAlchemy.") from None
 
@@ -273,8 +275,9 @@ def check_name(name: object, what: str = "name") -> None:
     :raises ConfigError: it cannot.
     """
     if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip() or len(name) > MAX_NAME:
+        shown = f"{name!r:.100}" if isinstance(name, str) else f"A value of the type {type(name).__name__}"
         raise ConfigError(
-            f"{name!r:.100} cannot be the {what} of a tenant: it must be a text of at most {MAX_NAME} characters that "
+            f"{shown} cannot be the {what} of a tenant: it must be a text of at most {MAX_NAME} characters that "
             "can be printed, without blanks around it. Nothing was changed."
         )
 
