@@ -149,6 +149,7 @@ def test_on_request_a_tenant_is_migrated_at_its_first_use(migrated: FleetProject
 
 def test_requests_do_not_wait_for_ever_and_one_migrates(migrated: FleetProject) -> None:
     migrated.options.update(strategy="on_request", patience=0.2)
+    migrated.config["DB_SMART_BOOT"] = "off"  # else the first request has the application's own database wait
     migrated.write(WAITS)
     with running(migrated) as (app, found, db):
         gate = app.extensions["gate"] = threading.Event()
@@ -167,6 +168,7 @@ def test_requests_do_not_wait_for_ever_and_one_migrates(migrated: FleetProject) 
 
 def test_progressive_serves_a_tenant_while_it_is_migrated(migrated: FleetProject) -> None:
     migrated.options["strategy"] = "progressive"
+    migrated.config["DB_SMART_BOOT"] = "off"
     migrated.write(WAITS)
     with running(migrated) as (app, found, db):
         gate = app.extensions["gate"] = threading.Event()
@@ -228,3 +230,23 @@ def test_a_tenant_that_was_restored_is_noticed_and_migrated(
     ((kept,),) = fleet.query("SELECT database_id FROM db_smart_fleet")
     assert fleet.of("a", "SELECT database_id FROM db_smart_state") == [(kept,)]
     assert "is another one than that which was migrated last" in caplog.text
+
+
+def test_a_tenant_that_was_restored_gets_what_it_lacks(fleet: FleetProject) -> None:
+    """Whoever uses it is told to run a command, which must do it then; and so must one that names it."""
+    fleet.models = with_model
+    fleet.config["DB_SMART_BOOT"] = "off"
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.write(V2)
+    fleet.migrate()
+    for name in "ab":
+        fleet.of(name, "ALTER TABLE items DROP COLUMN price")
+        fleet.of(name, "DELETE FROM db_smart_history WHERE name = 'add_price'")
+        fleet.of(name, "UPDATE db_smart_state SET source = ''")
+    with running(fleet) as (app, found, _), app.app_context():
+        with pytest.raises(DatabaseBehind, match="fleet migrate"), found.use("a"):
+            pass
+        assert found.status()["up_to_date"] == 2
+    assert (fleet.migrate().counts["applied"], fleet.applied("a")[-1]) == (1, "add_price")
+    assert (fleet.migrate(only=["b"]).counts["applied"], fleet.applied("b")[-1]) == (1, "add_price")

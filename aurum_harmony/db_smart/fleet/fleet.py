@@ -128,7 +128,7 @@ class Fleet:
         :param per_server: how many of them on one server, by host and port. A run on a tenant has one connection, and
             for moments one or two more.
         :param stop_after: after how many failures no other tenant is begun.
-        :param only: names of tenants; of the others none is looked at.
+        :param only: names of tenants, which are looked at whatever the ledger says; of the others none is.
         :param group: only those of this group.
         :param failed: only those whose last run failed.
         :param canary: so many (``10``), or such a part of those that are pending (``0.05``, ``"5%"``), are migrated
@@ -193,7 +193,7 @@ class Fleet:
                 if group is not None and not self._is_in(name, group):
                     continue
                 run.total += 1
-                if name in head:
+                if name in head and not only:  # who names it may know better than the ledger
                     run.counts[UP_TO_DATE] += 1
                 else:
                     check_name(name)

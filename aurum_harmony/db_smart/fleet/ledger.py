@@ -171,6 +171,18 @@ class Ledger:
 
             retry(attempt, _RETRIES, self._may_pass)
 
+    def doubt(self, name: str) -> None:
+        """Have the next run look at a tenant that was found to be behind, whatever is known of it."""
+        with self.database.connect() as connection:
+
+            def attempt() -> None:
+                connection.rollback()
+                begin(connection)
+                connection.execute(fleet.update().where(fleet.c.name == name).values(source=""))
+                commit(connection)
+
+            retry(attempt, _RETRIES, self._may_pass)
+
     def _may_pass(self, error: Exception) -> bool:
         """Whether an error may come of another process that makes the same table, or writes the same row.
 

@@ -207,11 +207,13 @@ class Gate:
             self._over(name, future)
             return
         if self._fleet.strategy == "full":
+            if row is not None:
+                ledger.doubt(name)
             raise DatabaseBehind(f"The tenant {name!r} is behind this code. Run 'flask db-smart fleet migrate'.")
         assert self._pool is not None
-        self._pool.submit(self._bring, app, name, future)
         if self._fleet.strategy == "progressive":
-            future.set_result(None)
+            future.set_result(None)  # before it can be over
+        self._pool.submit(self._bring, app, name, future)
 
     def _bring(self, app: Flask, name: str, future: Future[None]) -> None:
         """Bring a tenant up to date, in a thread of its own."""
