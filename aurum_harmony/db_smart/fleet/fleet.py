@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 from flask import Flask, current_app, has_app_context
 from sqlalchemy.engine import URL
 
 from ..boot.planner import Planner
-from ..errors import ConfigError, DbSmartError, Interrupted, WrongUsage
+from ..errors import ConfigError, DbSmartError, Interrupted, WrongUsage, text_of
 from ..extension import DbSmart
 from ..interrupt import interrupt, interruptible
 from ..session.rebind import unbound
@@ -52,7 +53,7 @@ class Fleet:
     :param control: the name of the database that has the ledger.
     :param strategy: ``"full"``: a command migrates all, and a tenant that is behind is not served. ``"on_request"``: a
         tenant is migrated at its first use. ``"progressive"``: so too, but it is used meanwhile, as it is.
-    :param groups: gives the group, or the groups, of a tenant by its name, for :meth:`migrate`.
+    :param groups: gives the group, or the groups, of a tenant by its name, for :meth:`migrate`; ``None`` for no group.
     :param canary: how many tenants are migrated first, see :meth:`migrate`.
     :param template: the name of a tenant of which :meth:`create` makes copies.
     :param patience: how long a request waits for its tenant to be migrated, seconds.
@@ -69,7 +70,7 @@ class Fleet:
         bind: str = "default",
         control: str = "default",
         strategy: str = "full",
-        groups: Callable[[str], str | Collection[str]] | None = None,
+        groups: Callable[[str], str | Collection[str] | None] | None = None,
         canary: Canary = None,
         template: str | None = None,
         patience: float = 5.0,
@@ -140,6 +141,9 @@ class Fleet:
         :raises Interrupted: SIGTERM or Ctrl-C; the tenants that were at work are rolled back.
         :raises DbSmartError: the migrations cannot be loaded, the ledger cannot be read, or there is no such tenant.
         """
+        for what, number in (("workers", workers), ("per_server", per_server), ("stop_after", stop_after)):
+            if number is not None and number < 1:
+                raise WrongUsage(f"{what} must be at least 1, not {number}. Nothing was changed.")
         app, started = self._app(), time.perf_counter()
         tell = listener or (lambda run, result: None)
         planner = self._planner(app)
@@ -186,7 +190,7 @@ class Fleet:
         head, missing = ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
         with unbound(app):
-            for name in self._tenants():
+            for name in self._names():
                 missing.discard(name)
                 if (only and name not in only) or (failed and name not in broken):
                     continue
@@ -196,7 +200,6 @@ class Fleet:
                 if name in head and not only:  # who names it may know better than the ledger
                     run.counts[UP_TO_DATE] += 1
                 else:
-                    check_name(name)
                     names.add(name)
         if missing:
             raise WrongUsage(f"There is no tenant {min(missing)!r}. Nothing was changed.")
@@ -205,7 +208,7 @@ class Fleet:
     def _is_in(self, name: str, group: str) -> bool:
         assert self._groups is not None
         found = self._groups(name)
-        return found == group or (not isinstance(found, str) and group in found)
+        return found == group or (found is not None and not isinstance(found, str) and group in found)
 
     def status(self) -> dict[str, int]:
         """How many tenants there are, and how they are by the ledger alone; no tenant is opened. One query.
@@ -218,7 +221,7 @@ class Fleet:
         known = self.ledger(app).known(self._planner(app).source(None))
         found = dict.fromkeys(("total", UP_TO_DATE, PENDING, FAILED, "new", "gone"), 0)
         with unbound(app):
-            for name in self._tenants():
+            for name in self._names():
                 found["total"] += 1
                 found[known.pop(name, "new")] += 1
         found["gone"] = len(known)
@@ -302,6 +305,26 @@ class Fleet:
         """Whether there is a tenant of a name; looks through the names."""
         with unbound(app):
             return any(one == name for one in self._tenants())
+
+    def _names(self) -> Iterator[str]:
+        """The names of all tenants, each once.
+
+        :raises ConfigError: one can be none.
+        :raises DbSmartError: they cannot be read.
+        """
+        seen: set[str] = set()
+        try:
+            for name in self._tenants():
+                check_name(name)
+                if name not in seen:
+                    seen.add(name)
+                    yield name
+        except sa.exc.SQLAlchemyError as error:
+            said = text_of(getattr(error, "orig", None) or error)
+            raise DbSmartError(
+                f"The names of the tenants cannot be read: {said}. Nothing was changed. Fleet(tenants=…) gives them; "
+                "where they are in a table, 'flask db-smart migrate' makes it first."
+            ) from None
 
     def ledger(self, app: Flask) -> Ledger:
         """The ledger.
