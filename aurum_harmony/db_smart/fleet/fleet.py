@@ -37,6 +37,8 @@ Listener = Callable[[FleetRun, "Result | None"], None]
 STRATEGIES = ("full", "on_request", "progressive")
 #: How many tenants are at work at a time. What takes time is the server, not this process.
 _WORKERS = 8
+#: Where ``app.extensions`` has what lets its code have tenants.
+_GATE = "db_smart_fleet_gate"
 
 
 class Fleet:
@@ -89,7 +91,9 @@ class Fleet:
         self._groups = groups
         self._canary = canary
         self.template = template
-        self._gate = Gate(self, patience)
+        self._patience = patience
+        #: Gives the name of the tenant of a request.
+        self.reader: Callable[[], str | None] | None = None
         for app in smart.applications:
             self.init_app(app)
 
@@ -103,7 +107,9 @@ class Fleet:
                 "A fleet is already registered on this application; use app.extensions['db_smart_fleet']."
             )
         app.extensions[EXTENSION] = self
-        self._gate.register(app)
+        # Of each application its own: they may have other databases.
+        app.extensions[_GATE] = Gate(self, self._patience)
+        app.extensions[_GATE].register(app)
 
     def migrate(
         self,
@@ -285,7 +291,8 @@ class Fleet:
         :raises DatabaseBehind: it is behind, and ``strategy`` is ``"full"``.
         :raises DbSmartError: it cannot be reached, or could not be migrated.
         """
-        with self._gate.open(self._app(), name, None):
+        app = self._app()
+        with app.extensions[_GATE].open(app, name, None):
             yield
 
     def tenant_from_request(self, function: C) -> C:
@@ -294,12 +301,13 @@ class Fleet:
         It is called without argument before each request; ``None`` is for a request of no tenant. An unknown tenant is
         answered with status 404, one that is not ready with 503 and ``Retry-After``.
         """
-        self._gate.reader = function
+        self.reader = function
         return function
 
     def close(self) -> None:
         """Wait for the tenants that are being migrated because they were used, and close all their connections."""
-        self._gate.close()
+        for app in self._applications():
+            app.extensions[_GATE].close()
 
     def is_tenant(self, app: Flask, name: str) -> bool:
         """Whether there is a tenant of a name; looks through the names."""
@@ -365,12 +373,15 @@ class Fleet:
         """
         if has_app_context() and current_app.extensions.get(EXTENSION) is self:
             return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
-        apps = [app for app in self.smart.applications if app.extensions.get(EXTENSION) is self]
+        apps = self._applications()
         if len(apps) != 1:
             raise ConfigError(
                 "It is not clear which application is meant: call init_app(app), or do it in its context."
             )
         return apps[0]
+
+    def _applications(self) -> list[Flask]:
+        return [app for app in self.smart.applications if app.extensions.get(EXTENSION) is self]
 
 
 def _workers_of(executor: Executor | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from flask import Flask, Response, current_app
 from sqlalchemy.engine import Engine
@@ -48,13 +50,11 @@ class Gate:
     """Lets the code of an application have the database of a tenant, once it is known to be ready.
 
     :param patience: how long a request waits for that, seconds.
-    :ivar reader: gives the name of the tenant of a request.
     """
 
     def __init__(self, fleet: Fleet, patience: float) -> None:
         self._fleet = fleet
         self._patience = patience
-        self.reader: Callable[[], str | None] | None = None
         self._lock = threading.Lock()
         #: Names of the tenants that were found ready in this process.
         self._ready: set[str] = set()
@@ -65,6 +65,7 @@ class Gate:
         self._crew: Crew | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._engines = _Engines()
+        _all.add(self)
 
     # -- requests
 
@@ -86,7 +87,8 @@ class Gate:
         app.do_teardown_request = end  # type: ignore[method-assign]
 
     def _begin(self) -> Response | None:
-        name = None if self.reader is None else self.reader()
+        reader = self._fleet.reader
+        name = None if reader is None else reader()
         if name is None:
             return None
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -171,6 +173,12 @@ class Gate:
         if pool is not None:
             pool.shutdown()
         self._engines.close()
+
+    def after_fork(self) -> None:
+        """Have a forked process begin with threads, locks and connections of its own."""
+        self._lock, self._bringing = threading.Lock(), {}
+        self._crew = self._pool = None
+        self._engines.after_fork()
 
     def _look(self, app: Flask, name: str, future: Future[None]) -> None:
         """Ask the tenant and the ledger one question each, and see to a tenant that is not what they say.
@@ -289,3 +297,22 @@ class _Engines:
             kept, self._kept = self._kept, OrderedDict()
         for tenant, _ in kept.values():
             tenant.close()
+
+    def after_fork(self) -> None:
+        """Leave the connections to the process before."""
+        self._lock = threading.Lock()
+        for tenant, _ in self._kept.values():
+            if tenant.schema is None:  # else they are the application's
+                tenant.app_engine.dispose(close=False)
+
+
+_all: WeakSet[Gate] = WeakSet()
+
+
+def _after_fork() -> None:
+    for one in list(_all):
+        one.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
