@@ -119,7 +119,7 @@ class Ledger:
 
     def make(self) -> None:
         """Make the tables where they are missing; several processes may do so at once."""
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> None:
                 connection.rollback()
@@ -148,7 +148,7 @@ class Ledger:
             return
         now = datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds")
         mine, rows = fleet.c.name.in_(by_name), sa.select(fleet.c.name, fleet.c.attempts)
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> None:
                 connection.rollback()
@@ -171,9 +171,25 @@ class Ledger:
 
             retry(attempt, _RETRIES, self._may_pass)
 
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A connection to write with.
+
+        :raises DatabaseUnreachable: it cannot be written.
+        """
+        try:
+            with self.database.connect() as connection:
+                yield connection
+        except (sa.exc.DBAPIError, DatabaseUnreachable) as error:
+            raise DatabaseUnreachable(
+                f"Cannot write the ledger of the fleet in the database {self.database.name!r}: "
+                f"{self.database.redact(error)}. What was applied to tenants stays applied, and the next run finds it "
+                "so. Fix the cause and start again."
+            ) from None
+
     def doubt(self, name: str) -> None:
         """Have the next run look at a tenant that was found to be behind, whatever is known of it."""
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> None:
                 connection.rollback()
@@ -228,7 +244,7 @@ class Ledger:
         take = {"token": fleet_lease.c.token + 1, "holder": process_name(), "expires": self._expiry()}
         row = sa.select(fleet_lease, now.label("now")).where(fleet_lease.c.id == 1)
         first: sa.Row[Any] | None = None
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> sa.Row[Any] | None:
                 connection.rollback()
