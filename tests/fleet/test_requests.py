@@ -250,3 +250,16 @@ def test_a_tenant_that_was_restored_gets_what_it_lacks(fleet: FleetProject) -> N
         assert found.status()["up_to_date"] == 2
     assert (fleet.migrate().counts["applied"], fleet.applied("a")[-1]) == (1, "add_price")
     assert (fleet.migrate(only=["b"]).counts["applied"], fleet.applied("b")[-1]) == (1, "add_price")
+
+
+def test_a_tenant_that_is_gone_is_unknown_though_the_ledger_knows_it(make_fleet: Callable[..., FleetProject]) -> None:
+    fleet = make_fleet("sqlite", "a", "b")
+    fleet.models = with_model
+    fleet.config["DB_SMART_BOOT"] = "off"
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.names.remove("a")
+    with running(fleet) as (app, found, db):
+        by_header(app, found, db)
+        codes = [app.test_client().get("/names", headers={"X-Tenant": name}).status_code for name in "ab"]
+    assert (codes, set(fleet.ledger())) == ([404, 200], {"a", "b"})

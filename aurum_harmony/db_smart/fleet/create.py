@@ -23,6 +23,8 @@ _logger = logger_of(__name__)
 
 #: How often a copy of a PostgreSQL database is tried again, of which somebody is using the template.
 _RETRIES = 5
+#: No driver looks for parameters, of which a percent sign in a name would be one.
+_AS_IT_IS = {"no_parameters": True}
 #: The third one is what PostgreSQL says where another session makes it at the same moment.
 _IN_USE, _EXISTS = "55006", ("42P04", "42P06", "23505")
 
@@ -116,7 +118,8 @@ def _copied(places: Places, tenant: Tenant, template: Tenant, connection: sa.Con
     quoted = _quoted(connection, fresh)
 
     def attempt() -> None:
-        connection.exec_driver_sql(f"CREATE DATABASE {quoted} TEMPLATE {_quoted(connection, str(source.database))}")
+        named = _quoted(connection, str(source.database))
+        connection.exec_driver_sql(f"CREATE DATABASE {quoted} TEMPLATE {named}", execution_options=_AS_IT_IS)
 
     def used(error: Exception) -> bool:
         return isinstance(error, sa.exc.DBAPIError) and template.facts.code(error) == _IN_USE
@@ -155,7 +158,7 @@ def _send(tenant: Tenant, connection: sa.Connection, statement: str) -> None:
     :raises DbSmartError: that is there already.
     """
     try:
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(statement, execution_options=_AS_IT_IS)
     except sa.exc.DBAPIError as error:
         if tenant.facts.code(error) in (*_EXISTS, 1007):  # of MariaDB
             raise _there(tenant) from None
@@ -163,4 +166,7 @@ def _send(tenant: Tenant, connection: sa.Connection, statement: str) -> None:
 
 
 def _quoted(connection: sa.Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote_identifier(name)
+    """A name for a statement that is sent as it is."""
+    preparer = connection.dialect.identifier_preparer
+    quoted = preparer.quote_identifier(name)
+    return quoted.replace("%%", "%") if preparer._double_percents else quoted

@@ -56,6 +56,8 @@ class Gate:
         self._fleet = fleet
         self._patience = patience
         self._lock = threading.Lock()
+        #: Names of the tenants of requests that were found among the tenants.
+        self._listed: set[str] = set()
         #: Names of the tenants that were found ready in this process.
         self._ready: set[str] = set()
         #: Those that are being migrated, or looked at.
@@ -94,6 +96,7 @@ class Gate:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         with ExitStack() as stack:
             try:
+                self._find(app, name)
                 keep_for_request(stack.enter_context(self.open(app, name, self._patience)))
             except UnknownTenant:
                 return Response("There is no such tenant.\n", 404, mimetype="text/plain")
@@ -101,6 +104,17 @@ class Gate:
                 return self._refused(app, error)
             of_request()["db_smart_tenant"] = stack.pop_all()
         return None
+
+    def _find(self, app: Flask, name: str) -> None:
+        """Make sure, once, that a name is one of the tenants that there are; the ledger may know one that is gone.
+
+        :raises UnknownTenant: it is not.
+        """
+        _check(name)
+        if name not in self._listed:
+            if not self._fleet.is_tenant(app, name):
+                raise UnknownTenant(f"There is no tenant {name!r}.")
+            self._listed.add(name)
 
     def _refused(self, app: Flask, error: DbSmartError) -> Response:
         if isinstance(error, TenantNotReady):
@@ -126,10 +140,7 @@ class Gate:
         :raises UnknownTenant: there is none of that name, or it can be none.
         :raises TenantNotReady: it took longer.
         """
-        try:
-            check_name(name)
-        except ConfigError as error:
-            raise UnknownTenant(f"There is no such tenant. {error.message}") from None
+        _check(name)
         if name not in self._ready:
             self._make_ready(app, name, patience)
         crew = self._crew_of(app)
@@ -258,6 +269,17 @@ class Gate:
         if self._crew is None:
             self._crew = self._fleet.crew(app)
         return self._crew
+
+
+def _check(name: object) -> None:
+    """Make sure that a name can be that of a tenant.
+
+    :raises UnknownTenant: it cannot.
+    """
+    try:
+        check_name(name)
+    except ConfigError as error:
+        raise UnknownTenant(f"There is no such tenant. {error.message}") from None
 
 
 class _Engines:

@@ -34,6 +34,8 @@ _POOLER = (
 )
 #: Over how many folders the snapshots of tenants are spread: each run lists the one of its tenant.
 _FOLDERS = 256
+#: Bytes of a name that PostgreSQL keeps.
+_LONGEST = 63
 
 
 class Tenant(Database):
@@ -136,7 +138,7 @@ def enter(engine: Engine, schema: str) -> None:
 
     For each one anew, as behind PgBouncer a session is not one's own; so nothing is left behind in it either.
     """
-    statement = f"SET LOCAL search_path TO {engine.dialect.identifier_preparer.quote_identifier(schema)}"
+    statement = f"SET LOCAL search_path TO {_quoted(schema)}"
 
     def enter(connection: sa.Connection) -> None:
         if autocommits(connection):
@@ -155,6 +157,23 @@ def enter(engine: Engine, schema: str) -> None:
             cursor.close()
 
     sa.event.listen(engine, "begin", enter)
+
+
+def _quoted(schema: str) -> str:
+    """A name as PostgreSQL reads it; that of SQLAlchemy has two percent signs for one, which some drivers leave so."""
+    return '"{}"'.format(schema.replace('"', '""'))
+
+
+def _check_length(tenant: str, place: str) -> None:
+    """Make sure that PostgreSQL does not cut a name.
+
+    :raises ConfigError: it would, so that two tenants might have one place.
+    """
+    if len(place.encode()) > _LONGEST:
+        raise ConfigError(
+            f"The tenant {tenant!r} cannot be at {place!r:.100}: PostgreSQL cuts names after {_LONGEST} bytes, "
+            "and another tenant may have what is left. Nothing was changed. Let Fleet(…) give it a shorter one."
+        )
 
 
 class Places:
@@ -191,6 +210,7 @@ class Places:
             with unbound(self._app):
                 schema = self._schema(name)
             check_name(schema, "schema")
+            _check_length(name, schema)
             engine = self.own()
             if engine.dialect.name != "postgresql":
                 raise ConfigError(
@@ -201,7 +221,10 @@ class Places:
             inside = engine.execution_options()  # with the pool of the application
             enter(inside, schema)
             return Tenant(name, self.key, inside, schema, lambda: self._in_session(schema), self._database.engine)
-        return Tenant(name, self.key, self.engine(self.url(name)))
+        url = self.url(name)
+        if url.get_backend_name() == "postgresql":
+            _check_length(name, url.database or "")
+        return Tenant(name, self.key, self.engine(url))
 
     def url(self, name: str) -> URL:
         """The URL of a tenant, or of the database that has its schema.
@@ -251,7 +274,7 @@ class Places:
     def _in_session(self, schema: str) -> Engine:
         """An engine whose sessions are in a schema from their start."""
         engine = self.own()
-        quoted = engine.dialect.identifier_preparer.quote_identifier(schema)
+        quoted = _quoted(schema)
         if engine.dialect.driver == "pg8000":
             return self.engine(engine.url, startup_params={"search_path": quoted})
         option = quoted.replace("\\", "\\\\").replace(" ", "\\ ")
