@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmart
+from aurum_harmony.db_smart.dialects.base import facts_of
+from aurum_harmony.db_smart.schema.touched import touched_by_sql
 from aurum_harmony.db_smart.store import releases
 from aurum_harmony.db_smart.store.database import Database
 from aurum_harmony.db_smart.store.releases import Instance, Touches
@@ -53,6 +56,10 @@ def models(db: SQLAlchemy) -> None:
 
 def old_models(db: SQLAlchemy) -> None:
     db.Table("users", sa.Column("id", sa.Integer, primary_key=True), sa.Column("fax", sa.String(20)))
+
+
+def next_models(db: SQLAlchemy) -> None:
+    db.Table("users", sa.Column("id", sa.Integer, primary_key=True), sa.Column("telefax", sa.String(20)))
 
 
 @pytest.fixture
@@ -106,10 +113,11 @@ def test_it_waits_by_itself(ready: Project) -> None:
 
 
 def test_a_row_that_runs_out_is_waited_for_with_the_grace(ready: Project) -> None:
-    serve(ready, seconds=1)
+    serve(ready)
     ready.write(USERS + DROP)
     with process(ready) as (app, smart):
         wait_until(lambda: smart._state(app).waiting)
+        serve(ready, seconds=0)
         wait_until(lambda: "fax" not in ready.columns("users"), seconds=20)
 
 
@@ -136,6 +144,8 @@ def test_the_command_says_that_it_waits(ready: Project) -> None:
     assert "pending  drop_fax  new  waits for 1 instance of release 1.4 (host pod-a), last seen " in shown
     (item,) = json.loads(ready.run("status", "--json").stdout)["databases"][0]["pending"]
     assert item["waits"].startswith("waits for 1 instance")
+    ended = ready.run("watch", "--until-ready").output
+    assert ended.endswith("Ready: nothing is pending but contract steps, and nobody migrates.\n")
 
 
 def test_past_it(ready: Project) -> None:
@@ -191,6 +201,7 @@ def test_the_models_of_this_release_still_map_it(ready: Project) -> None:
         ('op.alter_column("users", "fax", new_column_name="telefax")', Touches(gone={"users": ["fax"]})),
         ('op.rename_table("logs", "events")', Touches(gone={"logs": []})),
         ('op.add_column("users", Column("mail", String(20)))', Touches()),
+        ('op.add_column("users", Column("n", Integer, nullable=False, server_default="1"))', Touches()),
         ('op.create_index("ix_fax", "users", ["fax"])', Touches()),
         ('op.backfill("users", {"fax": "1"}, where="fax IS NULL")', Touches()),
         ('op.execute("ALTER TABLE users DROP COLUMN fax")', Touches(gone={"users": ["fax"]})),
@@ -199,6 +210,8 @@ def test_the_models_of_this_release_still_map_it(ready: Project) -> None:
         ('op.execute("DELETE FROM logs")', Touches()),
         ('op.execute("INSERT INTO logs (id) VALUES (1)")', Touches()),
         ('op.create_table("new", Column("id", Integer)); op.drop_table("new")', Touches()),
+        ('op.view("new", "SELECT id FROM users")', Touches()),
+        ('op.execute("CREATE VIEW new AS SELECT id FROM users")', Touches()),
     ],
 )
 def test_what_it_takes_away(ready: Project, body: str, touches: Touches) -> None:
@@ -215,14 +228,64 @@ def test_what_it_takes_away(ready: Project, body: str, touches: Touches) -> None
     ],
 )
 def test_what_it_narrows(ready: Project, body: str) -> None:
-    """The columns where they are known; where SQLite builds the table again, it may be any."""
+    """The columns where they are known; the table where a value may have to be given, or SQLite builds it again."""
     ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
     found = previewed(ready)
     assert not found.gone
     assert not found.unknown
     assert dict(found.narrowed) in ({"users": ["fax"]}, {"users": []})
-    if ready.dialect != "sqlite":
+    if ready.dialect != "sqlite" and "unique" in body:
         assert dict(found.narrowed) == {"users": ["fax"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "whole"),
+    [
+        ('op.add_column("users", Column("code", Integer, nullable=False))', "users"),
+        ('op.add_column("users", Column("code", Integer)); op.alter_column("users", "code", nullable=False)', "users"),
+        (
+            'op.add_column("users", Column("code", Integer)); op.create_check_constraint("ck", "users", "code > 0")',
+            "users",
+        ),
+        ('op.alter_column("users", "code", server_default=None)', "users"),
+        ('op.view("shown", "SELECT id FROM users")', "shown"),
+    ],
+)
+def test_what_it_narrows_as_a_whole(ready: Project, body: str, whole: str) -> None:
+    """A value that must be given, and a view that may have less than before."""
+    ready.query("CREATE VIEW shown AS SELECT id, fax FROM users")
+    if "code" in body and "add" not in body:
+        ready.query("ALTER TABLE users ADD COLUMN code INTEGER DEFAULT 1")
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
+    found = previewed(ready)
+    assert not found.unknown
+    assert {*found.gone, *found.narrowed} == {whole}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "statement", "narrowed"),
+    [
+        ("postgresql", "ALTER TABLE users ADD COLUMN code INT NOT NULL", {"users": []}),
+        (
+            "postgresql",
+            "ALTER TABLE users ADD code INT CONSTRAINT filled NOT NULL CHECK (code <> 'DEFAULT')",
+            {"users": []},
+        ),
+        ("postgresql", "ALTER TABLE users ADD COLUMN code INT NOT NULL DEFAULT 1", {}),
+        ("postgresql", "ALTER TABLE users ADD COLUMN code BIGSERIAL NOT NULL", {}),
+        ("postgresql", "CREATE OR REPLACE VIEW shown AS SELECT id FROM users", {"shown": []}),
+        ("mariadb", "ALTER TABLE users ADD COLUMN note TEXT COMMENT 'NOT NULL'", {}),
+        ("mariadb", "ALTER TABLE users ADD code INT NOT NULL, ADD INDEX i (code)", {"users": []}),
+        ("mariadb", "ALTER TABLE users ADD code INT AS (id + 1) STORED NOT NULL", {}),
+    ],
+)
+def test_what_raw_sql_narrows(dialect: str, statement: str, narrowed: dict[str, list[str]]) -> None:
+    assert touched_by_sql(statement, facts_of(dialect)) == Touches(narrowed=narrowed)
+
+
+def test_sqlite_s_own_table_may_be_anything() -> None:
+    assert touched_by_sql("PRAGMA writable_schema = ON", facts_of("sqlite")).unknown
+    assert not touched_by_sql("PRAGMA writable_schema", facts_of("sqlite"))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +304,71 @@ def test_what_is_not_known_waits_for_every_other_release(ready: Project, body: s
     result = ready.run("migrate")
     assert "waits for 1 instance of release 1.4" in result.output, result.output
     assert "it waits for every other release, because it is not known what" in result.output
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'op.drop_column("users", "fax")',
+        'op.execute("ALTER TABLE users DROP COLUMN fax")',
+        'op.session.execute(text("ALTER TABLE users DROP COLUMN fax"))',
+    ],
+)
+def test_what_the_dry_run_did_not_show(ready: Project, body: str) -> None:
+    """It depends on rows that the step itself writes, so that no release was asked for what it drops."""
+    serve(ready)
+    step = """
+    @migration(contract=True)
+    def drop_fax(op):
+        op.execute("INSERT INTO logs (id) VALUES (1)")
+        if op.execute("SELECT id FROM logs").first():
+            BODY
+    """
+    ready.write(USERS + textwrap.dedent(step).replace("BODY", body))
+    result = ready.run("migrate")
+    assert result.exit_code == 1, result.output
+    assert "which its dry run did not show" in result.output
+    assert "fax" in ready.columns("users")
+    assert ready.history()[1:] == [("drop_fax", "failed")]
+    assert ready.run("migrate", "--contract-now", "drop_fax", "--yes").exit_code == 0
+    assert "fax" not in ready.columns("users")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'op.create_table("new", Column("id", Integer)); op.rename_table("new", "newer"); op.drop_table("newer")',
+        'op.rename_table("users", "people"); op.drop_column("people", "fax")',
+        'op.alter_column("users", "fax", nullable=False); op.create_index("ix", "users", ["fax"])',
+        'op.execute("ALTER TABLE users RENAME TO people"); op.execute("ALTER TABLE people DROP COLUMN fax")',
+    ],
+)
+def test_what_the_dry_run_has_shown_is_done(ready: Project, body: str) -> None:
+    """Also of a table that has another name by then, and where rows decide on the form of an operation."""
+    ready.query("INSERT INTO users (id, fax) VALUES (1, 'a')")
+    ready.models = None
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
+    result = ready.run("migrate")
+    assert result.exit_code == 0, result.output
+    assert ready.history()[-1] == ("drop_fax", "applied")
+
+
+def test_a_step_that_would_fail_says_so_while_it_waits(ready: Project) -> None:
+    """Else its author would learn that only when the old release has ended."""
+    serve(ready)
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', "op.drop_colum()"))
+    ready.run("migrate")
+    assert "as it would fail now: AttributeError: 'Operations' object has no attribute" in ready.run("status").output
+    assert "would fail: AttributeError: 'Operations' object has no" in ready.run("lint").output
+
+
+def test_what_it_brings_is_not_there_while_it_waits(ready: Project) -> None:
+    """Models that map it already fail until then."""
+    serve(ready)
+    ready.models = next_models
+    rename = 'op.alter_column("users", "fax", new_column_name="telefax")'
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', rename))
+    assert "users.telefax is in the models but not in the database" in ready.run("status").output
 
 
 def previewed(project: Project) -> Touches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -16,10 +17,10 @@ from flask import current_app
 from flask.cli import AppGroup, ScriptInfo
 
 from ..cli import json_option
-from ..errors import DbSmartError, WrongUsage
+from ..errors import DbSmartError, WrongUsage, one_line, text_of
 from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Result
 from .remote import EXTENSION
-from .run import FleetRun
+from .run import FleetRun, tenants
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -34,6 +35,7 @@ _COUNT = click.IntRange(min=1)
 @group.command()
 @click.option("only", "--only", metavar="NAME", multiple=True, help="Only this tenant; can be repeated.")
 @click.option("--failed", is_flag=True, help="Only the tenants whose last run failed.")
+@click.option("every", "--all", is_flag=True, help="Look at those too that the ledger has as up to date.")
 @click.option("in_group", "--group", metavar="GROUP", help="Only the tenants of this group.")
 @click.option("--canary", metavar="N|P%", help="So many first, or such a part; if one fails, no other one is begun.")
 @click.option("--workers", type=_COUNT, metavar="N", help="So many at a time, by default 8.")
@@ -45,6 +47,7 @@ _COUNT = click.IntRange(min=1)
 def migrate(
     only: tuple[str, ...],
     failed: bool,
+    every: bool,
     in_group: str | None,
     canary: str | None,
     workers: int | None,
@@ -73,6 +76,7 @@ def migrate(
             only=only,
             group=in_group,
             failed=failed,
+            every=every,
             canary=canary,
             factory=click.get_current_context().ensure_object(ScriptInfo).app_import_path,
             listener=listener,
@@ -101,7 +105,7 @@ def status(failed: bool, check: bool, as_json: bool) -> None:
         tell(json.dumps({**counts, **({"failures": failures} if failed else {})}, indent=2))
     else:
         tell(
-            f"{counts['total']:,} tenants: {counts[UP_TO_DATE]:,} up to date, {counts[PENDING]:,} of another release, "
+            f"{tenants(counts['total'])}: {counts[UP_TO_DATE]:,} up to date, {counts[PENDING]:,} of another release, "
             f"{counts[FAILED]:,} failed, {counts['new']:,} new."
         )
         if counts["gone"]:
@@ -154,10 +158,14 @@ def _executor(dask: str | None) -> Iterator[tuple[Executor | None, int | None]]:
             "--dask needs Dask: install the extra 'fleet', as in pip install 'aurum-harmony[fleet]'. Nothing was "
             "changed."
         ) from None
+    # It tells of each connection that ends, with a traceback; what became of the run is told below.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     try:
         client = client_of(dask)
-    except (OSError, ValueError) as error:
-        raise DbSmartError(f"There is no scheduler of Dask at {dask}: {error}. Nothing was changed.") from None
+    except Exception as error:  # a TypeError where there are no certificates, a RuntimeError where they are required
+        raise DbSmartError(
+            f"No scheduler of Dask can be reached at {dask}: {one_line(text_of(error))}. Nothing was changed."
+        ) from None
     with client:
         threads = sum(client.nthreads().values())
         if not threads:
@@ -171,6 +179,7 @@ def _data(run: FleetRun) -> dict[str, Any]:
         "total": run.total,
         **run.counts,
         "left": run.left,
+        "waiting": run.waiting,
         "stopped": run.stopped,
         "duration_s": round(run.duration, 3),
         "failures": [{"name": one.name, "error": one.error} for one in run.failures],
@@ -182,9 +191,14 @@ def _summary(run: FleetRun) -> str:
     parts = [f"{counts[UP_TO_DATE]:,} up to date", f"{counts[APPLIED]:,} migrated", f"{counts[FAILED]:,} failed"]
     if run.left:
         parts.append(f"{run.left:,} not begun")
-    text = f"{run.total:,} tenants in {run.duration:.1f} s: {', '.join(parts)}."
+    text = f"{tenants(run.total)} in {run.duration:.1f} s: {', '.join(parts)}."
     if run.stopped:
         text += f" Stopped, because {run.stopped}."
+    if run.waiting:
+        text += (
+            f" In {tenants(run.waiting)} a contract step waits until it is applied to the application's own database: "
+            "'flask db-smart status' says why."
+        )
     if counts[FAILED]:
         text += " 'flask db-smart fleet failed' says why; 'fleet migrate --failed' tries them again."
     return text

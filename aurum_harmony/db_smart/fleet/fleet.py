@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
 from flask import Flask, current_app, has_app_context
 from sqlalchemy.engine import URL
 
 from ..boot.planner import Planner
-from ..errors import ConfigError, DbSmartError, Interrupted, WrongUsage, text_of
+from ..errors import ConfigError, DbSmartError, Interrupted, WrongUsage
 from ..extension import DbSmart
 from ..interrupt import interrupt, interruptible
 from ..session.rebind import unbound
@@ -26,8 +25,8 @@ from .create import can_be_copied, make
 from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Ledger, Result
 from .remote import EXTENSION
 from .requests import Gate
-from .run import Course, FleetRun, Limits, Names, canary_of
-from .tenants import Crew, Places, check_name, server_of
+from .run import Course, FleetRun, Limits, Names, canary_of, tenants
+from .tenants import Crew, Places, check_name, said, server_of
 
 C = TypeVar("C", bound=Callable[..., Any])
 Canary = int | float | str | None
@@ -59,6 +58,7 @@ class Fleet:
     :param canary: how many tenants are migrated first, see :meth:`migrate`.
     :param template: the name of a tenant of which :meth:`create` makes copies.
     :param patience: how long a request waits for its tenant to be migrated, seconds.
+    :param keep: how many tenants a process keeps connections to that are not in use.
     :raises ConfigError: these cannot be used together.
     """
 
@@ -76,6 +76,7 @@ class Fleet:
         canary: Canary = None,
         template: str | None = None,
         patience: float = 5.0,
+        keep: int = 64,
     ) -> None:
         if (url is None) == (schema is None):
             raise ConfigError("Fleet needs url=… or schema=…, and not both: where the database of a tenant is.")
@@ -92,6 +93,7 @@ class Fleet:
         self._canary = canary
         self.template = template
         self._patience = patience
+        self._keep = keep
         #: Gives the name of the tenant of a request.
         self.reader: Callable[[], str | None] | None = None
         for app in smart.applications:
@@ -108,7 +110,7 @@ class Fleet:
             )
         app.extensions[EXTENSION] = self
         # Of each application its own: they may have other databases.
-        app.extensions[_GATE] = Gate(self, self._patience)
+        app.extensions[_GATE] = Gate(self, self._patience, self._keep)
         app.extensions[_GATE].register(app)
 
     def migrate(
@@ -121,13 +123,15 @@ class Fleet:
         only: Collection[str] = (),
         group: str | None = None,
         failed: bool = False,
+        every: bool = False,
         canary: Canary = None,
         factory: str | None = None,
         listener: Listener | None = None,
     ) -> FleetRun:
         """Bring the tenants up to date. One that fails stops no other.
 
-        What the ledger has as up to date is not looked at. Where that is all, nothing is written and nobody kept out.
+        What the ledger has as up to date is not looked at, unless it is named. Where that is all, nothing is written
+        and nobody kept out.
 
         :param executor: any of :mod:`concurrent.futures`, also that of Dask; by default threads of this process. Other
             processes get names, and make the application by ``factory``.
@@ -138,6 +142,7 @@ class Fleet:
         :param only: names of tenants, which are looked at whatever the ledger says; of the others none is.
         :param group: only those of this group.
         :param failed: only those whose last run failed.
+        :param every: look at those too that the ledger has as up to date.
         :param canary: so many (``10``), or such a part of those that are pending (``0.05``, ``"5%"``), are migrated
             first; if one of them fails, no other one is begun.
         :param factory: the application as ``flask --app`` takes it, for an executor of other processes.
@@ -156,7 +161,7 @@ class Fleet:
         crew, ledger = self._crew(app, planner), self.ledger(app)
         run, names = FleetRun(), Names()
         try:
-            self._list(app, run, names, ledger, crew.source, set(only), group, failed)
+            self._list(app, run, names, ledger, crew.source, set(only), group, failed, every)
             tell(run, None)
             if names.count:
                 first = canary_of(self._canary if canary is None else canary, names.count)
@@ -189,11 +194,13 @@ class Fleet:
         only: set[str],
         group: str | None,
         failed: bool,
+        every: bool,
     ) -> None:
         """Count the tenants that are meant, and note those that are to be looked at."""
         if group is not None and self._groups is None:
             raise WrongUsage("There are no groups: Fleet(groups=…) gives those of a tenant. Nothing was changed.")
-        head, missing = ledger.at_head(source), set(only)
+        # Who names tenants has a reason to have them looked at, whatever the ledger says.
+        head, missing = set() if only or every else ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
         with unbound(app):
             for name in self._names():
@@ -203,17 +210,42 @@ class Fleet:
                 if group is not None and not self._is_in(name, group):
                     continue
                 run.total += 1
-                if name in head and not only:  # who names it may know better than the ledger
+                if name in head:
                     run.counts[UP_TO_DATE] += 1
                 else:
+                    check_name(name)
                     names.add(name)
         if missing:
             raise WrongUsage(f"There is no tenant {min(missing)!r}. Nothing was changed.")
         run.pending = names.count
 
+    def _names(self) -> Iterator[str]:
+        """The names of all tenants, as the application gives them, each once.
+
+        :raises DbSmartError: it cannot.
+        """
+        seen: set[str] = set()
+        try:
+            for name in self._tenants():
+                if name not in seen:
+                    seen.add(name)
+                    yield name
+        except DbSmartError:
+            raise
+        except Exception as error:  # of the code of the application
+            raise DbSmartError(
+                f"Fleet(tenants=…) cannot tell the names of the tenants: {said(error)}. Nothing was changed. If their "
+                "table is missing, 'flask db-smart migrate' brings the application's own databases up to date."
+            ) from error
+
     def _is_in(self, name: str, group: str) -> bool:
         assert self._groups is not None
-        found = self._groups(name)
+        try:
+            found = self._groups(name)
+        except Exception as error:  # of the code of the application
+            raise DbSmartError(
+                f"Fleet(groups=…) cannot tell the group of the tenant {name!r}: {said(error)}. Nothing was changed."
+            ) from error
         return found == group or (found is not None and not isinstance(found, str) and group in found)
 
     def status(self) -> dict[str, int]:
@@ -270,8 +302,9 @@ class Fleet:
             for one in (tenant, template):
                 if one is not None:
                     one.close()
-        result = crew.bring(name)
         ledger.make()
+        ledger.forget(name)  # what it says is of a database that is not there any more
+        result = crew.bring(name)
         ledger.write([*results, result], crew.source, Settings(app).release)
         if result.error is not None:
             raise DbSmartError(
@@ -304,6 +337,17 @@ class Fleet:
         self.reader = function
         return function
 
+    def forget(self, name: str) -> None:
+        """Forget a tenant that is none any more: its row of the ledger, and its connections in this process.
+
+        Its database is left as it is.
+
+        :param name: which ``tenants`` does not give any more.
+        """
+        app = self._app()
+        self.ledger(app).forget(name)
+        app.extensions[_GATE].forget(name)
+
     def close(self) -> None:
         """Wait for the tenants that are being migrated because they were used, and close all their connections."""
         for app in self._applications():
@@ -312,27 +356,7 @@ class Fleet:
     def is_tenant(self, app: Flask, name: str) -> bool:
         """Whether there is a tenant of a name; looks through the names."""
         with unbound(app):
-            return any(one == name for one in self._tenants())
-
-    def _names(self) -> Iterator[str]:
-        """The names of all tenants, each once.
-
-        :raises ConfigError: one can be none.
-        :raises DbSmartError: they cannot be read.
-        """
-        seen: set[str] = set()
-        try:
-            for name in self._tenants():
-                check_name(name)
-                if name not in seen:
-                    seen.add(name)
-                    yield name
-        except sa.exc.SQLAlchemyError as error:
-            said = text_of(getattr(error, "orig", None) or error)
-            raise DbSmartError(
-                f"The names of the tenants cannot be read: {said}. Nothing was changed. Fleet(tenants=…) gives them; "
-                "where they are in a table, 'flask db-smart migrate' makes it first."
-            ) from None
+            return any(one == name for one in self._names())
 
     def ledger(self, app: Flask) -> Ledger:
         """The ledger.
@@ -364,7 +388,7 @@ class Fleet:
     def _crew(self, app: Flask, planner: Planner) -> Crew:
         key = None if self._bind == "default" else self._bind
         db = self.smart.database(app)
-        return Crew(app, db, planner, self._bind, Places(app, db, key, self._url, self._schema))
+        return Crew(app, db, planner, self._bind, Places(app, db, key, self._url, self._schema), self.ledger(app))
 
     def _app(self) -> Flask:
         """The application that is meant.
@@ -405,7 +429,7 @@ def _go(course: Course, run: FleetRun, names: Iterator[str], first: int, stop_af
                     run.stopped = run.stopped or "a tenant of the canary failed"
                     return
             if not course.go(names, stop_after) and run.stopped is None:
-                run.stopped = f"{run.counts[FAILED]} tenants failed"
+                run.stopped = f"{tenants(run.counts[FAILED])} failed"
     except Interrupted as error:
         done = run.counts[UP_TO_DATE] + run.counts[APPLIED]
         raise Interrupted(

@@ -40,6 +40,7 @@ class Result:
     :ivar applied: names of the migrations that were applied.
     :ivar duration: seconds.
     :ivar error: why it failed.
+    :ivar waiting: names of the contract steps that wait; the next run looks again.
     :ivar database_id: what its own state row says, empty where that is not known; so is ``stamp``.
     """
 
@@ -50,6 +51,7 @@ class Result:
     error: str | None = None
     database_id: str = ""
     stamp: str = ""
+    waiting: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -187,17 +189,24 @@ class Ledger:
                 "so. Fix the cause and start again."
             ) from None
 
-    def doubt(self, name: str) -> None:
-        """Have the next run look at a tenant that was found to be behind, whatever is known of it."""
+    def look_again(self, name: str) -> None:
+        """Have the next run look at a tenant, whose database is behind what its row says."""
+        self._send(fleet.update().where(fleet.c.name == name, fleet.c.status == APPLIED).values(source=""))
+
+    def forget(self, name: str) -> None:
+        """Have no row of a tenant."""
+        self._send(fleet.delete().where(fleet.c.name == name))
+
+    def _send(self, statement: sa.Update | sa.Delete) -> None:
         with self._writing() as connection:
 
             def attempt() -> None:
                 connection.rollback()
                 begin(connection)
-                connection.execute(fleet.update().where(fleet.c.name == name).values(source=""))
+                connection.execute(statement)
                 commit(connection)
 
-            retry(attempt, _RETRIES, self._may_pass)
+            retry(attempt, _RETRIES, lambda error: self.database.says(error, "transient"))
 
     def _may_pass(self, error: Exception) -> bool:
         """Whether an error may come of another process that makes the same table, or writes the same row.
@@ -311,7 +320,7 @@ def _values(one: Result, attempts: int, source: str, release: str | None, now: s
         "name": one.name,
         "database_id": one.database_id,
         "applied": one.stamp,
-        "source": "" if failed else source,
+        "source": "" if failed or one.waiting else source,
         "status": FAILED if failed else APPLIED,
         "error": one.error,
         "attempts": attempts + 1 if failed else 0,

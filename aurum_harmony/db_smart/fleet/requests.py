@@ -9,29 +9,28 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from flask import Flask, Response, current_app
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
-from ..errors import ConfigError, DatabaseBehind, DbSmartError
+from ..errors import ConfigError, DatabaseBehind, DatabaseUnreachable, DbSmartError
 from ..notices import logger_of
 from ..session.rebind import Block, bound, keep_for_request, of_request
 from ..settings import Settings
 from ..web.answers import refused
 from ..web.readiness import Readiness, What
 from .ledger import FAILED, UP_TO_DATE, Result
-from .tenants import Crew, Tenant, check_name
+from .tenants import Crew, Tenant, TenantGone, check_name
 
 if TYPE_CHECKING:
     from .fleet import Fleet
 
 _logger = logger_of(__name__)
 
-#: How many tenants a process keeps connections to that are not in use.
-_MOST_KEPT = 64
 #: How many tenants a process migrates at a time because they were used.
 _AT_A_TIME = 4
 #: After how long a tenant that could not be made ready is tried again, seconds.
@@ -50,14 +49,13 @@ class Gate:
     """Lets the code of an application have the database of a tenant, once it is known to be ready.
 
     :param patience: how long a request waits for that, seconds.
+    :param keep: how many tenants a process keeps connections to that are not in use.
     """
 
-    def __init__(self, fleet: Fleet, patience: float) -> None:
+    def __init__(self, fleet: Fleet, patience: float, keep: int) -> None:
         self._fleet = fleet
         self._patience = patience
         self._lock = threading.Lock()
-        #: Names of the tenants of requests that were found among the tenants.
-        self._listed: set[str] = set()
         #: Names of the tenants that were found ready in this process.
         self._ready: set[str] = set()
         #: Those that are being migrated, or looked at.
@@ -66,7 +64,7 @@ class Gate:
         self._failures: dict[str, tuple[DbSmartError, float]] = {}
         self._crew: Crew | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._engines = _Engines()
+        self._engines = _Engines(keep)
         _all.add(self)
 
     # -- requests
@@ -96,7 +94,6 @@ class Gate:
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         with ExitStack() as stack:
             try:
-                self._find(app, name)
                 keep_for_request(stack.enter_context(self.open(app, name, self._patience)))
             except UnknownTenant:
                 return Response("There is no such tenant.\n", 404, mimetype="text/plain")
@@ -104,17 +101,6 @@ class Gate:
                 return self._refused(app, error)
             of_request()["db_smart_tenant"] = stack.pop_all()
         return None
-
-    def _find(self, app: Flask, name: str) -> None:
-        """Make sure, once, that a name is one of the tenants that there are; the ledger may know one that is gone.
-
-        :raises UnknownTenant: it is not.
-        """
-        _check(name)
-        if name not in self._listed:
-            if not self._fleet.is_tenant(app, name):
-                raise UnknownTenant(f"There is no tenant {name!r}.")
-            self._listed.add(name)
 
     def _refused(self, app: Flask, error: DbSmartError) -> Response:
         if isinstance(error, TenantNotReady):
@@ -140,7 +126,10 @@ class Gate:
         :raises UnknownTenant: there is none of that name, or it can be none.
         :raises TenantNotReady: it took longer.
         """
-        _check(name)
+        try:
+            check_name(name)
+        except ConfigError as error:
+            raise UnknownTenant(f"There is no such tenant. {error.message}") from None
         if name not in self._ready:
             self._make_ready(app, name, patience)
         crew = self._crew_of(app)
@@ -153,7 +142,7 @@ class Gate:
         with self._lock:
             error, again = self._failures.get(name, (None, 0.0))
             if error is not None and time.monotonic() < again:
-                if self._fleet.strategy == "progressive":  # it is used as it is
+                if self._fleet.strategy == "progressive" and not isinstance(error, TenantGone):  # it is used as it is
                     return
                 raise error
             future = self._bringing.get(name)
@@ -177,6 +166,13 @@ class Gate:
                 f"The tenant {name!r} is being migrated, for longer than {patience:g} s. Try again soon."
             ) from None
 
+    def forget(self, name: str) -> None:
+        """See :meth:`~.fleet.Fleet.forget`."""
+        with self._lock:
+            self._ready.discard(name)
+            self._failures.pop(name, None)
+        self._engines.forget(name)
+
     def close(self) -> None:
         """See :meth:`~.fleet.Fleet.close`."""
         with self._lock:
@@ -197,11 +193,12 @@ class Gate:
         :raises DbSmartError: it is not to be used.
         """
         crew, ledger = self._crew_of(app), self._fleet.ledger(app)
-        row = ledger.row(name)
-        if row is None and not self._fleet.is_tenant(app, name):
+        # Asked of the application: the ledger still has those that were tenants once.
+        if not self._fleet.is_tenant(app, name):
             raise UnknownTenant(f"There is no tenant {name!r}.")
-        tenant = crew.places.tenant(name)
+        row, tenant = ledger.row(name), crew.places.tenant(name)
         try:
+            crew.check_file(tenant)
             planner = crew.planner(tenant)
             state = planner.state(tenant)
             same = row is not None and state is not None and row.database_id == state.database_id
@@ -216,18 +213,24 @@ class Gate:
                 )
             crew.load()
             with app.app_context():
-                behind = planner.ask(tenant).behind
+                plan = planner.ask(tenant)
+        except DatabaseUnreachable as error:
+            raise DatabaseUnreachable(tenant.without_url(error.message)) from None
         finally:
             tenant.close()
-        if not behind and state is not None:
+        if not plan.behind and state is not None:
             found = Result(name, UP_TO_DATE, database_id=state.database_id, stamp=state.stamp)
             ledger.make()
             ledger.write([found], crew.source, Settings(app).release)
             self._over(name, future)
             return
+        waits = all(item.migration.options.contract for item in plan.pending)
+        if not plan.blocks and (waits or self._fleet.strategy == "full"):  # no boot would wait for that
+            self._over(name, future)
+            return
         if self._fleet.strategy == "full":
-            if row is not None:
-                ledger.doubt(name)
+            with suppress(DatabaseUnreachable, DBAPIError):  # '--only' looks at it all the same
+                ledger.look_again(name)
             raise DatabaseBehind(f"The tenant {name!r} is behind this code. Run 'flask db-smart fleet migrate'.")
         assert self._pool is not None
         if self._fleet.strategy == "progressive":
@@ -271,21 +274,14 @@ class Gate:
         return self._crew
 
 
-def _check(name: object) -> None:
-    """Make sure that a name can be that of a tenant.
-
-    :raises UnknownTenant: it cannot.
-    """
-    try:
-        check_name(name)
-    except ConfigError as error:
-        raise UnknownTenant(f"There is no such tenant. {error.message}") from None
-
-
 class _Engines:
-    """The engines of the tenants that were used last; the others have no connections."""
+    """The engines of the tenants that were used last; the others have no connections.
 
-    def __init__(self) -> None:
+    :param most: how many of those that are not in use are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._lock = threading.Lock()
         #: By name: the tenant, and how many use it.
         self._kept: OrderedDict[str, tuple[Tenant, int]] = OrderedDict()
@@ -309,9 +305,16 @@ class _Engines:
                     tenant, users = self._kept[name]
                     self._kept[name] = tenant, users - 1
                 idle = [one for one, (_, users) in self._kept.items() if not users]
-                gone = [self._kept.pop(one)[0] for one in idle[: max(0, len(self._kept) - _MOST_KEPT)]]
+                gone = [self._kept.pop(one)[0] for one in idle[: max(0, len(self._kept) - self._most)]]
             for one in gone:
                 one.close()
+
+    def forget(self, name: str) -> None:
+        """Close the connections to a tenant that are not in use, and keep none."""
+        with self._lock:
+            tenant, _ = self._kept.pop(name, (None, 0))
+        if tenant is not None:
+            tenant.close()
 
     def close(self) -> None:
         """Close all connections that are not in use."""

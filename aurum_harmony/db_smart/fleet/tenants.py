@@ -14,28 +14,36 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL, Engine, make_url
 
+from ..boot.plan import Pending, Plan
 from ..boot.planner import Planner
+from ..contract import Waits
 from ..dialects.base import autocommits
-from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, Interrupted, text_of
+from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, Interrupted, one_line, text_of
 from ..loading.decorator import Migration
 from ..loading.revisions import Revisions
 from ..loading.sources import Sources
 from ..runner import DatabaseRun, Runner
 from ..session.rebind import rebind, unbound
-from ..store.database import Database, application_engines, safe_url
+from ..store.database import Database, application_engines, begin, commit, safe_url
 from ..store.history import State
 from ..store.tables import MAX_NAME
-from .ledger import APPLIED, FAILED, UP_TO_DATE, Result
+from .ledger import APPLIED, FAILED, UP_TO_DATE, Ledger, Result
 
 #: Why what runs in no transaction cannot run.
 _POOLER = (
     "No session of the tenant {!r} can begin in its schema; behind a pooler such as PgBouncer that is so. Let 'fleet "
     "migrate' connect to the server itself"
 )
+#: Why a contract step waits.
+_NOT_FIRST = "waits until it is applied to the application's own database"
 #: Over how many folders the snapshots of tenants are spread: each run lists the one of its tenant.
 _FOLDERS = 256
-#: Bytes of a name that PostgreSQL keeps.
-_LONGEST = 63
+#: How long names of PostgreSQL are, bytes.
+_MAX_PLACE = 63
+
+
+class TenantGone(DbSmartError):
+    """There is no file where that of a tenant was."""
 
 
 class Tenant(Database):
@@ -138,7 +146,7 @@ def enter(engine: Engine, schema: str) -> None:
 
     For each one anew, as behind PgBouncer a session is not one's own; so nothing is left behind in it either.
     """
-    statement = f"SET LOCAL search_path TO {_quoted(schema)}"
+    statement = f"SET LOCAL search_path TO {_identifier(schema)}"
 
     def enter(connection: sa.Connection) -> None:
         if autocommits(connection):
@@ -159,21 +167,9 @@ def enter(engine: Engine, schema: str) -> None:
     sa.event.listen(engine, "begin", enter)
 
 
-def _quoted(schema: str) -> str:
-    """A name as PostgreSQL reads it; that of SQLAlchemy has two percent signs for one, which some drivers leave so."""
-    return '"{}"'.format(schema.replace('"', '""'))
-
-
-def _check_length(tenant: str, place: str) -> None:
-    """Make sure that PostgreSQL does not cut a name.
-
-    :raises ConfigError: it would, so that two tenants might have one place.
-    """
-    if len(place.encode()) > _LONGEST:
-        raise ConfigError(
-            f"The tenant {tenant!r} cannot be at {place!r:.100}: PostgreSQL cuts names after {_LONGEST} bytes, "
-            "and another tenant may have what is left. Nothing was changed. Let Fleet(…) give it a shorter one."
-        )
+def _identifier(name: str) -> str:
+    """A name for PostgreSQL, past SQLAlchemy, which would double the percent signs of what goes through it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 class Places:
@@ -207,15 +203,20 @@ class Places:
         """
         check_name(name)
         if self._schema is not None:
-            with unbound(self._app):
-                schema = self._schema(name)
+            try:
+                with unbound(self._app):
+                    schema = self._schema(name)
+            except Exception as error:  # of the code of the application
+                raise ConfigError(
+                    f"Fleet(schema=…) cannot tell the schema of the tenant {name!r}: {said(error)}."
+                ) from error
             check_name(schema, "schema")
-            _check_length(name, schema)
             engine = self.own()
             if engine.dialect.name != "postgresql":
                 raise ConfigError(
                     "Fleet(schema=…) needs PostgreSQL: elsewhere a schema is a database. Give each tenant a URL."
                 )
+            _check_length(name, schema, "schema")
             if self._database is None or self._database.app_engine is not engine:
                 self._database = Database("default", self.key, engine)
             inside = engine.execution_options()  # with the pool of the application
@@ -223,7 +224,7 @@ class Places:
             return Tenant(name, self.key, inside, schema, lambda: self._in_session(schema), self._database.engine)
         url = self.url(name)
         if url.get_backend_name() == "postgresql":
-            _check_length(name, url.database or "")
+            _check_length(name, url.database or "", "database")
         return Tenant(name, self.key, self.engine(url))
 
     def url(self, name: str) -> URL:
@@ -235,8 +236,12 @@ class Places:
             return self.own().url
         try:
             with unbound(self._app):
-                return make_url(self._url(name))
-        except sa.exc.ArgumentError:
+                given = self._url(name)
+        except Exception as error:  # of the code of the application
+            raise ConfigError(f"Fleet(url=…) cannot tell the URL of the tenant {name!r}: {said(error)}.") from error
+        try:
+            return make_url(given)
+        except (sa.exc.ArgumentError, ValueError):
             raise ConfigError(f"What Fleet(url=…) gives for the tenant {name!r} is no URL of SQLAlchemy.") from None
 
     def own(self) -> Engine:
@@ -274,7 +279,7 @@ class Places:
     def _in_session(self, schema: str) -> Engine:
         """An engine whose sessions are in a schema from their start."""
         engine = self.own()
-        quoted = _quoted(schema)
+        quoted = _identifier(schema)
         if engine.dialect.driver == "pg8000":
             return self.engine(engine.url, startup_params={"search_path": quoted})
         option = quoted.replace("\\", "\\\\").replace(" ", "\\ ")
@@ -303,6 +308,24 @@ def check_name(name: object, what: str = "name") -> None:
             f"{shown} cannot be the {what} of a tenant: it must be a text of at most {MAX_NAME} characters that "
             "can be printed, without blanks around it. Nothing was changed."
         )
+
+
+def _check_length(name: str, place: str, what: str) -> None:
+    """Make sure that PostgreSQL takes the name of a place as it is: of a longer one it takes the beginning alone.
+
+    :raises ConfigError: it does not. Two tenants would have one place.
+    """
+    if len(place.encode()) > _MAX_PLACE:
+        raise ConfigError(
+            f"The {what} {place!r} of the tenant {name!r} has a name of more than {_MAX_PLACE} bytes, of which "
+            "PostgreSQL would cut off the end. Nothing was changed. Give it a shorter one."
+        )
+
+
+def said(error: Exception) -> str:
+    """What the code of an application has failed with, in one line."""
+    text = one_line(text_of(getattr(error, "orig", None) or error))
+    return text if isinstance(error, sa.exc.DBAPIError) else f"{type(error).__name__}: {text}"
 
 
 class TenantPlanner(Planner):
@@ -340,6 +363,11 @@ class TenantPlanner(Planner):
         """The tenant, where the Alembic directory is for the database in whose place it stands."""
         return self._revised
 
+    def applied_before(self, name: str) -> bool:
+        """Whether the database in whose place the tenant stands has a migration already."""
+        plan = self._shared.ask(self._shared.databases[self._bind])
+        return all(item.migration.name != name for item in plan.pending)
+
     def learn(self) -> None:
         """Nothing: what there is to learn is known of the application."""
 
@@ -356,10 +384,12 @@ class Crew:
 
     :param shared: the questions about the application, with the migrations of the tenants.
     :param bind: the name of the database in whose place tenants stand.
+    :param ledger: which knows what tenants had a database before.
     """
 
-    def __init__(self, app: Flask, db: SQLAlchemy, shared: Planner, bind: str, places: Places) -> None:
+    def __init__(self, app: Flask, db: SQLAlchemy, shared: Planner, bind: str, places: Places, ledger: Ledger) -> None:
         self._app = app
+        self._ledger = ledger
         self._db = db
         self._shared = shared
         self._bind = bind
@@ -397,7 +427,7 @@ class Crew:
         except (Exception, SystemExit) as error:  # of the code of the application that tells the place
             return _failed(name, started, text_of(error))
         try:
-            applied, state = self._run(tenant)
+            applied, state, waiting = self._run(tenant)
         except Interrupted:
             raise
         except SystemExit as error:  # of a migration, which would end the run, and maybe with 0
@@ -407,19 +437,38 @@ class Crew:
         finally:
             tenant.close()
         status = APPLIED if applied else UP_TO_DATE
-        return Result(name, status, applied, time.perf_counter() - started, None, state.database_id, state.stamp)
+        took = time.perf_counter() - started
+        return Result(name, status, applied, took, None, state.database_id, state.stamp, waiting)
 
-    def _run(self, tenant: Tenant) -> tuple[tuple[str, ...], State]:
+    def _run(self, tenant: Tenant) -> tuple[tuple[str, ...], State, tuple[str, ...]]:
         planner = self.planner(tenant)
         with self._app.app_context(), self._one:
             plan = planner.ask(tenant)
             if not plan.behind and plan.state is not None:
                 planner.settle([plan])
-                return (), plan.state
+                return (), plan.state, ()
             tenant.check()
+            self.check_file(tenant)
             with self._found_by_alembic(tenant):
                 outcome = Runner(self._app, self._db, planner).run([tenant], kind=_TenantRun)
-        return tuple(run.migration for run in outcome.runs), outcome.states[tenant.name]
+        return tuple(run.migration for run in outcome.runs), outcome.states[tenant.name], tuple(outcome.waiting)
+
+    def check_file(self, tenant: Tenant) -> None:
+        """Make sure that no empty file takes the place of one that had the data of a tenant.
+
+        A server says itself that it has no such database; a file would be made by connecting to it.
+
+        :raises TenantGone: it is not there.
+        """
+        if tenant.exists:
+            return
+        row = self._ledger.row(tenant.name)
+        if row is not None and row.database_id:
+            raise TenantGone(
+                f"The file of the tenant {tenant.name!r} is not there any more, or is empty; perhaps its disk is not "
+                "mounted. Nothing was made in its place. Put the file back. If the tenant is to begin anew, "
+                "fleet.create() makes an empty one."
+            )
 
     def _found_by_alembic(self, tenant: Tenant) -> AbstractContextManager[None]:
         """Have an ``env.py`` that looks for an engine of the application find that of a tenant."""
@@ -429,7 +478,30 @@ class Crew:
 
 
 class _TenantRun(DatabaseRun):
-    """The run on one tenant, of which there may be several at the same time."""
+    """The run on one tenant, of which there may be several at the same time.
+
+    Processes say in the application's own database what they map, and read there what is taken away. So a contract step
+    comes to a tenant only after it: then no process of an earlier release runs any more, or can begin to.
+    """
+
+    def _waiting(self, plan: Plan, steps: list[Pending]) -> dict[str, Waits]:
+        planner = self._runner.planner
+        assert isinstance(planner, TenantPlanner)
+        said = Waits(_NOT_FIRST, _NOT_FIRST)
+        return {item.migration.name: said for item in steps if not planner.applied_before(item.migration.name)}
+
+    def _take_away(self, item: Pending, plan: Plan) -> None:
+        waits = self._waiting(plan, [item])
+        if waits:
+            self._outcome.waiting |= waits
+            self._outcome.left.append(item.migration.name)
+            self._leaves = True
+            return
+        self.connection.rollback()  # what was only read
+        begin(self.connection)
+        self.lock.confirm(self.connection)
+        commit(self.connection)
+        self.apply(item)
 
     @property
     def attended(self) -> bool:
