@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -33,6 +34,24 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     for name in ("DATABASE_URL", "FORCE_DB_MIGRATION"):
         monkeypatch.delenv(name, raising=False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-each", action="store_true", help="of each test's parameters take the first ones alone")
+
+
+@pytest.hookimpl(trylast=True)  # among those that other options leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--one-each"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        others = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
+        config.hook.pytest_deselected(items=others)
+        items[:] = sorted(first.values(), key=items.index)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what was imported and collected is no garbage: to look at it again and again is slow
 
 
 @pytest.hookimpl(wrapper=True)

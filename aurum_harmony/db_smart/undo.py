@@ -12,14 +12,14 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import DropEnumType
-from sqlalchemy.dialects.postgresql.named_types import DropDomainType
+from sqlalchemy.dialects.postgresql.named_types import DropDomainType, NamedType
 
 from .dialects.base import facts_of
 from .dialects.editor import editor_of
@@ -30,6 +30,7 @@ from .runner import DatabaseRun, Outcome, Runner
 from .schema.catalog import Catalog
 from .schema.column_types import from_json, misfits
 from .schema.ddl import CreateDeclared, CreateTableAs, DropDeclared, LockTables
+from .schema.effects import names_in
 from .schema.rules import counted
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
@@ -143,23 +144,42 @@ def look(database: Database, connection: sa.Connection, wanted: str | None) -> l
     begun = history.begun(connection)
     targets = _targets(database, made, wanted, begun)
     before, found = _Before(Catalog(connection)), []
-    for target in targets:
-        undoing = Undoing(target.number, target.name)
-        if target.name in begun:
-            undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
-        kept = _kept(target)
-        if kept is None:
-            undoing.refusals.append(_why_unknown(target))
-        else:
-            later = [one for one in made if one.number > target.number and one not in targets]
-            _Looking(before, undoing, later).look(kept)
-            if undoing.refusals and database.path is not None:
-                undoing.refusals.append(
-                    "'flask db-smart restore' puts back the snapshot of before a run, with all rows of that time; "
-                    "see 'flask db-smart snapshots'"
-                )
-        found.append(undoing)
+    _see_all_rows(connection)
+    try:
+        for target in targets:
+            undoing = Undoing(target.number, target.name)
+            if target.name in begun:
+                undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
+            kept = _kept(target)
+            if kept is None:
+                undoing.refusals.append(_why_unknown(target))
+            else:
+                later = [one for one in made if one.number > target.number and one not in targets]
+                _Looking(before, undoing, later).look(kept)
+                if undoing.refusals and database.path is not None:
+                    undoing.refusals.append(
+                        "'flask db-smart restore' puts back the snapshot of before a run, with all rows of that time; "
+                        "see 'flask db-smart snapshots'"
+                    )
+            found.append(undoing)
+    except sa.exc.DBAPIError as error:
+        if not database.says(error, "denied"):
+            raise
+        raise DbSmartError(
+            f"The user of the database {database.name!r} ({database.url}) may not see all rows of what would be taken "
+            f"back: {database.redact(error)}. Nothing was taken back. Undo it as one who may: where policies hide "
+            "rows, as a role with BYPASSRLS, by DB_SMART_MIGRATION_URL."
+        ) from error
     return found
+
+
+def _see_all_rows(connection: sa.Connection) -> None:
+    """Let no policy of PostgreSQL hide rows that are counted and copied: the server refuses to ask instead.
+
+    Until the transaction ends.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL row_security = off")
 
 
 def _targets(database: Database, made: list[Made], wanted: str | None, begun: set[str]) -> list[Made]:
@@ -180,14 +200,57 @@ def _targets(database: Database, made: list[Made], wanted: str | None, begun: se
     return found[-1:]
 
 
-def _kept(made: Made) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = None if made.inverse is None else json.loads(made.inverse)
-    return found
+def _kept(run: Made) -> dict[str, Any] | None:
+    """What takes a run back; ``None`` where that is not kept, or not as this release writes it."""
+    try:
+        found: dict[str, Any] = json.loads(run.inverse or "")
+        made, own = found["made"], found["own"]
+        lists = isinstance(made, list) and isinstance(own, list) and all(isinstance(one, str) for one in own)
+        return found if lists and all(map(_known, made)) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+_TEXT, _NAMES = (str,), (list,)
+_MAYBE = (str, type(None))
+#: What tells of each inverse, besides its table.
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "cannot": {"what": _TEXT, "why": _TEXT},
+    "stays": {"what": _TEXT},
+    "drop_table": {"names": _NAMES},
+    "drop_columns": {"names": _NAMES, "constraints": _NAMES},
+    "drop_index": {"name": _TEXT, "names": _NAMES},
+    "drop_constraint": {"name": _TEXT, "names": _NAMES, "implied": (bool,)},
+    "rename_table": {"name": _TEXT},
+    "rename_column": {"name": _TEXT, "to": _TEXT},
+    "alter_column": {"name": _TEXT},
+    "table_comment": {"comment": _MAYBE},
+    "declare": {"kind": _TEXT, "name": _TEXT, "text": _MAYBE},
+    "drop_type": {"name": _TEXT, "domain": (bool,)},
+}
+_PLACE = {"schema": _MAYBE, "table": _TEXT}
+#: What an altered column may have had before.
+_ALTERED: dict[str, tuple[type, ...]] = {"type": (dict,), "nullable": (bool,), "default": _MAYBE, "comment": _MAYBE}
+
+
+def _known(entry: dict[str, Any]) -> bool:
+    """Whether an inverse is one of this release, with all that it needs, and nothing else."""
+    op = entry["op"]
+    needs = {"op": _TEXT, "sure": (bool,), **_FIELDS[op], **({} if op in ("cannot", "stays") else _PLACE)}
+    may = needs | (_ALTERED if op == "alter_column" else {})
+    typed = all(isinstance(value, may[name]) for name, value in entry.items())
+    lists = (value for value in entry.values() if isinstance(value, list))
+    return typed and needs.keys() <= entry.keys() and all(isinstance(name, _MAYBE) for its in lists for name in its)
 
 
 def _why_unknown(made: Made) -> str:
     if made.error == STAMPED:
         return "it was recorded by 'stamp', so db-smart has made nothing for it"
+    if made.inverse is not None:
+        return (
+            "what the history has to take it back is not as this release of db-smart writes it: it was edited, or a "
+            "later release has written it, which can take it back"
+        )
     return (
         "the history does not have what takes it back: it is a revision of Alembic (see 'flask db downgrade'), or was "
         "applied by an earlier release of db-smart, or by a script of 'migrate --sql'"
@@ -243,6 +306,14 @@ class _Looking:
         #: The indexes that are replaced, or there again, by then.
         self._put: set[tuple[str | None, str]] = set()
         self._later = [(one, entry) for one in later for entry in (_kept(one) or {"made": []})["made"]]
+        #: The views that came since, with all names that they have; not each database looks after them.
+        self._views = [
+            (one, entry["name"], names_in(text, facts_of(self._catalog.inspector.dialect.name)))
+            for one, entry in self._later
+            if entry["op"] == "declare" and entry["kind"] == "view"
+            if self._catalog.has_declared("view", entry["name"], entry["schema"])
+            if (text := self._catalog.declared("view", entry["name"], entry["schema"], None))
+        ]
 
     def look(self, kept: dict[str, Any]) -> None:
         """See what each inverse would do."""
@@ -258,6 +329,12 @@ class _Looking:
                     undoing.refusals.append(
                         f"{_said(entry)}: {changed.name!r} (run {changed.number}) has changed it since; undo that first"
                     )
+                for one, view, names in self._views:
+                    if _stands_on(entry, names, self._before.key):
+                        undoing.refusals.append(
+                            f"{_said(entry)}: {one.name!r} (run {one.number}) has made the view {view!r} of it since; "
+                            "undo that first"
+                        )
                 self._entry(entry)
         for statement in kept["own"]:
             if statement.upper().startswith(_STAYS):
@@ -367,6 +444,15 @@ def _touches(entry: dict[str, Any], later: dict[str, Any]) -> bool:
     return bool(_names(entry) & _names(later))
 
 
+def _stands_on(entry: dict[str, Any], names: set[str], key: Callable[[str], str]) -> bool:
+    """Whether a view that has these names would be broken by what an inverse takes away."""
+    if entry["op"] not in ("drop_table", "drop_columns", "rename_table", "rename_column"):
+        return False
+    of_op: dict[str, list[str]] = {"drop_columns": entry.get("names", []), "rename_column": [entry.get("name", "")]}
+    columns = of_op.get(entry["op"])
+    return key(entry["table"]) in names and (columns is None or any(key(name) in names for name in columns))
+
+
 def _tables(entry: dict[str, Any]) -> set[str]:
     return {entry["table"], *([entry["name"]] if entry["op"] == "rename_table" else [])}
 
@@ -395,9 +481,6 @@ def _said(entry: dict[str, Any]) -> str:
     }[entry["op"]]
 
 
-_ALTERED = ("type", "nullable", "default", "comment")
-
-
 def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.ColumnElement[bool]:
     """The condition of rows that have a value in a column: neither NULL nor its default, and not computed."""
     existing = catalog.columns(table, schema)[catalog.normalize_name(name)]
@@ -409,16 +492,18 @@ def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.Col
     if default is None or isinstance(kind, sa.JSON) or not _CONSTANT.fullmatch(str(default)):
         return has
     usual: sa.ColumnElement[Any] = sa.literal_column(f"({default})")
-    if isinstance(kind, sa.String):  # whatever its collation
-        as_it_is = sa.Text(collation="C") if catalog.inspector.dialect.name == "postgresql" else sa.LargeBinary()
+    postgresql = catalog.inspector.dialect.name == "postgresql"
+    # Others, such as a point, have no equality there, or one that is less than that: of boxes it compares the areas.
+    as_text = postgresql and isinstance(getattr(kind, "item_type", kind), (sa.String, sa.types.NullType, sa.JSON))
+    if isinstance(kind, sa.String) or as_text:  # whatever its collation
+        as_it_is = sa.Text(collation="C") if postgresql else sa.LargeBinary()
         column, usual = sa.cast(column, as_it_is), sa.cast(usual, as_it_is)
     return sa.and_(has, column != usual)
 
 
-def _rows(schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
-    """The query for these columns of a table."""
-    source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
-    return sa.select(*source.c)
+def _is_named(kind: Any) -> bool:
+    """Whether a type is one of PostgreSQL's with a name of its own, or an array of such."""
+    return isinstance(getattr(kind, "item_type", kind), NamedType)
 
 
 class _UndoJournal(Journal):
@@ -515,6 +600,7 @@ class UndoRun(DatabaseRun):
             self._mark(target, "begun", "")
             commit(connection)
             begin(connection)
+        _see_all_rows(connection)
         transaction = _UndoTransaction(
             self.database,
             connection,
@@ -555,10 +641,15 @@ class UndoRun(DatabaseRun):
             values = {"migration": _mark(target.number), "step": step, "detail": detail}
             self.connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
 
-    def archive_name(self, target: Made, table: str, column: str | None) -> str:
-        """The name of the table that keeps values; of a try before this one, the same. It is written down first."""
+    def archive_name(self, target: Made, table: str, column: str | None, *, another: bool = False) -> str:
+        """The name of the table that keeps values; of a try before this one, the same. It is written down first.
+
+        :param another: whether the one of a try before this one is not to be that.
+        """
         step = "archive:" + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
         mine = sa.and_(progress.c.migration == _mark(target.number), progress.c.step == step)
+        if another:
+            self.connection.execute(progress.delete().where(mine))
         found: str | None = self.connection.scalar(sa.select(progress.c.detail).where(mine))
         if found is not None:
             return found
@@ -732,7 +823,7 @@ class _Inverting:
             if rows and archive is not None:
                 into, names = archive
                 target = sa.table(into, *(sa.column(name) for name in names), schema=schema)
-                transaction.send(target.insert().from_select(names, _rows(schema, table, names).where(where)))
+                transaction.send(target.insert().from_select(names, self._rows(schema, table, names).where(where)))
                 if catalog.count(into, schema) != rows:
                     raise DbSmartError(f"The archive {into!r} does not have the {what}. They were not dropped.")
                 self._undone.archived.append((into, rows))
@@ -751,10 +842,32 @@ class _Inverting:
         if column is not None:
             names = list(dict.fromkeys([*(catalog.primary_key(table, schema) or []), column]))
         into = self._run.archive_name(self._target, table, column)
-        if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
-            self._op.drop_table(into, schema=schema)
-        self._transaction.send(CreateTableAs(into, schema, _rows(schema, table, names).where(sa.false())))
+        if catalog.has_table(into, schema):  # of a try before this one
+            if self._copies(into, schema, table, names):
+                self._op.drop_table(into, schema=schema)
+            else:  # what was dropped is there again, with other values
+                into = self._run.archive_name(self._target, table, column, another=True)
+        self._transaction.send(CreateTableAs(into, schema, self._rows(schema, table, names).where(sa.false())))
         return into, names
+
+    def _copies(self, archive: str, schema: str | None, table: str, names: list[str]) -> bool:
+        """Whether all that an archive holds is still where it came from."""
+        if [one["name"] for one in self._catalog.columns(archive, schema).values()] != names:
+            return False
+        kept = sa.select(sa.table(archive, *(sa.column(name) for name in names), schema=schema))
+        return self._connection.execute(sa.except_(kept, self._rows(schema, table, names)).limit(1)).first() is None
+
+    def _rows(self, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
+        """The query for these columns of a table; as text where undo may have to drop the type."""
+        kinds = {one["name"]: one["type"] for one in self._catalog.columns(table, schema).values()}
+        source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
+        postgresql = self._transaction.facts.name == "postgresql"
+        return sa.select(
+            *(
+                sa.cast(one, sa.Text).label(one.name) if postgresql and _is_named(kinds[one.name]) else one
+                for one in source.c
+            )
+        )
 
     @contextmanager
     def _held(

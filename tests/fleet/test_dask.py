@@ -122,8 +122,10 @@ def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_one_goes_on(
 
 def test_a_cluster_that_is_not_there_has_a_clear_answer(make_fleet: Callable[..., FleetProject]) -> None:
     pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
     fleet = make_fleet("sqlite", "a")
     fleet.write(COUNTED)
-    result = fleet.run("fleet", "migrate", "--dask", "tcp://127.0.0.1:9")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):  # instead of 30
+        result = fleet.run("fleet", "migrate", "--dask", "tcp://127.0.0.1:9")
     assert (result.exit_code, "no scheduler of Dask" in result.output) == (1, True)
     assert fleet.tables() == set()

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.harness.project import Project
-from tests.undo.samples import BASE, archives, described
+from tests.undo.samples import BASE, apply, archives, described, refusal
 
 CHANGES = {
     "columns": 'op.add_columns("users", Column("age", Integer, index=True), Column("mail", String(9), unique=True))',
@@ -31,13 +31,6 @@ CHANGES = {
     "replaced index": 'op.replace_index("ix_users_city", "users", ["city", "name"])',
     "view": 'op.view("v", "SELECT id, name FROM users")',
 }
-
-
-def apply(project: Project, change: str, *, more: str = "destructive=True") -> None:
-    """Boot with the base, and then with one more migration."""
-    project.write(BASE)
-    project.boot()
-    project.write(BASE + f"\n@migration({more})\ndef change(op):\n    {change}\n")
 
 
 def rows(project: Project) -> list[Any]:
@@ -112,12 +105,6 @@ def test_what_an_interrupted_run_has_perhaps_made_is_not_dropped(project: Projec
 
 COLUMN = 'op.add_columns("users", Column("age", Integer, server_default="7"), Column("mail", String(9)))'
 VALUES = "UPDATE users SET age = 30, mail = 'x' WHERE id = 1"
-
-
-def refusal(result: Any) -> str:
-    """What a command said that refused, in one line."""
-    assert result.exit_code == 1, result.output
-    return " ".join(result.output.split())
 
 
 def test_values_are_counted_and_not_lost(project: Project) -> None:
@@ -210,6 +197,31 @@ def test_what_a_later_run_changed_is_refused(project: Project) -> None:
     assert project.run("undo", "2", "--yes").exit_code == 0
     assert project.history()[-2:] == [("later", "taken back"), ("change", "taken back")]
     assert "age" not in project.columns("users")
+
+
+@pytest.mark.parametrize(
+    ("change", "view"),
+    [
+        ('op.create_table("notes", Column("id", Integer, primary_key=True))', "SELECT id FROM notes"),
+        ('op.add_column("users", Column("mail", String(9)))', "SELECT u.id, u.mail AS m FROM users AS u"),
+        ('op.rename_table("teams", "groups")', 'SELECT g.id FROM "groups" AS g'),
+        ('op.alter_column("users", "note", new_column_name="remark")', "SELECT remark FROM users"),
+    ],
+)
+def test_a_view_of_a_later_run_is_not_broken(project: Project, change: str, view: str) -> None:
+    apply(project, change)
+    project.boot()
+    view = view.replace('"', "`") if project.dialect == "mysql" else view
+    later = f"\n@migration\ndef later(op):\n    op.view('v', {view!r})\n    op.view('w', 'SELECT id FROM users')\n"
+    project.write(project.file.read_text() + later, header="")
+    project.boot()
+    assert "'later' (run 3) has made the view 'v' of it since; undo that first" in refusal(
+        project.run("undo", "change", "--yes")
+    )
+    assert project.query("SELECT count(*) FROM v")
+    for name in ("later", "change"):
+        result = project.run("undo", name, "--yes")
+        assert result.exit_code == 0, result.output
 
 
 def test_migrations_applied_together_are_taken_back_together(project: Project) -> None:
@@ -370,3 +382,45 @@ def test_a_row_without_inverse_is_refused(project: Project) -> None:
     project.boot()
     project.query("UPDATE db_smart_history SET inverse = NULL WHERE name = 'change'")
     assert "does not have what takes it back" in refusal(project.run("undo", "--yes"))
+
+
+_ENTRY = '{"op": "drop_columns", "schema": null, "table": "users", "names": ["age"], "constraints": [], "sure": true}'
+
+
+@pytest.mark.parametrize(
+    "inverse",
+    [
+        *("", "x", "[]", "null", "3", "{}", '{"run": "a", "own": []}', '{"run": "a", "made": {}, "own": []}'),
+        f'{{"run": "a", "made": [{_ENTRY}], "own": [3]}}',
+        *(
+            f'{{"run": "a", "made": [{_ENTRY.replace(*change)}], "own": []}}'
+            for change in (
+                *(("drop_columns", "melt"), ("drop_columns", "look"), ("drop_columns", "drop_table")),
+                *(
+                    (', "names": ["age"]', ""),
+                    ('["age"]', '"age"'),
+                    ('["age"]', "[1]"),
+                    ('"sure"', '"more": 1, "sure"'),
+                ),
+                *((_ENTRY, "[]"), (_ENTRY, '{"op": []}')),
+            )
+        ),
+    ],
+)
+def test_an_inverse_that_this_release_does_not_know_is_refused(sqlite_project: Project, inverse: str) -> None:
+    """It was edited, or a later release has written it."""
+    apply(sqlite_project, 'op.add_column("users", Column("age", Integer))')
+    sqlite_project.boot()
+    (kept,) = sqlite_project.query("SELECT inverse FROM db_smart_history WHERE name = 'change'")[0]
+    assert json.loads(kept)["made"] == [json.loads(_ENTRY)]
+    edit = "UPDATE db_smart_history SET inverse = :inverse WHERE name = 'change' AND outcome = :outcome"
+    sqlite_project.query(edit, inverse=inverse, outcome="applied")
+    for discard in ([], ["--discard"]):
+        said = refusal(sqlite_project.run("undo", "--yes", *discard))
+        assert "is not as this release of db-smart writes it" in said
+    assert "would be lost" in refusal(sqlite_project.run("undo", "base", "--yes"))
+    assert "age" in sqlite_project.columns("users")
+    sqlite_project.query(edit, inverse=kept, outcome="applied")
+    assert sqlite_project.run("undo", "--yes").exit_code == 0
+    sqlite_project.query(edit, inverse=inverse, outcome="taken back")
+    assert "has no run 'change'" in refusal(sqlite_project.run("undo", "change", "--yes"))

@@ -9,6 +9,7 @@ too: a node has committed all that comes before a transaction in their common or
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -106,10 +107,12 @@ class Seen(Instance):
 
     :ivar seconds: since when it has not renewed its row.
     :ivar over: whether it serves no longer, unless it registers again.
+    :ivar known: whether its row tells what the models map; else it may be anything.
     """
 
     seconds: float
     over: bool = False
+    known: bool = True
 
 
 class Contract(NamedTuple):
@@ -172,11 +175,11 @@ def mapped(metadata: sa.MetaData, engine: sa.Engine) -> dict[str, list[str]]:
     """What models map, by the names that a database compares."""
     facts = facts_of(engine.dialect.name)
     found = {}
-    for table in metadata.tables.values():
+    for table in list(metadata.tables.values()):  # another thread may import more
         schema = translated(engine, table.schema)
         name = facts.normalize_name(table.name if schema is None else f"{schema}.{table.name}")
-        found[name] = sorted({facts.normalize_name(column.name) for column in table.columns})
-    return found
+        found[name] = sorted({facts.normalize_name(column.name) for column in list(table.columns)})
+    return dict(sorted(found.items()))  # whatever is imported first
 
 
 def overlap(touched: Names, uses: Names) -> list[str]:
@@ -265,8 +268,15 @@ def register(connection: sa.Connection, me: Instance, seconds: float) -> None:
     """
     changes = {**_until(seconds), "uses": json.dumps({table: sorted(columns) for table, columns in me.uses.items()})}
     values = {"release": me.release, "instance": me.key, "started": epoch_us(), **changes}
-    with _written(connection):
-        connection.execute(facts_of(connection.dialect.name).upsert(releases, values, changes))
+    facts = facts_of(connection.dialect.name)
+    for last in (False, True):
+        try:
+            with _written(connection):
+                connection.execute(facts.upsert(releases, values, changes))
+            return
+        except sa.exc.DBAPIError as error:  # another process of this host makes the row at the same time
+            if last or not facts.says(error, "deadlock"):
+                raise
 
 
 def renew(connection: sa.Connection, me: Instance, seconds: float) -> bool:
@@ -321,28 +331,34 @@ def _is(me: Instance) -> sa.ColumnElement[bool]:
     return sa.and_(releases.c.release == me.release, releases.c.instance == me.key)
 
 
-def read_instances(connection: sa.Connection, grace: float) -> list[Seen]:
+def read_instances(connection: sa.Connection, grace: float, *, living: bool = False) -> list[Seen]:
     """Every instance that the database knows, in a transaction that begins now. One query.
 
     :param grace: for how long a request may go on that began in time, seconds.
+    :param living: whether those that are over are left out, which may be all pods of a week.
     """
+    query = sa.select(releases, epoch_us().label("now")).order_by(releases.c.instance)
+    if living:
+        query = query.where(releases.c.seen_until >= epoch_us() - int(grace * _SECOND))
     with _read(connection):
-        rows = connection.execute(sa.select(releases, epoch_us().label("now")).order_by(releases.c.instance)).all()
-    return [
-        Seen(
-            row.release,
-            row.instance,
-            _uses(row.uses),
-            (row.now - row.seen_at) / _SECOND,
-            row.seen_until + int(grace * _SECOND) < row.now,
-        )
-        for row in rows
-    ]
-
-
-def _uses(text: str) -> Names:
-    found: dict[str, list[str]] = json.loads(text)
+        rows = connection.execute(query).all()
+    found = []
+    for row in rows:
+        uses, over = _uses(row.uses), row.seen_until + int(grace * _SECOND) < row.now
+        seconds = (row.now - row.seen_at) / _SECOND
+        found.append(Seen(row.release, row.instance, uses or {}, seconds, over, known=uses is not None))
     return found
+
+
+def _uses(text: str) -> Names | None:
+    """From what the database keeps; ``None`` where it is not ours."""
+    try:
+        found = json.loads(text)
+        names = [*found, *(name for its in found.values() for name in its)]
+        ours = all(isinstance(its, list) for its in found.values()) and all(isinstance(name, str) for name in names)
+        return found if ours else None
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 # -- who takes something away
@@ -423,22 +439,38 @@ def in_the_way(connection: sa.Connection, touches: Touches, me: Instance, grace:
     :param me: the release that knows the migration; what it only narrows does not harm this one.
     :param grace: see :func:`read_instances`.
     """
-    known = read_instances(connection, grace)
-    living = [one for one in known if not one.over and harmed(touches, one, me)]
+    living = read_instances(connection, grace, living=True)
+    waited = [one for one in living if not one.over and harmed(touches, one, me)]
     sessions = _sessions(connection)
-    told = {one.release: one for one in known}
-    for one in [me, *told.values()]:
-        if one is me or not any(harmed(touches, each, me) for each in known if each.release == one.release):
-            sessions.pop(_session_name(one.release), None)
-    found = {name.removeprefix(APPLICATION): count for name, count in sessions.items()}
-    # A row says more than the sessions of its release.
-    for one in living:
-        found.pop(_session_name(one.release).removeprefix(APPLICATION), None)
-    return InTheWay(living, found)
+    sessions.pop(session_name(me.release), None)
+    for one in waited:  # a row says more than the sessions of its release
+        sessions.pop(session_name(one.release), None)
+    for release, uses in _told_of(connection, sessions):
+        if not any(harmed(touches, Instance(release, "", one), me) for one in uses):
+            sessions.pop(session_name(release), None)
+    return InTheWay(waited, {name.removeprefix(APPLICATION): count for name, count in sessions.items()})
+
+
+def _told_of(connection: sa.Connection, sessions: Collection[str]) -> list[tuple[str, list[Names]]]:
+    """What rows tell that the releases map which sessions are named by, also where the instances are over."""
+    if not sessions:
+        return []
+    with _read(connection):
+        names = connection.scalars(sa.select(releases.c.release).distinct()).all()
+        named = [name for name in names if session_name(name) in sessions]
+        query = sa.select(releases.c.release, releases.c.uses).distinct().where(releases.c.release.in_(named))
+        rows = connection.execute(query).all() if named else []
+    found: dict[str, list[Names | None]] = {}
+    for release, uses in rows:
+        found.setdefault(release, []).append(_uses(uses))
+    # Where one cannot be read, it may map anything.
+    return [(release, [one for one in uses if one is not None]) for release, uses in found.items() if None not in uses]
 
 
 def harmed(touches: Touches, one: Instance, me: Instance) -> bool:
     """Whether an instance has what a migration takes away."""
+    if isinstance(one, Seen) and not one.known:
+        return bool(touches)
     if overlap(touches.gone, one.uses):
         return True
     same = one.release == me.release and _sorted(one.uses) == _sorted(me.uses)
@@ -449,9 +481,13 @@ def _sorted(uses: Names) -> dict[str, list[str]]:
     return {table: sorted(columns) for table, columns in uses.items()}
 
 
-def _session_name(release: str) -> str:
-    """What the sessions of a release are called, cut as PostgreSQL cuts it."""
-    return f"{APPLICATION}{release}".encode()[:_MOST_OF_NAME].decode(errors="ignore")
+def session_name(release: str) -> str:
+    """What the sessions of a release are called: in ASCII, and so short that a server shows all of it."""
+    name = f"{APPLICATION}{release}".encode("ascii", "backslashreplace").decode()
+    if len(name) <= _MOST_OF_NAME:
+        return name
+    digest = hashlib.sha256(release.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{name[: _MOST_OF_NAME - 9]}~{digest}"
 
 
 def _sessions(connection: sa.Connection) -> dict[str, int]:
