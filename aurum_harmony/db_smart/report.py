@@ -593,6 +593,7 @@ class Status(Report):
     :ivar state: the one state for all databases; ``"failed"`` if they cannot be asked, because the migrations or the
         settings cannot be used.
     :ivar notes: what else a person should know.
+    :ivar branch: the Git branch whose databases these are; ``None`` where databases do not follow the branch.
     """
 
     state: str
@@ -603,6 +604,7 @@ class Status(Report):
     flag: FlagStatus | None
     boot: NextBoot
     notes: list[str] = field(metadata=_TEXT_ONLY)
+    branch: str | None = None
 
     @property
     def fails(self) -> bool:  # type: ignore[override]
@@ -642,7 +644,8 @@ class Status(Report):
             boot = NextBoot(False, f"{boot.reason}; but tables of the models are missing: {', '.join(lost)}")
         lock, progress = _first(item.lock for item in found), _first(item.progress for item in found)
         flag = FlagStatus(planner.path, verdict.present, verdict.holds, verdict.reason)
-        return cls(state, None, found, lock, progress, flag, boot, notes)
+        branch = smart.branches(app).entered if smart.enter_branch(app) else None
+        return cls(state, None, found, lock, progress, flag, boot, notes, branch)
 
     @classmethod
     def failed(cls, error: DbSmartError, app: Flask, smart: DbSmart) -> Status:
@@ -651,6 +654,8 @@ class Status(Report):
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
+        if self.branch is not None:
+            yield f"Branch: {one_line(self.branch)}"
         for database in self.databases:
             yield from database.lines()
         if self.flag is not None:
@@ -660,6 +665,8 @@ class Status(Report):
 
     def screen(self, screen: Screen) -> Iterator[str]:
         """The report on a terminal."""
+        if self.branch is not None:
+            yield from screen.wrapped(f"Branch: {one_line(self.branch)}")
         for database in self.databases:
             yield from database.screen(screen)
         if self.flag is not None:
@@ -1103,11 +1110,13 @@ class BranchedDatabase:
     """The databases of one of the application's.
 
     :ivar current: path or name of that of the branch that is checked out.
+    :ivar to_copy: what the next boot copies to it, where it is not there yet.
     :ivar base: that of the URL.
     """
 
     database: str
     current: str
+    to_copy: str | None
     base: str
     kept: list[BranchEntry]
 
@@ -1132,7 +1141,8 @@ class Branches(Report):
         databases = []
         for name, store in found.stores.items():
             kept = [BranchEntry(*item, gone) for item, gone in found.kept(store)]
-            databases.append(BranchedDatabase(name, store.at(found.current(store)), store.at(None), kept))
+            current, base = store.at(found.current(store)), store.at(None)
+            databases.append(BranchedDatabase(name, current, found.to_copy(store), base, kept))
         return cls(bool(Settings(app).branches), found.branch, found.main, databases)
 
     def lines(self) -> Iterator[str]:
@@ -1141,7 +1151,8 @@ class Branches(Report):
         if not self.on:
             yield "DB_SMART_BRANCHES is off: every branch has the database of the URL."
         for one in self.databases:
-            yield f"Database {one.database}: {one.current if self.on else one.base}"
+            later = "" if one.to_copy is None else f"  not there yet: the next boot copies {one.to_copy}"
+            yield f"Database {one.database}: {f'{one.current}{later}' if self.on else one.base}"
             yield f"  {one.base}  of the URL, for the branch {one_line(self.main)}"
             yield from (item.line() for item in one.kept)
 

@@ -400,16 +400,20 @@ class DatabaseRun:
             if self._waits_for_releases(item.migration) and item.migration.name not in runner.contract_now
         ]
         if steps:
-            from .contract import Contracts
-
-            self._outcome.waiting |= Contracts(runner.app, runner.db, planner, plan).look(
-                steps, often=planner.settings.idle
-            )
+            self._outcome.waiting |= self._waiting(plan, steps)
         rest = [item for item in plan.pending if item.migration.name not in self._outcome.waiting]
         if rest or not plan.pending or self._remake or plan.state is None or plan.foreign or not plan.first_run_done:
             return None
         self._leave(plan)
         return plan.state
+
+    def _waiting(self, plan: Plan, steps: list[Pending]) -> dict[str, Waits]:
+        """Which contract steps have to wait, and why."""
+        from .contract import Contracts
+
+        runner = self._runner
+        contracts = Contracts(runner.app, runner.db, runner.planner, plan)
+        return contracts.look(steps, often=runner.planner.settings.idle)
 
     def _take_away(self, item: Pending, plan: Plan) -> None:
         """Apply a contract step, unless it has to wait.

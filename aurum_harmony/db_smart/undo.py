@@ -276,6 +276,9 @@ class _Before:
         self.key = catalog.normalize_name
         self._tables: dict[tuple[str | None, str], str | None] = {}
         self._columns: dict[tuple[str | None, str], dict[str, str]] = {}
+        self._keys: dict[str | None, list[tuple[str, Any]]] = {}
+        #: The tables and constraints that are dropped by then, by their names now.
+        self.dropped: set[tuple[str | None, str, str | None]] = set()
 
     def table(self, schema: str | None, name: str) -> str | None:
         """What a table is called now; ``None`` where it is not there."""
@@ -290,6 +293,22 @@ class _Before:
         if place not in self._columns:
             self._columns[place] = {key: one["name"] for key, one in self.catalog.columns(table, schema).items()}
         return self._columns[place]
+
+    def referring(self, schema: str | None, table: str, columns: set[str] | None = None) -> Iterator[str]:
+        """The foreign keys of other tables to a table, or to some of its columns."""
+        key = self.key
+        if schema not in self._keys:
+            found = self.catalog.inspector.get_multi_foreign_keys(schema=schema)
+            self._keys[schema] = [(child, one) for (_, child), keys in found.items() for one in keys]
+        for child, one in self._keys[schema]:
+            if (
+                one["referred_schema"] == schema
+                and key(one["referred_table"]) == key(table) != key(child)
+                and (columns is None or columns & {*map(key, one["referred_columns"])})
+                and self.dropped.isdisjoint({(schema, key(child), None), (schema, key(child), one["name"])})
+                and {*one["constrained_columns"]} <= {*self.columns(schema, child).values()}
+            ):
+                yield f"a foreign key of {child!r} on {', '.join(map(repr, one['constrained_columns']))} refers to it"
 
     def call(self, schema: str | None, name: str, table: str | None) -> None:
         """From here on, this name means another table, or none."""
@@ -360,14 +379,20 @@ class _Looking:
         if now != then:
             changed = ", ".join(sorted(now ^ then))
             undoing.refusals.append(f"{_said(entry)}: its columns are not those that were made: {changed}")
+        undoing.refusals += [f"{_said(entry)}: {one}; drop that first" for one in self._before.referring(schema, table)]
+        self._before.dropped.add((schema, key(table), None))
         undoing.losses = [loss for loss in undoing.losses if (loss.schema, loss.table) != (schema, table)]
         self._lose(schema, table, None, None)
         self._before.call(schema, entry["table"], None)
         return True
 
     def _drop_columns(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
-        columns = self._before.columns(schema, table)
-        there = [columns.pop(self._before.key(name), None) for name in reversed(entry["names"])]
+        columns, key = self._before.columns(schema, table), self._before.key
+        there = [columns.pop(key(name), None) for name in reversed(entry["names"])]
+        gone = {key(name) for name in there if name is not None}
+        self._undoing.refusals += [
+            f"{_said(entry)}: {one}; drop that first" for one in self._before.referring(schema, table, gone)
+        ]
         for name in there:
             if name is not None:
                 self._lose(schema, table, name, holds(self._catalog, schema, table, name))
@@ -415,7 +440,10 @@ class _Looking:
         return self._there(entry, schema, table, self._catalog.indexes(table, schema))
 
     def _drop_constraint(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
-        return self._there(entry, schema, table, self._catalog.constraints(table, schema))
+        there = self._catalog.constraints(table, schema)
+        if (existing := there.get(self._before.key(entry["name"]))) is not None:
+            self._before.dropped.add((schema, self._before.key(table), existing.name))
+        return self._there(entry, schema, table, there)
 
     def _there(self, entry: dict[str, Any], schema: str | None, table: str, found: dict[str, Any]) -> bool:
         existing, key = found.get(self._before.key(entry["name"])), self._before.key
@@ -839,8 +867,8 @@ class _Inverting:
         """Make the empty table that is to keep values; its name and columns."""
         catalog = self._catalog
         names = [one["name"] for one in catalog.columns(table, schema).values()]
-        if column is not None:
-            names = list(dict.fromkeys([*(catalog.primary_key(table, schema) or []), column]))
+        if column is not None and (primary := catalog.primary_key(table, schema)):  # else only the whole row tells
+            names = list(dict.fromkeys([*primary, column]))
         into = self._run.archive_name(self._target, table, column)
         if catalog.has_table(into, schema):  # of a try before this one
             if self._copies(into, schema, table, names):

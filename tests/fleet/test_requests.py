@@ -126,6 +126,21 @@ def test_a_tenant_is_asked_once_in_a_process(migrated: FleetProject) -> None:
     assert (first, len([one for one in sent if "db_smart" in one])) == (2, 2)
 
 
+def test_a_process_keeps_connections_to_so_many_tenants(make_fleet: Callable[..., FleetProject]) -> None:
+    fleet = make_fleet("sqlite", "a", "b", "c", keep=2)
+    fleet.models = with_model
+    fleet.write(V1)
+    fleet.migrate()
+    with running(fleet) as (app, found, db), app.app_context():
+        engines: dict[str, sa.Engine] = {}
+        for name in fleet.names:
+            with found.use(name):
+                names(db)
+                engines[name] = db.session.connection().engine
+        idle = {name: int(engine.pool.checkedin()) for name, engine in engines.items()}  # type: ignore[attr-defined]
+        assert idle == {"a": 0, "b": 1, "c": 1}
+
+
 def test_an_unknown_tenant_is_none(migrated: FleetProject) -> None:
     with (
         running(migrated) as (_, found, _db),
