@@ -423,7 +423,7 @@ class DatabaseStatus:
 
     :ivar unknown: the names that it is ahead of this code by.
     :ivar missing: the tables of the models that are not there.
-    :ivar lacking: the tables and columns of the models that are not there although nothing is pending.
+    :ivar lacking: the tables and columns of the models that are not there although at most contract steps are pending.
     :ivar failed: the last run that failed, of a migration that was not applied since.
     """
 
@@ -565,7 +565,7 @@ class DatabaseStatus:
 
     @property
     def _models(self) -> str:
-        return f"{model_names.said(self.lacking)}; 'flask db-smart diff' shows more"
+        return f"{model_names.said(self.lacking, ahead=bool(self.unknown))}; 'flask db-smart diff' shows more"
 
 
 @dataclass(frozen=True)
@@ -706,7 +706,9 @@ def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> An
     notes = [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
     if missing and Settings(app).create_all:
         notes.append(f"Attention: {said}")
-    lacking = [] if missing or plan.behind else smart.lacking(app, planner, database)
+    # A contract step may wait for days; what it is to bring is lacking until then.
+    only_waits = bool(plan.pending) and all(item.migration.options.contract for item in plan.pending)
+    lacking = [] if missing or (plan.behind and not only_waits) else smart.lacking(app, planner, database)
     return plan, DatabaseStatus.of(planner, plan, lock, progress, failed, missing, lacking, waits), notes
 
 

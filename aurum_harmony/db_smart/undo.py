@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ from .runner import DatabaseRun, Outcome, Runner
 from .schema.catalog import Catalog
 from .schema.column_types import from_json, misfits
 from .schema.ddl import CreateDeclared, CreateTableAs, DropDeclared, LockTables
+from .schema.effects import names_in
 from .schema.rules import counted
 from .session.journal import Journal
 from .session.lock_timeout import DdlLockTimeout
@@ -324,6 +325,14 @@ class _Looking:
         #: The indexes that are replaced, or there again, by then.
         self._put: set[tuple[str | None, str]] = set()
         self._later = [(one, entry) for one in later for entry in (_kept(one) or {"made": []})["made"]]
+        #: The views that came since, with all names that they have; not each database looks after them.
+        self._views = [
+            (one, entry["name"], names_in(text, facts_of(self._catalog.inspector.dialect.name)))
+            for one, entry in self._later
+            if entry["op"] == "declare" and entry["kind"] == "view"
+            if self._catalog.has_declared("view", entry["name"], entry["schema"])
+            if (text := self._catalog.declared("view", entry["name"], entry["schema"], None))
+        ]
 
     def look(self, kept: dict[str, Any]) -> None:
         """See what each inverse would do."""
@@ -339,6 +348,12 @@ class _Looking:
                     undoing.refusals.append(
                         f"{_said(entry)}: {changed.name!r} (run {changed.number}) has changed it since; undo that first"
                     )
+                for one, view, names in self._views:
+                    if _stands_on(entry, names, self._before.key):
+                        undoing.refusals.append(
+                            f"{_said(entry)}: {one.name!r} (run {one.number}) has made the view {view!r} of it since; "
+                            "undo that first"
+                        )
                 self._entry(entry)
         for statement in kept["own"]:
             if statement.upper().startswith(_STAYS):
@@ -455,6 +470,15 @@ def _touches(entry: dict[str, Any], later: dict[str, Any]) -> bool:
     if (entry["table"] and {entry["op"], later["op"]} & whole) or entry["op"] == later["op"] == "table_comment":
         return True
     return bool(_names(entry) & _names(later))
+
+
+def _stands_on(entry: dict[str, Any], names: set[str], key: Callable[[str], str]) -> bool:
+    """Whether a view that has these names would be broken by what an inverse takes away."""
+    if entry["op"] not in ("drop_table", "drop_columns", "rename_table", "rename_column"):
+        return False
+    of_op: dict[str, list[str]] = {"drop_columns": entry.get("names", []), "rename_column": [entry.get("name", "")]}
+    columns = of_op.get(entry["op"])
+    return key(entry["table"]) in names and (columns is None or any(key(name) in names for name in columns))
 
 
 def _tables(entry: dict[str, Any]) -> set[str]:
@@ -645,10 +669,15 @@ class UndoRun(DatabaseRun):
             values = {"migration": _mark(target.number), "step": step, "detail": detail}
             self.connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
 
-    def archive_name(self, target: Made, table: str, column: str | None) -> str:
-        """The name of the table that keeps values; of a try before this one, the same. It is written down first."""
+    def archive_name(self, target: Made, table: str, column: str | None, *, another: bool = False) -> str:
+        """The name of the table that keeps values; of a try before this one, the same. It is written down first.
+
+        :param another: whether the one of a try before this one is not to be that.
+        """
         step = "archive:" + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
         mine = sa.and_(progress.c.migration == _mark(target.number), progress.c.step == step)
+        if another:
+            self.connection.execute(progress.delete().where(mine))
         found: str | None = self.connection.scalar(sa.select(progress.c.detail).where(mine))
         if found is not None:
             return found
@@ -860,10 +889,20 @@ class _Inverting:
         if column is not None and (primary := catalog.primary_key(table, schema)):  # else only the whole row tells
             names = list(dict.fromkeys([*primary, column]))
         into = self._run.archive_name(self._target, table, column)
-        if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
-            self._op.drop_table(into, schema=schema)
+        if catalog.has_table(into, schema):  # of a try before this one
+            if self._copies(into, schema, table, names):
+                self._op.drop_table(into, schema=schema)
+            else:  # what was dropped is there again, with other values
+                into = self._run.archive_name(self._target, table, column, another=True)
         self._transaction.send(CreateTableAs(into, schema, self._rows(schema, table, names).where(sa.false())))
         return into, names
+
+    def _copies(self, archive: str, schema: str | None, table: str, names: list[str]) -> bool:
+        """Whether all that an archive holds is still where it came from."""
+        if [one["name"] for one in self._catalog.columns(archive, schema).values()] != names:
+            return False
+        kept = sa.select(sa.table(archive, *(sa.column(name) for name in names), schema=schema))
+        return self._connection.execute(sa.except_(kept, self._rows(schema, table, names)).limit(1)).first() is None
 
     def _rows(self, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
         """The query for these columns of a table; as text where undo may have to drop the type."""
