@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from aurum_harmony.db_smart.interrupt import interrupt, start_thread
 
@@ -62,3 +64,29 @@ def test_a_thread_is_not_ended_in_an_import_whose_lock_would_stay(
     go_on.set()
     thread.join(30)
     assert seen == ["imported", "ended"]
+
+
+def test_a_pool_logs_no_traceback_of_an_interruption(caplog: pytest.LogCaptureFixture) -> None:
+    closing = threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def close(self) -> None:
+            closing.set()
+            while True:
+                pass
+
+    seen: list[type[BaseException]] = []
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.NullPool, connect_args={"factory": Slow})
+
+    def work() -> None:
+        try:
+            engine.connect().close()
+        except KeyboardInterrupt as error:
+            seen.append(type(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert closing.wait(30)
+    interrupt(thread, 30)
+    assert len(seen) == 1
+    assert caplog.records == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -112,6 +113,7 @@ def interrupt(thread: threading.Thread, seconds: float) -> None:
             deadline = time.monotonic() + _IMPORT_SECONDS
             while _imports(thread.ident) and time.monotonic() < deadline:
                 time.sleep(0.005)
+            _quiet_pools()
             with _starting:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Terminated))
             thread.join(seconds)
@@ -152,7 +154,18 @@ if hasattr(os, "register_at_fork"):
 
 
 def _raise_interrupt(*_: object) -> None:
+    _quiet_pools()
     raise _Terminated
+
+
+def _quiet_pools() -> None:
+    """Keep pools of SQLAlchemy from logging, with a traceback, that an interruption met them closing a connection."""
+    for name in ("Null", "Queue", "Static", "SingletonThread"):
+        logging.getLogger(f"sqlalchemy.pool.impl.{name}Pool").addFilter(_is_no_interruption)
+
+
+def _is_no_interruption(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], _Terminated))
 
 
 def ending(error: BaseException | None) -> BaseException | None:
