@@ -385,15 +385,15 @@ class DbSmart:
 
         return stamp(runner, planner.databases[name], wanted, told)
 
-    def undoing(self, database: Database, wanted: str | None) -> list[Undoing]:
-        """What taking a run back would come to; see :func:`~.undo.look`.
+    def undoing(self, app: Flask, planner: Planner, database: Database, wanted: str | None) -> list[Undoing]:
+        """What taking a run back would come to; see :func:`~.undo.look`. Needs an application context.
 
         :raises DbSmartError: there is no such run, or the database cannot be asked.
         """
         with without_plugin_lines():
             from .undo import asked
 
-        return asked(database, wanted)
+        return asked(self._runner(app, planner), database, wanted)
 
     def undo(
         self,

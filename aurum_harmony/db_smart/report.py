@@ -991,6 +991,7 @@ class Undo(Report):
                 yield from (f"    is gone already: {text}" for text in run.gone)
                 yield from (f"    would lose {loss}" for loss in run.losses)
                 yield from (f"    perhaps made by it: {text}" for text in run.perhaps)
+                yield from (f"    cannot be counted: {one_line(text)}" for text in run.unforeseen)
                 yield from (f"    stays, and would be done again with it: {one_line(text)}" for text in run.stays)
             yield from (f"  refused: {one_line(text)}" for text in self.refused)
             return

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
     from .contract import Waits
+    from .session.replay import RevisionJournal
 
 _logger = logger_of(__name__)
 
@@ -960,6 +961,21 @@ class DatabaseRun:
         if not migration.takes_operations:
             made.append({"op": "cannot", "what": "its function", "why": "it takes no operations, which would tell"})
         return json.dumps({"run": self._together, "made": made, "own": own})
+
+    def end_revision(
+        self, connection: sa.Connection, migration: Migration, seconds: float, journal: RevisionJournal
+    ) -> None:
+        """Append a revision to the history, in the transaction of a connection, with what whoever undoes it is told.
+
+        A release that runs no ``downgrade()`` reads there that it cannot take it back.
+        """
+        inverse = None
+        if self._keeps_inverse:
+            cannot = {"op": "cannot", "what": "a revision of Alembic", "why": "its downgrade() does; see 'flask db'"}
+            _, own = journal.inverses()
+            kept = {"run": self._together, "made": [cannot], "own": own, "schema": journal.changes_schema}
+            inverse = json.dumps(kept)
+        self.record(connection, migration, seconds, inverse=inverse)
 
     def transaction(
         self,
