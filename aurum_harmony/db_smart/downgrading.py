@@ -101,14 +101,21 @@ class Takes:
 
 def stored(catalog: Catalog, schema: str | None, table: str, facts: Facts) -> str | None:
     """What the database itself calls the table of a normalized name; ``None`` where there is none."""
+    if catalog.has_table(table, schema):  # also where a search path finds it
+        return table
     names = catalog.inspector.get_table_names(schema)
-    same = [name for name in names if name == table or normalized(f'"{name}"', facts) == table]
-    return table if table in same else same[0] if same else None
+    return next((name for name in names if _key(name, facts) == table), None)
+
+
+def _key(name: str, facts: Facts) -> str:
+    """A name, which stands nowhere in SQL, as it is compared."""
+    quoted = name.replace('"', '""')
+    return normalized(f'"{quoted}"', facts)
 
 
 def goes(taken: Taken, column: str, facts: Facts) -> bool:
     """Whether a column is among those that a statement takes away."""
-    key = normalized(f'"{column}"', facts)
+    key = _key(column, facts)
     return key == taken.column if taken.kept is None else key not in taken.kept
 
 

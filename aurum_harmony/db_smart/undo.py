@@ -895,7 +895,9 @@ class UndoRun(DatabaseRun):
         ]
         if gone:
             connection.execute(objects.delete().where(objects.c.id.in_(gone)))
-        connection.execute(progress.delete().where(progress.c.migration == _mark(target.number)))
+        # Of a revision another tool may have finished a run that was killed; its steps would not be done again.
+        names = [_mark(target.number), *([target.name] if _is_revision(target) else [])]
+        connection.execute(progress.delete().where(progress.c.migration.in_(names)))
 
     @property
     def archives(self) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from tests.harness.alembic_project import AlembicProject
@@ -19,6 +22,44 @@ op.create_table(
     "users", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False), sa.Column("name", sa.String(20))
 )
 op.execute("INSERT INTO users (id, name) VALUES (1, 'a'), (2, 'b')")
+"""
+#: The same rows are changed twice, before and after what commits on MariaDB.
+TWICE = """
+op.execute("UPDATE users SET name = 'once' WHERE name <> 'twice'")
+op.drop_table("notes")
+op.execute("UPDATE users SET name = 'twice' WHERE name = 'once'")
+with op.batch_alter_table("users") as batch:
+    batch.drop_column("mail")
+"""
+SEVERAL = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "b2", None
+
+
+def upgrade(engine_name):
+    globals()[f"upgrade_{engine_name}"]()
+
+
+def downgrade(engine_name):
+    globals()[f"downgrade_{engine_name}"]()
+
+
+def upgrade_():
+    op.create_table("users", sa.Column("id", sa.Integer, primary_key=True))
+
+
+def downgrade_():
+    op.drop_table("users")
+
+
+def upgrade_other():
+    op.create_table("books", sa.Column("id", sa.Integer, primary_key=True))
+
+
+def downgrade_other():
+    op.drop_table("books")
 """
 CONFIG = {"DB_SMART_SNAPSHOTS": 0, "DB_SMART_LEASE_SECONDS": 0.2}
 
@@ -224,7 +265,7 @@ def test_branches_merges_and_dependencies_leave_the_rows_of_before(project: Alem
 
 
 def test_migrations_of_the_run_go_first(
-    project: AlembicProject, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    project: AlembicProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     project.migrations = f"own_{project.module}"
@@ -331,3 +372,49 @@ def test_an_undo_that_was_killed_anywhere_goes_on(
         if code == 0:
             break
     assert number > 3
+
+
+def undo_and_die(project: AlembicProject, before: str) -> None:
+    """Undo, and be killed before a statement, after the two times in which it is only looked at."""
+    met = 0
+
+    def die(*event: Any) -> None:
+        nonlocal met
+        met += event[2].startswith(before)
+        if met == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", die)
+    project.run("undo", "--yes", "--archive", "--discard")
+
+
+def test_a_killed_undo_is_gone_on_with(project: AlembicProject) -> None:
+    project.revision("b2", "a1", f"{column('mail')['upgrade']}\n{table('notes')['upgrade']}", downgrade=TWICE)
+    project.boot()
+    project.query("UPDATE users SET mail = 'x' WHERE id = 1")
+    project.query("INSERT INTO notes (id) VALUES (7)")
+    assert ended(forked(undo_and_die, project, "UPDATE users SET name = 'twice'")) == -signal.SIGKILL
+    assert project.heads() == {"b2"}
+    assert project.history()[-1] == ("b2", "applied")
+    assert ("notes" in project.tables()) == (project.dialect != "mysql")
+    undone(project, "--archive", "--discard")
+    assert project.heads() == {"a1"}
+    assert project.history()[-1] == ("b2", "taken back")
+    assert project.query("SELECT name FROM users ORDER BY id") == [("twice",), ("twice",)]
+    assert project.columns("users") == {"id", "name"}
+    assert sorted(archived(project).values(), key=str) == [[(1, "x")], [(7,)]]
+    assert project.query("SELECT * FROM db_smart_progress") == []
+
+
+def test_one_of_several_databases(
+    make_alembic: Callable[..., AlembicProject], new_url: Callable[[str], URL], tmp_path: Path
+) -> None:
+    other = f"sqlite:///{tmp_path}/other.sqlite"
+    project = make_alembic(new_url("sqlite"), {"SQLALCHEMY_BINDS": {"other": other}, **CONFIG}, multidb=True)
+    (project.alembic / "versions" / "b2.py").write_text(SEVERAL)
+    project.boot()
+    undone(project, "--database", "other")
+    there = project.at(other)
+    assert (project.heads(), there.heads()) == ({"b2"}, set())
+    assert "books" not in there.tables()
+    assert "users" in project.tables()
