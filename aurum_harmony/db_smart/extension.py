@@ -704,7 +704,7 @@ class DbSmart:
             else:
                 lost = self._warn_of_lost_tables(app, planner, plans)
                 self._hints(app, planner).at_boot({plan.database.name: plan.state for plan in plans}, lost)
-                if settings.migrates and not later:
+                if settings.migrates and not later and not any(plan.half_undone for plan in plans):
                     if known is None:
                         planner.settle(plans)
                     planner.remember({plan.database.name: plan.state for plan in plans if plan.state is not None})
@@ -1074,6 +1074,8 @@ def _tell(plans: list[Plan]) -> None:
         if plan.ahead:
             names = ", ".join(plan.ahead)
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)
+        for note in plan.undo_notes:
+            _logger.warning("db-smart: %s (database %r)", note, plan.database.name)
         plan.log_edited_once()
 
 

@@ -425,6 +425,7 @@ class DatabaseStatus:
     :ivar missing: the tables of the models that are not there.
     :ivar lacking: the tables and columns of the models that are not there although nothing is pending.
     :ivar failed: the last run that failed, of a migration that was not applied since.
+    :ivar half_undone: numbers of the runs of which an undo was interrupted.
     """
 
     name: str
@@ -439,6 +440,7 @@ class DatabaseStatus:
     failed: Failure | None = None
     lock: Lock | None = None
     progress: Progress | None = None
+    half_undone: list[int] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -484,6 +486,7 @@ class DatabaseStatus:
             None if failed is None else Failure(**failed),
             lock,
             progress,
+            plan.half_undone,
         )
 
     def lines(self) -> Iterator[str]:
@@ -697,6 +700,7 @@ def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> An
                 progress = lock.progress
             failed = read_failure(connection, plan.elsewhere)
     notes = [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
+    notes += [f"Attention: {note}." for note in plan.undo_notes]
     if missing and Settings(app).create_all:
         notes.append(f"Attention: {said}")
     lacking = [] if missing or plan.behind else smart.lacking(app, planner, database)

@@ -457,6 +457,7 @@ class DatabaseRun:
         plan = planner.by_connection(database, connection, force=self._force)
         refusal = self._refusal(plan, connection)
         connection.rollback()  # what was only read
+        plan.refuse_half_undone()
         if refusal is not None:
             raise DbSmartError(refusal)
         self._leave(plan)

@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,7 +59,7 @@ from .session.transaction import RunTransaction, tried_again
 from .store import history, snapshot
 from .store.database import Database, begin, commit
 from .store.history import ADOPTED, STAMPED, TAKEN_BACK, Made
-from .store.tables import ARCHIVE, objects, progress
+from .store.tables import ARCHIVE, objects, progress, state
 
 if TYPE_CHECKING:
     from .boot.planner import Planner
@@ -213,7 +213,7 @@ def _targets(database: Database, made: list[Made], wanted: str | None, begun: se
     if not made:
         raise DbSmartError(f"The history of the database {database.name!r} has no run to take back.")
     if wanted is None:
-        half = [one for one in made if _mark(one.number) in begun]  # of an undo that was killed
+        half = [one for one in made if history.undo_mark(one.number) in begun]  # of an undo that was killed
         last = (half or made)[-1]
         run = (_kept(last) or {}).get("run")
         return [one for one in reversed(made) if one is last or (run and (_kept(one) or {}).get("run") == run)]
@@ -242,11 +242,6 @@ def _why_unknown(made: Made) -> str:
 
 def _is_revision(made: Made) -> bool:
     return made.checksum.startswith(ALEMBIC)
-
-
-def _mark(number: int) -> str:
-    """By what name the journal keeps how far an undo is."""
-    return f"(undo {number})"
 
 
 def _inverses(kept: dict[str, Any]) -> list[dict[str, Any]]:
@@ -556,9 +551,16 @@ class _UndoTransaction(RunTransaction):
     """The transaction of an undo.
 
     :ivar locked: whether tables of MariaDB are locked, so that no other can be asked, that of the lease neither.
+    :ivar changed: whether it has sent a schema change, which the database has taken.
     """
 
     locked = False
+    changed = False
+
+    def send(self, change: sa.ClauseElement | str, more: str = "", *, connection: sa.Connection | None = None) -> None:
+        """Send one schema change."""
+        super().send(change, more, connection=connection)
+        self.changed |= not isinstance(change, LockTables)
 
     def making(self, op: str, **inverse: Any) -> AbstractContextManager[None]:
         """Nothing takes an undo back but the migration itself."""
@@ -638,6 +640,8 @@ class UndoRun(DatabaseRun):
         self.undone: list[Undone] = []
         #: The runs of revisions that are taken back, by the names of these.
         self._revised: dict[str, Made] = {}
+        #: The number of the last run of which this undo has written down that it begins.
+        self._noted: int | None = None
         #: What was kept and lost so far of the revision that is taken back.
         self._now = Undone(0, "", [], [])
 
@@ -698,11 +702,8 @@ class UndoRun(DatabaseRun):
         """Take one run back, and record that."""
         connection, started = self.connection, time.perf_counter()
         connection.rollback()  # what a try before this one has left
+        self._note_begin(target)
         begin(connection)
-        if not self.database.transactional_ddl:  # so that the next undo goes on with this one
-            self._mark(connection, target, "begun", "")
-            commit(connection)
-            begin(connection)
         transaction = _UndoTransaction(
             self.database,
             connection,
@@ -723,9 +724,45 @@ class UndoRun(DatabaseRun):
             self.lock.confirm(connection)
             self._record(connection, target, kept, time.perf_counter() - started)
             commit(connection)
+        except LeaseLost:
+            raise
+        except Exception:
+            if not transaction.changed:
+                self._note_failed(target)
+            raise
         finally:
             transaction.close()
         return undone
+
+    def _note_begin(self, target: Made) -> None:
+        """Write down that an undo begins, where each schema change commits.
+
+        So the next undo goes on with this one, and each boot asks the history, which tells of it.
+        """
+        connection = self.connection
+        if self.database.transactional_ddl:
+            return
+        begin(connection)
+        self.lock.confirm(connection)
+        if self._mark(connection, target, "begun", ""):
+            self._noted = target.number
+        connection.execute(state.update().where(state.c.source != "").values(source=TAKEN_BACK))
+        commit(connection)
+
+    def _note_failed(self, target: Made) -> None:
+        """Take that back where nothing was done, by this try or by one before it."""
+        connection, name = self.connection, history.undo_mark(target.number)
+        if self._noted != target.number:
+            return
+        with suppress(sa.exc.DBAPIError):  # the error itself says more
+            connection.rollback()
+            begin(connection)
+            self.lock.confirm(connection)
+            steps = connection.scalars(sa.select(progress.c.step).where(progress.c.migration == name)).all()
+            if all(step == "begun" or step.startswith("archive:") for step in steps):
+                mine = sa.and_(progress.c.migration == name, progress.c.step == "begun")
+                connection.execute(progress.delete().where(mine))
+            commit(connection)
 
     def _record(self, connection: sa.Connection, target: Made, kept: dict[str, Any], seconds: float) -> None:
         """Record that a run was taken back, in the transaction of a connection."""
@@ -766,6 +803,7 @@ class UndoRun(DatabaseRun):
                 tried[name] = tried.get(name, 0) + 1
                 if journal is not None and journal.committed:
                     self._begun.add(self.steps_of(item))
+                self._note_failed(self._revised[name])
                 if tried[name] <= retries and database.says(error, "transient"):
                     back_off(tried[name])
                     continue
@@ -809,7 +847,10 @@ class UndoRun(DatabaseRun):
         """Note that a revision begins."""
         self.doing = item.migration.name
         self.lock.note(item.migration.name)
-        self._now = Undone(self._revised[item.migration.name].number, item.migration.name, [], [])
+        target = self._revised[item.migration.name]
+        self._now = Undone(target.number, target.name, [], [])
+        self.connection.rollback()
+        self._note_begin(target)
 
     def end_item(self, item: Pending, seconds: float) -> None:
         """Note that a revision is taken back, and that this is recorded."""
@@ -817,7 +858,7 @@ class UndoRun(DatabaseRun):
 
     def steps_of(self, item: Pending) -> str:
         """By what name the journal keeps how far the undo of a revision is."""
-        return _mark(self._revised[item.migration.name].number)
+        return history.undo_mark(self._revised[item.migration.name].number)
 
     def has_steps(self, item: Pending) -> bool:
         """Whether an undo of it was killed."""
@@ -856,17 +897,22 @@ class UndoRun(DatabaseRun):
         with _Keeper(self, within, self._revised[item.migration.name], self._now).emptied(*parts):
             yield
 
-    def _mark(self, connection: sa.Connection, target: Made, step: str, detail: str) -> None:
-        """Write down how far an undo is, if that is not written down."""
-        mine = sa.and_(progress.c.migration == _mark(target.number), progress.c.step == step)
-        if connection.execute(sa.select(progress.c.step).where(mine)).first() is None:
-            values = {"migration": _mark(target.number), "step": step, "detail": detail}
-            connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
+    def _mark(self, connection: sa.Connection, target: Made, step: str, detail: str) -> bool:
+        """Write down how far an undo is.
+
+        :returns: whether that was not written down before.
+        """
+        mine = sa.and_(progress.c.migration == history.undo_mark(target.number), progress.c.step == step)
+        if connection.execute(sa.select(progress.c.step).where(mine)).first() is not None:
+            return False
+        values = {"migration": history.undo_mark(target.number), "step": step, "detail": detail}
+        connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
+        return True
 
     def archive_name(self, connection: sa.Connection, target: Made, table: str, column: str | None) -> str:
         """The name of the table that keeps values; of a try before this one, the same. It is written down first."""
         step = "archive:" + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
-        mine = sa.and_(progress.c.migration == _mark(target.number), progress.c.step == step)
+        mine = sa.and_(progress.c.migration == history.undo_mark(target.number), progress.c.step == step)
         found: str | None = connection.scalar(sa.select(progress.c.detail).where(mine))
         if found is not None:
             return found
@@ -896,7 +942,7 @@ class UndoRun(DatabaseRun):
         if gone:
             connection.execute(objects.delete().where(objects.c.id.in_(gone)))
         # Of a revision another tool may have finished a run that was killed; its steps would not be done again.
-        names = [_mark(target.number), *([target.name] if _is_revision(target) else [])]
+        names = [history.undo_mark(target.number), *([target.name] if _is_revision(target) else [])]
         connection.execute(progress.delete().where(progress.c.migration.in_(names)))
 
     @property
@@ -1102,7 +1148,7 @@ class _Revisions:
         foreseen, kept = self._foreseen[target.name], _kept(target) or {}
         assert self._planner.revisions is not None
         path, error = self._planner.revisions.by_name[target.name].path, foreseen.error
-        half = _mark(target.number) in self._begun
+        half = history.undo_mark(target.number) in self._begun
         if foreseen.missing:
             undoing.refusals.append(f"it has no downgrade(): write one in {path}")
         elif isinstance(error, NotImplementedError) or raises(path, "downgrade"):

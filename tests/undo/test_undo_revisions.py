@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from aurum_harmony.db_smart.errors import DbSmartError
 from tests.harness.alembic_project import AlembicProject
 from tests.harness.crash import counted, ended, forked
 from tests.harness.project import DIALECTS, HEADER
@@ -388,7 +389,8 @@ def undo_and_die(project: AlembicProject, before: str) -> None:
     project.run("undo", "--yes", "--archive", "--discard")
 
 
-def test_a_killed_undo_is_gone_on_with(project: AlembicProject) -> None:
+def test_a_killed_undo_is_gone_on_with(project: AlembicProject, caplog: pytest.LogCaptureFixture) -> None:
+    """Until then nothing is migrated, and who looks is told, where a part of it is done."""
     project.revision("b2", "a1", f"{column('mail')['upgrade']}\n{table('notes')['upgrade']}", downgrade=TWICE)
     project.boot()
     project.query("UPDATE users SET mail = 'x' WHERE id = 1")
@@ -396,7 +398,20 @@ def test_a_killed_undo_is_gone_on_with(project: AlembicProject) -> None:
     assert ended(forked(undo_and_die, project, "UPDATE users SET name = 'twice'")) == -signal.SIGKILL
     assert project.heads() == {"b2"}
     assert project.history()[-1] == ("b2", "applied")
-    assert ("notes" in project.tables()) == (project.dialect != "mysql")
+    half = project.dialect == "mysql"
+    assert ("notes" in project.tables()) != half
+    status = project.run("status")
+    assert ("An undo of run 2 was interrupted" in status.output) == half
+    assert json.loads(project.run("status", "--json").stdout)["databases"][0]["half_undone"] == [2] * half
+    for _ in range(2):
+        caplog.clear()
+        assert project.boot().applied == ()
+        assert ("'flask db-smart undo 2' goes on with it" in caplog.text) == half
+    later = project.revision("c3", "b2", **table("more"))
+    if half:
+        with pytest.raises(DbSmartError, match="An undo of run 2 was interrupted"):
+            project.boot()
+    later.unlink()
     undone(project, "--archive", "--discard")
     assert project.heads() == {"a1"}
     assert project.history()[-1] == ("b2", "taken back")
@@ -418,3 +433,23 @@ def test_one_of_several_databases(
     assert (project.heads(), there.heads()) == ({"b2"}, set())
     assert "books" not in there.tables()
     assert "users" in project.tables()
+
+
+def test_an_undo_that_fails_at_once_leaves_nothing(project: AlembicProject) -> None:
+    """So that nothing is in the way of the next migration; and one that fails later is gone on with."""
+    project.revision("b2", "a1", table("notes")["upgrade"], downgrade='op.execute("DROP TABLE nowhere")')
+    project.boot()
+    result = project.run("undo", "--yes")
+    assert result.exit_code == 1
+    assert "Cannot undo 'b2'" in result.output
+    assert "nowhere" in result.output
+    assert project.query("SELECT * FROM db_smart_progress") == []
+    project.revision("c3", "b2", **table("more"))
+    assert project.boot().applied == ("c3",)
+    undone(project)
+    project.revision("b2", "a1", downgrade='op.drop_table("notes")\nop.execute("DROP TABLE nowhere")')
+    assert "Cannot undo 'b2'" in project.run("undo", "--yes").output
+    assert ("notes" in project.tables()) == (project.dialect != "mysql")
+    project.revision("b2", "a1", downgrade='op.drop_table("notes")\nop.execute("DROP TABLE IF EXISTS nowhere")')
+    undone(project)
+    assert project.heads() == {"a1"}
