@@ -26,7 +26,7 @@ from .revising import Revising, Run
 from .schema.catalog import Catalog
 from .schema.effects import IDENTIFIER, normalized, split_name
 from .schema.raw_sql import changes_rows, losses, within
-from .session.controls import plain, split
+from .session.controls import plain, split, without_comments
 from .session.environment import Environment, end_transaction
 from .session.replay import RevisionCursor, RevisionJournal
 
@@ -199,6 +199,8 @@ class Foreseeing(Revising):
         error: BaseException | None = None
         end_transaction(context)
         with context.begin_transaction(_per_migration=True):
+            if not self._run.database.facts.server:  # else SQLite's write lock would be taken before what is not sent
+                connection.exec_driver_sql("BEGIN")
             try:
                 with listing.recording(), self._run.rebound(listing.refuse_engine), alone(listing.refuse):
                     function: Callable[..., Any] = step.migration_fn
@@ -230,6 +232,13 @@ class _Listing(Listing):
 
     def ask(self, statement: str) -> None:
         """A question changes nothing."""
+
+    def control(self, statement: str, send: Callable[[], Any]) -> Any:
+        """What is about the session is sent, unless it runs what takes something away, as ``SET STATEMENT`` may."""
+        if self.paused or not [*Takes(self.facts).of(statement)]:
+            return super().control(statement, send)
+        self.statements.append(Statement(statement))
+        return None
 
 
 class Downgrading(Revising):
@@ -273,6 +282,13 @@ class UndoJournal(RevisionJournal):
         self._taken = self.told(statement)
         dropped = (one for one in self._taken if isinstance(one, Taken) and (one.column, one.kept) == (None, None))
         self.dropped = (*self.dropped, *dropped)
+
+    def control(self, statement: str, send: Callable[[], Any]) -> Any:
+        """As for a revision; also here it is seen what goes, but with a temporary table, which goes anyway."""
+        if self.paused or self._is_temporary(without_comments(statement)):
+            return super().control(statement, send)
+        self.meet(statement)
+        return super().control(statement, lambda: self.send_keeping(send))
 
     def recording_cursor(self, driver_cursor: Any, streams: bool) -> RevisionCursor:
         """A cursor that keeps what is taken away."""

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import DropEnumType
+from sqlalchemy.dialects.postgresql import DOMAIN, DropEnumType
 from sqlalchemy.dialects.postgresql.named_types import DropDomainType
 from sqlalchemy.schema import DropTable
 
@@ -533,10 +533,24 @@ def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.Col
     return sa.and_(has, column != usual)
 
 
-def _rows(schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
-    """The query for these columns of a table."""
+def _rows(catalog: Catalog, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
+    """The query for these columns of a table, so that what keeps them needs no type that is dropped with the rest."""
     source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
-    return sa.select(*source.c)
+    named = facts_of(catalog.inspector.dialect.name).named_enumerations
+    plain = {one["name"]: _plain(one["type"]) for one in catalog.columns(table, schema).values()} if named else {}
+    return sa.select(
+        *(one if (kind := plain.get(one.name)) is None else sa.cast(one, kind).label(one.name) for one in source.c)
+    )
+
+
+def _plain(kind: Any) -> Any:
+    """The type that holds the values of one that has a name of its own in the database; ``None`` for every other."""
+    if isinstance(kind, sa.ARRAY):
+        item = _plain(kind.item_type)
+        return None if item is None else sa.ARRAY(item)
+    if isinstance(kind, DOMAIN):
+        return _plain(kind.data_type) or kind.data_type
+    return sa.Text() if isinstance(kind, sa.Enum) else None
 
 
 class _UndoJournal(Journal):
@@ -1243,7 +1257,7 @@ class _Keeper:
         if rows and archive is not None:
             into, names = archive
             target = sa.table(into, *(sa.column(name) for name in names), schema=schema)
-            transaction.send(target.insert().from_select(names, _rows(schema, table, names).where(where)))
+            transaction.send(target.insert().from_select(names, _rows(catalog, schema, table, names).where(where)))
             if catalog.count(into, schema) != rows:
                 raise DbSmartError(f"The archive {into!r} does not have the {what}. They were not dropped.")
             self._undone.archived.append((into, rows))
@@ -1264,7 +1278,7 @@ class _Keeper:
             into = self._run.archive_name(self._connection, self._target, table, column)
         if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
             self._transaction.send(DropTable(sa.Table(into, sa.MetaData(), schema=schema)))
-        self._transaction.send(CreateTableAs(into, schema, _rows(schema, table, names).where(sa.false())))
+        self._transaction.send(CreateTableAs(into, schema, _rows(catalog, schema, table, names).where(sa.false())))
         return into, names
 
     @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import URL
 
 from tests.harness.project import Project
 from tests.undo.samples import BASE, archives, described
@@ -93,6 +95,25 @@ def test_a_value_that_is_nearly_the_default_is_one(project: Project) -> None:
     said = refusal(project.run("undo", "--yes"))
     assert "1 value of the column 'a'" in said
     assert "1 value of the column 'b'" in said
+
+
+def test_what_keeps_values_needs_no_type_that_is_dropped(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    project = make_project(new_url("postgresql"))
+    project.write(
+        "from sqlalchemy import ARRAY, Enum\n\n@migration\ndef change(op):\n"
+        '    kind = Enum("sad", "happy", name="mood")\n'
+        '    op.create_table("moods", Column("id", Integer, primary_key=True), Column("m", kind), '
+        'Column("all", ARRAY(kind)))\n'
+    )
+    project.boot()
+    project.query("INSERT INTO moods (id, m, \"all\") VALUES (1, 'sad', '{sad,happy}')")
+    result = project.run("undo", "--yes", "--archive")
+    assert result.exit_code == 0, result.output
+    (name,) = archives(project)
+    assert project.query(f"SELECT * FROM {name}") == [(1, "sad", ["sad", "happy"])]
+    assert project.query("SELECT typname FROM pg_type WHERE typname = 'mood'") == []
 
 
 def test_what_an_interrupted_run_has_perhaps_made_is_not_dropped(project: Project) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,30 @@ def test_raw_sql_that_takes_rows_away_is_named(project: AlembicProject, raw: str
     assert RAW[raw][1] in refused(project)
     undone(project, "--discard")
     assert "notes" not in project.tables()
+
+
+def test_what_a_statement_runs_for_the_session_is_only_looked_at(
+    make_alembic: Callable[..., AlembicProject], new_url: Callable[[str], URL]
+) -> None:
+    project = make_alembic(new_url("mariadb"), CONFIG)
+    drop = 'op.execute("SET STATEMENT max_statement_time=60 FOR DROP TABLE notes")'
+    project.revision("a1", None, table("notes")["upgrade"], downgrade=drop)
+    project.boot()
+    project.query("INSERT INTO notes (id) VALUES (7)")
+    assert "1 row of the table 'notes' would be lost" in refused(project)
+    undone(project, "--archive")
+    assert archived(project) == {"db_smart_archive_1_notes": [(7,)]}
+
+
+def test_a_dry_run_waits_for_no_writer(make_alembic: Callable[..., AlembicProject], sqlite_url: URL) -> None:
+    project = make_alembic(sqlite_url, CONFIG)
+    project.revision("a1", None, USERS, downgrade='op.drop_table("users")')
+    project.boot()
+    with sqlite3.connect(str(sqlite_url.database), isolation_level=None) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        shown = project.run("undo", "--dry-run")
+        writer.execute("ROLLBACK")
+    assert "2 rows of the table 'users' would be lost" in shown.output
 
 
 def test_what_the_code_hides_is_stopped_before_it_is_sent(project: AlembicProject) -> None:
@@ -453,3 +478,56 @@ def test_an_undo_that_fails_at_once_leaves_nothing(project: AlembicProject) -> N
     project.revision("b2", "a1", downgrade='op.drop_table("notes")\nop.execute("DROP TABLE IF EXISTS nowhere")')
     undone(project)
     assert project.heads() == {"a1"}
+
+
+MANY = {
+    "parent": (
+        'op.create_table("teams", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False))\n'
+        'with op.batch_alter_table("users") as batch:\n'
+        '    batch.add_column(sa.Column("team", sa.Integer))\n'
+        '    batch.create_foreign_key("fk_team", "teams", ["team"], ["id"])',
+        'with op.batch_alter_table("users") as batch:\n'
+        '    batch.drop_constraint("fk_team", type_="foreignkey")\n    batch.drop_column("team")\n'
+        'op.drop_table("teams")',
+    ),
+    "index": ('op.create_index("ix_name", "users", ["name"])', 'op.drop_index("ix_name", "users")'),
+    "type": (
+        'with op.batch_alter_table("users") as batch:\n'
+        '    batch.alter_column("name", type_=sa.String(40), existing_type=sa.String(20))',
+        'with op.batch_alter_table("users") as batch:\n'
+        '    batch.alter_column("name", type_=sa.String(20), existing_type=sa.String(40))',
+    ),
+    "enum": (
+        'op.create_table("moods", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False), '
+        'sa.Column("mood", sa.Enum("sad", "happy", name="mood")))',
+        'op.drop_table("moods")\nsa.Enum(name="mood").drop(op.get_bind(), checkfirst=True)',
+    ),
+    "looks": (
+        'op.create_table("looks", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False))',
+        'if sa.inspect(op.get_bind()).has_table("looks"):\n    op.drop_table("looks")',
+    ),
+    "renamed": ('op.rename_table("looks", "Seen")', 'op.rename_table("Seen", "looks")'),
+}
+
+
+def test_what_revisions_do_is_taken_back_and_kept(project: AlembicProject) -> None:
+    before, last = project.schema(), "a1"
+    for name, (forth, back) in MANY.items():
+        project.revision(name, last, forth, downgrade=back)
+        last = name
+    project.boot()
+    quote = "`" if project.dialect == "mysql" else '"'
+    for row in ("teams (id) VALUES (5)", "moods (id, mood) VALUES (1, 'sad')", f"{quote}Seen{quote} (id) VALUES (9)"):
+        project.query(f"INSERT INTO {row}")
+    project.query("UPDATE users SET team = 5 WHERE id = 1")
+    shown = project.run("undo", "--dry-run").output
+    for loss in ("1 row of the table 'teams'", "1 value of the column 'team' of 'users'", "1 row of the table 'moods'"):
+        assert f"{loss} would be lost" in shown
+    undone(project, "renamed")
+    undone(project, "--archive")
+    assert sorted(archived(project).values(), key=str) == [[(1, "sad")], [(1, 5)], [(5,)], [(9,)]]
+    for name in archived(project):
+        project.query(f"DROP TABLE {name}")
+    assert project.schema() == before
+    assert project.heads() == {"a1"}
+    project.boot()
