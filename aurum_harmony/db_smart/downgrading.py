@@ -41,7 +41,7 @@ _FILLS = re.compile(
 _QUALIFIED = re.compile(rf"{IDENTIFIER}\s*\.\s*(?:{IDENTIFIER}\s*\.\s*)*({IDENTIFIER})")
 #: What overwrites rows, or runs code whose effects its text does not tell.
 _OVERWRITES = re.compile(
-    r"(?:REPLACE|MERGE|CALL|DO|EXECUTE|PREPARE)\b|BEGIN\s+NOT\b|INSERT\s+OR\s+REPLACE\b"
+    r"(?:REPLACE|MERGE|CALL|DO|EXECUTE|PREPARE|LOAD)\b|BEGIN\s+NOT\b|INSERT\s+OR\s+REPLACE\b|ALTER\s+IGNORE\b"
     r"|INSERT\b.*\bON\s+(?:DUPLICATE\s+KEY|CONFLICT\b.*\bDO\s+UPDATE)\b",
     re.IGNORECASE | re.DOTALL,
 )
@@ -90,21 +90,23 @@ class Takes:
             yield text
             return
         for loss in losses(text, facts):
-            table, schema = split_name(normalized(loss.place, facts))
-            if loss.kind == "column":
-                yield Taken(schema, table, normalized(loss.name, facts))
+            if loss.kind == "column":  # whose names are normalized already
+                table, schema = split_name(loss.place)
+                yield Taken(schema, table, loss.name)
             elif loss.kind in ("table", "rows") and not loss.cascades:
-                yield Taken(schema, table, kept=self._copies.get(normalized(copy_of(table), facts)))
+                table, schema = split_name(normalized(loss.place, facts))
+                yield Taken(schema, table, kept=self._copies.get(copy_of(table)))
             else:
                 yield text
 
 
 def stored(catalog: Catalog, schema: str | None, table: str, facts: Facts) -> str | None:
     """What the database itself calls the table of a normalized name; ``None`` where there is none."""
-    if catalog.has_table(table, schema):  # also where a search path finds it
-        return table
     names = catalog.inspector.get_table_names(schema)
-    return next((name for name in names if _key(name, facts) == table), None)
+    found = next((name for name in names if _key(name, facts) == table), None)
+    if found is None and catalog.has_table(table, schema):  # where only a search path finds it
+        return table
+    return found
 
 
 def _key(name: str, facts: Facts) -> str:

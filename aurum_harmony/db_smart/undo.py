@@ -1272,8 +1272,9 @@ class _Keeper:
         """Make the empty table that is to keep values; its name and columns."""
         catalog, (schema, table, column, _) = self._catalog, part
         names = [one["name"] for one in catalog.columns(table, schema).values()]
-        if column is not None:
-            names = list(dict.fromkeys([*(catalog.primary_key(table, schema) or []), column]))
+        key = [] if column is None else catalog.primary_key(table, schema)
+        if column is not None and key:  # else only whole rows tell which row had the value
+            names = list(dict.fromkeys([*key, column]))
         with self._transaction.at_home():
             into = self._run.archive_name(self._connection, self._target, table, column)
         if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from

@@ -105,7 +105,8 @@ def refused(project: AlembicProject, *options: str) -> str:
 
 def archived(project: AlembicProject) -> dict[str, list[Any]]:
     names = sorted(name for name in project.tables() if name.startswith("db_smart_archive_"))
-    return {name: sorted(project.query(f"SELECT * FROM {name}")) for name in names}
+    quote = "`" if project.dialect == "mysql" else '"'
+    return {name: sorted(project.query(f"SELECT * FROM {quote}{name}{quote}")) for name in names}
 
 
 def test_a_run_is_taken_back_as_a_whole_and_a_boot_applies_it_again(project: AlembicProject) -> None:
@@ -531,3 +532,22 @@ def test_what_revisions_do_is_taken_back_and_kept(project: AlembicProject) -> No
     assert project.schema() == before
     assert project.heads() == {"a1"}
     project.boot()
+
+
+@pytest.mark.parametrize("again", ["never", "always"])
+def test_names_that_need_quotes_are_counted_too(project: AlembicProject, again: str) -> None:
+    made = 'op.create_table("Odd Name", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False))'
+    project.revision("b2", "a1", made, downgrade='op.drop_table("Odd Name")')
+    column = f'with op.batch_alter_table("Odd Name", recreate="{again}") as batch:\n    batch.'
+    add, drop = 'add_column(sa.Column("Mixed Case", sa.Integer))', 'drop_column("Mixed Case")'
+    project.revision("c3", "b2", column + add, downgrade=column + drop)
+    project.boot()
+    quote = "`" if project.dialect == "mysql" else '"'
+    table, name = (f"{quote}{one}{quote}" for one in ("Odd Name", "Mixed Case"))
+    project.query(f"INSERT INTO {table} (id, {name}) VALUES (1, 2)")
+    assert "1 value of the column 'Mixed Case' of 'Odd Name' would be lost" in refused(project)
+    undone(project, "c3", "--archive")
+    assert [*archived(project).values()] == [[(1, 2)]]
+    assert "1 row of the table 'Odd Name' would be lost" in refused(project, "b2")
+    undone(project, "b2", "--archive")
+    assert sorted(archived(project).values()) == [[(1,)], [(1, 2)]]
