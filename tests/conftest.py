@@ -35,6 +35,19 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-each", action="store_true", help="of each test's parameters take the first ones alone")
+
+
+@pytest.hookimpl(trylast=True)  # among those that other options leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--one-each"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        others = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
+        config.hook.pytest_deselected(items=others)
+        items[:] = sorted(first.values(), key=items.index)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where servers are required everything is: a test that is skipped fails, so that none is missed unseen."""

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .interrupt import start_thread
+
 
 class Beat:
     """A thread that calls a function from time to time, until it is stopped.
@@ -49,7 +51,7 @@ class Beat:
             self._join = join
         else:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            thread.start()
+            start_thread(thread)
             self._join = thread.join
 
     def wake(self) -> None:

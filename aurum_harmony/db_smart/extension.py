@@ -755,23 +755,24 @@ class DbSmart:
 
             return refuse(self, app, state, refusal)
         fence = self._fence(app, state)
-        guard = None if fence is None else self._guard(app, state, fence)
+        guard = None if fence is None else self._guard(app, state)
         # A new list: other threads are still walking the old one, and would skip the hook after this one.
         hooks = [guard if hook == self._first_request else hook for hook in app.before_request_funcs[None]]
         app.before_request_funcs[None] = [hook for hook in hooks if hook is not None]
         return None if guard is None else guard()
 
-    def _guard(self, app: Flask, state: AppState, fence: Fence) -> Callable[[], Response | None]:
-        """What looks at each request whether this process may serve: one comparison, as long as it may."""
+    def _guard(self, app: Flask, state: AppState) -> Callable[[], Response | None]:
+        """What looks at each request whether this process may serve: two comparisons, as long as it may."""
         from .fence import clock
 
         def guard() -> Response | None:
-            if clock() < fence.deadline:
+            fence = state.fence
+            if clock() < fence.deadline and fence.current:
                 return None
             view = app.view_functions.get(request.endpoint or "")
             if state.mine or getattr(view, _EXEMPT, False):
                 return None
-            refusal = fence.admit()
+            refusal = self._fence(app, state).admit()  # type: ignore[union-attr]
             if refusal is None:
                 return None
             from .web.routes import refuse
@@ -783,7 +784,7 @@ class DbSmart:
     def _fence(self, app: Flask, state: AppState) -> Fence | None:
         """What lets this process serve only while the databases know of it; ``None`` without ``DB_SMART_RELEASES``."""
         with state.asking:
-            if state.fence is None and Settings(app).releases:
+            if (state.fence is None or not state.fence.current) and Settings(app).releases:
                 from .fence import Fence
 
                 def migrated(planner: Planner) -> list[Database]:
@@ -807,7 +808,7 @@ class DbSmart:
         if state.named or not Settings(app).releases:
             return
         from .boot.sessions import name_sessions
-        from .store.releases import APPLICATION
+        from .store.releases import session_name
 
         state.named = True
         release: list[str] = []
@@ -815,7 +816,7 @@ class DbSmart:
         def name() -> str | None:
             with suppress(DbSmartError):  # whoever boots is told
                 if not release:
-                    release.append(f"{APPLICATION}{self.planner(app).release}")
+                    release.append(session_name(self.planner(app).release))
             return release[0] if release else None
 
         name_sessions(engines_of(app, state.db).values(), name)

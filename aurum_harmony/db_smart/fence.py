@@ -23,20 +23,20 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakSet, ref
+from weakref import WeakSet, finalize, ref
 
 import sqlalchemy as sa
 
 from .beat import Beat
 from .boot.question import Question
-from .errors import DatabaseUnreachable, DbSmartError
+from .errors import DbSmartError
 from .files import open_beside
 from .notices import logger_of
 from .settings import LockSettings
 from .store import releases
 from .store.database import Database
 from .store.lock import lock_of
-from .store.releases import Instance
+from .store.releases import Contract, Instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ _BUSY = Refusal("The database is being asked.", "another request asks the databa
 
 
 class Fence:
-    """Whether this process may serve.
+    """Whether this process may serve, with the models that it has now; there is another one when it has more.
 
     :param planner: makes the planner of the application.
     :param databases: which databases the application migrates.
@@ -111,9 +111,11 @@ class Fence:
         self._planner = planner
         self._databases = databases
         self._metadatas = metadatas
+        self._tables = self._count()
         self._locks = LockSettings()
         self._served: list[_Served] | None = None
         self._file: int | None = None
+        self._closes: Callable[[], object] | None = None
         self._ask_at = 0.0
         self._question: Question[None] | None = None
         self._questioned = 0.0
@@ -121,6 +123,14 @@ class Fence:
         self._tidied, self._path = False, ""
         self._turn = threading.Lock()
         _all.add(self)
+
+    @property
+    def current(self) -> bool:
+        """Whether the models are those that it registers: a view may import more of them."""
+        return self._tables == self._count()
+
+    def _count(self) -> int:
+        return sum([len(one.tables) for one in list(self._metadatas.values())])
 
     def admit(self) -> Refusal | None:
         """Why this process may not serve now; ``None`` where it may. Registers it where that is needed.
@@ -146,8 +156,8 @@ class Fence:
 
     def after_fork(self) -> None:
         """Make good in a forked process that the thread and whoever held the lock are not there."""
-        if self._file is not None:
-            os.close(self._file)  # a lock on it would be that of the process before
+        if self._closes is not None:
+            self._closes()  # a lock on the file would be that of the process before
         self.deadline, self._file, self._served = 0.0, None, None
         self._beats, self._question, self._turn = None, None, threading.Lock()
 
@@ -184,11 +194,10 @@ class Fence:
         self._locks, self._path = planner.settings.lock, planner.path
         found = []
         for maker in self._databases(planner):
-            metadata = self._metadatas.get(maker.key)
-            if metadata is None or not metadata.tables or maker.in_memory:
-                continue
-            database = Database(maker.name, maker.key, maker.app_engine)  # its pool is for requests
-            found.append((database, maker, releases.mapped(metadata, maker.app_engine)))
+            uses = self._maps(maker)
+            if uses and not maker.in_memory:
+                database = Database(maker.name, maker.key, maker.app_engine)  # its pool is for requests
+                found.append((database, maker, uses))
         texts = [planner.release, planner.path, *map(_text, _MARKS), *map(_link, _SPACES)]
         texts += [json.dumps([database.url, uses]) for database, _, uses in found]
         host = socket.gethostname()
@@ -197,11 +206,16 @@ class Fence:
             if not _text(_MARKS[0]):
                 raise OSError("it is not known when this system was started")
             self._file = open_beside(Path(f"{planner.path}.{digest}{_SEEN}"))
+            self._closes = finalize(self, os.close, self._file)
         except OSError as error:
             _logger.debug("db-smart: this process has a row of its own: %s", error)
             digest = f"{digest}.{os.getpid()}.{os.urandom(4).hex()}"
         key = f"{host[:200]}:{digest}"
         return [_Served(database, maker, Instance(planner.release, key, uses)) for database, maker, uses in found]
+
+    def _maps(self, database: Database) -> dict[str, list[str]]:
+        metadata = self._metadatas.get(database.key)
+        return {} if metadata is None else releases.mapped(metadata, database.app_engine)
 
     def _register(self) -> None:
         """Tell each database that this process serves, and then look whether what it needs is there."""
@@ -209,8 +223,8 @@ class Fence:
         for one in self._served or ():
             try:
                 refusal = self._register_on(one)
-            except (DatabaseUnreachable, sa.exc.DBAPIError) as error:
-                said = error.message if isinstance(error, DatabaseUnreachable) else one.database.redact(error)
+            except Exception as error:  # also what a driver or a listener raises that SQLAlchemy does not wrap
+                said = error.message if isinstance(error, DbSmartError) else one.database.redact(error)
                 refusal = Refusal(
                     "The database is not ready.",
                     f"The database {one.database.name!r} ({one.database.url}) cannot be told that this process serves: "
@@ -225,14 +239,15 @@ class Fence:
     def _register_on(self, one: _Served) -> Refusal | None:
         with one.database.connect() as connection:
             try:
-                releases.register(connection, one.me, self._locks.lease)
-            except sa.exc.DBAPIError:
-                if releases.exist(connection):
+                contracts = self._written_down(one, connection)
+            except sa.exc.DBAPIError as error:
+                # Whether they are there now says nothing: another thread may be making them.
+                if error.connection_invalidated or not one.database.facts.says(error, "missing"):
                     raise
                 with one.maker.connect() as making:
                     releases.make_tables(making)
-                releases.register(connection, one.me, self._locks.lease)
-            for contract in releases.read_contracts(connection, holds=None if one.database.facts.server else True):
+                contracts = self._written_down(one, connection)
+            for contract in contracts:
                 if not releases.harmed(contract.touches, one.me, Instance(contract.release, "", one.me.uses)):
                     continue
                 if contract.under_way and self._holds(one.maker):
@@ -248,6 +263,11 @@ class Fence:
                         gone=True,
                     )
         return None
+
+    def _written_down(self, one: _Served, connection: sa.Connection) -> list[Contract]:
+        """Write the row, and then read what is being taken away."""
+        releases.register(connection, one.me, self._locks.lease)
+        return releases.read_contracts(connection, holds=None if one.database.facts.server else True)
 
     def _holds(self, database: Database) -> bool:
         """Whether anybody holds the lock of a database; on a server the row of the lease has told that already.
@@ -307,6 +327,8 @@ class Fence:
         :returns: when to look again, seconds.
         """
         try:
+            if any(self._maps(one.maker) != one.me.uses for one in self._served or ()):
+                self._tables = -1  # the next request has all registered that it maps by now
             self._adopt()
             if self.deadline - clock() > self._locks.lease * _LEFT or not self._alone():
                 return self._pause
@@ -317,16 +339,20 @@ class Fence:
             finally:
                 self._let_others()
             return self._pause
-        except (sa.exc.DBAPIError, DbSmartError) as error:
+        except Exception as error:  # whatever it was, the thread is to go on
             text = error.message if isinstance(error, DbSmartError) else type(error).__name__
             _logger.warning("db-smart: what the database knows of this process is not renewed yet: %s", text)
             return self._locks.lease / 15
 
     def _renew(self) -> None:
-        since, held = clock(), True
+        since = clock()
+        # A request that registers the row again has made it hold before it has looked at what is gone.
+        held = since < self.deadline
         for one in self._served or ():
+            if not held:
+                break
             with one.database.connect() as connection:
-                held = releases.renew(connection, one.me, self._locks.lease) and held
+                held = releases.renew(connection, one.me, self._locks.lease)
                 if not self._tidied:
                     releases.forget(connection)
         if held:

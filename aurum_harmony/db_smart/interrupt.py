@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from .errors import Interrupted
 
 #: What a handler of SIGTERM has that is ours, and not the program's.
 OURS = "of_db_smart"
+#: Held while a thread is started. One that greenlets of the same thread take too goes on.
+_starting = threading.RLock()
 
 
 @contextmanager
@@ -102,8 +105,30 @@ def interrupt(thread: threading.Thread, seconds: float) -> None:
         import ctypes
 
         if thread.ident is not None and thread.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Terminated))
+            with _starting:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Terminated))
             thread.join(seconds)
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread from one that :func:`interrupt` may be about to end.
+
+    Until a new thread runs, CPython before 3.12 knows it by the number of the thread that starts it. The exception
+    would end the new one before it can say that it has started, and the other would wait for that for ever.
+
+    :raises RuntimeError: the system has no more threads.
+    """
+    with _starting:
+        thread.start()
+
+
+def _after_fork() -> None:
+    global _starting
+    _starting = threading.RLock()  # whoever held it is not there
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _raise_interrupt(*_: object) -> None:

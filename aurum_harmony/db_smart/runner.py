@@ -972,7 +972,8 @@ class DatabaseRun:
         """
         inverse = None
         if self._keeps_inverse:
-            cannot = {"op": "cannot", "what": "a revision of Alembic", "why": "its downgrade() does; see 'flask db'"}
+            why = "this release of db-smart runs no downgrade(); 'flask db downgrade' does"
+            cannot = {"op": "cannot", "what": "a revision of Alembic", "why": why, "sure": True}
             _, own = journal.inverses()
             kept = {"run": self._together, "made": [cannot], "own": own, "schema": journal.changes_schema}
             inverse = json.dumps(kept)

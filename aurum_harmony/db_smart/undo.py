@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import DOMAIN, DropEnumType
-from sqlalchemy.dialects.postgresql.named_types import DropDomainType
+from sqlalchemy.dialects.postgresql import DropEnumType
+from sqlalchemy.dialects.postgresql.named_types import DropDomainType, NamedType
 from sqlalchemy.schema import DropTable
 
 from .batches import COPY
@@ -178,34 +178,46 @@ def look(run: UndoRun) -> list[Undoing]:
         targets = revisions.in_order(_targets(database, made, wanted, begun))
         revisions.foresee(targets, begun)
     before, found = _Before(Catalog(connection)), []
-    for target in targets:
-        undoing = Undoing(target.number, target.name)
-        if revisions is not None and _is_revision(target):
+    _see_all_rows(connection)
+    try:
+        for target in targets:
+            undoing = Undoing(target.number, target.name)
             later = [one for one in made if one.number > target.number and one not in targets]
-            revisions.look(_Looking(before, undoing, later), target)
-            _add_restore(database, undoing)
+            looking, kept = _Looking(before, undoing, later), _kept(target)
+            if revisions is not None and _is_revision(target):
+                revisions.look(looking, target)
+            else:
+                if target.name in begun:
+                    undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
+                if kept is None:
+                    undoing.refusals.append(_why_unknown(target))
+                else:
+                    looking.look(kept)
+            known = kept is not None or _is_revision(target)
+            if known and undoing.refusals and database.path is not None:
+                undoing.refusals.append(
+                    "'flask db-smart restore' puts back the snapshot of before a run, with all rows of that time; "
+                    "see 'flask db-smart snapshots'"
+                )
             found.append(undoing)
-            continue
-        if target.name in begun:
-            undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
-        kept = _kept(target)
-        if kept is None:
-            undoing.refusals.append(_why_unknown(target))
-        else:
-            later = [one for one in made if one.number > target.number and one not in targets]
-            _Looking(before, undoing, later).look(kept)
-            _add_restore(database, undoing)
-        found.append(undoing)
+    except sa.exc.DBAPIError as error:
+        if not database.says(error, "denied"):
+            raise
+        raise DbSmartError(
+            f"The user of the database {database.name!r} ({database.url}) may not see all rows of what would be taken "
+            f"back: {database.redact(error)}. Nothing was taken back. Undo it as one who may: where policies hide "
+            "rows, as a role with BYPASSRLS, by DB_SMART_MIGRATION_URL."
+        ) from error
     return found
 
 
-def _add_restore(database: Database, undoing: Undoing) -> None:
-    """Say what else helps where a run is refused."""
-    if undoing.refusals and database.path is not None:
-        undoing.refusals.append(
-            "'flask db-smart restore' puts back the snapshot of before a run, with all rows of that time; "
-            "see 'flask db-smart snapshots'"
-        )
+def _see_all_rows(connection: sa.Connection) -> None:
+    """Let no policy of PostgreSQL hide rows that are counted and copied: the server refuses to ask instead.
+
+    Until the transaction ends.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL row_security = off")
 
 
 def _targets(database: Database, made: list[Made], wanted: str | None, begun: set[str]) -> list[Made]:
@@ -226,14 +238,57 @@ def _targets(database: Database, made: list[Made], wanted: str | None, begun: se
     return found[-1:]
 
 
-def _kept(made: Made) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = None if made.inverse is None else json.loads(made.inverse)
-    return found
+def _kept(run: Made) -> dict[str, Any] | None:
+    """What takes a run back; ``None`` where that is not kept, or not as this release writes it."""
+    try:
+        found: dict[str, Any] = json.loads(run.inverse or "")
+        made, own = found["made"], found["own"]
+        lists = isinstance(made, list) and isinstance(own, list) and all(isinstance(one, str) for one in own)
+        return found if lists and all(map(_known, made)) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+_TEXT, _NAMES = (str,), (list,)
+_MAYBE = (str, type(None))
+#: What tells of each inverse, besides its table.
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "cannot": {"what": _TEXT, "why": _TEXT},
+    "stays": {"what": _TEXT},
+    "drop_table": {"names": _NAMES},
+    "drop_columns": {"names": _NAMES, "constraints": _NAMES},
+    "drop_index": {"name": _TEXT, "names": _NAMES},
+    "drop_constraint": {"name": _TEXT, "names": _NAMES, "implied": (bool,)},
+    "rename_table": {"name": _TEXT},
+    "rename_column": {"name": _TEXT, "to": _TEXT},
+    "alter_column": {"name": _TEXT},
+    "table_comment": {"comment": _MAYBE},
+    "declare": {"kind": _TEXT, "name": _TEXT, "text": _MAYBE},
+    "drop_type": {"name": _TEXT, "domain": (bool,)},
+}
+_PLACE = {"schema": _MAYBE, "table": _TEXT}
+#: What an altered column may have had before.
+_ALTERED: dict[str, tuple[type, ...]] = {"type": (dict,), "nullable": (bool,), "default": _MAYBE, "comment": _MAYBE}
+
+
+def _known(entry: dict[str, Any]) -> bool:
+    """Whether an inverse is one of this release, with all that it needs, and nothing else."""
+    op = entry["op"]
+    needs = {"op": _TEXT, "sure": (bool,), **_FIELDS[op], **({} if op in ("cannot", "stays") else _PLACE)}
+    may = needs | (_ALTERED if op == "alter_column" else {})
+    typed = all(isinstance(value, may[name]) for name, value in entry.items())
+    lists = (value for value in entry.values() if isinstance(value, list))
+    return typed and needs.keys() <= entry.keys() and all(isinstance(name, _MAYBE) for its in lists for name in its)
 
 
 def _why_unknown(made: Made) -> str:
     if made.error == STAMPED:
         return "it was recorded by 'stamp', so db-smart has made nothing for it"
+    if made.inverse is not None:
+        return (
+            "what the history has to take it back is not as this release of db-smart writes it: it was edited, or a "
+            "later release has written it, which can take it back"
+        )
     return (
         "the history does not have what takes it back: it was applied by an earlier release of db-smart, or by a "
         "script of 'migrate --sql'"
@@ -513,9 +568,6 @@ def _said(entry: dict[str, Any]) -> str:
     }[entry["op"]]
 
 
-_ALTERED = ("type", "nullable", "default", "comment")
-
-
 def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.ColumnElement[bool]:
     """The condition of rows that have a value in a column: neither NULL nor its default, and not computed."""
     existing = catalog.columns(table, schema)[catalog.normalize_name(name)]
@@ -527,30 +579,18 @@ def holds(catalog: Catalog, schema: str | None, table: str, name: str) -> sa.Col
     if default is None or isinstance(kind, sa.JSON) or not _CONSTANT.fullmatch(str(default)):
         return has
     usual: sa.ColumnElement[Any] = sa.literal_column(f"({default})")
-    if isinstance(kind, sa.String):  # whatever its collation
-        as_it_is = sa.Text(collation="C") if catalog.inspector.dialect.name == "postgresql" else sa.LargeBinary()
+    postgresql = catalog.inspector.dialect.name == "postgresql"
+    # Others, such as a point, have no equality there, or one that is less than that: of boxes it compares the areas.
+    as_text = postgresql and isinstance(getattr(kind, "item_type", kind), (sa.String, sa.types.NullType, sa.JSON))
+    if isinstance(kind, sa.String) or as_text:  # whatever its collation
+        as_it_is = sa.Text(collation="C") if postgresql else sa.LargeBinary()
         column, usual = sa.cast(column, as_it_is), sa.cast(usual, as_it_is)
     return sa.and_(has, column != usual)
 
 
-def _rows(catalog: Catalog, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
-    """The query for these columns of a table, so that what keeps them needs no type that is dropped with the rest."""
-    source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
-    named = facts_of(catalog.inspector.dialect.name).named_enumerations
-    plain = {one["name"]: _plain(one["type"]) for one in catalog.columns(table, schema).values()} if named else {}
-    return sa.select(
-        *(one if (kind := plain.get(one.name)) is None else sa.cast(one, kind).label(one.name) for one in source.c)
-    )
-
-
-def _plain(kind: Any) -> Any:
-    """The type that holds the values of one that has a name of its own in the database; ``None`` for every other."""
-    if isinstance(kind, sa.ARRAY):
-        item = _plain(kind.item_type)
-        return None if item is None else sa.ARRAY(item)
-    if isinstance(kind, DOMAIN):
-        return _plain(kind.data_type) or kind.data_type
-    return sa.Text() if isinstance(kind, sa.Enum) else None
+def _is_named(kind: Any) -> bool:
+    """Whether a type is one of PostgreSQL's with a name of its own, or an array of such."""
+    return isinstance(getattr(kind, "item_type", kind), NamedType)
 
 
 class _UndoJournal(Journal):
@@ -588,6 +628,10 @@ class _UndoTransaction(RunTransaction):
         """Have our tables be found, as they are."""
         return nullcontext()
 
+    def all_rows(self) -> AbstractContextManager[None]:
+        """Let no policy hide rows; none does in this transaction."""
+        return nullcontext()
+
     def bounding(self) -> AbstractContextManager[None]:
         """Bound the wait for the lock of a table."""
         return self._lock_timeout.bounding()
@@ -616,6 +660,18 @@ class _WithinRevision:
         """Send a statement."""
         text = render(change, self.connection.dialect)
         self.connection.exec_driver_sql(text, execution_options={"no_parameters": True})
+
+    @contextmanager
+    def all_rows(self) -> Iterator[None]:
+        """Let no policy hide rows that are counted and copied; what the revision itself sends is as it was."""
+        connection = self.connection
+        if self.facts.name != "postgresql":
+            yield
+            return
+        before = connection.exec_driver_sql("SELECT current_setting('row_security')").scalar_one()
+        _see_all_rows(connection)
+        yield
+        connection.exec_driver_sql(f"SET LOCAL row_security = {before}")
 
     def bounding(self) -> AbstractContextManager[None]:
         """The statement in the middle of which this is has its time-out already."""
@@ -718,6 +774,7 @@ class UndoRun(DatabaseRun):
         connection.rollback()  # what a try before this one has left
         self._note_begin(target)
         begin(connection)
+        _see_all_rows(connection)
         transaction = _UndoTransaction(
             self.database,
             connection,
@@ -1236,17 +1293,19 @@ class _Keeper:
 
         :raises DbSmartError: there are values that nobody has agreed to lose.
         """
-        run, catalog = self._run, self._catalog
-        archives = [
-            self._archive(part) if run.archives and catalog.count(part.table, part.schema, part.where) else None
-            for part in parts
-        ]
+        run, catalog, all_rows = self._run, self._catalog, self._transaction.all_rows
+        with all_rows():
+            archives = [
+                self._archive(part) if run.archives and catalog.count(part.table, part.schema, part.where) else None
+                for part in parts
+            ]
         held = [(part.schema, part.table) for part in parts]
         held += [(part.schema, one[0]) for part, one in zip(parts, archives, strict=True) if one is not None]
         columns = any(part.column is not None for part in parts)
         with self._held(list(dict.fromkeys(held)), columns=columns):
-            for part, archive in zip(parts, archives, strict=True):
-                self._keep(part, archive)
+            with all_rows():
+                for part, archive in zip(parts, archives, strict=True):
+                    self._keep(part, archive)
             yield
 
     def _keep(self, part: _Part, archive: tuple[str, list[str]] | None) -> None:
@@ -1257,7 +1316,7 @@ class _Keeper:
         if rows and archive is not None:
             into, names = archive
             target = sa.table(into, *(sa.column(name) for name in names), schema=schema)
-            transaction.send(target.insert().from_select(names, _rows(catalog, schema, table, names).where(where)))
+            transaction.send(target.insert().from_select(names, self._rows(schema, table, names).where(where)))
             if catalog.count(into, schema) != rows:
                 raise DbSmartError(f"The archive {into!r} does not have the {what}. They were not dropped.")
             self._undone.archived.append((into, rows))
@@ -1279,8 +1338,20 @@ class _Keeper:
             into = self._run.archive_name(self._connection, self._target, table, column)
         if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
             self._transaction.send(DropTable(sa.Table(into, sa.MetaData(), schema=schema)))
-        self._transaction.send(CreateTableAs(into, schema, _rows(catalog, schema, table, names).where(sa.false())))
+        self._transaction.send(CreateTableAs(into, schema, self._rows(schema, table, names).where(sa.false())))
         return into, names
+
+    def _rows(self, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
+        """The query for these columns of a table; as text where undo may have to drop the type."""
+        kinds = {one["name"]: one["type"] for one in self._catalog.columns(table, schema).values()}
+        source = sa.table(table, *(sa.column(name) for name in names), schema=schema)
+        postgresql = self._transaction.facts.name == "postgresql"
+        return sa.select(
+            *(
+                sa.cast(one, sa.Text).label(one.name) if postgresql and _is_named(kinds[one.name]) else one
+                for one in source.c
+            )
+        )
 
     @contextmanager
     def _held(self, tables: Sequence[tuple[str | None, str]], *, columns: bool) -> Iterator[None]:

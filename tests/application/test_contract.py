@@ -13,6 +13,8 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import DbSmart
+from aurum_harmony.db_smart.dialects.base import facts_of
+from aurum_harmony.db_smart.schema.touched import touched_by_sql
 from aurum_harmony.db_smart.store import releases
 from aurum_harmony.db_smart.store.database import Database
 from aurum_harmony.db_smart.store.releases import Instance, Touches
@@ -191,6 +193,7 @@ def test_the_models_of_this_release_still_map_it(ready: Project) -> None:
         ('op.alter_column("users", "fax", new_column_name="telefax")', Touches(gone={"users": ["fax"]})),
         ('op.rename_table("logs", "events")', Touches(gone={"logs": []})),
         ('op.add_column("users", Column("mail", String(20)))', Touches()),
+        ('op.add_column("users", Column("n", Integer, nullable=False, server_default="1"))', Touches()),
         ('op.create_index("ix_fax", "users", ["fax"])', Touches()),
         ('op.backfill("users", {"fax": "1"}, where="fax IS NULL")', Touches()),
         ('op.execute("ALTER TABLE users DROP COLUMN fax")', Touches(gone={"users": ["fax"]})),
@@ -199,6 +202,8 @@ def test_the_models_of_this_release_still_map_it(ready: Project) -> None:
         ('op.execute("DELETE FROM logs")', Touches()),
         ('op.execute("INSERT INTO logs (id) VALUES (1)")', Touches()),
         ('op.create_table("new", Column("id", Integer)); op.drop_table("new")', Touches()),
+        ('op.view("new", "SELECT id FROM users")', Touches()),
+        ('op.execute("CREATE VIEW new AS SELECT id FROM users")', Touches()),
     ],
 )
 def test_what_it_takes_away(ready: Project, body: str, touches: Touches) -> None:
@@ -215,14 +220,64 @@ def test_what_it_takes_away(ready: Project, body: str, touches: Touches) -> None
     ],
 )
 def test_what_it_narrows(ready: Project, body: str) -> None:
-    """The columns where they are known; where SQLite builds the table again, it may be any."""
+    """The columns where they are known; the table where a value may have to be given, or SQLite builds it again."""
     ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
     found = previewed(ready)
     assert not found.gone
     assert not found.unknown
     assert dict(found.narrowed) in ({"users": ["fax"]}, {"users": []})
-    if ready.dialect != "sqlite":
+    if ready.dialect != "sqlite" and "unique" in body:
         assert dict(found.narrowed) == {"users": ["fax"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "whole"),
+    [
+        ('op.add_column("users", Column("code", Integer, nullable=False))', "users"),
+        ('op.add_column("users", Column("code", Integer)); op.alter_column("users", "code", nullable=False)', "users"),
+        (
+            'op.add_column("users", Column("code", Integer)); op.create_check_constraint("ck", "users", "code > 0")',
+            "users",
+        ),
+        ('op.alter_column("users", "code", server_default=None)', "users"),
+        ('op.view("shown", "SELECT id FROM users")', "shown"),
+    ],
+)
+def test_what_it_narrows_as_a_whole(ready: Project, body: str, whole: str) -> None:
+    """A value that must be given, and a view that may have less than before."""
+    ready.query("CREATE VIEW shown AS SELECT id, fax FROM users")
+    if "code" in body and "add" not in body:
+        ready.query("ALTER TABLE users ADD COLUMN code INTEGER DEFAULT 1")
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
+    found = previewed(ready)
+    assert not found.unknown
+    assert {*found.gone, *found.narrowed} == {whole}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "statement", "narrowed"),
+    [
+        ("postgresql", "ALTER TABLE users ADD COLUMN code INT NOT NULL", {"users": []}),
+        (
+            "postgresql",
+            "ALTER TABLE users ADD code INT CONSTRAINT filled NOT NULL CHECK (code <> 'DEFAULT')",
+            {"users": []},
+        ),
+        ("postgresql", "ALTER TABLE users ADD COLUMN code INT NOT NULL DEFAULT 1", {}),
+        ("postgresql", "ALTER TABLE users ADD COLUMN code BIGSERIAL NOT NULL", {}),
+        ("postgresql", "CREATE OR REPLACE VIEW shown AS SELECT id FROM users", {"shown": []}),
+        ("mariadb", "ALTER TABLE users ADD COLUMN note TEXT COMMENT 'NOT NULL'", {}),
+        ("mariadb", "ALTER TABLE users ADD code INT NOT NULL, ADD INDEX i (code)", {"users": []}),
+        ("mariadb", "ALTER TABLE users ADD code INT AS (id + 1) STORED NOT NULL", {}),
+    ],
+)
+def test_what_raw_sql_narrows(dialect: str, statement: str, narrowed: dict[str, list[str]]) -> None:
+    assert touched_by_sql(statement, facts_of(dialect)) == Touches(narrowed=narrowed)
+
+
+def test_sqlite_s_own_table_may_be_anything() -> None:
+    assert touched_by_sql("PRAGMA writable_schema = ON", facts_of("sqlite")).unknown
+    assert not touched_by_sql("PRAGMA writable_schema", facts_of("sqlite"))
 
 
 @pytest.mark.parametrize(

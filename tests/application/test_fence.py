@@ -137,6 +137,17 @@ def test_the_first_request_of_a_host_registers_it(released: Project) -> None:
     assert instance.startswith(f"{os.uname().nodename}:")
 
 
+@pytest.mark.parametrize("lost", ["db_smart_releases", "db_smart_contracts"])
+def test_a_table_of_two_is_made(released: Project, lost: str) -> None:
+    """Who made them may have ended between the two, and another thread may be between the two just now."""
+    with process(released) as (app, smart):
+        assert app.test_client().get("/").status_code == 200
+        released.query(f"DROP TABLE {lost}")
+        cut_off(smart, app)
+        assert app.test_client().get("/").status_code == 200
+    assert len(rows(released)) == 1
+
+
 def test_what_it_costs(released: Project) -> None:
     with process(released) as (app, _):
         app.test_client().get("/")
@@ -148,7 +159,7 @@ def test_what_it_costs(released: Project) -> None:
         with sent(app) as first:
             assert client.get("/").status_code == 200
         asked = [one for one in first if "db_smart_releases" in one or "db_smart_contracts" in one]
-        assert [one.split()[0] for one in asked] == ["UPDATE", "INSERT", "SELECT"]
+        assert [one.split()[0] for one in asked] == ["INSERT", "SELECT"]
         assert len([one for one in first if "db_smart_state" in one]) == 2, (
             "the question of the first request, and ours"
         )
@@ -215,6 +226,20 @@ def test_what_is_gone(released: Project) -> None:
         wait_until(lambda: client.get("/").status_code == 200)
 
 
+def test_a_row_that_has_run_out_is_registered_and_not_renewed(released: Project) -> None:
+    """Also where a request of this moment has just registered it, and has not looked yet at what is gone."""
+    with process(released) as (app, smart):
+        client = app.test_client()
+        assert client.get("/").status_code == 200
+        begin_step(released)
+        released.query("ALTER TABLE users DROP COLUMN fax")
+        end_step(released)
+        found = cut_off(smart, app)
+        found._beat()
+        assert len(rows(released)) == 0
+        assert client.get("/").status_code == 503
+
+
 def test_a_release_that_does_not_map_it_serves(released: Project) -> None:
     with process(released) as (app, _):
         assert app.test_client().get("/").status_code == 200
@@ -233,6 +258,47 @@ def test_what_was_narrowed_is_no_reason(released: Project) -> None:
         assert app.test_client().get("/").status_code == 503
         end_step(released)
         wait_until(lambda: app.test_client().get("/").status_code == 200)
+
+
+@pytest.mark.parametrize("none", [False, True], ids=["more", "all"])
+def test_models_that_are_imported_later(released: Project, none: bool) -> None:
+    """As by a view that imports what it needs: from the next request on, the database knows of them too."""
+    released.models = None if none else later_models
+    with process(released) as (app, smart):
+        client = app.test_client()
+        assert client.get("/").status_code == 200
+        assert none or [uses for _, _, uses in rows(released)] == ['{"users": ["id"]}']
+        sa.Table("logs", smart._state(app).db.metadata, sa.Column("id", sa.Integer, primary_key=True))
+        assert client.get("/").status_code == 200
+        uses = '{"logs": ["id"]}' if none else '{"logs": ["id"], "users": ["id"]}'
+        assert uses in [uses for _, _, uses in rows(released)]
+        begin_step(released, Touches(gone={"logs": []}))
+        cut_off(smart, app)
+        assert client.get("/").status_code == 503
+        end_step(released)
+
+
+def test_the_thread_outlives_any_error(released: Project) -> None:
+    """A listener of the application, or a driver, may raise what SQLAlchemy does not wrap."""
+    with process(released, DB_SMART_LEASE_SECONDS=0.9) as (app, smart):
+        assert app.test_client().get("/").status_code == 200
+        found = smart._state(app).fence
+        failed = threading.Event()
+
+        def refuse(*_: Any) -> None:
+            failed.set()
+            raise OSError("no")
+
+        sa.event.listen(sa.Engine, "before_cursor_execute", refuse)
+        try:
+            assert failed.wait(10)
+            cut_off(smart, app)
+            assert app.test_client().get("/").status_code == 503
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", refuse)
+        wait_until(lambda: app.test_client().get("/").status_code == 200)
+        first = found.deadline
+        wait_until(lambda: found.deadline > first + 0.9)
 
 
 def test_the_thread_renews(released: Project) -> None:
@@ -327,7 +393,7 @@ def test_many_requests_ask_once(released: Project) -> None:
             for thread in threads:
                 thread.join()
         assert codes == [200] * 8
-        assert len([one for one in asked if "UPDATE db_smart_releases" in one]) == 1
+        assert len([one for one in asked if "INSERT INTO db_smart_releases" in one]) == 1
 
 
 def test_a_forked_process_has_a_thread_of_its_own(released: Project) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from aurum_harmony.db_smart.fleet.ledger import Result
 from aurum_harmony.db_smart.fleet.run import Course, FleetRun, Limits
@@ -72,7 +74,7 @@ def test_one_that_fails_stops_no_other_and_is_tried_again(fleet: FleetProject) -
     assert "failed 2 times" in shown.output
     fleet.of("b", "DELETE FROM items WHERE id = 7")
     result = fleet.run("fleet", "migrate", "--failed")
-    assert (result.exit_code, "1 tenants" in result.output, "1 migrated" in result.output) == (0, True, True)
+    assert (result.exit_code, "1 tenant " in result.output, "1 migrated" in result.output) == (0, True, True)
     assert fleet.run("fleet", "failed").output == "No tenant failed.\n"
     assert fleet.applied("b") == ["make_items", "add_price", "fails"]
     assert fleet.ledger()["b"] == ("applied", 0)
@@ -216,6 +218,43 @@ def test_a_place_that_cannot_be_told_is_the_failure_of_its_tenant_alone(files: F
     errors = {one["name"]: one["error"] for one in json.loads(files.run("fleet", "failed", "--json").output)}
     assert "is no URL" in errors["a"]
     assert "division by zero" in errors["b"]
+
+
+def test_names_and_groups_that_cannot_be_told_have_a_clear_answer(files: FleetProject) -> None:
+    files.options["groups"] = {"b": "vowels", "c": None, "d": None, "e": "vowels", "f": ()}.__getitem__
+    result = files.run("fleet", "migrate", "--group", "vowels")
+    assert result.output == (
+        "Error: Fleet(groups=…) cannot tell the group of the tenant 'a': KeyError: 'a'. Nothing was changed.\n"
+    )
+    files.names.remove("a")
+    assert outcome(files, "--group", "vowels")[1][0] == 2
+
+    def tenants() -> Iterator[str]:
+        with files.engine().connect() as connection:
+            yield from connection.scalars(sa.text("SELECT slug FROM tenants"))
+
+    files.options["tenants"] = tenants
+    for command in ("migrate", "status"):
+        result = files.run("fleet", command)
+        assert (result.exit_code, "Traceback" in result.output) == (1, False)
+        assert "cannot tell the names of the tenants: no such table: tenants. Nothing was changed." in result.output
+        assert "'flask db-smart migrate'" in result.output
+
+
+def test_two_tenants_are_not_led_to_one_place_by_a_name_that_the_server_cuts_off(
+    make_fleet: Callable[..., FleetProject],
+) -> None:
+    fleet = make_fleet("schemas")
+    fleet.names += ["ä" * 31 + "x", "b" * 64]
+    fleet.options["schema"] = lambda name: f"t{name[:-1]}{name[-1]}"
+    fleet.write(V1)
+    databases = {"schema": None, "url": lambda name: make_url(fleet.url).set(database=f"t{name}")}
+    for options in {}, databases:
+        fleet.options.update(options)
+        run = fleet.migrate()
+        assert (run.counts["failed"], len(run.failures)) == (2, 2)
+        assert {"of more than 63 bytes" in str(one.error) for one in run.failures} == {True}
+    fleet.names.clear()
 
 
 def test_each_server_has_so_many_tenants_at_a_time_and_none_is_forgotten(

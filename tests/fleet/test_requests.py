@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +162,88 @@ def test_full_does_not_serve_a_tenant_that_is_behind(migrated: FleetProject) -> 
         with pytest.raises(DatabaseBehind, match="fleet migrate"), found.use("b"):
             pass
     assert migrated.applied("a") == ["make_items"]
+
+
+def test_a_tenant_that_was_restored_is_found_behind_by_the_command_that_its_refusal_names(
+    make_fleet: Callable[..., FleetProject],
+) -> None:
+    fleet = make_fleet("sqlite", "a", "b")
+    fleet.write(V1)
+    fleet.migrate()
+    file = Path(str(fleet.url_of("a").database))
+    backup = file.read_bytes()
+    fleet.write(V2)
+    fleet.migrate()
+    file.write_bytes(backup)
+    with running(fleet) as (app, found, _), app.app_context():
+        with pytest.raises(DatabaseBehind, match="fleet migrate"), found.use("a"):
+            pass
+        assert found.migrate().counts["applied"] == 1
+    assert fleet.applied("a") == ["make_items", "add_price"]
+    # Without a request too, where it is named, or all are looked at.
+    for options in ("--only", "a"), ("--all",):
+        file.write_bytes(backup)
+        assert "1 migrated" in fleet.run("fleet", "migrate", *options).output
+        assert fleet.applied("a") == ["make_items", "add_price"]
+
+
+@pytest.mark.parametrize("strategy", ["full", "on_request", "progressive"])
+def test_a_file_that_is_gone_is_not_made_anew(make_fleet: Callable[..., FleetProject], strategy: str) -> None:
+    fleet = make_fleet("sqlite", "a", "b", strategy=strategy)
+    fleet.write(V1)
+    fleet.migrate()
+    file = Path(str(fleet.url_of("a").database))
+    for empty in (False, True):
+        file.write_bytes(b"") if empty else file.unlink()
+        with running(fleet) as (app, found, db):
+            by_header(app, found, db)
+            client = app.test_client()
+            assert [client.get("/names", headers={"X-Tenant": "a"}).status_code for _ in range(2)] == [503, 503]
+        fleet.write(V2)
+        run = fleet.migrate()
+        assert [one.name for one in run.failures] == ["a"]
+        assert "The file of the tenant 'a' is not there any more" in str(run.failures[0].error)
+        assert (file.exists(), empty and file.stat().st_size) == (empty, 0)
+    file.unlink()
+    with running(fleet) as (_, found, _db):
+        found.create("a")
+    assert fleet.applied("a") == ["make_items", "add_price"]
+
+
+def test_who_is_no_tenant_any_more_is_not_served(make_fleet: Callable[..., FleetProject]) -> None:
+    fleet = make_fleet("sqlite", "a", "b", "c")
+    fleet.models = with_model
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.boot()
+    with running(fleet) as (app, found, db):
+        by_header(app, found, db)
+        client = app.test_client()
+        assert client.get("/names", headers={"X-Tenant": "a"}).status_code == 200
+        fleet.names.remove("a")
+        found.forget("a")
+        assert client.get("/names", headers={"X-Tenant": "a"}).status_code == 404
+        fleet.names.remove("b")  # which the ledger still has
+        assert client.get("/names", headers={"X-Tenant": "b"}).status_code == 404
+    assert set(fleet.ledger()) == {"b", "c"}
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://anna:geheim@127.0.0.1:9/shop", "sqlite://u:geheim/x", 7, None])
+def test_a_place_that_cannot_be_used_is_refused_and_not_told(
+    make_fleet: Callable[..., FleetProject], caplog: pytest.LogCaptureFixture, url: Any
+) -> None:
+    def place(name: str) -> Any:
+        return {"a": url}[name]
+
+    fleet = make_fleet("sqlite", "a", "b", url=place, strategy="on_request")
+    fleet.write(V1)
+    fleet.boot()
+    with running(fleet) as (app, found, db):
+        by_header(app, found, db)
+        client = app.test_client()
+        assert [client.get("/names", headers={"X-Tenant": name}).status_code for name in "ab"] == [503, 503]
+    assert not [word for word in ("geheim", "anna", "127.0.0.1:9", "/shop") if word in caplog.text]
+    assert "cannot tell the URL of the tenant 'b': KeyError: 'b'" in caplog.text
 
 
 def test_on_request_a_tenant_is_migrated_at_its_first_use(migrated: FleetProject) -> None:

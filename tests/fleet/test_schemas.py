@@ -54,6 +54,21 @@ def test_what_runs_in_no_transaction_is_in_the_schema_too(fleet: FleetProject, d
     assert "items" not in fleet.tables()
 
 
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2", "postgresql+pg8000"])
+def test_a_schema_may_have_any_name(make_fleet: Callable[..., FleetProject], driver: str) -> None:
+    place = '5%s "of" 100%% \\ a.b'
+    fleet = make_fleet("schemas", schema=lambda name: place)
+    fleet.config.update(config_of(make_url(fleet.url), driver))
+    fleet.write(ONLINE)
+    app, _ = fleet.app()
+    try:
+        app.extensions["db_smart_fleet"].create("a")
+    finally:
+        fleet.dispose(app)
+    found = fleet.query("SELECT schemaname FROM pg_tables WHERE tablename = 'items'")
+    assert found == [(place,)]
+
+
 def test_behind_pgbouncer_transactions_are_in_the_schema_and_the_rest_is_refused(
     fleet: FleetProject, pgbouncer: URL
 ) -> None:

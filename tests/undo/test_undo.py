@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
 
 from tests.harness.project import Project
-from tests.undo.samples import BASE, archives, described
+from tests.undo.samples import BASE, apply, archives, described, refusal
 
 CHANGES = {
     "columns": 'op.add_columns("users", Column("age", Integer, index=True), Column("mail", String(9), unique=True))',
@@ -33,13 +31,6 @@ CHANGES = {
     "replaced index": 'op.replace_index("ix_users_city", "users", ["city", "name"])',
     "view": 'op.view("v", "SELECT id, name FROM users")',
 }
-
-
-def apply(project: Project, change: str, *, more: str = "destructive=True") -> None:
-    """Boot with the base, and then with one more migration."""
-    project.write(BASE)
-    project.boot()
-    project.write(BASE + f"\n@migration({more})\ndef change(op):\n    {change}\n")
 
 
 def rows(project: Project) -> list[Any]:
@@ -97,25 +88,6 @@ def test_a_value_that_is_nearly_the_default_is_one(project: Project) -> None:
     assert "1 value of the column 'b'" in said
 
 
-def test_what_keeps_values_needs_no_type_that_is_dropped(
-    make_project: Callable[..., Project], new_url: Callable[[str], URL]
-) -> None:
-    project = make_project(new_url("postgresql"))
-    project.write(
-        "from sqlalchemy import ARRAY, Enum\n\n@migration\ndef change(op):\n"
-        '    kind = Enum("sad", "happy", name="mood")\n'
-        '    op.create_table("moods", Column("id", Integer, primary_key=True), Column("m", kind), '
-        'Column("all", ARRAY(kind)))\n'
-    )
-    project.boot()
-    project.query("INSERT INTO moods (id, m, \"all\") VALUES (1, 'sad', '{sad,happy}')")
-    result = project.run("undo", "--yes", "--archive")
-    assert result.exit_code == 0, result.output
-    (name,) = archives(project)
-    assert project.query(f"SELECT * FROM {name}") == [(1, "sad", ["sad", "happy"])]
-    assert project.query("SELECT typname FROM pg_type WHERE typname = 'mood'") == []
-
-
 def test_what_an_interrupted_run_has_perhaps_made_is_not_dropped(project: Project) -> None:
     apply(project, 'op.add_column("users", Column("age", Integer))')
     project.boot()
@@ -133,12 +105,6 @@ def test_what_an_interrupted_run_has_perhaps_made_is_not_dropped(project: Projec
 
 COLUMN = 'op.add_columns("users", Column("age", Integer, server_default="7"), Column("mail", String(9)))'
 VALUES = "UPDATE users SET age = 30, mail = 'x' WHERE id = 1"
-
-
-def refusal(result: Any) -> str:
-    """What a command said that refused, in one line."""
-    assert result.exit_code == 1, result.output
-    return " ".join(result.output.split())
 
 
 def test_values_are_counted_and_not_lost(project: Project) -> None:
@@ -391,3 +357,45 @@ def test_a_row_without_inverse_is_refused(project: Project) -> None:
     project.boot()
     project.query("UPDATE db_smart_history SET inverse = NULL WHERE name = 'change'")
     assert "does not have what takes it back" in refusal(project.run("undo", "--yes"))
+
+
+_ENTRY = '{"op": "drop_columns", "schema": null, "table": "users", "names": ["age"], "constraints": [], "sure": true}'
+
+
+@pytest.mark.parametrize(
+    "inverse",
+    [
+        *("", "x", "[]", "null", "3", "{}", '{"run": "a", "own": []}', '{"run": "a", "made": {}, "own": []}'),
+        f'{{"run": "a", "made": [{_ENTRY}], "own": [3]}}',
+        *(
+            f'{{"run": "a", "made": [{_ENTRY.replace(*change)}], "own": []}}'
+            for change in (
+                *(("drop_columns", "melt"), ("drop_columns", "look"), ("drop_columns", "drop_table")),
+                *(
+                    (', "names": ["age"]', ""),
+                    ('["age"]', '"age"'),
+                    ('["age"]', "[1]"),
+                    ('"sure"', '"more": 1, "sure"'),
+                ),
+                *((_ENTRY, "[]"), (_ENTRY, '{"op": []}')),
+            )
+        ),
+    ],
+)
+def test_an_inverse_that_this_release_does_not_know_is_refused(sqlite_project: Project, inverse: str) -> None:
+    """It was edited, or a later release has written it."""
+    apply(sqlite_project, 'op.add_column("users", Column("age", Integer))')
+    sqlite_project.boot()
+    (kept,) = sqlite_project.query("SELECT inverse FROM db_smart_history WHERE name = 'change'")[0]
+    assert json.loads(kept)["made"] == [json.loads(_ENTRY)]
+    edit = "UPDATE db_smart_history SET inverse = :inverse WHERE name = 'change' AND outcome = :outcome"
+    sqlite_project.query(edit, inverse=inverse, outcome="applied")
+    for discard in ([], ["--discard"]):
+        said = refusal(sqlite_project.run("undo", "--yes", *discard))
+        assert "is not as this release of db-smart writes it" in said
+    assert "would be lost" in refusal(sqlite_project.run("undo", "base", "--yes"))
+    assert "age" in sqlite_project.columns("users")
+    sqlite_project.query(edit, inverse=kept, outcome="applied")
+    assert sqlite_project.run("undo", "--yes").exit_code == 0
+    sqlite_project.query(edit, inverse=inverse, outcome="taken back")
+    assert "has no run 'change'" in refusal(sqlite_project.run("undo", "change", "--yes"))

@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from ..beat import greenlets
 from ..errors import DbSmartError, LeaseLost, LockTimeout, one_line, text_of
-from ..interrupt import OURS, GiveWay, interrupt
+from ..interrupt import OURS, GiveWay, interrupt, start_thread
 from ..notices import logger_of
 
 _logger = logger_of(__name__)
@@ -88,7 +88,7 @@ class Background:
         with self._lock:
             if not self.running:
                 self._thread = threading.Thread(target=self._go, args=[when], name=self._name, daemon=True)
-                self._thread.start()
+                start_thread(self._thread)
                 _watch_the_end()
         return True
 

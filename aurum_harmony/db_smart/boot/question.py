@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from ..interrupt import start_thread
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ class Question(Generic[T]):
         self._answers: list[T] = []
         self._errors: list[BaseException] = []
         self._thread = threading.Thread(target=self._run, name="db-smart-question", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     def answer(self, seconds: float) -> T:
         """The answer.

@@ -288,6 +288,16 @@ class Facts:
         """
         return ()
 
+    def upsert(self, table: sa.Table, values: Mapping[str, Any], changes: Mapping[str, Any]) -> sa.Insert:
+        """Insert a row; where there is one with its primary key, change that."""
+        found: sa.Insert = (
+            import_module(f"sqlalchemy.dialects.{self.name}")
+            .insert(table)
+            .values(values)
+            .on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
+        )
+        return found
+
     def code(self, error: BaseException) -> object:
         """By what the database names an error, from any of its drivers; ``None`` for an error that is not its own."""
         return None

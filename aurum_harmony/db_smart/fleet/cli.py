@@ -19,7 +19,7 @@ from ..cli import json_option
 from ..errors import DbSmartError, WrongUsage
 from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Result
 from .remote import EXTENSION
-from .run import FleetRun
+from .run import FleetRun, tenants
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -34,6 +34,7 @@ _COUNT = click.IntRange(min=1)
 @group.command()
 @click.option("only", "--only", metavar="NAME", multiple=True, help="Only this tenant; can be repeated.")
 @click.option("--failed", is_flag=True, help="Only the tenants whose last run failed.")
+@click.option("every", "--all", is_flag=True, help="Look at those too that the ledger has as up to date.")
 @click.option("in_group", "--group", metavar="GROUP", help="Only the tenants of this group.")
 @click.option("--canary", metavar="N|P%", help="So many first, or such a part; if one fails, no other one is begun.")
 @click.option("--workers", type=_COUNT, metavar="N", help="So many at a time, by default 8.")
@@ -45,6 +46,7 @@ _COUNT = click.IntRange(min=1)
 def migrate(
     only: tuple[str, ...],
     failed: bool,
+    every: bool,
     in_group: str | None,
     canary: str | None,
     workers: int | None,
@@ -73,6 +75,7 @@ def migrate(
             only=only,
             group=in_group,
             failed=failed,
+            every=every,
             canary=canary,
             factory=click.get_current_context().ensure_object(ScriptInfo).app_import_path,
             listener=listener,
@@ -101,7 +104,7 @@ def status(failed: bool, check: bool, as_json: bool) -> None:
         tell(json.dumps({**counts, **({"failures": failures} if failed else {})}, indent=2))
     else:
         tell(
-            f"{counts['total']:,} tenants: {counts[UP_TO_DATE]:,} up to date, {counts[PENDING]:,} of another release, "
+            f"{tenants(counts['total'])}: {counts[UP_TO_DATE]:,} up to date, {counts[PENDING]:,} of another release, "
             f"{counts[FAILED]:,} failed, {counts['new']:,} new."
         )
         if counts["gone"]:
@@ -182,7 +185,7 @@ def _summary(run: FleetRun) -> str:
     parts = [f"{counts[UP_TO_DATE]:,} up to date", f"{counts[APPLIED]:,} migrated", f"{counts[FAILED]:,} failed"]
     if run.left:
         parts.append(f"{run.left:,} not begun")
-    text = f"{run.total:,} tenants in {run.duration:.1f} s: {', '.join(parts)}."
+    text = f"{tenants(run.total)} in {run.duration:.1f} s: {', '.join(parts)}."
     if run.stopped:
         text += f" Stopped, because {run.stopped}."
     if counts[FAILED]:

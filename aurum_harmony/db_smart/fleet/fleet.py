@@ -24,8 +24,8 @@ from .create import can_be_copied, make
 from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Ledger, Result
 from .remote import EXTENSION
 from .requests import Gate
-from .run import Course, FleetRun, Limits, Names, canary_of
-from .tenants import Crew, Places, check_name, server_of
+from .run import Course, FleetRun, Limits, Names, canary_of, tenants
+from .tenants import Crew, Places, check_name, said, server_of
 
 C = TypeVar("C", bound=Callable[..., Any])
 Canary = int | float | str | None
@@ -68,7 +68,7 @@ class Fleet:
         bind: str = "default",
         control: str = "default",
         strategy: str = "full",
-        groups: Callable[[str], str | Collection[str]] | None = None,
+        groups: Callable[[str], str | Collection[str] | None] | None = None,
         canary: Canary = None,
         template: str | None = None,
         patience: float = 5.0,
@@ -113,13 +113,15 @@ class Fleet:
         only: Collection[str] = (),
         group: str | None = None,
         failed: bool = False,
+        every: bool = False,
         canary: Canary = None,
         factory: str | None = None,
         listener: Listener | None = None,
     ) -> FleetRun:
         """Bring the tenants up to date. One that fails stops no other.
 
-        What the ledger has as up to date is not looked at. Where that is all, nothing is written and nobody kept out.
+        What the ledger has as up to date is not looked at, unless it is named. Where that is all, nothing is written
+        and nobody kept out.
 
         :param executor: any of :mod:`concurrent.futures`, also that of Dask; by default threads of this process. Other
             processes get names, and make the application by ``factory``.
@@ -130,6 +132,7 @@ class Fleet:
         :param only: names of tenants; of the others none is looked at.
         :param group: only those of this group.
         :param failed: only those whose last run failed.
+        :param every: look at those too that the ledger has as up to date.
         :param canary: so many (``10``), or such a part of those that are pending (``0.05``, ``"5%"``), are migrated
             first; if one of them fails, no other one is begun.
         :param factory: the application as ``flask --app`` takes it, for an executor of other processes.
@@ -145,7 +148,7 @@ class Fleet:
         crew, ledger = self._crew(app, planner), self.ledger(app)
         run, names = FleetRun(), Names()
         try:
-            self._list(app, run, names, ledger, crew.source, set(only), group, failed)
+            self._list(app, run, names, ledger, crew.source, set(only), group, failed, every)
             tell(run, None)
             if names.count:
                 first = canary_of(self._canary if canary is None else canary, names.count)
@@ -178,14 +181,16 @@ class Fleet:
         only: set[str],
         group: str | None,
         failed: bool,
+        every: bool,
     ) -> None:
         """Count the tenants that are meant, and note those that are to be looked at."""
         if group is not None and self._groups is None:
             raise WrongUsage("There are no groups: Fleet(groups=…) gives those of a tenant. Nothing was changed.")
-        head, missing = ledger.at_head(source), set(only)
+        # Who names tenants has a reason to have them looked at, whatever the ledger says.
+        head, missing = set() if only or every else ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
         with app.app_context():
-            for name in self._tenants():
+            for name in self._names():
                 missing.discard(name)
                 if (only and name not in only) or (failed and name not in broken):
                     continue
@@ -201,10 +206,30 @@ class Fleet:
             raise WrongUsage(f"There is no tenant {min(missing)!r}. Nothing was changed.")
         run.pending = names.count
 
+    def _names(self) -> Iterator[str]:
+        """The names of all tenants, as the application gives them.
+
+        :raises DbSmartError: it cannot.
+        """
+        try:
+            yield from self._tenants()
+        except DbSmartError:
+            raise
+        except Exception as error:  # of the code of the application
+            raise DbSmartError(
+                f"Fleet(tenants=…) cannot tell the names of the tenants: {said(error)}. Nothing was changed. If their "
+                "table is missing, 'flask db-smart migrate' brings the application's own databases up to date."
+            ) from error
+
     def _is_in(self, name: str, group: str) -> bool:
         assert self._groups is not None
-        found = self._groups(name)
-        return found == group or (not isinstance(found, str) and group in found)
+        try:
+            found = self._groups(name)
+        except Exception as error:  # of the code of the application
+            raise DbSmartError(
+                f"Fleet(groups=…) cannot tell the group of the tenant {name!r}: {said(error)}. Nothing was changed."
+            ) from error
+        return found == group or (found is not None and not isinstance(found, str) and group in found)
 
     def status(self) -> dict[str, int]:
         """How many tenants there are, and how they are by the ledger alone; no tenant is opened. One query.
@@ -217,7 +242,7 @@ class Fleet:
         known = self.ledger(app).known(self._planner(app).source(None))
         found = dict.fromkeys(("total", UP_TO_DATE, PENDING, FAILED, "new", "gone"), 0)
         with app.app_context():
-            for name in self._tenants():
+            for name in self._names():
                 found["total"] += 1
                 found[known.pop(name, "new")] += 1
         found["gone"] = len(known)
@@ -260,8 +285,9 @@ class Fleet:
             for one in (tenant, template):
                 if one is not None:
                     one.close()
-        result = crew.bring(name)
         ledger.make()
+        ledger.forget(name)  # what it says is of a database that is not there any more
+        result = crew.bring(name)
         ledger.write([*results, result], crew.source, Settings(app).release)
         if result.error is not None:
             raise DbSmartError(
@@ -293,6 +319,16 @@ class Fleet:
         self._gate.reader = function
         return function
 
+    def forget(self, name: str) -> None:
+        """Forget a tenant that is none any more: its row of the ledger, and its connections in this process.
+
+        Its database is left as it is.
+
+        :param name: which ``tenants`` does not give any more.
+        """
+        self.ledger(self._app()).forget(name)
+        self._gate.forget(name)
+
     def close(self) -> None:
         """Wait for the tenants that are being migrated because they were used, and close all their connections."""
         self._gate.close()
@@ -300,7 +336,7 @@ class Fleet:
     def is_tenant(self, app: Flask, name: str) -> bool:
         """Whether there is a tenant of a name; looks through the names."""
         with app.app_context():
-            return any(one == name for one in self._tenants())
+            return any(one == name for one in self._names())
 
     def ledger(self, app: Flask) -> Ledger:
         """The ledger.
@@ -332,7 +368,7 @@ class Fleet:
     def _crew(self, app: Flask, planner: Planner) -> Crew:
         key = None if self._bind == "default" else self._bind
         db = self.smart.database(app)
-        return Crew(app, db, planner, self._bind, Places(app, db, key, self._url, self._schema))
+        return Crew(app, db, planner, self._bind, Places(app, db, key, self._url, self._schema), self.ledger(app))
 
     def _app(self) -> Flask:
         """The application that is meant.
@@ -370,7 +406,7 @@ def _go(course: Course, run: FleetRun, names: Iterator[str], first: int, stop_af
                     run.stopped = run.stopped or "a tenant of the canary failed"
                     return
             if not course.go(names, stop_after) and run.stopped is None:
-                run.stopped = f"{run.counts[FAILED]} tenants failed"
+                run.stopped = f"{tenants(run.counts[FAILED])} failed"
     except Interrupted as error:
         done = run.counts[UP_TO_DATE] + run.counts[APPLIED]
         raise Interrupted(

@@ -171,6 +171,25 @@ class Ledger:
 
             retry(attempt, _RETRIES, self._may_pass)
 
+    def look_again(self, name: str) -> None:
+        """Have the next run look at a tenant, whose database is behind what its row says."""
+        self._send(fleet.update().where(fleet.c.name == name, fleet.c.status == APPLIED).values(source=""))
+
+    def forget(self, name: str) -> None:
+        """Have no row of a tenant."""
+        self._send(fleet.delete().where(fleet.c.name == name))
+
+    def _send(self, statement: sa.Update | sa.Delete) -> None:
+        with self.database.connect() as connection:
+
+            def attempt() -> None:
+                connection.rollback()
+                begin(connection)
+                connection.execute(statement)
+                commit(connection)
+
+            retry(attempt, _RETRIES, lambda error: self.database.says(error, "transient"))
+
     def _may_pass(self, error: Exception) -> bool:
         """Whether an error may come of another process that makes the same table, or writes the same row.
 

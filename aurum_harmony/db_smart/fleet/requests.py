@@ -8,20 +8,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, current_app, g
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
-from ..errors import DatabaseBehind, DbSmartError
+from ..errors import DatabaseBehind, DatabaseUnreachable, DbSmartError
 from ..notices import logger_of
 from ..session.rebind import bound
 from ..settings import Settings
 from ..web.answers import refused
 from ..web.readiness import Readiness, What
 from .ledger import FAILED, UP_TO_DATE, Result
-from .tenants import Crew, Tenant
+from .tenants import Crew, Tenant, TenantGone
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -125,7 +126,7 @@ class Gate:
         with self._lock:
             error, again = self._failures.get(name, (None, 0.0))
             if error is not None and time.monotonic() < again:
-                if self._fleet.strategy == "progressive":  # it is used as it is
+                if self._fleet.strategy == "progressive" and not isinstance(error, TenantGone):  # it is used as it is
                     return
                 raise error
             future = self._bringing.get(name)
@@ -149,6 +150,13 @@ class Gate:
                 f"The tenant {name!r} is being migrated, for longer than {patience:g} s. Try again soon."
             ) from None
 
+    def forget(self, name: str) -> None:
+        """See :meth:`~.fleet.Fleet.forget`."""
+        with self._lock:
+            self._ready.discard(name)
+            self._failures.pop(name, None)
+        self._engines.forget(name)
+
     def close(self) -> None:
         """See :meth:`~.fleet.Fleet.close`."""
         with self._lock:
@@ -163,11 +171,12 @@ class Gate:
         :raises DbSmartError: it is not to be used.
         """
         crew, ledger = self._crew_of(app), self._fleet.ledger(app)
-        row = ledger.row(name)
-        if row is None and not self._fleet.is_tenant(app, name):
+        # Asked of the application: the ledger still has those that were tenants once.
+        if not self._fleet.is_tenant(app, name):
             raise UnknownTenant(f"There is no tenant {name!r}.")
-        tenant = crew.places.tenant(name)
+        row, tenant = ledger.row(name), crew.places.tenant(name)
         try:
+            crew.check_file(tenant)
             planner = crew.planner(tenant)
             state = planner.state(tenant)
             same = row is not None and state is not None and row.database_id == state.database_id
@@ -183,6 +192,8 @@ class Gate:
             crew.load()
             with app.app_context():
                 behind = planner.ask(tenant).behind
+        except DatabaseUnreachable as error:
+            raise DatabaseUnreachable(tenant.without_url(error.message)) from None
         finally:
             tenant.close()
         if not behind and state is not None:
@@ -192,6 +203,8 @@ class Gate:
             self._over(name, future)
             return
         if self._fleet.strategy == "full":
+            with suppress(DatabaseUnreachable, DBAPIError):  # '--only' looks at it all the same
+                ledger.look_again(name)
             raise DatabaseBehind(f"The tenant {name!r} is behind this code. Run 'flask db-smart fleet migrate'.")
         assert self._pool is not None
         self._pool.submit(self._bring, app, name, future)
@@ -265,6 +278,13 @@ class _Engines:
                 gone = [self._kept.pop(one)[0] for one in idle[: max(0, len(self._kept) - _MOST_KEPT)]]
             for one in gone:
                 one.close()
+
+    def forget(self, name: str) -> None:
+        """Close the connections to a tenant that are not in use, and keep none."""
+        with self._lock:
+            tenant, _ = self._kept.pop(name, (None, 0))
+        if tenant is not None:
+            tenant.close()
 
     def close(self) -> None:
         """Close all connections that are not in use."""

@@ -234,7 +234,7 @@ class Course:
             raise
         except CancelledError:
             said = "it was cancelled"
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = f"{type(error).__name__}: {text_of(error)}"
         return Result(
             name,
@@ -270,3 +270,8 @@ def canary_of(canary: int | float | str | Collection[str] | None, count: int) ->
             "changed."
         )
     return min(count, -int(-number // 1))
+
+
+def tenants(count: int) -> str:
+    """How many tenants, in words."""
+    return f"{count:,} tenant{'' if count == 1 else 's'}"

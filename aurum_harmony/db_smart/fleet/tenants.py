@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from ..boot.planner import Planner
 from ..dialects.base import autocommits
-from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, Interrupted, text_of
+from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, Interrupted, one_line, text_of
 from ..loading.decorator import Migration
 from ..loading.revisions import Revisions
 from ..loading.sources import Sources
@@ -25,7 +25,7 @@ from ..session.rebind import application_engines, rebind
 from ..store.database import Database, safe_url
 from ..store.history import State
 from ..store.tables import MAX_NAME
-from .ledger import APPLIED, FAILED, UP_TO_DATE, Result
+from .ledger import APPLIED, FAILED, UP_TO_DATE, Ledger, Result
 
 #: Why what runs in no transaction cannot run.
 _POOLER = (
@@ -34,6 +34,12 @@ _POOLER = (
 )
 #: Over how many folders the snapshots of tenants are spread: each run lists the one of its tenant.
 _FOLDERS = 256
+#: How long names of PostgreSQL are, bytes.
+_MAX_PLACE = 63
+
+
+class TenantGone(DbSmartError):
+    """There is no file where that of a tenant was."""
 
 
 class Tenant(Database):
@@ -136,7 +142,7 @@ def enter(engine: Engine, schema: str) -> None:
 
     For each one anew, as behind PgBouncer a session is not one's own; so nothing is left behind in it either.
     """
-    statement = f"SET LOCAL search_path TO {engine.dialect.identifier_preparer.quote_identifier(schema)}"
+    statement = f"SET LOCAL search_path TO {_identifier(schema)}"
 
     def enter(connection: sa.Connection) -> None:
         if autocommits(connection):
@@ -155,6 +161,11 @@ def enter(engine: Engine, schema: str) -> None:
             cursor.close()
 
     sa.event.listen(engine, "begin", enter)
+
+
+def _identifier(name: str) -> str:
+    """A name for PostgreSQL, past SQLAlchemy, which would double the percent signs of what goes through it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 class Places:
@@ -188,19 +199,28 @@ class Places:
         """
         check_name(name)
         if self._schema is not None:
-            schema = self._schema(name)
+            try:
+                schema = self._schema(name)
+            except Exception as error:  # of the code of the application
+                raise ConfigError(
+                    f"Fleet(schema=…) cannot tell the schema of the tenant {name!r}: {said(error)}."
+                ) from error
             check_name(schema, "schema")
             engine = self.own()
             if engine.dialect.name != "postgresql":
                 raise ConfigError(
                     "Fleet(schema=…) needs PostgreSQL: elsewhere a schema is a database. Give each tenant a URL."
                 )
+            _check_length(name, schema, "schema")
             if self._database is None or self._database.app_engine is not engine:
                 self._database = Database("default", self.key, engine)
             inside = engine.execution_options()  # with the pool of the application
             enter(inside, schema)
             return Tenant(name, self.key, inside, schema, lambda: self._in_session(schema), self._database.engine)
-        return Tenant(name, self.key, self.engine(self.url(name)))
+        url = self.url(name)
+        if url.get_backend_name() == "postgresql":
+            _check_length(name, url.database or "", "database")
+        return Tenant(name, self.key, self.engine(url))
 
     def url(self, name: str) -> URL:
         """The URL of a tenant, or of the database that has its schema.
@@ -210,8 +230,12 @@ class Places:
         if self._url is None:
             return self.own().url
         try:
-            return make_url(self._url(name))
-        except sa.exc.ArgumentError:
+            given = self._url(name)
+        except Exception as error:  # of the code of the application
+            raise ConfigError(f"Fleet(url=…) cannot tell the URL of the tenant {name!r}: {said(error)}.") from error
+        try:
+            return make_url(given)
+        except (sa.exc.ArgumentError, ValueError):
             raise ConfigError(f"What Fleet(url=…) gives for the tenant {name!r} is no URL of SQLAlchemy.") from None
 
     def own(self) -> Engine:
@@ -249,7 +273,7 @@ class Places:
     def _in_session(self, schema: str) -> Engine:
         """An engine whose sessions are in a schema from their start."""
         engine = self.own()
-        quoted = engine.dialect.identifier_preparer.quote_identifier(schema)
+        quoted = _identifier(schema)
         if engine.dialect.driver == "pg8000":
             return self.engine(engine.url, startup_params={"search_path": quoted})
         option = quoted.replace("\\", "\\\\").replace(" ", "\\ ")
@@ -277,6 +301,24 @@ def check_name(name: object, what: str = "name") -> None:
             f"{name!r:.100} cannot be the {what} of a tenant: it must be a text of at most {MAX_NAME} characters that "
             "can be printed, without blanks around it. Nothing was changed."
         )
+
+
+def _check_length(name: str, place: str, what: str) -> None:
+    """Make sure that PostgreSQL takes the name of a place as it is: of a longer one it takes the beginning alone.
+
+    :raises ConfigError: it does not. Two tenants would have one place.
+    """
+    if len(place.encode()) > _MAX_PLACE:
+        raise ConfigError(
+            f"The {what} {place!r} of the tenant {name!r} has a name of more than {_MAX_PLACE} bytes, of which "
+            "PostgreSQL would cut off the end. Nothing was changed. Give it a shorter one."
+        )
+
+
+def said(error: Exception) -> str:
+    """What the code of an application has failed with, in one line."""
+    text = one_line(text_of(getattr(error, "orig", None) or error))
+    return text if isinstance(error, sa.exc.DBAPIError) else f"{type(error).__name__}: {text}"
 
 
 class TenantPlanner(Planner):
@@ -330,10 +372,12 @@ class Crew:
 
     :param shared: the questions about the application, with the migrations of the tenants.
     :param bind: the name of the database in whose place tenants stand.
+    :param ledger: which knows what tenants had a database before.
     """
 
-    def __init__(self, app: Flask, db: SQLAlchemy, shared: Planner, bind: str, places: Places) -> None:
+    def __init__(self, app: Flask, db: SQLAlchemy, shared: Planner, bind: str, places: Places, ledger: Ledger) -> None:
         self._app = app
+        self._ledger = ledger
         self._db = db
         self._shared = shared
         self._bind = bind
@@ -368,12 +412,14 @@ class Crew:
         started = time.perf_counter()
         try:
             tenant = self.places.tenant(name)
-        except Exception as error:  # of the code of the application that tells the place
+        except (Exception, SystemExit) as error:  # of the code of the application that tells the place
             return _failed(name, started, text_of(error))
         try:
             applied, state = self._run(tenant)
         except Interrupted:
             raise
+        except SystemExit as error:  # of a migration, which would end the run, and maybe with 0
+            return _failed(name, started, f"a migration ended the process (SystemExit: {text_of(error)})")
         except Exception as error:
             return _failed(name, started, tenant.without_url(text_of(error)))
         finally:
@@ -389,9 +435,27 @@ class Crew:
                 planner.settle([plan])
                 return (), plan.state
             tenant.check()
+            self.check_file(tenant)
             with self._found_by_alembic(tenant):
                 outcome = Runner(self._app, self._db, planner).run([tenant], kind=_TenantRun)
         return tuple(run.migration for run in outcome.runs), outcome.states[tenant.name]
+
+    def check_file(self, tenant: Tenant) -> None:
+        """Make sure that no empty file takes the place of one that had the data of a tenant.
+
+        A server says itself that it has no such database; a file would be made by connecting to it.
+
+        :raises TenantGone: it is not there.
+        """
+        if tenant.exists:
+            return
+        row = self._ledger.row(tenant.name)
+        if row is not None and row.database_id:
+            raise TenantGone(
+                f"The file of the tenant {tenant.name!r} is not there any more, or is empty; perhaps its disk is not "
+                "mounted. Nothing was made in its place. Put the file back. If the tenant is to begin anew, "
+                "fleet.create() makes an empty one."
+            )
 
     def _found_by_alembic(self, tenant: Tenant) -> AbstractContextManager[None]:
         """Have an ``env.py`` that looks for an engine of the application find that of a tenant."""

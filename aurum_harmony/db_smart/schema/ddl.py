@@ -295,7 +295,9 @@ class CreateTableAs(DDLElement):
 @compiles(CreateTableAs)
 def _create_table_as(element: CreateTableAs, compiler: DDLCompiler, **_: Any) -> str:
     query = compiler.sql_compiler.process(element.select, literal_binds=True)
-    return f"CREATE TABLE {_placed(compiler, element.name, element.schema)} AS {query}"
+    # Whatever the server makes by default: another engine may lose at a crash what it was asked to keep.
+    engine = " ENGINE=InnoDB" if compiler.dialect.name in ("mysql", "mariadb") else ""
+    return f"CREATE TABLE {_placed(compiler, element.name, element.schema)}{engine} AS {query}"
 
 
 class LockTables(DDLElement):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import singledispatch
 from typing import Any
 
@@ -22,7 +23,7 @@ from sqlalchemy.schema import (
     SetTableComment,
 )
 
-from ..dialects.base import Facts, facts_of
+from ..dialects.base import Facts
 from ..errors import one_line
 from ..session.controls import split
 from ..session.journal import reads
@@ -41,14 +42,13 @@ from .ddl import (
     UniqueUsingIndex,
     ValidateConstraint,
 )
-from .effects import changes_of, names_in, normalized
+from .effects import Change, changes_of, normalized
 from .planned import ROWS, DryCatalog
 from .raw_sql import changes_rows, losses, within
 
 #: What takes nothing away.
 _HARMLESS = (
     CreateTable,
-    AddColumns,
     SetColumnComment,
     DropColumnComment,
     SetTableComment,
@@ -58,11 +58,15 @@ _HARMLESS = (
     AddEnumValue,
     RenameIndex,
     ReplaceIndex,
-    CreateDeclared,
     sa.sql.expression.UpdateBase,
 )
 #: Of raw SQL: the first words of what takes nothing away.
 _HARMLESS_WORDS = ("SET", "PRAGMA", "ANALYZE", "COMMENT", "GRANT", "TRUNCATE", "CREATE SEQUENCE", "CREATE TYPE")
+#: What lets ``UPDATE`` change the schema: https://www.sqlite.org/lang_altertable.html#otheralter
+_WRITABLE = re.compile(r"\s*PRAGMA\s+(?:\w+\s*\.\s*)?writable_schema\s*[=(]", re.IGNORECASE)
+#: Of the definition of a column: what lacks a value where none is given, and what has one nevertheless.
+_REQUIRED = re.compile(r"\bNOT\s+NULL\b|\bPRIMARY\s+KEY\b", re.IGNORECASE)
+_GIVEN = re.compile(r"\b(?:DEFAULT|GENERATED|AS|\w*SERIAL\d?|AUTO_?INCREMENT)\b", re.IGNORECASE)
 #: How much of a statement is named, characters.
 _SHOWN = 80
 
@@ -102,18 +106,50 @@ def _drop_declared(change: DropDeclared, catalog: DryCatalog) -> Touches:
     return _gone(catalog, change.name, change.schema)
 
 
+@touched.register
+def _create_declared(change: CreateDeclared, catalog: DryCatalog) -> Touches:
+    """A view in the place of another one may have less than that."""
+    there = change.kind == "view" and catalog.has_declared(change.kind, change.name, change.schema)
+    return _narrowed(catalog, change.name, change.schema, [None]) if there else Touches()
+
+
+@touched.register
+def _add_columns(change: AddColumns, catalog: DryCatalog) -> Touches:
+    """A value that must be given is given by nobody who does not map the column."""
+    given = ("server_default", "computed", "identity")
+    if all(one.nullable or any(getattr(one, name) is not None for name in given) for one in change.columns):
+        return Touches()
+    return _narrowed(catalog, change.table.name, change.table.schema, [None])
+
+
 @touched.register(ColumnType)
 @touched.register(PostgresqlColumnType)
-@touched.register(ColumnDefault)
-@touched.register(ColumnNullable)
-@touched.register(AlterDefault)
 def _column(change: Any, catalog: DryCatalog) -> Touches:
     return _narrowed(catalog, change.table_name, change.schema, [change.column_name])
 
 
 @touched.register
+def _nullable(change: ColumnNullable, catalog: DryCatalog) -> Touches:
+    names = [change.column_name if change.nullable else None]
+    return _narrowed(catalog, change.table_name, change.schema, names)
+
+
+@touched.register
+def _default(change: ColumnDefault, catalog: DryCatalog) -> Touches:
+    names = [None if change.default in (None, False) else change.column_name]
+    return _narrowed(catalog, change.table_name, change.schema, names)
+
+
+@touched.register
+def _alter_default(change: AlterDefault, catalog: DryCatalog) -> Touches:
+    names = [None if change.default in (None, False) else change.column_name]
+    return _narrowed(catalog, change.table_name, change.schema, names)
+
+
+@touched.register
 def _modify_column(change: ModifyColumn, catalog: DryCatalog) -> Touches:
-    return _narrowed(catalog, change.table, change.schema, [change.column])
+    must = change.becomes.get("nullable") is False or ("default" in change.becomes and not change.becomes["default"])
+    return _narrowed(catalog, change.table, change.schema, [None if must else change.column])
 
 
 @touched.register(AddConstraint)
@@ -167,9 +203,8 @@ def _by_constraint(catalog: DryCatalog, constraint: Any) -> Touches:
         names = list(known.columns)
     condition = getattr(constraint, "sqltext", None)
     condition = condition if condition is not None else None if known is None else known.condition
-    if condition is not None and catalog.has_table(*place):
-        found = names_in(str(condition), facts_of(catalog.dialect.name))
-        names += [one for one in catalog.columns(*place) if one in found]
+    if condition is not None:  # it may say that a value must be given
+        names = [None]
     return _narrowed(catalog, *place, names)
 
 
@@ -212,6 +247,8 @@ def touched_by_rebuild(statements: list[str], facts: Facts) -> Touches:
 
 def _of_one(statement: str, facts: Facts) -> Touches:
     words = " ".join(statement.split()[:2]).upper()
+    if _WRITABLE.match(statement):
+        return Touches(unknown="what is written into SQLite's own table of the schema")
     if not words or reads(statement) or changes_rows(statement, facts) or words.startswith(_HARMLESS_WORDS):
         return Touches()
     if ROWS.match(statement) and not words.startswith("WITH"):
@@ -232,10 +269,21 @@ def _of_one(statement: str, facts: Facts) -> Touches:
             found |= Touches(gone={change.table: []})
         elif change.kind in ("rename column", "drop column"):
             found |= Touches(gone={change.table: [change.name]})
-        elif change.kind in ("make constraint", "make check") or (change.kind == "make index" and change.unique):
+        elif change.kind.startswith("make") and _narrows(change, words, facts):
             found |= Touches(narrowed={change.table: []})
         elif not change.kind.startswith("make"):
             if not change.table:
                 return unknown
             found |= Touches(narrowed={change.table: []})
     return found
+
+
+def _narrows(made: Change, words: str, facts: Facts) -> bool:
+    """Whether what a statement makes lets less be written or read than before."""
+    if made.kind == "make table":
+        return words.startswith("CREATE OR")  # a view; a table is lost
+    if made.kind != "make column":
+        return made.unique or made.kind != "make index"
+    # Nobody gives a value who does not map the column.
+    text = re.sub(facts.quoted, "", made.form, flags=re.DOTALL)
+    return _REQUIRED.search(text) is not None and _GIVEN.search(text) is None

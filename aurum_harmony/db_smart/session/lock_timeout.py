@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from ..dialects.base import facts_of
+from ..interrupt import start_thread
 from ..notices import logger_of
 from ..store.database import Database
 from .controls import split, without_comments
@@ -149,7 +150,7 @@ class DdlLockTimeout:
         self._started = time.monotonic()
         self._watch = threading.Timer(self._seconds / 2, self._tell)
         self._watch.daemon = True
-        self._watch.start()
+        start_thread(self._watch)
 
     def _after(self, *_: Any) -> None:
         if self.within():

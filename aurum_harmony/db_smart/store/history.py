@@ -478,9 +478,17 @@ def read_made(connection: sa.Connection) -> list[Made]:
             found.append(made)
         else:  # by another tool, it is the last run of that content
             same = [one.number for one in found if (one.name, one.checksum) == (made.name, made.checksum)]
-            number = json.loads(made.inverse)["of"] if made.inverse else same[-1] if same else None
+            number = _taken_back(made.inverse) or (same[-1] if same else None)
             found = [one for one in found if one.number != number]
     return found
+
+
+def _taken_back(inverse: str | None) -> int | None:
+    """The number of the run that was taken back; ``None`` where the row does not tell."""
+    try:
+        return int(json.loads(inverse or "")["of"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def read_applications(connection: sa.Connection, place: str | None = None) -> set[str]:

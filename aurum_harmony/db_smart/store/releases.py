@@ -9,6 +9,7 @@ too: a node has committed all that comes before a transaction in their common or
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -106,10 +107,12 @@ class Seen(Instance):
 
     :ivar seconds: since when it has not renewed its row.
     :ivar over: whether it serves no longer, unless it registers again.
+    :ivar known: whether its row tells what the models map; else it may be anything.
     """
 
     seconds: float
     over: bool = False
+    known: bool = True
 
 
 class Contract(NamedTuple):
@@ -172,11 +175,11 @@ def mapped(metadata: sa.MetaData, engine: sa.Engine) -> dict[str, list[str]]:
     """What models map, by the names that a database compares."""
     facts = facts_of(engine.dialect.name)
     found = {}
-    for table in metadata.tables.values():
+    for table in list(metadata.tables.values()):  # another thread may import more
         schema = translated(engine, table.schema)
         name = facts.normalize_name(table.name if schema is None else f"{schema}.{table.name}")
-        found[name] = sorted({facts.normalize_name(column.name) for column in table.columns})
-    return found
+        found[name] = sorted({facts.normalize_name(column.name) for column in list(table.columns)})
+    return dict(sorted(found.items()))  # whatever is imported first
 
 
 def overlap(touched: Names, uses: Names) -> list[str]:
@@ -242,9 +245,10 @@ def make_tables(connection: sa.Connection) -> None:
 
 
 def exist(connection: sa.Connection) -> bool:
-    """Whether there are the tables of this module. Leaves no transaction."""
+    """Whether there are all the tables of this module. Leaves no transaction."""
     try:
-        connection.execute(sa.select(contracts.c.token).limit(1)).all()
+        for table in release_metadata.sorted_tables:  # who made one may have ended before the next
+            connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).all()
         return True
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated or not facts_of(connection.dialect.name).says(error, "missing"):
@@ -262,12 +266,17 @@ def register(connection: sa.Connection, me: Instance, seconds: float) -> None:
 
     :param seconds: for how long without :func:`renew`.
     """
-    until = _until(seconds)
-    uses = json.dumps({table: sorted(columns) for table, columns in me.uses.items()})
-    with _written(connection):
-        if connection.execute(releases.update().where(_is(me)).values(**until, uses=uses)).rowcount != 1:
-            key = {"release": me.release, "instance": me.key}
-            connection.execute(releases.insert().values(**key, started=epoch_us(), **until, uses=uses))
+    changes = {**_until(seconds), "uses": json.dumps({table: sorted(columns) for table, columns in me.uses.items()})}
+    values = {"release": me.release, "instance": me.key, "started": epoch_us(), **changes}
+    facts = facts_of(connection.dialect.name)
+    for last in (False, True):
+        try:
+            with _written(connection):
+                connection.execute(facts.upsert(releases, values, changes))
+            return
+        except sa.exc.DBAPIError as error:  # another process of this host makes the row at the same time
+            if last or not facts.says(error, "deadlock"):
+                raise
 
 
 def renew(connection: sa.Connection, me: Instance, seconds: float) -> bool:
@@ -329,21 +338,23 @@ def read_instances(connection: sa.Connection, grace: float) -> list[Seen]:
     """
     with _read(connection):
         rows = connection.execute(sa.select(releases, epoch_us().label("now")).order_by(releases.c.instance)).all()
-    return [
-        Seen(
-            row.release,
-            row.instance,
-            _uses(row.uses),
-            (row.now - row.seen_at) / _SECOND,
-            row.seen_until + int(grace * _SECOND) < row.now,
-        )
-        for row in rows
-    ]
-
-
-def _uses(text: str) -> Names:
-    found: dict[str, list[str]] = json.loads(text)
+    found = []
+    for row in rows:
+        uses, over = _uses(row.uses), row.seen_until + int(grace * _SECOND) < row.now
+        seconds = (row.now - row.seen_at) / _SECOND
+        found.append(Seen(row.release, row.instance, uses or {}, seconds, over, known=uses is not None))
     return found
+
+
+def _uses(text: str) -> Names | None:
+    """From what the database keeps; ``None`` where it is not ours."""
+    try:
+        found = json.loads(text)
+        names = [*found, *(name for its in found.values() for name in its)]
+        ours = all(isinstance(its, list) for its in found.values()) and all(isinstance(name, str) for name in names)
+        return found if ours else None
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 # -- who takes something away
@@ -430,16 +441,18 @@ def in_the_way(connection: sa.Connection, touches: Touches, me: Instance, grace:
     told = {one.release: one for one in known}
     for one in [me, *told.values()]:
         if one is me or not any(harmed(touches, each, me) for each in known if each.release == one.release):
-            sessions.pop(_session_name(one.release), None)
+            sessions.pop(session_name(one.release), None)
     found = {name.removeprefix(APPLICATION): count for name, count in sessions.items()}
     # A row says more than the sessions of its release.
     for one in living:
-        found.pop(_session_name(one.release).removeprefix(APPLICATION), None)
+        found.pop(session_name(one.release).removeprefix(APPLICATION), None)
     return InTheWay(living, found)
 
 
 def harmed(touches: Touches, one: Instance, me: Instance) -> bool:
     """Whether an instance has what a migration takes away."""
+    if isinstance(one, Seen) and not one.known:
+        return bool(touches)
     if overlap(touches.gone, one.uses):
         return True
     same = one.release == me.release and _sorted(one.uses) == _sorted(me.uses)
@@ -450,9 +463,13 @@ def _sorted(uses: Names) -> dict[str, list[str]]:
     return {table: sorted(columns) for table, columns in uses.items()}
 
 
-def _session_name(release: str) -> str:
-    """What the sessions of a release are called, cut as PostgreSQL cuts it."""
-    return f"{APPLICATION}{release}".encode()[:_MOST_OF_NAME].decode(errors="ignore")
+def session_name(release: str) -> str:
+    """What the sessions of a release are called: in ASCII, and so short that a server shows all of it."""
+    name = f"{APPLICATION}{release}".encode("ascii", "backslashreplace").decode()
+    if len(name) <= _MOST_OF_NAME:
+        return name
+    digest = hashlib.sha256(release.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{name[: _MOST_OF_NAME - 9]}~{digest}"
 
 
 def _sessions(connection: sa.Connection) -> dict[str, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.mysql import insert
 
 from ...errors import raw_text_of
 from ...notices import logger_of
@@ -171,6 +172,10 @@ class MariadbFacts(Facts):
             "AND TABLE_NAME = :table"
         )
         return float(connection.scalar(query, {"schema": schema, "table": table}) or 0)
+
+    def upsert(self, table: sa.Table, values: Mapping[str, Any], changes: Mapping[str, Any]) -> sa.Insert:
+        """With the words of MariaDB."""
+        return insert(table).values(values).on_duplicate_key_update(changes)
 
     def code(self, error: BaseException) -> int | None:
         """The number of an error."""
