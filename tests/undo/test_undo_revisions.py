@@ -214,14 +214,43 @@ def test_a_dry_run_waits_for_no_writer(make_alembic: Callable[..., AlembicProjec
     assert "2 rows of the table 'users' would be lost" in shown.output
 
 
-def test_what_the_code_hides_is_stopped_before_it_is_sent(project: AlembicProject) -> None:
-    """Its ``downgrade()`` cannot be followed, and what it takes away is seen right before it is sent."""
+def test_what_the_code_hides_is_kept_right_before_it_is_sent(project: AlembicProject) -> None:
+    """Its ``downgrade()`` cannot be followed, so that nothing is known of rows before."""
     hidden = 'op.get_bind().engine.connect().close()\nop.drop_table("notes")'
     project.revision("b2", "a1", table("notes")["upgrade"], downgrade=hidden)
     project.boot()
     project.query("INSERT INTO notes (id) VALUES (7)")
     said = refused(project, "--archive")
     assert "its downgrade() cannot be followed to its end (it uses a connection of its own)" in said
+    undone(project, "--archive", "--discard")
+    assert [*archived(project).values()] == [[(7,)]]
+
+
+def test_rows_that_a_policy_hides_are_not_lost(
+    make_alembic: Callable[..., AlembicProject], new_url: Callable[[str], URL]
+) -> None:
+    url = new_url("postgresql")
+    project, role = make_alembic(url, CONFIG), f"owner_{url.database}"
+    project.query(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    project.query(f"GRANT ALL ON SCHEMA public TO {role}")
+    try:
+        project.url = url.set(username=role, password="x")
+        back = 'op.drop_table("notes")'
+        hidden = f"op.get_bind().engine.connect().close()\n{back}"
+        project.revision("a1", None, table("notes")["upgrade"], downgrade=back)
+        project.boot()
+        project.query("INSERT INTO notes VALUES (1)")
+        project.query("CREATE POLICY none ON notes USING (false)")
+        project.query("ALTER TABLE notes ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+        assert 'row-level security policy for table "notes"' in refused(project)
+        project.revision("a1", None, table("notes")["upgrade"], downgrade=hidden)
+        assert 'row-level security policy for table "notes"' in refused(project, "--discard")
+        project.url = url
+        assert project.query("SELECT * FROM notes") == [(1,)]
+    finally:
+        project.url = url
+        project.query(f"DROP OWNED BY {role}")
+        project.query(f"DROP ROLE {role}")
 
 
 WAYS = {
