@@ -580,3 +580,18 @@ def test_names_that_need_quotes_are_counted_too(project: AlembicProject, again: 
     assert "1 row of the table 'Odd Name' would be lost" in refused(project, "b2")
     undone(project, "b2", "--archive")
     assert sorted(archived(project).values()) == [[(1,)], [(1, 2)]]
+
+
+def test_what_an_earlier_release_applied_is_taken_back_one_by_one(
+    make_alembic: Callable[..., AlembicProject], sqlite_url: URL
+) -> None:
+    project = make_alembic(sqlite_url, CONFIG)
+    project.revision("a1", None, table("notes")["upgrade"])
+    project.revision("b2", "a1", **table("bees"))
+    project.revision("m3", "b2")
+    project.boot()
+    project.query("UPDATE db_smart_history SET inverse = NULL")
+    for heads in ({"b2"}, {"a1"}):
+        undone(project)
+        assert project.heads() == heads
+    assert "its downgrade() does nothing" in refused(project)
