@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -46,6 +47,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
         config.hook.pytest_deselected(items=others)
         items[:] = sorted(first.values(), key=items.index)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what was imported and collected is no garbage: to look at it again and again is slow
 
 
 @pytest.hookimpl(wrapper=True)

@@ -338,7 +338,13 @@ def restore(name: str | None, names: tuple[str, ...], source: str | None, yes: b
 
 @group.command()
 @click.option("--switch", is_flag=True, help="Make the database of this branch now, as the next boot would.")
-@click.option("--delete", "name", metavar="NAME", help="Delete what is kept for this branch.")
+@click.option(
+    "--delete",
+    "name",
+    metavar="NAME",
+    help="Delete what is kept for this branch.",
+    shell_complete=completion.branches,
+)
 @click.option("--prune", is_flag=True, help="Delete what is kept for branches that are gone.")
 @yes_option
 @json_option
@@ -356,8 +362,11 @@ def branch(switch: bool, name: str | None, prune: bool, yes: bool, as_json: bool
                 "Databases follow the branch only with DB_SMART_BRANCHES=True and in debug mode (--debug)."
             )
     elif name is not None or prune:
-        _delete(branches.gone() if name is None else branches.find(name), yes)
-        return
+        chosen = branches.gone() if name is None else branches.find(name)
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            _delete(chosen, yes)
+        if not as_json:
+            return
     _finish(Branches.of(app, branches), as_json)
 
 

@@ -1,4 +1,5 @@
-"""What a shell offers when a person presses Tab: names of databases, snapshots, migrations, revisions and rules.
+"""What a shell offers when a person presses Tab: names of databases, snapshots, migrations, revisions,
+branches and rules.
 
 See https://click.palletsprojects.com/shell-completion/. Nothing is written, and what goes wrong offers nothing.
 """
@@ -66,6 +67,14 @@ def migrations(app: Flask, planner: Planner, context: click.Context) -> Iterable
 def revisions(app: Flask, planner: Planner, context: click.Context) -> Iterable[str]:
     """The names of the revisions of Alembic."""
     return [] if planner.revisions is None else planner.revisions.by_name
+
+
+@_offering
+def branches(app: Flask, planner: Planner, context: click.Context) -> Iterable[str]:
+    """The branches that have databases of their own; of one whose name was too long, the name of its database."""
+    found = app.extensions["db_smart"].branches(app)
+    kept = [item for store in found.stores.values() for item, _ in found.kept(store)]
+    return dict.fromkeys(item.branch or item.name for item in kept)
 
 
 def rules(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from .dialects.base import facts_of
-from .errors import DatabaseUnreachable
-from .notices import logger_of
+from .errors import DatabaseUnreachable, one_line
+from .notices import logger_of, without_plugin_lines
 from .schema.rules import STILL_MAPPED
 from .store import releases
 from .store.releases import Instance, InTheWay, Touches
@@ -39,7 +39,10 @@ _OFF = (
 )
 _ANOTHER = "another process looks whether anything is in its way"
 _UNREADABLE = "waits, and this user may not read in db_smart_releases for whom"
-_NOT_YET = "is looked at by the next process that serves"
+_NOT_YET = "is looked at by the next process that serves, or by 'flask db-smart migrate'"
+
+#: How much is shown of the error that a step would fail with, characters.
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ class Contracts:
 
     def _previews(self, plan: Plan) -> Mapping[str, Preview]:
         """What the pending migrations would do."""
-        from .preview import preview  # with Alembic, which who only asks why a step waits does not need
+        with without_plugin_lines():
+            from .preview import preview  # with Alembic, which who only asks why a step waits does not need
 
         make = self._planner.settings.create_all
         return {one.name: one for one in preview(self._app, self._db, self._planner, plan, create_all=make)}
@@ -222,6 +226,14 @@ def _touches(shown: Preview | None) -> Touches:
         return Touches(unknown="what it does")
     if shown.refused is not None and shown.refused.rule is STILL_MAPPED:
         return Touches()  # it is refused when it is tried
-    if shown.unknown is not None or shown.error is not None:
+    if shown.error is not None:
+        return shown.touches | Touches(unknown=f"what it takes away, as it would fail now: {_short(shown.error)}")
+    if shown.unknown is not None:
         return shown.touches | Touches(unknown="what it takes away, as only a part of it can be foreseen")
     return shown.touches
+
+
+def _short(error: str) -> str:
+    """An error, as far as a line has room for it; ``migrate --dry-run`` shows all of it."""
+    text = one_line(error)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"

@@ -690,6 +690,7 @@ class DbSmart:
             reason, applied = step.reason, tuple[str, ...]()
             left = [item.migration.name for plan in plans for item in plan.pending]
             later = bool(left) or any(plan.later for plan in plans)
+            ahead = {plan.database.name for plan in plans if plan.ahead}
             if step.action == "migrate":
                 runner = self._runner(app, planner)
                 runner.leaving = force is None and not planner.in_memory
@@ -700,10 +701,10 @@ class DbSmart:
                     decision, applied = "migrated", tuple(run.migration for run in outcome.runs)
                 else:
                     reason += "; another process migrated meanwhile" if force is None else "; nothing can be run again"
-                self._hints(app, planner).at_boot(outcome.states)
+                self._hints(app, planner).at_boot(outcome.states, ahead)
             else:
                 lost = self._warn_of_lost_tables(app, planner, plans)
-                self._hints(app, planner).at_boot({plan.database.name: plan.state for plan in plans}, lost)
+                self._hints(app, planner).at_boot({plan.database.name: plan.state for plan in plans}, ahead, lost)
                 if settings.migrates and not later and not any(plan.half_undone for plan in plans):
                     if known is None:
                         planner.settle(plans)

@@ -309,7 +309,7 @@ class Fence:
 
         def beat() -> float | None:
             fence = mine()  # the thread does not keep an application that nobody uses
-            return None if fence is None else fence._beat()
+            return None if fence is None or not fence.current else fence._beat()
 
         self._beats = Beat("db-smart-releases", beat, self._pause)
         try:

@@ -723,6 +723,9 @@ class _Beyond(Operations):
         return call
 
 
+_Beyond.__name__ = Operations.__name__  # in what Python says of it
+
+
 class _Unforeseeable(Exception):
     """A dry run cannot go on with this migration."""
 

@@ -423,7 +423,7 @@ class DatabaseStatus:
 
     :ivar unknown: the names that it is ahead of this code by.
     :ivar missing: the tables of the models that are not there.
-    :ivar lacking: the tables and columns of the models that are not there although nothing is pending.
+    :ivar lacking: the tables and columns of the models that are not there although at most contract steps are pending.
     :ivar failed: the last run that failed, of a migration that was not applied since.
     :ivar half_undone: numbers of the runs of which an undo was interrupted.
     """
@@ -568,7 +568,7 @@ class DatabaseStatus:
 
     @property
     def _models(self) -> str:
-        return f"{model_names.said(self.lacking)}; 'flask db-smart diff' shows more"
+        return f"{model_names.said(self.lacking, ahead=bool(self.unknown))}; 'flask db-smart diff' shows more"
 
 
 @dataclass(frozen=True)
@@ -596,6 +596,7 @@ class Status(Report):
     :ivar state: the one state for all databases; ``"failed"`` if they cannot be asked, because the migrations or the
         settings cannot be used.
     :ivar notes: what else a person should know.
+    :ivar branch: the Git branch whose databases these are; ``None`` where databases do not follow the branch.
     """
 
     state: str
@@ -606,6 +607,7 @@ class Status(Report):
     flag: FlagStatus | None
     boot: NextBoot
     notes: list[str] = field(metadata=_TEXT_ONLY)
+    branch: str | None = None
 
     @property
     def fails(self) -> bool:  # type: ignore[override]
@@ -645,7 +647,8 @@ class Status(Report):
             boot = NextBoot(False, f"{boot.reason}; but tables of the models are missing: {', '.join(lost)}")
         lock, progress = _first(item.lock for item in found), _first(item.progress for item in found)
         flag = FlagStatus(planner.path, verdict.present, verdict.holds, verdict.reason)
-        return cls(state, None, found, lock, progress, flag, boot, notes)
+        branch = smart.branches(app).entered if smart.enter_branch(app) else None
+        return cls(state, None, found, lock, progress, flag, boot, notes, branch)
 
     @classmethod
     def failed(cls, error: DbSmartError, app: Flask, smart: DbSmart) -> Status:
@@ -654,6 +657,8 @@ class Status(Report):
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
+        if self.branch is not None:
+            yield f"Branch: {one_line(self.branch)}"
         for database in self.databases:
             yield from database.lines()
         if self.flag is not None:
@@ -663,6 +668,8 @@ class Status(Report):
 
     def screen(self, screen: Screen) -> Iterator[str]:
         """The report on a terminal."""
+        if self.branch is not None:
+            yield from screen.wrapped(f"Branch: {one_line(self.branch)}")
         for database in self.databases:
             yield from database.screen(screen)
         if self.flag is not None:
@@ -703,7 +710,9 @@ def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> An
     notes += [f"Attention: {note}." for note in plan.undo_notes]
     if missing and Settings(app).create_all:
         notes.append(f"Attention: {said}")
-    lacking = [] if missing or plan.behind else smart.lacking(app, planner, database)
+    # A contract step may wait for days; what it is to bring is lacking until then.
+    only_waits = bool(plan.pending) and all(item.migration.options.contract for item in plan.pending)
+    lacking = [] if missing or (plan.behind and not only_waits) else smart.lacking(app, planner, database)
     return plan, DatabaseStatus.of(planner, plan, lock, progress, failed, missing, lacking, waits), notes
 
 
@@ -1106,11 +1115,13 @@ class BranchedDatabase:
     """The databases of one of the application's.
 
     :ivar current: path or name of that of the branch that is checked out.
+    :ivar to_copy: what the next boot copies to it, where it is not there yet.
     :ivar base: that of the URL.
     """
 
     database: str
     current: str
+    to_copy: str | None
     base: str
     kept: list[BranchEntry]
 
@@ -1135,7 +1146,8 @@ class Branches(Report):
         databases = []
         for name, store in found.stores.items():
             kept = [BranchEntry(*item, gone) for item, gone in found.kept(store)]
-            databases.append(BranchedDatabase(name, store.at(found.current(store)), store.at(None), kept))
+            current, base = store.at(found.current(store)), store.at(None)
+            databases.append(BranchedDatabase(name, current, found.to_copy(store), base, kept))
         return cls(bool(Settings(app).branches), found.branch, found.main, databases)
 
     def lines(self) -> Iterator[str]:
@@ -1144,7 +1156,8 @@ class Branches(Report):
         if not self.on:
             yield "DB_SMART_BRANCHES is off: every branch has the database of the URL."
         for one in self.databases:
-            yield f"Database {one.database}: {one.current if self.on else one.base}"
+            later = "" if one.to_copy is None else f"  not there yet: the next boot copies {one.to_copy}"
+            yield f"Database {one.database}: {f'{one.current}{later}' if self.on else one.base}"
             yield f"  {one.base}  of the URL, for the branch {one_line(self.main)}"
             yield from (item.line() for item in one.kept)
 

@@ -40,7 +40,7 @@ from .errors import (
 )
 from .first_run import loosen, made_otherwise, tighten, warn_of_lost_history
 from .interrupt import GiveWay, ending, interruptible
-from .loading.decorator import Migration
+from .loading.decorator import Migration, Options
 from .loading.loader import location, location_in
 from .notices import logger_of
 from .operations import Operations
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
     from .contract import Waits
     from .session.replay import RevisionJournal
+    from .store.releases import Touches
 
 _logger = logger_of(__name__)
 
@@ -400,16 +401,20 @@ class DatabaseRun:
             if self._waits_for_releases(item.migration) and item.migration.name not in runner.contract_now
         ]
         if steps:
-            from .contract import Contracts
-
-            self._outcome.waiting |= Contracts(runner.app, runner.db, planner, plan).look(
-                steps, often=planner.settings.idle
-            )
+            self._outcome.waiting |= self._waiting(plan, steps)
         rest = [item for item in plan.pending if item.migration.name not in self._outcome.waiting]
         if rest or not plan.pending or self._remake or plan.state is None or plan.foreign or not plan.first_run_done:
             return None
         self._leave(plan)
         return plan.state
+
+    def _waiting(self, plan: Plan, steps: list[Pending]) -> dict[str, Waits]:
+        """Which contract steps have to wait, and why."""
+        from .contract import Contracts
+
+        runner = self._runner
+        contracts = Contracts(runner.app, runner.db, runner.planner, plan)
+        return contracts.look(steps, often=runner.planner.settings.idle)
 
     def _take_away(self, item: Pending, plan: Plan) -> None:
         """Apply a contract step, unless it has to wait.
@@ -426,12 +431,14 @@ class DatabaseRun:
         except Refused as error:
             self.begin_item(item)
             self._fail(item, error, 0.0)
-        with contracts.taking(name, touches, self.lock, now=name in runner.contract_now) as waits:
+        now = name in runner.contract_now
+        with contracts.taking(name, touches, self.lock, now=now) as waits:
             if waits is None:
                 begin(self.connection)
                 self.lock.confirm(self.connection)
                 commit(self.connection)
-                self.apply(item)
+                # What is unknown has been waited for by every release.
+                self.apply(item, None if now or touches.unknown else touches)
                 return
         self._outcome.waiting[name] = waits
         self._outcome.left.append(name)
@@ -859,9 +866,10 @@ class DatabaseRun:
             "total": len(self._places),
         }
 
-    def apply(self, item: Pending) -> None:
+    def apply(self, item: Pending, announced: Touches | None = None) -> None:
         """Apply one migration, and try it again where others were in its way.
 
+        :param announced: all that it may take away; ``None`` where that does not matter.
         :raises MigrationFailed: it raised; the message says what was kept.
         :raises LeaseLost: another process has taken the lock.
         """
@@ -872,7 +880,7 @@ class DatabaseRun:
             try:
                 if tries > 1:
                     self.lock.note(migration.name)
-                duration = self.apply_once(migration)
+                duration = self.apply_once(migration, announced)
                 break
             except LeaseLost:
                 connection.rollback()
@@ -899,9 +907,10 @@ class DatabaseRun:
                 self._fail(item, error, time.perf_counter() - started)
         self.end_item(item, duration)
 
-    def apply_once(self, migration: Migration) -> float:
+    def apply_once(self, migration: Migration, announced: Touches | None = None) -> float:
         """Run a migration and record it; in one transaction, where the migration and the database allow it.
 
+        :param announced: see :meth:`apply`.
         :returns: how long it ran, with its parts before this one, seconds.
         """
         connection, runner = self.connection, self._runner
@@ -919,7 +928,7 @@ class DatabaseRun:
             transactional, session = migration.options.transactional, runner.db.session
             transaction = self.transaction(own, journal, transactional=transactional, session=session)
             transaction.repeated = (migration.name, migration.checksum) in self._contents
-            journal.guard = Guard(transaction, migration.options)
+            journal.guard = self._guard(transaction, migration.options, announced)
             try:
                 with (
                     rebind(runner.app, runner.db, self.database, lambda: transaction.engine),
@@ -953,6 +962,16 @@ class DatabaseRun:
         commit(connection)
         self.memory.keep()
         return duration
+
+    def _guard(self, transaction: RunTransaction, options: Options, announced: Touches | None) -> Guard:
+        """What looks at the SQL of a migration, and for a contract step at its operations too."""
+        if announced is None:
+            return Guard(transaction, options)
+        from .schema.announced import AnnouncedGuard
+
+        guard = AnnouncedGuard(transaction, options, announced)
+        transaction.look = guard.check_change
+        return guard
 
     def _inverse(self, migration: Migration, journal: Journal) -> str | None:
         """What takes a migration back, as :mod:`~.undo` reads it; ``None`` where the history has no place for it."""

@@ -313,6 +313,9 @@ class _Before:
         self.key = catalog.normalize_name
         self._tables: dict[tuple[str | None, str], str | None] = {}
         self._columns: dict[tuple[str | None, str], dict[str, str]] = {}
+        self._keys: dict[str | None, list[tuple[str, Any]]] = {}
+        #: The tables and constraints that are dropped by then, by their names now.
+        self.dropped: set[tuple[str | None, str, str | None]] = set()
 
     def table(self, schema: str | None, name: str) -> str | None:
         """What a table is called now; ``None`` where it is not there."""
@@ -332,6 +335,22 @@ class _Before:
             self._columns[place] = {key: one["name"] for key, one in self.catalog.columns(table, schema).items()}
         return self._columns[place]
 
+    def referring(self, schema: str | None, table: str, columns: set[str] | None = None) -> Iterator[str]:
+        """The foreign keys of other tables to a table, or to some of its columns."""
+        key = self.key
+        if schema not in self._keys:
+            found = self.catalog.inspector.get_multi_foreign_keys(schema=schema)
+            self._keys[schema] = [(child, one) for (_, child), keys in found.items() for one in keys]
+        for child, one in self._keys[schema]:
+            if (
+                one["referred_schema"] == schema
+                and key(one["referred_table"]) == key(table) != key(child)
+                and (columns is None or columns & {*map(key, one["referred_columns"])})
+                and self.dropped.isdisjoint({(schema, key(child), None), (schema, key(child), one["name"])})
+                and {*one["constrained_columns"]} <= {*self.columns(schema, child).values()}
+            ):
+                yield f"a foreign key of {child!r} on {', '.join(map(repr, one['constrained_columns']))} refers to it"
+
     def call(self, schema: str | None, name: str, table: str | None) -> None:
         """From here on, this name means another table, or none."""
         self._tables[schema, self.key(name)] = table
@@ -349,6 +368,14 @@ class _Looking:
         #: Normalized names of the tables that go with a revision.
         self.dropped: set[str] = set()
         self._later = [(one, entry) for one in later for entry in (_kept(one) or {"made": []})["made"]]
+        #: The views that came since, with all names that they have; not each database looks after them.
+        self._views = [
+            (one, entry["name"], names_in(text, facts_of(self._catalog.inspector.dialect.name)))
+            for one, entry in self._later
+            if entry["op"] == "declare" and entry["kind"] == "view"
+            if self._catalog.has_declared("view", entry["name"], entry["schema"])
+            if (text := self._catalog.declared("view", entry["name"], entry["schema"], None))
+        ]
 
     @property
     def undoing(self) -> Undoing:
@@ -431,6 +458,12 @@ class _Looking:
                     undoing.refusals.append(
                         f"{_said(entry)}: {changed.name!r} (run {changed.number}) has changed it since; undo that first"
                     )
+                for one, view, names in self._views:
+                    if _stands_on(entry, names, self._before.key):
+                        undoing.refusals.append(
+                            f"{_said(entry)}: {one.name!r} (run {one.number}) has made the view {view!r} of it since; "
+                            "undo that first"
+                        )
                 self._entry(entry)
         for statement in kept["own"]:
             if statement.upper().startswith(ROWS):
@@ -456,14 +489,20 @@ class _Looking:
         if now != then:
             changed = ", ".join(sorted(now ^ then))
             undoing.refusals.append(f"{_said(entry)}: its columns are not those that were made: {changed}")
+        undoing.refusals += [f"{_said(entry)}: {one}; drop that first" for one in self._before.referring(schema, table)]
+        self._before.dropped.add((schema, key(table), None))
         undoing.losses = [loss for loss in undoing.losses if (loss.schema, loss.table) != (schema, table)]
         self._lose(schema, table, None, None)
         self._before.call(schema, entry["table"], None)
         return True
 
     def _drop_columns(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
-        columns = self._before.columns(schema, table)
-        there = [columns.pop(self._before.key(name), None) for name in reversed(entry["names"])]
+        columns, key = self._before.columns(schema, table), self._before.key
+        there = [columns.pop(key(name), None) for name in reversed(entry["names"])]
+        gone = {key(name) for name in there if name is not None}
+        self._undoing.refusals += [
+            f"{_said(entry)}: {one}; drop that first" for one in self._before.referring(schema, table, gone)
+        ]
         for name in there:
             if name is not None:
                 self._lose(schema, table, name, holds(self._catalog, schema, table, name))
@@ -511,7 +550,10 @@ class _Looking:
         return self._there(entry, schema, table, self._catalog.indexes(table, schema))
 
     def _drop_constraint(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
-        return self._there(entry, schema, table, self._catalog.constraints(table, schema))
+        there = self._catalog.constraints(table, schema)
+        if (existing := there.get(self._before.key(entry["name"]))) is not None:
+            self._before.dropped.add((schema, self._before.key(table), existing.name))
+        return self._there(entry, schema, table, there)
 
     def _there(self, entry: dict[str, Any], schema: str | None, table: str, found: dict[str, Any]) -> bool:
         existing, key = found.get(self._before.key(entry["name"])), self._before.key
@@ -538,6 +580,15 @@ def _touches(entry: dict[str, Any], later: dict[str, Any]) -> bool:
     if (entry["table"] and {entry["op"], later["op"]} & whole) or entry["op"] == later["op"] == "table_comment":
         return True
     return bool(_names(entry) & _names(later))
+
+
+def _stands_on(entry: dict[str, Any], names: set[str], key: Callable[[str], str]) -> bool:
+    """Whether a view that has these names would be broken by what an inverse takes away."""
+    if entry["op"] not in ("drop_table", "drop_columns", "rename_table", "rename_column"):
+        return False
+    of_op: dict[str, list[str]] = {"drop_columns": entry.get("names", []), "rename_column": [entry.get("name", "")]}
+    columns = of_op.get(entry["op"])
+    return key(entry["table"]) in names and (columns is None or any(key(name) in names for name in columns))
 
 
 def _tables(entry: dict[str, Any]) -> set[str]:
@@ -980,10 +1031,17 @@ class UndoRun(DatabaseRun):
         connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
         return True
 
-    def archive_name(self, connection: sa.Connection, target: Made, table: str, column: str | None) -> str:
-        """The name of the table that keeps values; of a try before this one, the same. It is written down first."""
+    def archive_name(
+        self, connection: sa.Connection, target: Made, table: str, column: str | None, *, another: bool = False
+    ) -> str:
+        """The name of the table that keeps values; of a try before this one, the same. It is written down first.
+
+        :param another: whether the one of a try before this one is not to be that.
+        """
         step = "archive:" + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
         mine = sa.and_(progress.c.migration == history.undo_mark(target.number), progress.c.step == step)
+        if another:
+            connection.execute(progress.delete().where(mine))
         found: str | None = connection.scalar(sa.select(progress.c.detail).where(mine))
         if found is not None:
             return found
@@ -1332,14 +1390,27 @@ class _Keeper:
         catalog, (schema, table, column, _) = self._catalog, part
         names = [one["name"] for one in catalog.columns(table, schema).values()]
         key = [] if column is None else catalog.primary_key(table, schema)
-        if column is not None and key:  # else only whole rows tell which row had the value
+        if column is not None and key:  # else only the whole row tells
             names = list(dict.fromkeys([*key, column]))
-        with self._transaction.at_home():
-            into = self._run.archive_name(self._connection, self._target, table, column)
-        if catalog.has_table(into, schema):  # of a try before this one; what it copied is still where it came from
-            self._transaction.send(DropTable(sa.Table(into, sa.MetaData(), schema=schema)))
+        into = self._name(table, column)
+        if catalog.has_table(into, schema):  # of a try before this one
+            if self._copies(into, schema, table, names):
+                self._transaction.send(DropTable(sa.Table(into, sa.MetaData(), schema=schema)))
+            else:  # what was dropped is there again, with other values
+                into = self._name(table, column, another=True)
         self._transaction.send(CreateTableAs(into, schema, self._rows(schema, table, names).where(sa.false())))
         return into, names
+
+    def _name(self, table: str, column: str | None, *, another: bool = False) -> str:
+        with self._transaction.at_home():
+            return self._run.archive_name(self._connection, self._target, table, column, another=another)
+
+    def _copies(self, archive: str, schema: str | None, table: str, names: list[str]) -> bool:
+        """Whether all that an archive holds is still where it came from."""
+        if [one["name"] for one in self._catalog.columns(archive, schema).values()] != names:
+            return False
+        kept = sa.select(sa.table(archive, *(sa.column(name) for name in names), schema=schema))
+        return self._connection.execute(sa.except_(kept, self._rows(schema, table, names)).limit(1)).first() is None
 
     def _rows(self, schema: str | None, table: str, names: Iterable[str]) -> sa.Select[Any]:
         """The query for these columns of a table; as text where undo may have to drop the type."""

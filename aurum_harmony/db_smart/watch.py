@@ -80,7 +80,8 @@ def watch(
             shown.end(looks)
             raise
         shown.end(looks)
-    tell("Ready: nothing is pending, and nobody migrates.")
+    waits = any(look.status is not None and look.status.pending for look in looks)
+    tell(f"Ready: nothing is pending{' but contract steps' if waits else ''}, and nobody migrates.")
     return 0
 
 

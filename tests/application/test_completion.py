@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from tests.harness.project import Project
+from tests.harness.repository import git
 from tests.harness.terminal import completions, write_app
 from tests.samples import V1, V2
 
@@ -68,6 +69,19 @@ def test_migrations_and_rules_are_offered(shop: Project) -> None:
     assert "DS203" in completions(shop, "db-smart", "explain", "ds2")
     assert completions(shop, "db-smart", "migrate", "--resume", "") == []
     assert shop.tables() == set()
+
+
+def test_branches_with_a_database_are_offered(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shop.directory)  # where the application is whose module has no file
+    git(shop.directory, "init", "-q")
+    path = shop.directory / "other_app.py"
+    path.write_text(path.read_text().replace("    db = ", '    app.config["DB_SMART_BRANCHES"] = True\n    db = '))
+    git(shop.directory, "commit", "-q", "--allow-empty", "-m", "first")
+    for name in ("feature/x", "other"):
+        git(shop.directory, "checkout", "-q", "-b", name)
+        shop.boot(DEBUG=True, DB_SMART_BRANCHES=True)
+    assert completions(shop, "db-smart", "branch", "--delete", "") == ["feature/x", "other"]
+    assert completions(shop, "db-smart", "branch", "--delete", "f") == ["feature/x"]
 
 
 def test_an_application_that_cannot_be_used_offers_nothing(shop: Project) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -57,6 +58,10 @@ def old_models(db: SQLAlchemy) -> None:
     db.Table("users", sa.Column("id", sa.Integer, primary_key=True), sa.Column("fax", sa.String(20)))
 
 
+def next_models(db: SQLAlchemy) -> None:
+    db.Table("users", sa.Column("id", sa.Integer, primary_key=True), sa.Column("telefax", sa.String(20)))
+
+
 @pytest.fixture
 def ready(project: Project) -> Project:
     """With the table, and the next release's models."""
@@ -108,10 +113,11 @@ def test_it_waits_by_itself(ready: Project) -> None:
 
 
 def test_a_row_that_runs_out_is_waited_for_with_the_grace(ready: Project) -> None:
-    serve(ready, seconds=1)
+    serve(ready)
     ready.write(USERS + DROP)
     with process(ready) as (app, smart):
         wait_until(lambda: smart._state(app).waiting)
+        serve(ready, seconds=0)
         wait_until(lambda: "fax" not in ready.columns("users"), seconds=20)
 
 
@@ -138,6 +144,8 @@ def test_the_command_says_that_it_waits(ready: Project) -> None:
     assert "pending  drop_fax  new  waits for 1 instance of release 1.4 (host pod-a), last seen " in shown
     (item,) = json.loads(ready.run("status", "--json").stdout)["databases"][0]["pending"]
     assert item["waits"].startswith("waits for 1 instance")
+    ended = ready.run("watch", "--until-ready").output
+    assert ended.endswith("Ready: nothing is pending but contract steps, and nobody migrates.\n")
 
 
 def test_past_it(ready: Project) -> None:
@@ -296,6 +304,71 @@ def test_what_is_not_known_waits_for_every_other_release(ready: Project, body: s
     result = ready.run("migrate")
     assert "waits for 1 instance of release 1.4" in result.output, result.output
     assert "it waits for every other release, because it is not known what" in result.output
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'op.drop_column("users", "fax")',
+        'op.execute("ALTER TABLE users DROP COLUMN fax")',
+        'op.session.execute(text("ALTER TABLE users DROP COLUMN fax"))',
+    ],
+)
+def test_what_the_dry_run_did_not_show(ready: Project, body: str) -> None:
+    """It depends on rows that the step itself writes, so that no release was asked for what it drops."""
+    serve(ready)
+    step = """
+    @migration(contract=True)
+    def drop_fax(op):
+        op.execute("INSERT INTO logs (id) VALUES (1)")
+        if op.execute("SELECT id FROM logs").first():
+            BODY
+    """
+    ready.write(USERS + textwrap.dedent(step).replace("BODY", body))
+    result = ready.run("migrate")
+    assert result.exit_code == 1, result.output
+    assert "which its dry run did not show" in result.output
+    assert "fax" in ready.columns("users")
+    assert ready.history()[1:] == [("drop_fax", "failed")]
+    assert ready.run("migrate", "--contract-now", "drop_fax", "--yes").exit_code == 0
+    assert "fax" not in ready.columns("users")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'op.create_table("new", Column("id", Integer)); op.rename_table("new", "newer"); op.drop_table("newer")',
+        'op.rename_table("users", "people"); op.drop_column("people", "fax")',
+        'op.alter_column("users", "fax", nullable=False); op.create_index("ix", "users", ["fax"])',
+        'op.execute("ALTER TABLE users RENAME TO people"); op.execute("ALTER TABLE people DROP COLUMN fax")',
+    ],
+)
+def test_what_the_dry_run_has_shown_is_done(ready: Project, body: str) -> None:
+    """Also of a table that has another name by then, and where rows decide on the form of an operation."""
+    ready.query("INSERT INTO users (id, fax) VALUES (1, 'a')")
+    ready.models = None
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', body))
+    result = ready.run("migrate")
+    assert result.exit_code == 0, result.output
+    assert ready.history()[-1] == ("drop_fax", "applied")
+
+
+def test_a_step_that_would_fail_says_so_while_it_waits(ready: Project) -> None:
+    """Else its author would learn that only when the old release has ended."""
+    serve(ready)
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', "op.drop_colum()"))
+    ready.run("migrate")
+    assert "as it would fail now: AttributeError: 'Operations' object has no attribute" in ready.run("status").output
+    assert "would fail: AttributeError: 'Operations' object has no" in ready.run("lint").output
+
+
+def test_what_it_brings_is_not_there_while_it_waits(ready: Project) -> None:
+    """Models that map it already fail until then."""
+    serve(ready)
+    ready.models = next_models
+    rename = 'op.alter_column("users", "fax", new_column_name="telefax")'
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', rename))
+    assert "users.telefax is in the models but not in the database" in ready.run("status").output
 
 
 def previewed(project: Project) -> Touches:

@@ -92,6 +92,17 @@ def test_a_foreign_key_to_what_cannot_be_one_is_refused_and_writers_go_on(
         assert "REFERENCES `target` (`id`)" in shown(database, "orders")
 
 
+def test_a_column_with_a_key_beside_one_to_which_the_server_gave_its_name(database: Database) -> None:
+    orders(database, "NULL")
+    run(database, "ALTER TABLE orders ADD CONSTRAINT orders_ibfk_1 FOREIGN KEY (user_id) REFERENCES users (id)")
+    for name in ("a_id", "b_id"):
+        with operations(database) as op:
+            op.add_column("orders", Column(name, Integer, ForeignKey("users.id")))
+    found = shown(database, "orders")
+    assert "CONSTRAINT `orders_ibfk_2` FOREIGN KEY (`a_id`)" in found
+    assert "CONSTRAINT `orders_ibfk_3` FOREIGN KEY (`b_id`)" in found
+
+
 def test_a_look_at_the_rows_that_fails_takes_the_key_back(database: Database) -> None:
     orders(database, "7")
     before = shown(database, "orders")

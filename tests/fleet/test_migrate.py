@@ -159,6 +159,38 @@ def test_tenants_are_chosen_by_name_and_by_group(files: FleetProject) -> None:
     assert files.run("fleet", "migrate", "--group", "all").exit_code == 2
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_contract_step_waits_until_the_own_database_of_the_application_has_it(
+    make_fleet: Callable[..., FleetProject], known: bool
+) -> None:
+    fleet = make_fleet("sqlite", "a", "b", strategy="full" if known else "on_request")
+    fleet.config.update({"DB_SMART_RELEASES": known, "DB_SMART_RELEASE": "1"})
+    fleet.write(V1)
+    fleet.boot()
+    fleet.migrate()
+    drop = "@migration(contract=True)\ndef drop_name(op):\n    op.drop_column('items', 'name')\n"
+    fleet.config["DB_SMART_RELEASE"] = "2"
+    fleet.write(V1 + drop)
+    # What the other release maps is known in the application's own database alone, and no tenant has a row of it.
+    for _ in range(2):
+        run = fleet.migrate()
+        assert (run.complete, run.waiting) == (True, 2)
+    assert (fleet.applied("a"), fleet.applied("b")) == (["make_items"], ["make_items"])
+    assert "In 2 tenants a contract step waits" in fleet.run("fleet", "migrate").output
+    app, _ = fleet.app()
+    try:
+        with app.app_context(), app.extensions["db_smart_fleet"].use("a"):  # it is served meanwhile
+            pass
+    finally:
+        app.extensions["db_smart_fleet"].close()
+        fleet.dispose(app)
+    assert fleet.run("migrate", "--contract-now", "drop_name", "--yes").exit_code == 0
+    run = fleet.migrate()
+    assert (run.counts["applied"], run.waiting) == (2, 0)
+    assert (fleet.applied("a"), fleet.applied("b")) == (["make_items", "drop_name"],) * 2
+    assert fleet.migrate().pending == 0
+
+
 def test_the_status_is_that_of_the_ledger(files: FleetProject) -> None:
     assert json.loads(files.run("fleet", "status", "--json").output) == {
         "total": 6, "up_to_date": 0, "pending": 0, "failed": 0, "new": 6, "gone": 0,

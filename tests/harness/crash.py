@@ -1,7 +1,7 @@
 """Kill migrating processes and count what was lost or repeated: ``python -m tests.harness.crash URL [--random N]``.
 
-A forked process boots and kills itself with SIGKILL at its n-th statement boundary (before a statement, after it,
-before a commit), for every n of a whole boot; with ``--operations``, on tables with rows, for migrations that make
+A forked process boots and kills itself with SIGKILL at its n-th statement boundary (before a statement, before a
+commit), for every n of a whole boot; with ``--operations``, on tables with rows, for migrations that make
 every kind of schema change. So that not every round repeats all of the boot, the boundaries of each migration are those
 of a boot that finds the ones before it done, where that does the same; what comes before the first migration and after
 the last one belongs to these. Or, with ``--random``, a boot of all migrations on an empty database is killed from
@@ -313,7 +313,7 @@ def boot_and_die(folder: Path, url: str, boundary: int, part: Part, operations: 
 
     :param boundary: its number within the part; 0 to tell the number of all but those of the heartbeat.
     :param tell: where to tell it.
-    :param operations: count a boundary once, and none between statements that only read: a rebuild has many of them.
+    :param operations: count none between statements that only read: a rebuild has many of them.
     """
     count = 0
 
@@ -333,7 +333,8 @@ def boot_and_die(folder: Path, url: str, boundary: int, part: Part, operations: 
         os._exit(0)
 
     def listen() -> None:
-        for name in ("before_cursor_execute", "commit", *(() if operations else ("after_cursor_execute",))):
+        # What follows the end of one statement is the begin of the next one, or a commit, without a change between.
+        for name in ("before_cursor_execute", "commit"):
             sa.event.listen(sa.Engine, name, step)
 
     def begin(_: Any, migration: str, **__: Any) -> None:

@@ -196,6 +196,28 @@ def test_a_branch_that_is_rebased_keeps_its_database(on_sqlite: Developer) -> No
     assert on_sqlite.boot()[2] == ["first", "on x"]
 
 
+def test_a_rebase_that_was_left_by_a_checkout_does_not_count(on_sqlite: Developer) -> None:
+    on_sqlite.boot("first")
+    on_sqlite.git("checkout", "-q", "-b", "x")
+    on_sqlite.boot("second")
+    (on_sqlite.folder / ".git" / "rebase-merge").mkdir()
+    (on_sqlite.folder / ".git" / "rebase-merge" / "head-name").write_text("refs/heads/x\n")
+    on_sqlite.git("checkout", "-q", "main")
+    assert on_sqlite.boot()[2] == ["first"]
+
+
+def test_what_a_further_working_tree_has_checked_out_is_not_deleted(on_sqlite: Developer, tmp_path: Path) -> None:
+    on_sqlite.boot("first")
+    on_sqlite.git("checkout", "-q", "-b", "x")
+    on_sqlite.boot()
+    on_sqlite.git("checkout", "-q", "main")
+    on_sqlite.git("worktree", "add", "-q", str(tmp_path / "tree"), "x")
+    result = on_sqlite.run("--delete", "x", "--yes")
+    assert result.exit_code == 1
+    assert "is checked out" in result.output
+    assert list(on_sqlite.folder.glob("*.branch-x*"))
+
+
 def test_a_further_working_tree_has_the_database_of_its_branch(
     on_sqlite: Developer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,10 +309,17 @@ def test_outside_debug_mode_it_says_that_it_has_no_effect(
 def test_the_command_lists_switches_and_deletes(developer: Developer) -> None:
     developer.boot("first")
     developer.git("checkout", "-q", "-b", "x")
+    assert "not there yet: the next boot copies" in developer.run().stdout
     result = developer.run("--switch")
     assert result.exit_code == 0, result.output
     text = developer.run().stdout
     assert "Branch: x\n" in text
+    assert "not there yet" not in text
+    status = developer.project.run("status", "--json", DEBUG=True, DB_SMART_BRANCHES=True)
+    assert json.loads(status.stdout)["branch"] == "x"
+    status = developer.project.run("status", DEBUG=True, DB_SMART_BRANCHES=True)
+    assert status.stdout.startswith("Branch: x\n")
+    assert not developer.project.run("status").stdout.startswith("Branch")
     assert "of the URL, for the branch main" in text
     assert ".branch-x" in text
     assert "is checked out" in developer.run("--delete", "x", "--yes").output
@@ -304,10 +333,11 @@ def test_the_command_lists_switches_and_deletes(developer: Developer) -> None:
     assert (kept["branch"], kept["gone"]) == ("x", True)
     assert kept["size"] > 1000
     assert kept["changed"]
-    result = developer.run("--prune", "--yes")
+    result = developer.run("--prune", "--yes", "--json")
     assert result.exit_code == 0
-    assert "Deleted" in result.stdout
-    assert json.loads(developer.run("--json").stdout)["databases"][0]["kept"] == []
+    assert "Deleted" in result.stderr
+    assert json.loads(result.stdout)["databases"][0]["kept"] == []
+    assert not list(developer.folder.glob("*.branch-*"))
     assert developer.boot()[2] == ["first"]
 
 

@@ -147,8 +147,10 @@ def test_a_row_runs_out(database: Database, open_one: Any) -> None:
     age(connection, LEASE + 2)
     assert releases.in_the_way(connection, DROP, NEW, GRACE), "a request that began in time may go on"
     assert not releases.renew(connection, OLD, LEASE), "whoever looked may not have seen it"
+    assert len(releases.read_instances(connection, GRACE, living=True)) == 1
     age(connection, GRACE)
     assert not releases.in_the_way(connection, DROP, NEW, GRACE)
+    assert releases.read_instances(connection, GRACE, living=True) == [], "nobody reads what all pods of a week mapped"
     releases.register(connection, OLD, LEASE)
     assert releases.in_the_way(connection, DROP, NEW, GRACE)
     assert connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar() == 1

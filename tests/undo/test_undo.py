@@ -199,6 +199,58 @@ def test_what_a_later_run_changed_is_refused(project: Project) -> None:
     assert "age" not in project.columns("users")
 
 
+@pytest.mark.parametrize(
+    ("change", "view"),
+    [
+        ('op.create_table("notes", Column("id", Integer, primary_key=True))', "SELECT id FROM notes"),
+        ('op.add_column("users", Column("mail", String(9)))', "SELECT u.id, u.mail AS m FROM users AS u"),
+        ('op.rename_table("teams", "groups")', 'SELECT g.id FROM "groups" AS g'),
+        ('op.alter_column("users", "note", new_column_name="remark")', "SELECT remark FROM users"),
+    ],
+)
+def test_a_view_of_a_later_run_is_not_broken(project: Project, change: str, view: str) -> None:
+    apply(project, change)
+    project.boot()
+    view = view.replace('"', "`") if project.dialect == "mysql" else view
+    later = f"\n@migration\ndef later(op):\n    op.view('v', {view!r})\n    op.view('w', 'SELECT id FROM users')\n"
+    project.write(project.file.read_text() + later, header="")
+    project.boot()
+    assert "'later' (run 3) has made the view 'v' of it since; undo that first" in refusal(
+        project.run("undo", "change", "--yes")
+    )
+    assert project.query("SELECT count(*) FROM v")
+    for name in ("later", "change"):
+        result = project.run("undo", name, "--yes")
+        assert result.exit_code == 0, result.output
+
+
+def test_what_a_foreign_key_of_later_needs_is_refused(project: Project) -> None:
+    apply(project, 'op.create_table("tags", Column("id", Integer, primary_key=True))')
+    project.boot()
+    more = '@migration\ndef refer(op):\n    op.add_column("teams", Column("tag", Integer, ForeignKey("tags.id")))\n'
+    project.write(project.file.read_text(encoding="utf-8") + more, header="")
+    project.boot()
+    before = described(project)
+    for option in ("--dry-run", "--discard"):
+        said = refusal(project.run("undo", "change", "--yes", option))
+        assert "drop the table 'tags': a foreign key of 'teams' on 'tag' refers to it; drop that first" in said
+    assert described(project) == before
+    for name in ("refer", "change"):
+        result = project.run("undo", name, "--yes")
+        assert result.exit_code == 0, result.output
+
+
+def test_without_a_primary_key_whole_rows_are_archived(project: Project) -> None:
+    apply(project, 'op.add_column("visits", Column("page", String(9)))')
+    project.query("CREATE TABLE visits (a INTEGER, b INTEGER)")
+    project.query("INSERT INTO visits VALUES (1, 2), (3, 4)")
+    project.boot()
+    project.query("UPDATE visits SET page = 'x' WHERE a = 3")
+    assert project.run("undo", "--archive", "--yes").exit_code == 0
+    (archive,) = archives(project)
+    assert project.query(f"SELECT a, b, page FROM {archive}") == [(3, 4, "x")]
+
+
 def test_migrations_applied_together_are_taken_back_together(project: Project) -> None:
     project.write(BASE)
     project.boot()

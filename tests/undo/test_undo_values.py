@@ -169,3 +169,34 @@ def test_an_archive_outlives_a_crash(make_project: Callable[..., Project], new_u
     assert project.run("undo", "--yes", "--archive").exit_code == 0
     query = "SELECT engine FROM information_schema.tables WHERE table_schema = database() AND table_name = :name"
     assert project.query(query, name=archives(project)[0]) == [("InnoDB",)]
+
+
+def test_an_archive_of_an_interrupted_undo_is_kept(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL]
+) -> None:
+    """The column was dropped before the undo ended, and somebody has added it again since."""
+    project = make_project(new_url("mariadb"))
+    apply(project, 'op.add_columns("users", Column("age", Integer), Column("mail", String(9)))')
+    project.boot()
+    project.query("UPDATE users SET age = id, mail = 'x'")
+
+    def fail(*args: Any) -> None:
+        if args[2].startswith("INSERT INTO db_smart_history"):
+            raise RuntimeError("the server went away")
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", fail)
+    try:
+        assert "the server went away" in refusal(project.run("undo", "--yes", "--archive"))
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", fail)
+    assert not {"age", "mail"} & project.columns("users")
+    project.query("ALTER TABLE users ADD COLUMN age INTEGER, ADD COLUMN mail VARCHAR(9)")
+    project.query("UPDATE users SET age = 7, mail = 'x' WHERE id = 2")
+    assert project.run("undo", "--yes", "--archive").exit_code == 0
+    kept = {name: project.query(f"SELECT * FROM {name} ORDER BY id") for name in archives(project)}
+    assert kept == {
+        "db_smart_archive_2_users_age": [(1, 1), (2, 2)],
+        "db_smart_archive_2_users_age_2": [(2, 7)],
+        "db_smart_archive_2_users_mail": [(1, "x"), (2, "x")],
+        "db_smart_archive_2_users_mail_2": [(2, "x")],
+    }

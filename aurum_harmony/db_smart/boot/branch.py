@@ -21,6 +21,7 @@ class Branches:
 
     :param databases: the application's, by name, before an engine was led elsewhere.
     :ivar stores: those that are kept by branch, by name.
+    :ivar entered: the branch whose databases this process uses.
     :raises ConfigError: one cannot be kept by branch, or the state of Git cannot be read.
     """
 
@@ -39,6 +40,7 @@ class Branches:
             )
         found = {name: branch_databases(database, settings.lock) for name, database in databases.items()}
         self.stores: dict[str, BranchDatabases] = {name: one for name, one in found.items() if one is not None}
+        self.entered: str | None = None
         self._checkout = checkout
         self._named = settings.branches if isinstance(settings.branches, str) else None
 
@@ -72,11 +74,17 @@ class Branches:
         for store, name in chosen.items():
             store.use(name)
             _logger.info("db-smart: the branch %r has the database %s", branch, store.at(name))
+        self.entered = branch
 
     def current(self, store: BranchDatabases) -> str | None:
         """What the database of the branch that is checked out is called; ``None`` for that of the URL."""
         name = store.name_of(self.branch)
         return None if self.branch == self.main and not store.exists(name) else name
+
+    def to_copy(self, store: BranchDatabases) -> str | None:
+        """Path or name of what the next boot copies for this branch; ``None`` where its database is there."""
+        name = self.current(store)
+        return None if name is None or store.exists(name) else store.at(self._origin(store, self.branch))
 
     def _chosen(self, store: BranchDatabases, branch: str) -> str | None:
         """As :meth:`current`; it is copied where it is missing."""
@@ -116,7 +124,7 @@ class Branches:
     def find(self, name: str) -> list[tuple[BranchDatabases, Kept]]:
         """What is kept for a branch, by its name or by that of a database.
 
-        :raises DbSmartError: there is none, or this branch is checked out.
+        :raises DbSmartError: there is none, or this branch is checked out in any working tree.
         """
         pairs = [(store, item) for store in self.stores.values() for item, _ in self.kept(store)]
         found = [(store, item) for store, item in pairs if name in (item.branch, item.name)]
@@ -125,7 +133,8 @@ class Branches:
                 f"No database is kept for a branch {name!r}. Nothing was deleted. 'flask db-smart branch' lists them; "
                 "that of the URL is never deleted."
             )
-        if any(item.name == self.current(store) for store, item in found):
+        used = self._checkout.checked_out()
+        if any(item.branch in used or item.name == self.current(store) for store, item in found):
             raise DbSmartError(
                 f"{name!r} is checked out, so its database is in use. Nothing was deleted. Check out another branch "
                 "first."

@@ -5,7 +5,7 @@ Boot comes here also where it asks the database alone, so that comparing is only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +52,11 @@ class Hints:
             if database.key in models and models[database.key].tables and not database.in_memory
         ]
 
-    def at_boot(self, states: Mapping[str, State | None], said: Iterable[str] = ()) -> None:
+    def at_boot(self, states: Mapping[str, State | None], ahead: Container[str], said: Iterable[str] = ()) -> None:
         """Warn of what databases lack, if a run has not found them complete for these very models.
 
         :param states: the state row of each database that was asked.
+        :param ahead: which databases are ahead of the code.
         :param said: the tables of which another message has told.
         """
         for database, metadata in self._with_models:
@@ -63,7 +64,7 @@ class Hints:
             if database.name not in states and database.path is None:
                 continue  # boot would wait for a server that it has nothing to ask of
             if state is None or state.models != model_names.digest(metadata):
-                self._warn(database, metadata, said)
+                self._warn(database, metadata, said, ahead=database.name in ahead)
 
     def while_debugging(self, flag: str) -> None:
         """Compare where the models have changed since that was done last; a warm boot asks no database otherwise.
@@ -103,7 +104,7 @@ class Hints:
 
         return hint
 
-    def _warn(self, database: Database, metadata: sa.MetaData, said: Iterable[str]) -> bool:
+    def _warn(self, database: Database, metadata: sa.MetaData, said: Iterable[str], *, ahead: bool = False) -> bool:
         """Whether the database lacks anything of the models."""
         try:
             lacking = self._comparison().lacking(database, metadata)
@@ -117,5 +118,5 @@ class Hints:
             return False
         found = [name for name in lacking if name not in said]
         if found:
-            _logger.warning("db-smart: %s (database %r)", model_names.said(found), database.name)
+            _logger.warning("db-smart: %s (database %r)", model_names.said(found, ahead=ahead), database.name)
         return bool(lacking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -16,7 +17,7 @@ from flask import current_app
 from flask.cli import AppGroup, ScriptInfo
 
 from ..cli import json_option
-from ..errors import DbSmartError, WrongUsage
+from ..errors import DbSmartError, WrongUsage, one_line, text_of
 from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Result
 from .remote import EXTENSION
 from .run import FleetRun, tenants
@@ -157,10 +158,14 @@ def _executor(dask: str | None) -> Iterator[tuple[Executor | None, int | None]]:
             "--dask needs Dask: install the extra 'fleet', as in pip install 'aurum-harmony[fleet]'. Nothing was "
             "changed."
         ) from None
+    # It tells of each connection that ends, with a traceback; what became of the run is told below.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     try:
         client = client_of(dask)
-    except (OSError, ValueError) as error:
-        raise DbSmartError(f"There is no scheduler of Dask at {dask}: {error}. Nothing was changed.") from None
+    except Exception as error:  # a TypeError where there are no certificates, a RuntimeError where they are required
+        raise DbSmartError(
+            f"No scheduler of Dask can be reached at {dask}: {one_line(text_of(error))}. Nothing was changed."
+        ) from None
     with client:
         threads = sum(client.nthreads().values())
         if not threads:
@@ -174,6 +179,7 @@ def _data(run: FleetRun) -> dict[str, Any]:
         "total": run.total,
         **run.counts,
         "left": run.left,
+        "waiting": run.waiting,
         "stopped": run.stopped,
         "duration_s": round(run.duration, 3),
         "failures": [{"name": one.name, "error": one.error} for one in run.failures],
@@ -188,6 +194,11 @@ def _summary(run: FleetRun) -> str:
     text = f"{tenants(run.total)} in {run.duration:.1f} s: {', '.join(parts)}."
     if run.stopped:
         text += f" Stopped, because {run.stopped}."
+    if run.waiting:
+        text += (
+            f" In {tenants(run.waiting)} a contract step waits until it is applied to the application's own database: "
+            "'flask db-smart status' says why."
+        )
     if counts[FAILED]:
         text += " 'flask db-smart fleet failed' says why; 'fleet migrate --failed' tries them again."
     return text

@@ -55,6 +55,7 @@ class Fleet:
     :param canary: how many tenants are migrated first, see :meth:`migrate`.
     :param template: the name of a tenant of which :meth:`create` makes copies.
     :param patience: how long a request waits for its tenant to be migrated, seconds.
+    :param keep: how many tenants a process keeps connections to that are not in use.
     :raises ConfigError: these cannot be used together.
     """
 
@@ -72,6 +73,7 @@ class Fleet:
         canary: Canary = None,
         template: str | None = None,
         patience: float = 5.0,
+        keep: int = 64,
     ) -> None:
         if (url is None) == (schema is None):
             raise ConfigError("Fleet needs url=… or schema=…, and not both: where the database of a tenant is.")
@@ -87,7 +89,7 @@ class Fleet:
         self._groups = groups
         self._canary = canary
         self.template = template
-        self._gate = Gate(self, patience)
+        self._gate = Gate(self, patience, keep)
         for app in smart.applications:
             self.init_app(app)
 

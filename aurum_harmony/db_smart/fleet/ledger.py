@@ -40,6 +40,7 @@ class Result:
     :ivar applied: names of the migrations that were applied.
     :ivar duration: seconds.
     :ivar error: why it failed.
+    :ivar waiting: names of the contract steps that wait; the next run looks again.
     :ivar database_id: what its own state row says, empty where that is not known; so is ``stamp``.
     """
 
@@ -50,6 +51,7 @@ class Result:
     error: str | None = None
     database_id: str = ""
     stamp: str = ""
+    waiting: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -302,7 +304,7 @@ def _values(one: Result, attempts: int, source: str, release: str | None, now: s
         "name": one.name,
         "database_id": one.database_id,
         "applied": one.stamp,
-        "source": "" if failed else source,
+        "source": "" if failed or one.waiting else source,
         "status": FAILED if failed else APPLIED,
         "error": one.error,
         "attempts": attempts + 1 if failed else 0,

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _logger = logger_of(__name__)
 
-#: How many tenants a process keeps connections to that are not in use.
-_MOST_KEPT = 64
 #: How many tenants a process migrates at a time because they were used.
 _AT_A_TIME = 4
 #: After how long a tenant that could not be made ready is tried again, seconds.
@@ -49,10 +47,11 @@ class Gate:
     """Lets the code of an application have the database of a tenant, once it is known to be ready.
 
     :param patience: how long a request waits for that, seconds.
+    :param keep: how many tenants a process keeps connections to that are not in use.
     :ivar reader: gives the name of the tenant of a request.
     """
 
-    def __init__(self, fleet: Fleet, patience: float) -> None:
+    def __init__(self, fleet: Fleet, patience: float, keep: int) -> None:
         self._fleet = fleet
         self._patience = patience
         self.reader: Callable[[], str | None] | None = None
@@ -65,7 +64,7 @@ class Gate:
         self._failures: dict[str, tuple[DbSmartError, float]] = {}
         self._crew: Crew | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._engines = _Engines()
+        self._engines = _Engines(keep)
 
     # -- requests
 
@@ -191,15 +190,19 @@ class Gate:
                 )
             crew.load()
             with app.app_context():
-                behind = planner.ask(tenant).behind
+                plan = planner.ask(tenant)
         except DatabaseUnreachable as error:
             raise DatabaseUnreachable(tenant.without_url(error.message)) from None
         finally:
             tenant.close()
-        if not behind and state is not None:
+        if not plan.behind and state is not None:
             found = Result(name, UP_TO_DATE, database_id=state.database_id, stamp=state.stamp)
             ledger.make()
             ledger.write([found], crew.source, Settings(app).release)
+            self._over(name, future)
+            return
+        waits = all(item.migration.options.contract for item in plan.pending)
+        if not plan.blocks and (waits or self._fleet.strategy == "full"):  # no boot would wait for that
             self._over(name, future)
             return
         if self._fleet.strategy == "full":
@@ -249,9 +252,13 @@ class Gate:
 
 
 class _Engines:
-    """The engines of the tenants that were used last; the others have no connections."""
+    """The engines of the tenants that were used last; the others have no connections.
 
-    def __init__(self) -> None:
+    :param most: how many of those that are not in use are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._lock = threading.Lock()
         #: By name: the tenant, and how many use it.
         self._kept: OrderedDict[str, tuple[Tenant, int]] = OrderedDict()
@@ -275,7 +282,7 @@ class _Engines:
                     tenant, users = self._kept[name]
                     self._kept[name] = tenant, users - 1
                 idle = [one for one, (_, users) in self._kept.items() if not users]
-                gone = [self._kept.pop(one)[0] for one in idle[: max(0, len(self._kept) - _MOST_KEPT)]]
+                gone = [self._kept.pop(one)[0] for one in idle[: max(0, len(self._kept) - self._most)]]
             for one in gone:
                 one.close()
 

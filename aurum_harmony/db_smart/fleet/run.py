@@ -35,6 +35,7 @@ class FleetRun:
     :ivar total: how many tenants there are, of those that were asked for.
     :ivar pending: how many of them the ledger did not know as up to date.
     :ivar counts: ``up_to_date``, ``applied`` and ``failed``.
+    :ivar waiting: in how many of them a contract step waits.
     :ivar failures: the first results that failed.
     :ivar stopped: why it ended before all were looked at; ``None`` where it did not.
     :ivar duration: seconds.
@@ -43,6 +44,7 @@ class FleetRun:
     total: int = 0
     pending: int = 0
     counts: Counter[str] = field(default_factory=lambda: Counter({UP_TO_DATE: 0, APPLIED: 0, FAILED: 0}))
+    waiting: int = 0
     failures: list[Result] = field(default_factory=list)
     stopped: str | None = None
     duration: float = 0.0
@@ -60,6 +62,7 @@ class FleetRun:
     def add(self, result: Result) -> None:
         """Count one result."""
         self.counts[result.status] += 1
+        self.waiting += bool(result.waiting)
         if result.status == FAILED and len(self.failures) < _MOST_KEPT:
             self.failures.append(result)
 

@@ -14,7 +14,9 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL, Engine, make_url
 
+from ..boot.plan import Pending, Plan
 from ..boot.planner import Planner
+from ..contract import Waits
 from ..dialects.base import autocommits
 from ..errors import ConfigError, DatabaseUnreachable, DbSmartError, Interrupted, one_line, text_of
 from ..loading.decorator import Migration
@@ -22,7 +24,7 @@ from ..loading.revisions import Revisions
 from ..loading.sources import Sources
 from ..runner import DatabaseRun, Runner
 from ..session.rebind import application_engines, rebind
-from ..store.database import Database, safe_url
+from ..store.database import Database, begin, commit, safe_url
 from ..store.history import State
 from ..store.tables import MAX_NAME
 from .ledger import APPLIED, FAILED, UP_TO_DATE, Ledger, Result
@@ -32,6 +34,8 @@ _POOLER = (
     "No session of the tenant {!r} can begin in its schema; behind a pooler such as PgBouncer that is so. Let 'fleet "
     "migrate' connect to the server itself"
 )
+#: Why a contract step waits.
+_NOT_FIRST = "waits until it is applied to the application's own database"
 #: Over how many folders the snapshots of tenants are spread: each run lists the one of its tenant.
 _FOLDERS = 256
 #: How long names of PostgreSQL are, bytes.
@@ -356,6 +360,11 @@ class TenantPlanner(Planner):
         """The tenant, where the Alembic directory is for the database in whose place it stands."""
         return self._revised
 
+    def applied_before(self, name: str) -> bool:
+        """Whether the database in whose place the tenant stands has a migration already."""
+        plan = self._shared.ask(self._shared.databases[self._bind])
+        return all(item.migration.name != name for item in plan.pending)
+
     def learn(self) -> None:
         """Nothing: what there is to learn is known of the application."""
 
@@ -415,7 +424,7 @@ class Crew:
         except (Exception, SystemExit) as error:  # of the code of the application that tells the place
             return _failed(name, started, text_of(error))
         try:
-            applied, state = self._run(tenant)
+            applied, state, waiting = self._run(tenant)
         except Interrupted:
             raise
         except SystemExit as error:  # of a migration, which would end the run, and maybe with 0
@@ -425,20 +434,21 @@ class Crew:
         finally:
             tenant.close()
         status = APPLIED if applied else UP_TO_DATE
-        return Result(name, status, applied, time.perf_counter() - started, None, state.database_id, state.stamp)
+        took = time.perf_counter() - started
+        return Result(name, status, applied, took, None, state.database_id, state.stamp, waiting)
 
-    def _run(self, tenant: Tenant) -> tuple[tuple[str, ...], State]:
+    def _run(self, tenant: Tenant) -> tuple[tuple[str, ...], State, tuple[str, ...]]:
         planner = self.planner(tenant)
         with self._app.app_context(), self._one:
             plan = planner.ask(tenant)
             if not plan.behind and plan.state is not None:
                 planner.settle([plan])
-                return (), plan.state
+                return (), plan.state, ()
             tenant.check()
             self.check_file(tenant)
             with self._found_by_alembic(tenant):
                 outcome = Runner(self._app, self._db, planner).run([tenant], kind=_TenantRun)
-        return tuple(run.migration for run in outcome.runs), outcome.states[tenant.name]
+        return tuple(run.migration for run in outcome.runs), outcome.states[tenant.name], tuple(outcome.waiting)
 
     def check_file(self, tenant: Tenant) -> None:
         """Make sure that no empty file takes the place of one that had the data of a tenant.
@@ -465,7 +475,30 @@ class Crew:
 
 
 class _TenantRun(DatabaseRun):
-    """The run on one tenant, of which there may be several at the same time."""
+    """The run on one tenant, of which there may be several at the same time.
+
+    Processes say in the application's own database what they map, and read there what is taken away. So a contract step
+    comes to a tenant only after it: then no process of an earlier release runs any more, or can begin to.
+    """
+
+    def _waiting(self, plan: Plan, steps: list[Pending]) -> dict[str, Waits]:
+        planner = self._runner.planner
+        assert isinstance(planner, TenantPlanner)
+        said = Waits(_NOT_FIRST, _NOT_FIRST)
+        return {item.migration.name: said for item in steps if not planner.applied_before(item.migration.name)}
+
+    def _take_away(self, item: Pending, plan: Plan) -> None:
+        waits = self._waiting(plan, [item])
+        if waits:
+            self._outcome.waiting |= waits
+            self._outcome.left.append(item.migration.name)
+            self._leaves = True
+            return
+        self.connection.rollback()  # what was only read
+        begin(self.connection)
+        self.lock.confirm(self.connection)
+        commit(self.connection)
+        self.apply(item)
 
     @property
     def attended(self) -> bool:

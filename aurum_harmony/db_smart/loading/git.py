@@ -48,7 +48,7 @@ class Checkout:
     @property
     def branch(self) -> str:
         """The branch that is checked out, or that is being rebased; else :data:`DETACHED`."""
-        for name in (*_MEANWHILE, "HEAD"):
+        for name in ("HEAD", *_MEANWHILE):  # a rebase may be left behind by a checkout of another branch
             text = _read(self.folder / name).strip().removeprefix("ref: ")
             if text.startswith(_HEADS):
                 return text.removeprefix(_HEADS)
@@ -98,6 +98,11 @@ class Checkout:
             _, _, name = line.partition(f" {_HEADS}")
             found.add(name)
         return (found | {self.branch}) - {"", DETACHED}
+
+    def checked_out(self) -> set[str]:
+        """What is checked out in all working trees of the repository."""
+        folders = {self.folder, self.common, *(self.common / "worktrees").glob("*")}
+        return {Checkout(folder).branch for folder in folders}
 
     def main_branch(self) -> str | None:
         """The default branch of the remote, else ``main`` or ``master``, else the only one; ``None`` if not clear."""

@@ -278,6 +278,12 @@ class Catalog:
             constraint.valid = constraint.name not in invalid
         return {self.normalize_name(constraint.name): constraint for constraint in found if constraint.name}
 
+    def highest_key(self, table: str, schema: str | None) -> int:
+        """MariaDB: the highest number in the names that the server gives to foreign keys; 0 where there are none."""
+        named = re.compile(rf"{re.escape(table)}_ibfk_(\d+)", re.IGNORECASE)
+        found = map(named.fullmatch, self.constraints(table, schema))
+        return max((int(one[1]) for one in found if one), default=0)
+
     def _sqlite_constraints(self, table: str, schema: str | None) -> dict[str, Constraint]:
         """As :meth:`constraints`, by the definition itself: SQLAlchemy finds only some of the ways to write it."""
         from ..dialects.sqlite.table_sql import TableSql

@@ -50,14 +50,16 @@ def lacking(connection: sa.Connection, metadata: sa.MetaData, counts: Counts = l
     return sorted(found)
 
 
-def said(names: list[str], *, most: int = 5) -> str:
+def said(names: list[str], *, ahead: bool = False, most: int = 5) -> str:
     """A sentence on what is lacking.
 
+    :param ahead: whether the database is ahead of the code, so that it may have had that.
     :param most: how many are named.
     """
     shown = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
     verb = "is" if len(names) == 1 else "are"
+    why = ", which is ahead of this code: a later release may have taken it away. If not," if ahead else ":"
     return (
-        f"{shown} {verb} in the models but not in the database: 'flask db-smart new NAME --from-models' writes the "
+        f"{shown} {verb} in the models but not in the database{why} 'flask db-smart new NAME --from-models' writes the "
         "migration"
     )

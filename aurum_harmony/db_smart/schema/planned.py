@@ -525,7 +525,8 @@ def _rename_table(change: RenameTable, catalog: DryCatalog) -> None:
 @apply.register
 def _add_columns(change: AddColumns, catalog: DryCatalog) -> None:
     catalog.plan_columns(change.table.name, change.table.schema, change.columns)
-    for number, constraint in enumerate(change.constraints):
+    highest = catalog.highest_key(change.table.name, change.table.schema)
+    for number, constraint in enumerate(change.constraints, highest + 1):
         name = constraint.name
         if name is None and catalog.dialect.name in ("mysql", "mariadb"):  # on PostgreSQL this extension names them
             name = f"{change.table.name}_ibfk_{number}"

@@ -297,6 +297,8 @@ class RunTransaction(Transaction):
         self._executing = False
         if not transactional:
             sa.event.listen(connection, "before_cursor_execute", self._guard_own)
+        #: Looks at each schema change of an operation before it is sent.
+        self.look: Callable[[sa.ClauseElement], object] = lambda _: None
         #: How many transactions were committed, or may have been, as their commit failed.
         self.commits = 0
         #: Whether the migration has ended for now, in the middle: nothing of it is committed any more, even where its
@@ -486,6 +488,8 @@ class RunTransaction(Transaction):
     def send(self, change: sa.ClauseElement | str, more: str = "", *, connection: sa.Connection | None = None) -> None:
         """Send one schema change; where it is a transaction of its own, try it again by itself."""
         connection = connection or self.connection
+        if not isinstance(change, str):
+            self.look(change)
         text = (change if isinstance(change, str) else render(change, connection.dialect)) + more
         # Without parameters, so that no driver takes a percent sign for one.
         sending = partial(connection.exec_driver_sql, text, execution_options={"no_parameters": True})
@@ -497,6 +501,8 @@ class RunTransaction(Transaction):
     @contextmanager
     def by_hand(self, change: DDLElement | None) -> Iterator[sa.Connection]:
         """The connection."""
+        if change is not None:
+            self.look(change)
         yield self.connection
 
     def checkpoint(self) -> None:

@@ -331,13 +331,17 @@ def _is(me: Instance) -> sa.ColumnElement[bool]:
     return sa.and_(releases.c.release == me.release, releases.c.instance == me.key)
 
 
-def read_instances(connection: sa.Connection, grace: float) -> list[Seen]:
+def read_instances(connection: sa.Connection, grace: float, *, living: bool = False) -> list[Seen]:
     """Every instance that the database knows, in a transaction that begins now. One query.
 
     :param grace: for how long a request may go on that began in time, seconds.
+    :param living: whether those that are over are left out, which may be all pods of a week.
     """
+    query = sa.select(releases, epoch_us().label("now")).order_by(releases.c.instance)
+    if living:
+        query = query.where(releases.c.seen_until >= epoch_us() - int(grace * _SECOND))
     with _read(connection):
-        rows = connection.execute(sa.select(releases, epoch_us().label("now")).order_by(releases.c.instance)).all()
+        rows = connection.execute(query).all()
     found = []
     for row in rows:
         uses, over = _uses(row.uses), row.seen_until + int(grace * _SECOND) < row.now
@@ -435,18 +439,32 @@ def in_the_way(connection: sa.Connection, touches: Touches, me: Instance, grace:
     :param me: the release that knows the migration; what it only narrows does not harm this one.
     :param grace: see :func:`read_instances`.
     """
-    known = read_instances(connection, grace)
-    living = [one for one in known if not one.over and harmed(touches, one, me)]
+    living = read_instances(connection, grace, living=True)
+    waited = [one for one in living if not one.over and harmed(touches, one, me)]
     sessions = _sessions(connection)
-    told = {one.release: one for one in known}
-    for one in [me, *told.values()]:
-        if one is me or not any(harmed(touches, each, me) for each in known if each.release == one.release):
-            sessions.pop(session_name(one.release), None)
-    found = {name.removeprefix(APPLICATION): count for name, count in sessions.items()}
-    # A row says more than the sessions of its release.
-    for one in living:
-        found.pop(session_name(one.release).removeprefix(APPLICATION), None)
-    return InTheWay(living, found)
+    sessions.pop(session_name(me.release), None)
+    for one in waited:  # a row says more than the sessions of its release
+        sessions.pop(session_name(one.release), None)
+    for release, uses in _told_of(connection, sessions):
+        if not any(harmed(touches, Instance(release, "", one), me) for one in uses):
+            sessions.pop(session_name(release), None)
+    return InTheWay(waited, {name.removeprefix(APPLICATION): count for name, count in sessions.items()})
+
+
+def _told_of(connection: sa.Connection, sessions: Collection[str]) -> list[tuple[str, list[Names]]]:
+    """What rows tell that the releases map which sessions are named by, also where the instances are over."""
+    if not sessions:
+        return []
+    with _read(connection):
+        names = connection.scalars(sa.select(releases.c.release).distinct()).all()
+        named = [name for name in names if session_name(name) in sessions]
+        query = sa.select(releases.c.release, releases.c.uses).distinct().where(releases.c.release.in_(named))
+        rows = connection.execute(query).all() if named else []
+    found: dict[str, list[Names | None]] = {}
+    for release, uses in rows:
+        found.setdefault(release, []).append(_uses(uses))
+    # Where one cannot be read, it may map anything.
+    return [(release, [one for one in uses if one is not None]) for release, uses in found.items() if None not in uses]
 
 
 def harmed(touches: Touches, one: Instance, me: Instance) -> bool:

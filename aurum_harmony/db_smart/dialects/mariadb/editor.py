@@ -143,6 +143,10 @@ class MariadbEditor(SchemaEditor):
         keys = bool(added)
         for key in added:
             self._check_target(key)
+        if highest := self.catalog.highest_key(table.name, table.schema):
+            # Where it does not look at rows, the server gives the name of the first key again, and refuses it.
+            for number, key in enumerate((key for key in added if key.name is None), highest + 1):
+                key.name = f"{table.name}_ibfk_{number}"
         if keys:
             self.transaction.journal.promise(f"columns {table.schema} {table.name}")
         indexed = any(not isinstance(constraint, sa.CheckConstraint) for constraint in constraints)
