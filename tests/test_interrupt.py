@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
+from pathlib import Path
+
+import pytest
 
 from aurum_harmony.db_smart.interrupt import interrupt, start_thread
+
+#: Of a module that is being imported.
+begun, go_on = threading.Event(), threading.Event()
 
 
 def test_a_thread_that_starts_others_is_interrupted_and_not_one_of_those() -> None:
@@ -26,3 +33,32 @@ def test_a_thread_that_starts_others_is_interrupted_and_not_one_of_those() -> No
         assert under_way.wait(30)
         interrupt(thread, 10)
         assert not thread.is_alive()
+
+
+def test_a_thread_is_not_ended_in_an_import_whose_lock_would_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "imported_slowly.py").write_text(
+        "from tests.test_interrupt import begun, go_on\nbegun.set()\nassert go_on.wait(30)\n"
+    )
+    seen: list[str] = []
+
+    def work() -> None:
+        try:
+            importlib.import_module("imported_slowly")
+            seen.append("imported")
+            while True:
+                threading.Event().wait(0.01)
+        except KeyboardInterrupt:
+            seen.append("ended")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert begun.wait(30)
+    ending = threading.Thread(target=interrupt, args=(thread, 30))
+    ending.start()
+    ending.join(0.1)  # by then the exception is raised in the thread, where nothing holds it back
+    go_on.set()
+    thread.join(30)
+    assert seen == ["imported", "ended"]

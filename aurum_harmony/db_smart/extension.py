@@ -34,7 +34,7 @@ from .errors import (
 from .notices import Logger, inside, logger_of, notice, without_plugin_lines
 from .settings import Settings, set_defaults
 from .signals import booted, send
-from .store.database import Database, databases, engines_of
+from .store.database import Database, application_engines, databases, engines_of
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
@@ -420,7 +420,7 @@ class DbSmart:
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)
         self.enter_branch(app)
-        return Planner(state.code, databases(engines_of(app, state.db), settings.migration_urls), settings)
+        return Planner(state.code, databases(application_engines(app, state.db), settings.migration_urls), settings)
 
     def branches(self, app: Flask) -> Branches:
         """The databases of the Git branches.
@@ -431,7 +431,7 @@ class DbSmart:
         if state.branches is None:
             from .boot.branch import Branches
 
-            state.branches = Branches(app, databases(engines_of(app, state.db), {}), Settings(app))
+            state.branches = Branches(app, databases(application_engines(app, state.db), {}), Settings(app))
         return state.branches
 
     def enter_branch(self, app: Flask) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -12,6 +14,8 @@ from .errors import Interrupted
 
 #: What a handler of SIGTERM has that is ours, and not the program's.
 OURS = "of_db_smart"
+#: How long a thread that is to end may go on to import a module, seconds.
+_IMPORT_SECONDS = 10.0
 #: Held while a thread is started. One that greenlets of the same thread take too goes on.
 _starting = threading.RLock()
 
@@ -105,9 +109,25 @@ def interrupt(thread: threading.Thread, seconds: float) -> None:
         import ctypes
 
         if thread.ident is not None and thread.is_alive():
+            deadline = time.monotonic() + _IMPORT_SECONDS
+            while _imports(thread.ident) and time.monotonic() < deadline:
+                time.sleep(0.005)
             with _starting:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Terminated))
             thread.join(seconds)
+
+
+def _imports(ident: int) -> bool:
+    """Whether a thread is importing a module.
+
+    Ended there, it may leave the lock of that module behind, and whoever imports it next waits for ever.
+    """
+    frame = sys._current_frames().get(ident)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def start_thread(thread: threading.Thread) -> None:

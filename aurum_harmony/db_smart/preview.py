@@ -23,10 +23,11 @@ from .loading.decorator import Migration
 from .notices import without_plugin_lines
 from .operations import Operations
 from .schema import model_tables
+from .schema.ddl import CreateDeclared
 from .schema.guard import Guard
 from .schema.planned import ROWS, CopyCatalog, DryCatalog, PlannedCatalog, apply
 from .schema.rules import MANY_ROWS, STILL_MAPPED, Refused
-from .schema.touched import touched, touched_by_rebuild, touched_by_sql
+from .schema.touched import place_of, touched, touched_by_rebuild, touched_by_sql
 from .session.environment import Environment
 from .session.journal import Journal, reads
 from .session.literals import (
@@ -488,6 +489,8 @@ class DryTransaction(Transaction):
         self._note_rows(text)
         if not isinstance(change, str):
             self.current.touches |= touched(change, self.catalog)
+        if isinstance(change, CreateDeclared) and change.kind == "view":
+            self.current.touches = self.current.touches.made_again(place_of(self.catalog, change.name, change.schema))
         self.catalog.play(text)
         apply(change, self.catalog)
 

@@ -12,7 +12,7 @@ from .boot.app_state import AppState
 from .errors import ConfigError, DatabaseUnreachable
 from .notices import Logger, logger_of, notice
 from .settings import Settings
-from .store.database import engines_of
+from .store.database import application_engines
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -154,7 +154,7 @@ class Threads:
     def _forked(self) -> None:
         """Make good in a forked process that the threads and connections of the one before are not its own."""
         self._state.forked()
-        for engine in engines_of(self._app, self._state.db).values():
+        for engine in application_engines(self._app, self._state.db).values():
             engine.dispose(close=False)
 
     def applied(self, name: str) -> bool:

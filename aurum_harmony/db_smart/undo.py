@@ -1121,7 +1121,26 @@ class _Inverting:
 
     def drop_index(self, entry: dict[str, Any]) -> None:
         """Drop an index that the run made."""
+        if not self._transaction.facts.transactional_ddl:
+            self._drop_foreign_keys(entry["schema"], entry["table"])
         self._op.drop_index(entry["name"], entry["table"], schema=entry["schema"], online=False)
+
+    def _drop_foreign_keys(self, schema: str | None, table: str) -> None:
+        """Drop the foreign keys that the run made: MariaDB drops no index that one of them needs."""
+        key = self._catalog.normalize_name
+        if not self._catalog.has_table(table, schema):
+            return
+        names: set[str] = set()
+        columns: set[str] = set()
+        for entry in (_kept(self._target) or {"made": []})["made"]:
+            if (entry.get("schema"), entry.get("table")) == (schema, table):
+                if entry["op"] == "drop_constraint":
+                    names.add(key(entry["name"]))
+                elif entry["op"] == "drop_columns":
+                    columns.update(map(key, entry["names"]))
+        for one in [*self._catalog.constraints(table, schema).values()]:
+            if one.kind == "foreign" and (key(one.name) in names or columns.issuperset(map(key, one.columns))):
+                self._op.drop_constraint(one.name, table, schema=schema)
 
     def drop_constraint(self, entry: dict[str, Any]) -> None:
         """Drop a constraint that the run made."""

@@ -385,6 +385,25 @@ def previewed(project: Project) -> Touches:
         project.dispose(app)
 
 
+def test_a_view_in_the_place_of_another_is_not_gone(ready: Project) -> None:
+    """This release may map it; every other one that does so is waited for."""
+    ready.query("CREATE VIEW shown AS SELECT id, fax FROM users")
+
+    def mapping(db: SQLAlchemy) -> None:
+        models(db)
+        db.Table("shown", sa.Column("id", sa.Integer))
+
+    ready.models = mapping
+    ready.write(USERS + DROP.replace('op.drop_column("users", "fax")', 'op.view("shown", "SELECT id FROM users")'))
+    serve(ready, Instance("1.4", "pod-a:1", {"shown": ["id", "fax"]}))
+    result = ready.run("migrate")
+    assert result.exit_code == 0, result.output
+    assert "waits for 1 instance of release 1.4" in result.output
+    leave(ready)
+    assert ready.run("migrate").exit_code == 0
+    assert ready.columns("shown") == {"id"}
+
+
 def test_a_database_in_memory_has_no_other_release(make_project: Callable[..., Project]) -> None:
     project = make_project("sqlite://", ON)
     project.write(USERS + DROP)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import current_app
 
 from aurum_harmony.db_smart import DbSmartError
+from tests.harness.files import leave_wal
 from tests.harness.fleets import FleetProject
 from tests.samples import V1, V2
 
@@ -89,3 +93,47 @@ def test_a_place_where_nothing_can_be_made_has_a_clear_answer(make_fleet: Callab
     with made(fleet) as found, pytest.raises(DbSmartError, match="cannot be made") as caught:
         found.create("new")
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", [None, "a"])
+def test_a_new_tenant_has_nothing_of_one_of_that_name_that_was_deleted(
+    make_fleet: Callable[..., FleetProject], template: str | None
+) -> None:
+    fleet = make_fleet("sqlite", "a", template=template)
+    fleet.write(V1)
+    leave_wal(Path(str(fleet.url_of("new").database)))
+    with made(fleet) as found:
+        found.create("new")
+    assert fleet.applied("new") == ["make_items"]
+    assert fleet.of("new", "SELECT name FROM sqlite_master WHERE name = 'of_the_one_before'") == []
+    assert fleet.of("new", "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("template", [None, "a"])
+def test_of_two_sign_ups_of_one_name_at_once_one_is_refused(fleet: FleetProject, template: str | None) -> None:
+    fleet.options["template"] = template
+    fleet.write(V1 + SEED)
+    fleet.migrate()
+    met, said = threading.Barrier(2), list[str]()
+    with made(fleet) as found:
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+
+        def sign_up() -> None:
+            with app.app_context():
+                met.wait(30)
+                try:
+                    found.create("new")
+                    said.append("made")
+                except DbSmartError as error:
+                    said.append(error.message)
+
+        threads = [threading.Thread(target=sign_up) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    fleet.names.append("new")
+    assert sorted("has a database already" if "has a database already" in one else one for one in said) == [
+        "has a database already", "made",
+    ]  # fmt: skip
+    assert fleet.of("new", "SELECT name FROM items") == [("first",)]

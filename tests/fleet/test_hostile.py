@@ -8,7 +8,11 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from flask import current_app
 
+from aurum_harmony.db_smart.errors import WrongUsage
+from aurum_harmony.db_smart.fleet.ledger import Result
 from tests.harness.fleets import FleetProject
 from tests.samples import V1
 
@@ -52,3 +56,58 @@ def test_a_place_or_a_worker_that_exits_is_a_failure_of_its_tenant(make_fleet: C
     run = fleet.migrate(executor=executor, factory=str(app))
     assert run.counts["failed"] == 2
     assert "has not answered (SystemExit: 0)" in str(run.failures[0].error)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "of another one", "the same future"])
+def test_an_executor_that_mixes_results_up_is_not_believed(make_fleet: Callable[..., FleetProject], kind: str) -> None:
+    fleet = make_fleet("sqlite", "a", "b", "c")
+    fleet.write(V1)
+    same: Future[Any] = Future()
+    same.set_result(Result("a", "applied"))
+    mixed = {"nothing": lambda *_: None, "of another one": lambda *_: Result("a", "applied")}.get(kind)
+
+    class Mixed(InPlace):
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return same if mixed is None else super().submit(mixed, *args)
+
+    run = fleet.migrate(executor=Mixed(), workers=3)
+    done = {"a"} if kind != "nothing" else set()
+    assert (run.complete, run.counts["applied"], run.counts["failed"] + run.left) == (False, len(done), 3 - len(done))
+    assert {name for name, row in fleet.ledger().items() if row[0] == "applied"} == done
+    assert bool(run.stopped) == (kind == "the same future")
+
+
+@pytest.mark.parametrize("option", ["workers", "per_server", "stop_after"])
+def test_a_run_of_nobody_is_refused(make_fleet: Callable[..., FleetProject], option: str) -> None:
+    fleet = make_fleet("sqlite", "a")
+    fleet.write(V1)
+    for number in (0, -1):
+        with pytest.raises(WrongUsage, match=f"{option} must be at least 1"):
+            fleet.migrate(**{option: number})
+    assert fleet.tables() == set()
+
+
+def test_a_tenant_that_is_named_twice_is_one_and_one_may_be_in_no_group(
+    make_fleet: Callable[..., FleetProject],
+) -> None:
+    fleet = make_fleet("sqlite", "a", "b", groups={"b": "later"}.get)
+    fleet.names.append("a")
+    fleet.write(V1)
+    assert fleet.migrate(group="later").counts["applied"] == 1
+    run = fleet.migrate()
+    assert (run.total, run.counts["applied"], run.complete) == (2, 1, True)
+    assert fleet.run("fleet", "status", "--check").exit_code == 0
+
+
+def test_names_that_cannot_be_read_have_a_clear_answer(fleet: FleetProject) -> None:
+    def listed() -> Any:
+        return current_app.extensions["sqlalchemy"].session.scalars(sa.text("SELECT slug FROM customers"))
+
+    fleet.options["tenants"] = listed
+    fleet.write(V1)
+    for args in (("migrate",), ("status",)):
+        result = fleet.run("fleet", *args)
+        assert (result.exit_code, isinstance(result.exception, SystemExit)) == (1, True), result.exception
+        assert "cannot tell the names of the tenants" in result.output
+        assert "customers" in result.output
+    assert fleet.tables() == set()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import sqlalchemy as sa
 from flask import Flask, g, request
 
 from aurum_harmony.db_smart import DatabaseBehind, DbSmartError
-from tests.harness.fleets import FleetProject
+from tests.harness.fleets import FleetProject, add, names, running, with_model
 from tests.samples import V1, V2
 
 WAITS = (
@@ -25,32 +24,6 @@ def waits(op):
         current_app.extensions["gate"].wait(30)
 """
 )
-
-
-def with_model(db: Any) -> None:
-    columns = sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(50))
-    db.extensions_item = type("Item", (db.Model,), {"__tablename__": "items", "id": columns[0], "name": columns[1]})
-
-
-@contextmanager
-def running(fleet: FleetProject) -> Iterator[tuple[Flask, Any, Any]]:
-    """An application, its fleet and its Flask-SQLAlchemy."""
-    app, _ = fleet.app()
-    found, db = app.extensions["db_smart_fleet"], app.extensions["sqlalchemy"]
-    try:
-        yield app, found, db
-    finally:
-        found.close()
-        fleet.dispose(app)
-
-
-def add(db: Any, name: str) -> None:
-    db.session.add(db.extensions_item(name=name))
-    db.session.commit()
-
-
-def names(db: Any) -> list[str]:
-    return list(db.session.scalars(sa.select(db.extensions_item.name)))
 
 
 @pytest.fixture
@@ -356,3 +329,36 @@ def test_a_tenant_that_was_restored_is_noticed_and_migrated(
     ((kept,),) = fleet.query("SELECT database_id FROM db_smart_fleet")
     assert fleet.of("a", "SELECT database_id FROM db_smart_state") == [(kept,)]
     assert "is another one than that which was migrated last" in caplog.text
+
+
+def test_a_tenant_that_was_restored_gets_what_it_lacks(fleet: FleetProject) -> None:
+    """Whoever uses it is told to run a command, which must do it then; and so must one that names it."""
+    fleet.models = with_model
+    fleet.config["DB_SMART_BOOT"] = "off"
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.write(V2)
+    fleet.migrate()
+    for name in "ab":
+        fleet.of(name, "ALTER TABLE items DROP COLUMN price")
+        fleet.of(name, "DELETE FROM db_smart_history WHERE name = 'add_price'")
+        fleet.of(name, "UPDATE db_smart_state SET source = ''")
+    with running(fleet) as (app, found, _), app.app_context():
+        with pytest.raises(DatabaseBehind, match="fleet migrate"), found.use("a"):
+            pass
+        assert found.status()["up_to_date"] == 2
+    assert (fleet.migrate().counts["applied"], fleet.applied("a")[-1]) == (1, "add_price")
+    assert (fleet.migrate(only=["b"]).counts["applied"], fleet.applied("b")[-1]) == (1, "add_price")
+
+
+def test_a_tenant_that_is_gone_is_unknown_though_the_ledger_knows_it(make_fleet: Callable[..., FleetProject]) -> None:
+    fleet = make_fleet("sqlite", "a", "b")
+    fleet.models = with_model
+    fleet.config["DB_SMART_BOOT"] = "off"
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.names.remove("a")
+    with running(fleet) as (app, found, db):
+        by_header(app, found, db)
+        codes = [app.test_client().get("/names", headers={"X-Tenant": name}).status_code for name in "ab"]
+    assert (codes, set(fleet.ledger())) == ([404, 200], {"a", "b"})

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 
-from tests.harness.fleets import FleetProject
+from aurum_harmony.db_smart import DbSmartError
+from tests.harness.fleets import FleetProject, names, running, with_model
 from tests.harness.servers import config_of
 from tests.samples import V1
 
@@ -94,3 +96,27 @@ def test_a_tenant_without_its_schema_fails_alone(fleet: FleetProject) -> None:
     assert (run.counts["applied"], [one.name for one in run.failures]) == (2, ["gone"])
     assert "There is no schema" in str(run.failures[0].error)
     assert fleet.tables() == {"db_smart_fleet", "db_smart_fleet_lease"}
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2", "postgresql+pg8000"])
+def test_names_of_schemas_are_taken_as_they_are_and_none_is_cut(
+    make_fleet: Callable[..., FleetProject], driver: str
+) -> None:
+    places = ["a%b", "\\q\"; --'ä", "x" * 63, "x" * 64]
+    fleet = make_fleet("schemas", schema=lambda name: places[int(name)])
+    fleet.config.update(config_of(make_url(fleet.url), driver), DB_SMART_BOOT="off")
+    fleet.models = with_model
+    fleet.names.extend("012")
+    fleet.write(ONLINE.replace("current_schema()", "left(current_schema(), 50)"))
+    with running(fleet) as (app, found, db), app.app_context():
+        for name in fleet.names:
+            found.create(name)
+            with found.use(name):
+                assert db.session.scalar(text("SELECT current_schema()")) == places[int(name)]
+                assert names(db) == [places[int(name)][:50]]
+        fleet.names.append("3")
+        with pytest.raises(DbSmartError, match="more than 63 bytes"), found.use("3"):
+            pass
+    assert fleet.migrate().counts["failed"] == 1
+    rows = fleet.query("SELECT schemaname FROM pg_indexes WHERE indexname = 'ix_items_name'")
+    assert {schema for (schema,) in rows} == set(places[:3])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,3 +31,21 @@ def file_limit(most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+#: Writes rows into the WAL of a database alone, and ends as a killed process does.
+_LEAVE_WAL = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("PRAGMA journal_mode=WAL")
+connection.execute("CREATE TABLE of_the_one_before (text)")
+connection.commit()
+os._exit(0)
+"""
+
+
+def leave_wal(path: Path) -> None:
+    """Leave the WAL of a database that a process was killed in, and that was deleted by its name alone."""
+    subprocess.run([sys.executable, "-c", _LEAVE_WAL, str(path)], check=True)
+    path.unlink()
+    assert path.with_name(f"{path.name}-wal").stat().st_size

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,35 @@ class FleetProject(Project):
     def ledger(self) -> dict[str, tuple[str, int]]:
         """Status and attempts of each tenant in the ledger."""
         return {row[0]: (row[1], row[2]) for row in self.query("SELECT name, status, attempts FROM db_smart_fleet")}
+
+
+def with_model(db: Any) -> None:
+    """The model of the table that :data:`tests.samples.V1` makes."""
+    columns = sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(50))
+    db.extensions_item = type("Item", (db.Model,), {"__tablename__": "items", "id": columns[0], "name": columns[1]})
+
+
+@contextmanager
+def running(fleet: FleetProject) -> Iterator[tuple[Flask, Any, Any]]:
+    """An application, its fleet and its Flask-SQLAlchemy."""
+    app, _ = fleet.app()
+    found, db = app.extensions["db_smart_fleet"], app.extensions["sqlalchemy"]
+    try:
+        yield app, found, db
+    finally:
+        found.close()
+        fleet.dispose(app)
+
+
+def add(db: Any, name: str) -> None:
+    """Add a row by the session that the application has here."""
+    db.session.add(db.extensions_item(name=name))
+    db.session.commit()
+
+
+def names(db: Any) -> list[str]:
+    """The rows that the session of the application finds here."""
+    return list(db.session.scalars(sa.select(db.extensions_item.name)))
 
 
 #: An application for other processes, as ``flask --app`` takes it; the figures are filled in.

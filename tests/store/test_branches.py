@@ -22,7 +22,7 @@ from aurum_harmony.db_smart import BootReport
 from aurum_harmony.db_smart.errors import ConfigError, DbSmartError
 from aurum_harmony.db_smart.store.branches import _slug, _unslug
 from tests.harness.alembic_project import AlembicProject
-from tests.harness.files import file_limit
+from tests.harness.files import file_limit, leave_wal
 from tests.harness.processes import BECOME_NOBODY, environment, run_harness, run_python
 from tests.harness.project import Project
 from tests.harness.repository import git
@@ -524,3 +524,20 @@ def test_a_process_that_is_killed_while_it_copies_loses_nothing(base: URL) -> No
     report = run_harness("kill_branch", base.get_backend_name(), [base])
     assert report["kills"] > 8
     assert report["broken"] == 0
+
+
+def test_a_branch_has_nothing_of_a_database_of_that_name_that_was_deleted(on_sqlite: Developer) -> None:
+    on_sqlite.boot("first")
+    on_sqlite.git("checkout", "-q", "-b", "x")
+    base = Path(make_url(on_sqlite.project.url).database or "")
+    leave_wal(base.with_name(f"{base.stem}.branch-x{base.suffix}"))
+    _, name, notes, _ = on_sqlite.boot()
+    assert (name, notes) == (f"{base.stem}.branch-x{base.suffix}", ["first"])
+
+
+def test_a_link_that_leads_nowhere_is_no_database_of_a_branch(on_sqlite: Developer) -> None:
+    on_sqlite.boot("first")
+    base = Path(make_url(on_sqlite.project.url).database or "")
+    base.with_name(f"{base.stem}.branch-x{base.suffix}").symlink_to("nowhere")
+    result = on_sqlite.run("--json")
+    assert (result.exit_code, json.loads(result.stdout)["databases"][0]["kept"]) == (0, [])

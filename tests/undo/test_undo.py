@@ -14,11 +14,14 @@ from tests.undo.samples import BASE, apply, archives, described, refusal
 CHANGES = {
     "columns": 'op.add_columns("users", Column("age", Integer, index=True), Column("mail", String(9), unique=True))',
     "keyed column": 'op.add_column("users", Column("team", Integer, ForeignKey("teams.id", name="fk_team")))',
+    "indexed key": 'op.add_column("users", Column("team", Integer, ForeignKey("teams.id"), index=True))',
     "table": 'op.create_table("notes", Column("id", Integer, primary_key=True), Column("t", String(5), index=True))',
     "index": 'op.create_index("ix_name", "users", ["name", "city"], unique=True)',
     "unique": 'op.create_unique_constraint("uq_name", "users", ["name"])',
     "check": 'op.create_check_constraint("ck_points", "users", "points > 0", online=False)',
     "foreign key": 'op.create_foreign_key("fk_points", "users", "teams", ["points"], ["id"], online=False)',
+    "foreign key and index": 'op.create_foreign_key("fk_points", "users", "teams", ["points"], ["id"], online=False); '
+    'op.create_index("ix_points", "users", ["points"])',
     "wider type": 'op.alter_column("users", "name", type_=String(40))',
     "bigger type": 'op.alter_column("users", "points", type_=BigInteger, online=False)',
     "nullable": 'op.alter_column("users", "name", nullable=True)',

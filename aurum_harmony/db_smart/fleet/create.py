@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from ..errors import DbSmartError, text_of
 from ..notices import logger_of
 from ..retry import retry
+from ..settings import LockSettings
 from ..store import snapshot
+from ..store.lock import lock_of
 from ..store.tables import state
 from .tenants import Places, Tenant, server_of
 
@@ -21,7 +23,10 @@ _logger = logger_of(__name__)
 
 #: How often a copy of a PostgreSQL database is tried again, of which somebody is using the template.
 _RETRIES = 5
-_IN_USE, _EXISTS = "55006", ("42P04", "42P06")
+#: No driver looks for parameters, of which a percent sign in a name would be one.
+_AS_IT_IS = {"no_parameters": True}
+#: The third one is what PostgreSQL says where another session makes it at the same moment.
+_IN_USE, _EXISTS = "55006", ("42P04", "42P06", "23505")
 
 
 def make(places: Places, tenant: Tenant, template: Tenant | None) -> None:
@@ -57,25 +62,29 @@ def _there(tenant: Tenant) -> DbSmartError:
 
 
 def _file(tenant: Tenant, template: Tenant | None) -> None:
-    """Copy a SQLite file; without a template the first migration makes it."""
+    """Copy a SQLite file; without a template an empty one, so that who makes it is known, which the migrations fill."""
     path = tenant.path
     assert path is not None
-    if path.exists():
-        raise _there(tenant)
-    if template is None or template.path is None:
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new-{uuid.uuid4().hex}")
-    try:
-        snapshot.copy(template.path, fresh)
-        with closing(sqlite3.connect(fresh)) as connection, connection:
-            connection.execute(f"UPDATE {state.name} SET database_id = ? WHERE id = 1", (uuid.uuid4().hex,))
+    # Whoever else makes it, or migrates it then, has that lock: nobody's journal is removed.
+    with lock_of(tenant, LockSettings()).held(lambda _: False):
+        if path.exists():
+            raise _there(tenant)
         try:
-            os.link(fresh, path)  # which replaces nothing, as a rename would
+            if template is None or template.path is None:
+                path.touch(exist_ok=False)
+                return
+            fresh = path.with_name(f"{path.name}.new-{uuid.uuid4().hex}")
+            try:
+                snapshot.copy(template.path, fresh)
+                with closing(sqlite3.connect(fresh)) as connection, connection:
+                    connection.execute(f"UPDATE {state.name} SET database_id = ? WHERE id = 1", (uuid.uuid4().hex,))
+                snapshot.remove_journals(path)
+                os.link(fresh, path)  # which replaces nothing, as a rename would
+            finally:
+                fresh.unlink(missing_ok=True)
         except FileExistsError:
             raise _there(tenant) from None
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _on_server(places: Places, tenant: Tenant, template: Tenant | None) -> None:
@@ -109,7 +118,8 @@ def _copied(places: Places, tenant: Tenant, template: Tenant, connection: sa.Con
     quoted = _quoted(connection, fresh)
 
     def attempt() -> None:
-        connection.exec_driver_sql(f"CREATE DATABASE {quoted} TEMPLATE {_quoted(connection, str(source.database))}")
+        named = _quoted(connection, str(source.database))
+        connection.exec_driver_sql(f"CREATE DATABASE {quoted} TEMPLATE {named}", execution_options=_AS_IT_IS)
 
     def used(error: Exception) -> bool:
         return isinstance(error, sa.exc.DBAPIError) and template.facts.code(error) == _IN_USE
@@ -148,7 +158,7 @@ def _send(tenant: Tenant, connection: sa.Connection, statement: str) -> None:
     :raises DbSmartError: that is there already.
     """
     try:
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(statement, execution_options=_AS_IT_IS)
     except sa.exc.DBAPIError as error:
         if tenant.facts.code(error) in (*_EXISTS, 1007):  # of MariaDB
             raise _there(tenant) from None
@@ -156,4 +166,7 @@ def _send(tenant: Tenant, connection: sa.Connection, statement: str) -> None:
 
 
 def _quoted(connection: sa.Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote_identifier(name)
+    """A name for a statement that is sent as it is."""
+    preparer = connection.dialect.identifier_preparer
+    quoted = preparer.quote_identifier(name)
+    return quoted.replace("%%", "%") if preparer._double_percents else quoted

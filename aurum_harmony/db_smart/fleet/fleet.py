@@ -17,6 +17,7 @@ from ..boot.planner import Planner
 from ..errors import ConfigError, DbSmartError, Interrupted, WrongUsage
 from ..extension import DbSmart
 from ..interrupt import interrupt, interruptible
+from ..session.rebind import unbound
 from ..settings import Settings
 from ..store.database import Database
 from . import remote
@@ -35,6 +36,8 @@ Listener = Callable[[FleetRun, "Result | None"], None]
 STRATEGIES = ("full", "on_request", "progressive")
 #: How many tenants are at work at a time. What takes time is the server, not this process.
 _WORKERS = 8
+#: Where ``app.extensions`` has what lets its code have tenants.
+_GATE = "db_smart_fleet_gate"
 
 
 class Fleet:
@@ -51,7 +54,7 @@ class Fleet:
     :param control: the name of the database that has the ledger.
     :param strategy: ``"full"``: a command migrates all, and a tenant that is behind is not served. ``"on_request"``: a
         tenant is migrated at its first use. ``"progressive"``: so too, but it is used meanwhile, as it is.
-    :param groups: gives the group, or the groups, of a tenant by its name, for :meth:`migrate`.
+    :param groups: gives the group, or the groups, of a tenant by its name, for :meth:`migrate`; ``None`` for no group.
     :param canary: how many tenants are migrated first, see :meth:`migrate`.
     :param template: the name of a tenant of which :meth:`create` makes copies.
     :param patience: how long a request waits for its tenant to be migrated, seconds.
@@ -89,7 +92,10 @@ class Fleet:
         self._groups = groups
         self._canary = canary
         self.template = template
-        self._gate = Gate(self, patience, keep)
+        self._patience = patience
+        self._keep = keep
+        #: Gives the name of the tenant of a request.
+        self.reader: Callable[[], str | None] | None = None
         for app in smart.applications:
             self.init_app(app)
 
@@ -103,7 +109,9 @@ class Fleet:
                 "A fleet is already registered on this application; use app.extensions['db_smart_fleet']."
             )
         app.extensions[EXTENSION] = self
-        self._gate.register(app)
+        # Of each application its own: they may have other databases.
+        app.extensions[_GATE] = Gate(self, self._patience, self._keep)
+        app.extensions[_GATE].register(app)
 
     def migrate(
         self,
@@ -131,7 +139,7 @@ class Fleet:
         :param per_server: how many of them on one server, by host and port. A run on a tenant has one connection, and
             for moments one or two more.
         :param stop_after: after how many failures no other tenant is begun.
-        :param only: names of tenants; of the others none is looked at.
+        :param only: names of tenants, which are looked at whatever the ledger says; of the others none is.
         :param group: only those of this group.
         :param failed: only those whose last run failed.
         :param every: look at those too that the ledger has as up to date.
@@ -144,6 +152,9 @@ class Fleet:
         :raises Interrupted: SIGTERM or Ctrl-C; the tenants that were at work are rolled back.
         :raises DbSmartError: the migrations cannot be loaded, the ledger cannot be read, or there is no such tenant.
         """
+        for what, number in (("workers", workers), ("per_server", per_server), ("stop_after", stop_after)):
+            if number is not None and number < 1:
+                raise WrongUsage(f"{what} must be at least 1, not {number}. Nothing was changed.")
         app, started = self._app(), time.perf_counter()
         tell = listener or (lambda run, result: None)
         planner = self._planner(app)
@@ -191,7 +202,7 @@ class Fleet:
         # Who names tenants has a reason to have them looked at, whatever the ledger says.
         head, missing = set() if only or every else ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
-        with app.app_context():
+        with unbound(app):
             for name in self._names():
                 missing.discard(name)
                 if (only and name not in only) or (failed and name not in broken):
@@ -209,12 +220,16 @@ class Fleet:
         run.pending = names.count
 
     def _names(self) -> Iterator[str]:
-        """The names of all tenants, as the application gives them.
+        """The names of all tenants, as the application gives them, each once.
 
         :raises DbSmartError: it cannot.
         """
+        seen: set[str] = set()
         try:
-            yield from self._tenants()
+            for name in self._tenants():
+                if name not in seen:
+                    seen.add(name)
+                    yield name
         except DbSmartError:
             raise
         except Exception as error:  # of the code of the application
@@ -243,7 +258,7 @@ class Fleet:
         app = self._app()
         known = self.ledger(app).known(self._planner(app).source(None))
         found = dict.fromkeys(("total", UP_TO_DATE, PENDING, FAILED, "new", "gone"), 0)
-        with app.app_context():
+        with unbound(app):
             for name in self._names():
                 found["total"] += 1
                 found[known.pop(name, "new")] += 1
@@ -309,7 +324,8 @@ class Fleet:
         :raises DatabaseBehind: it is behind, and ``strategy`` is ``"full"``.
         :raises DbSmartError: it cannot be reached, or could not be migrated.
         """
-        with self._gate.open(self._app(), name, None):
+        app = self._app()
+        with app.extensions[_GATE].open(app, name, None):
             yield
 
     def tenant_from_request(self, function: C) -> C:
@@ -318,7 +334,7 @@ class Fleet:
         It is called without argument before each request; ``None`` is for a request of no tenant. An unknown tenant is
         answered with status 404, one that is not ready with 503 and ``Retry-After``.
         """
-        self._gate.reader = function
+        self.reader = function
         return function
 
     def forget(self, name: str) -> None:
@@ -328,16 +344,18 @@ class Fleet:
 
         :param name: which ``tenants`` does not give any more.
         """
-        self.ledger(self._app()).forget(name)
-        self._gate.forget(name)
+        app = self._app()
+        self.ledger(app).forget(name)
+        app.extensions[_GATE].forget(name)
 
     def close(self) -> None:
         """Wait for the tenants that are being migrated because they were used, and close all their connections."""
-        self._gate.close()
+        for app in self._applications():
+            app.extensions[_GATE].close()
 
     def is_tenant(self, app: Flask, name: str) -> bool:
         """Whether there is a tenant of a name; looks through the names."""
-        with app.app_context():
+        with unbound(app):
             return any(one == name for one in self._names())
 
     def ledger(self, app: Flask) -> Ledger:
@@ -379,12 +397,15 @@ class Fleet:
         """
         if has_app_context() and current_app.extensions.get(EXTENSION) is self:
             return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
-        apps = [app for app in self.smart.applications if app.extensions.get(EXTENSION) is self]
+        apps = self._applications()
         if len(apps) != 1:
             raise ConfigError(
                 "It is not clear which application is meant: call init_app(app), or do it in its context."
             )
         return apps[0]
+
+    def _applications(self) -> list[Flask]:
+        return [app for app in self.smart.applications if app.extensions.get(EXTENSION) is self]
 
 
 def _workers_of(executor: Executor | None) -> int:

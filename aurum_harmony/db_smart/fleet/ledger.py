@@ -121,7 +121,7 @@ class Ledger:
 
     def make(self) -> None:
         """Make the tables where they are missing; several processes may do so at once."""
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> None:
                 connection.rollback()
@@ -150,7 +150,7 @@ class Ledger:
             return
         now = datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds")
         mine, rows = fleet.c.name.in_(by_name), sa.select(fleet.c.name, fleet.c.attempts)
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> None:
                 connection.rollback()
@@ -173,6 +173,22 @@ class Ledger:
 
             retry(attempt, _RETRIES, self._may_pass)
 
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A connection to write with.
+
+        :raises DatabaseUnreachable: it cannot be written.
+        """
+        try:
+            with self.database.connect() as connection:
+                yield connection
+        except (sa.exc.DBAPIError, DatabaseUnreachable) as error:
+            raise DatabaseUnreachable(
+                f"Cannot write the ledger of the fleet in the database {self.database.name!r}: "
+                f"{self.database.redact(error)}. What was applied to tenants stays applied, and the next run finds it "
+                "so. Fix the cause and start again."
+            ) from None
+
     def look_again(self, name: str) -> None:
         """Have the next run look at a tenant, whose database is behind what its row says."""
         self._send(fleet.update().where(fleet.c.name == name, fleet.c.status == APPLIED).values(source=""))
@@ -182,7 +198,7 @@ class Ledger:
         self._send(fleet.delete().where(fleet.c.name == name))
 
     def _send(self, statement: sa.Update | sa.Delete) -> None:
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> None:
                 connection.rollback()
@@ -237,7 +253,7 @@ class Ledger:
         take = {"token": fleet_lease.c.token + 1, "holder": process_name(), "expires": self._expiry()}
         row = sa.select(fleet_lease, now.label("now")).where(fleet_lease.c.id == 1)
         first: sa.Row[Any] | None = None
-        with self.database.connect() as connection:
+        with self._writing() as connection:
 
             def attempt() -> sa.Row[Any] | None:
                 connection.rollback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -9,20 +10,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from flask import Flask, Response, current_app, g
+from flask import Flask, Response, current_app
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from ..errors import DatabaseBehind, DatabaseUnreachable, DbSmartError
+from ..errors import ConfigError, DatabaseBehind, DatabaseUnreachable, DbSmartError
 from ..notices import logger_of
-from ..session.rebind import bound
+from ..session.rebind import Block, bound, keep_for_request, of_request
 from ..settings import Settings
 from ..web.answers import refused
 from ..web.readiness import Readiness, What
 from .ledger import FAILED, UP_TO_DATE, Result
-from .tenants import Crew, Tenant, TenantGone
+from .tenants import Crew, Tenant, TenantGone, check_name
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -48,13 +50,11 @@ class Gate:
 
     :param patience: how long a request waits for that, seconds.
     :param keep: how many tenants a process keeps connections to that are not in use.
-    :ivar reader: gives the name of the tenant of a request.
     """
 
     def __init__(self, fleet: Fleet, patience: float, keep: int) -> None:
         self._fleet = fleet
         self._patience = patience
-        self.reader: Callable[[], str | None] | None = None
         self._lock = threading.Lock()
         #: Names of the tenants that were found ready in this process.
         self._ready: set[str] = set()
@@ -65,6 +65,7 @@ class Gate:
         self._crew: Crew | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._engines = _Engines(keep)
+        _all.add(self)
 
     # -- requests
 
@@ -73,21 +74,32 @@ class Gate:
         hooks = app.before_request_funcs.setdefault(None, [])
         ours = [place for place, hook in enumerate(hooks) if getattr(hook, "__self__", None) is self._fleet.smart]
         hooks.insert(ours[0] + 1 if ours else 0, self._begin)
-        app.teardown_request(self._end)
+        teardown = app.do_teardown_request
+
+        def end(*args: Any, **options: Any) -> None:
+            """Also where a function of the application for that fails, as the next request of the thread must not have
+            this tenant; and after all of them."""
+            try:
+                teardown(*args, **options)
+            finally:
+                self._end()
+
+        app.do_teardown_request = end  # type: ignore[method-assign]
 
     def _begin(self) -> Response | None:
-        name = None if self.reader is None else self.reader()
+        reader = self._fleet.reader
+        name = None if reader is None else reader()
         if name is None:
             return None
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         with ExitStack() as stack:
             try:
-                stack.enter_context(self.open(app, name, self._patience))
+                keep_for_request(stack.enter_context(self.open(app, name, self._patience)))
             except UnknownTenant:
                 return Response("There is no such tenant.\n", 404, mimetype="text/plain")
             except DbSmartError as error:
                 return self._refused(app, error)
-            g._db_smart_tenant = stack.pop_all()
+            of_request()["db_smart_tenant"] = stack.pop_all()
         return None
 
     def _refused(self, app: Flask, error: DbSmartError) -> Response:
@@ -99,26 +111,31 @@ class Gate:
         _logger.error("db-smart: %s", error.message)
         return refused(app, Readiness(state, retry_after=int(_AGAIN_SECONDS), reason="This tenant is not ready."))
 
-    def _end(self, _: BaseException | None) -> None:
-        stack = g.pop("_db_smart_tenant", None)
+    def _end(self) -> None:
+        stack = of_request().pop("db_smart_tenant", None)
         if stack is not None:
             stack.close()
 
     # -- the database of a tenant
 
     @contextmanager
-    def open(self, app: Flask, name: str, patience: float | None) -> Iterator[None]:
+    def open(self, app: Flask, name: str, patience: float | None) -> Iterator[Block]:
         """See :meth:`~.fleet.Fleet.use`.
 
         :param patience: how long to wait while it is migrated, seconds; ``None`` for as long as that takes.
+        :raises UnknownTenant: there is none of that name, or it can be none.
         :raises TenantNotReady: it took longer.
         """
+        try:
+            check_name(name)
+        except ConfigError as error:
+            raise UnknownTenant(f"There is no such tenant. {error.message}") from None
         if name not in self._ready:
             self._make_ready(app, name, patience)
         crew = self._crew_of(app)
         db, key = self._fleet.smart.database(app), crew.places.key
-        with self._engines.of(name, lambda: crew.places.tenant(name)) as engine, bound(app, db, key, engine):
-            yield
+        with self._engines.of(name, lambda: crew.places.tenant(name)) as engine, bound(app, db, key, engine) as block:
+            yield block
 
     def _make_ready(self, app: Flask, name: str, patience: float | None) -> None:
         """Have the tenant looked at, once for all who ask meanwhile, and wait for that."""
@@ -163,6 +180,12 @@ class Gate:
         if pool is not None:
             pool.shutdown()
         self._engines.close()
+
+    def after_fork(self) -> None:
+        """Have a forked process begin with threads, locks and connections of its own."""
+        self._lock, self._bringing = threading.Lock(), {}
+        self._crew = self._pool = None
+        self._engines.after_fork()
 
     def _look(self, app: Flask, name: str, future: Future[None]) -> None:
         """Ask the tenant and the ledger one question each, and see to a tenant that is not what they say.
@@ -210,9 +233,9 @@ class Gate:
                 ledger.look_again(name)
             raise DatabaseBehind(f"The tenant {name!r} is behind this code. Run 'flask db-smart fleet migrate'.")
         assert self._pool is not None
-        self._pool.submit(self._bring, app, name, future)
         if self._fleet.strategy == "progressive":
-            future.set_result(None)
+            future.set_result(None)  # before it can be over
+        self._pool.submit(self._bring, app, name, future)
 
     def _bring(self, app: Flask, name: str, future: Future[None]) -> None:
         """Bring a tenant up to date, in a thread of its own."""
@@ -299,3 +322,22 @@ class _Engines:
             kept, self._kept = self._kept, OrderedDict()
         for tenant, _ in kept.values():
             tenant.close()
+
+    def after_fork(self) -> None:
+        """Leave the connections to the process before."""
+        self._lock = threading.Lock()
+        for tenant, _ in self._kept.values():
+            if tenant.schema is None:  # else they are the application's
+                tenant.app_engine.dispose(close=False)
+
+
+_all: WeakSet[Gate] = WeakSet()
+
+
+def _after_fork() -> None:
+    for one in list(_all):
+        one.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

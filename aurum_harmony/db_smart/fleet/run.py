@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
-from ..errors import ConfigError, Interrupted, text_of
+from ..errors import ConfigError, DbSmartError, Interrupted, text_of
 from .ledger import APPLIED, FAILED, UP_TO_DATE, Ledger, Result
 
 #: So many characters of names wait in memory, more in a file.
@@ -201,6 +201,8 @@ class Course:
             return False
         try:
             future = self._submit(name)
+            if future in self._at_work:
+                raise DbSmartError(f"it gave one future for {self._at_work[future][0]!r} and for {name!r}")
         except Exception as error:  # it was closed, or its scheduler is not there any more
             self._gone = True
             self._run.stopped = f"the executor takes no more work: {type(error).__name__}: {text_of(error)}"
@@ -232,7 +234,10 @@ class Course:
         try:
             if not future.done():
                 raise CancelledError
-            return future.result()
+            found = future.result()
+            if isinstance(found, Result) and found.name == name:
+                return found
+            said = "the executor gave the result of something else"
         except (Interrupted, KeyboardInterrupt):
             raise
         except CancelledError:

@@ -23,8 +23,8 @@ from ..loading.decorator import Migration
 from ..loading.revisions import Revisions
 from ..loading.sources import Sources
 from ..runner import DatabaseRun, Runner
-from ..session.rebind import application_engines, rebind
-from ..store.database import Database, begin, commit, safe_url
+from ..session.rebind import rebind, unbound
+from ..store.database import Database, application_engines, begin, commit, safe_url
 from ..store.history import State
 from ..store.tables import MAX_NAME
 from .ledger import APPLIED, FAILED, UP_TO_DATE, Ledger, Result
@@ -204,7 +204,8 @@ class Places:
         check_name(name)
         if self._schema is not None:
             try:
-                schema = self._schema(name)
+                with unbound(self._app):
+                    schema = self._schema(name)
             except Exception as error:  # of the code of the application
                 raise ConfigError(
                     f"Fleet(schema=…) cannot tell the schema of the tenant {name!r}: {said(error)}."
@@ -234,7 +235,8 @@ class Places:
         if self._url is None:
             return self.own().url
         try:
-            given = self._url(name)
+            with unbound(self._app):
+                given = self._url(name)
         except Exception as error:  # of the code of the application
             raise ConfigError(f"Fleet(url=…) cannot tell the URL of the tenant {name!r}: {said(error)}.") from error
         try:
@@ -301,8 +303,9 @@ def check_name(name: object, what: str = "name") -> None:
     :raises ConfigError: it cannot.
     """
     if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip() or len(name) > MAX_NAME:
+        shown = f"{name!r:.100}" if isinstance(name, str) else f"A value of the type {type(name).__name__}"
         raise ConfigError(
-            f"{name!r:.100} cannot be the {what} of a tenant: it must be a text of at most {MAX_NAME} characters that "
+            f"{shown} cannot be the {what} of a tenant: it must be a text of at most {MAX_NAME} characters that "
             "can be printed, without blanks around it. Nothing was changed."
         )
 

@@ -224,9 +224,12 @@ def _narrowed(catalog: DryCatalog, table: str, schema: str | None, columns: list
 def _place(catalog: DryCatalog, table: str, schema: str | None) -> str | None:
     """What releases call a table; ``None`` for one that this run has made."""
     stored = catalog.stored(table, schema)
-    if stored is None:
-        return None
-    name = catalog.normalize_name(stored)
+    return None if stored is None else place_of(catalog, stored, schema)
+
+
+def place_of(catalog: DryCatalog, name: str, schema: str | None) -> str:
+    """What releases call a table or a view."""
+    name = catalog.normalize_name(name)
     return name if schema is None else f"{catalog.normalize_name(schema)}.{name}"
 
 

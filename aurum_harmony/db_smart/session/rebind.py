@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import Flask, has_app_context
+from flask import Flask, has_app_context, has_request_context, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from ..dialects.base import facts_of
 from ..errors import DbSmartError
-from ..store.database import Database, engines_of
+from ..store.database import Database
 from .journal import Journal, reads
 
 if TYPE_CHECKING:
@@ -86,8 +86,12 @@ def commit_session(session: scoped_session[Session]) -> None:
         session.commit()
 
 
-#: What blocks of the application's own code see: of which engines, under which key, what engine.
-_bound: ContextVar[tuple[tuple[_ThreadEngines, str | None, Engine], ...]] = ContextVar("db_smart_bound", default=())
+#: What a block of the application's own code sees: of which engines, under which key, what engine.
+Block = tuple["_ThreadEngines", "str | None", Engine]
+#: The blocks that count here; ``None`` where not even that of the request does.
+_bound: ContextVar[tuple[Block, ...] | None] = ContextVar("db_smart_bound", default=())
+#: Under which name a request has its block.
+_OF_REQUEST = "_db_smart_block"
 #: Held while the engines of an application are replaced by those of its threads, or put back.
 _replacing = threading.Lock()
 
@@ -111,14 +115,8 @@ def _replaced(app: Flask, db: SQLAlchemy, keys: Set[str | None], engine: Callabl
                 all_engines[app] = engines.engines
 
 
-def application_engines(app: Flask, db: SQLAlchemy) -> Mapping[str | None, Engine]:
-    """The engines of an application, whatever this thread sees in their place."""
-    engines = engines_of(app, db)
-    return engines.engines if isinstance(engines, _ThreadEngines) else engines
-
-
 @contextmanager
-def bound(app: Flask, db: SQLAlchemy, key: str | None, engine: Engine) -> Iterator[None]:
+def bound(app: Flask, db: SQLAlchemy, key: str | None, engine: Engine) -> Iterator[Block]:
     """Let ``db.session`` and the engine of a bind use another engine, in this thread or task, for a block.
 
     For the application's own code: it gets a session of its own, of which what is not committed is rolled back at the
@@ -131,19 +129,57 @@ def bound(app: Flask, db: SQLAlchemy, key: str | None, engine: Engine) -> Iterat
         engines.kept = True
     if threading.get_ident() in engines.layers:
         raise DbSmartError("A migration cannot use another tenant. Nothing of it is recorded. Let it use its own.")
-    before = _bound.get()
+    mine = engines, key, engine
     with nullcontext() if has_app_context() else app.app_context():
         sessions = db.session.registry
         held = sessions() if sessions.has() else None
         sessions.clear()
-        _bound.set((*before, (engines, key, engine)))
+        _bound.set((*(_bound.get() or ()), mine))
         try:
-            yield
+            yield mine
         finally:
-            db.session.remove()
-            _bound.set(before)
-            if held is not None:
-                sessions.set(held)
+            try:
+                db.session.remove()
+            finally:  # whatever fails, and in whatever order blocks of generators end: nobody else gets this engine
+                _bound.set(tuple(one for one in _bound.get() or () if one is not mine))
+                sessions.clear()
+                if held is not None:
+                    sessions.set(held)
+
+
+@contextmanager
+def unbound(app: Flask) -> Iterator[None]:
+    """A context of an application in which no block of :func:`bound` counts, for code that says where tenants are."""
+    token = _bound.set(None)
+    try:
+        with app.app_context():
+            yield
+    finally:
+        _bound.reset(token)
+
+
+def keep_for_request(block: Block) -> None:
+    """Have a block count in all that is done in the contexts of this request, also in what is streamed afterwards."""
+    of_request()[_OF_REQUEST] = block
+
+
+def of_request() -> dict[str, Any]:
+    """What belongs to this request alone; ``g`` also belongs to one that a view makes inside it."""
+    current: Any = request
+    found: dict[str, Any] = current._get_current_object().__dict__
+    return found
+
+
+def _blocks() -> tuple[Block, ...]:
+    """The blocks that count here; the last one most."""
+    blocks = _bound.get()
+    if blocks is None:
+        return ()
+    if has_request_context():
+        mine = of_request().get(_OF_REQUEST)
+        if mine is not None and not any(one is mine for one in blocks):
+            return (mine, *blocks)
+    return blocks
 
 
 def _installed(app: Flask, db: SQLAlchemy) -> _ThreadEngines:
@@ -172,7 +208,7 @@ class _ThreadEngines(Mapping[str | None, Engine]):
         for keys, engine in reversed(self.layers.get(threading.get_ident(), ())):
             if key in keys:
                 return engine()
-        for engines, name, bound in reversed(_bound.get()):
+        for engines, name, bound in reversed(_blocks()):
             if engines is self and name == key:
                 return bound
         return self.engines[key]

@@ -27,7 +27,7 @@ from ..errors import ConfigError, DbSmartError, LockHeld
 from ..settings import LockSettings
 from .database import Database, safe_url
 from .lock import Lock, lock_of
-from .snapshot import copy_file
+from .snapshot import copy_file, remove_journals
 
 #: Between the name of the database and that of the branch.
 _MARK = ".branch-"
@@ -140,6 +140,8 @@ class _Files(BranchDatabases):
             slug = path.name.removeprefix(self._begin).removesuffix(self._end)
             if path.name == f"{self._begin}{slug}{self._end}" and _SLUG.fullmatch(slug):
                 stats = [one.stat() for one in _files_of(path) if one.exists()]
+                if not stats:  # a link that leads nowhere, or just deleted
+                    continue
                 changed = datetime.fromtimestamp(max(one.st_mtime for one in stats), timezone.utc)
                 found.append(Kept(path.name, _unslug(slug), sum(one.st_size for one in stats), changed))
         return sorted(found, key=lambda item: item.name)
@@ -157,6 +159,7 @@ class _Files(BranchDatabases):
                     partial.unlink()
                 if target.exists():
                     return False
+                remove_journals(target)
                 copy_file(origin, target)
                 return True
         except (sqlite3.Error, OSError) as error:

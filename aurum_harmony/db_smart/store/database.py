@@ -424,6 +424,13 @@ def engines_of(app: Flask, db: SQLAlchemy) -> Mapping[str | None, Engine]:
     return engines
 
 
+def application_engines(app: Flask, db: SQLAlchemy) -> Mapping[str | None, Engine]:
+    """The engines of an application itself, whatever :mod:`~.session.rebind` shows this thread or task instead."""
+    engines = engines_of(app, db)
+    own: Mapping[str | None, Engine] = getattr(engines, "engines", engines)
+    return own
+
+
 def databases(engines: Mapping[str | None, Engine], migration_urls: Mapping[str, str]) -> dict[str, Database]:
     """All databases of an application by name, the default one first.
 

@@ -56,6 +56,13 @@ class Touches:
             _both(self.gone, other.gone), _both(self.narrowed, other.narrowed), self.unknown or other.unknown
         )
 
+    def made_again(self, place: str) -> Touches:
+        """The same, where what was dropped whole is there again, in another form."""
+        if place not in self.gone:
+            return self
+        gone = {table: columns for table, columns in self.gone.items() if table != place}
+        return Touches(gone, {**self.narrowed, place: []}, self.unknown)
+
     def text(self) -> str:
         """As the database keeps it."""
         said = {name: {table: sorted(found) for table, found in getattr(self, name).items()} for name in _KINDS}

@@ -376,6 +376,15 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copymode(source, target)
 
 
+def remove_journals(path: Path) -> None:
+    """Remove what is left of a database that is gone: SQLite would take it for a part of a copy that gets its name.
+
+    Where SQLite makes a database itself, it does the same.
+    """
+    for suffix in ("-wal", "-shm", "-journal"):
+        path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
+
+
 def before_interrupted(app: Flask, database: Database, chosen: Snapshot) -> Snapshot | None:
     """The snapshot from before the first try of a migration, where the chosen one is of a later try.
 
