@@ -1093,6 +1093,7 @@ class _Inverting:
         self._connection = transaction.connection
         self._catalog = Catalog(self._connection)
         self._keeper = _Keeper(run, transaction, target, undone)
+        self._target = target
         self._op = Operations(transaction, destructive=True, catalog=self._catalog)
         self._editor = editor_of(transaction, self._catalog)
 
