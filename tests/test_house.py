@@ -37,6 +37,7 @@ ORDER = (
         "revising",
         "stamping",
         "resuming",
+        "downgrading",
         "undo",
         "preview",
         "script",

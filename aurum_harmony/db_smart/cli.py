@@ -633,7 +633,7 @@ def _undo(
         return Undo(error.message, database.name, database.url, [], [])
 
     with _failing(failed, as_json):
-        told = smart.undoing(database, wanted)
+        told = smart.undoing(app, planner, database, wanted)
     refused = [text for one in told for text in one.objections(archive=archive, discard=discard)]
     report = Undo(None, database.name, database.url, told, refused)
     if dry_run or refused:

@@ -385,15 +385,15 @@ class DbSmart:
 
         return stamp(runner, planner.databases[name], wanted, told)
 
-    def undoing(self, database: Database, wanted: str | None) -> list[Undoing]:
-        """What taking a run back would come to; see :func:`~.undo.look`.
+    def undoing(self, app: Flask, planner: Planner, database: Database, wanted: str | None) -> list[Undoing]:
+        """What taking a run back would come to; see :func:`~.undo.look`. Needs an application context.
 
         :raises DbSmartError: there is no such run, or the database cannot be asked.
         """
         with without_plugin_lines():
             from .undo import asked
 
-        return asked(database, wanted)
+        return asked(self._runner(app, planner), database, wanted)
 
     def undo(
         self,
@@ -705,7 +705,7 @@ class DbSmart:
             else:
                 lost = self._warn_of_lost_tables(app, planner, plans)
                 self._hints(app, planner).at_boot({plan.database.name: plan.state for plan in plans}, ahead, lost)
-                if settings.migrates and not later:
+                if settings.migrates and not later and not any(plan.half_undone for plan in plans):
                     if known is None:
                         planner.settle(plans)
                     planner.remember({plan.database.name: plan.state for plan in plans if plan.state is not None})
@@ -1076,6 +1076,8 @@ def _tell(plans: list[Plan]) -> None:
         if plan.ahead:
             names = ", ".join(plan.ahead)
             _logger.info("db-smart: the database %r is ahead of this code: %s", plan.database.name, names)
+        for note in plan.undo_notes:
+            _logger.warning("db-smart: %s (database %r)", note, plan.database.name)
         plan.log_edited_once()
 
 

@@ -425,6 +425,7 @@ class DatabaseStatus:
     :ivar missing: the tables of the models that are not there.
     :ivar lacking: the tables and columns of the models that are not there although at most contract steps are pending.
     :ivar failed: the last run that failed, of a migration that was not applied since.
+    :ivar half_undone: numbers of the runs of which an undo was interrupted.
     """
 
     name: str
@@ -439,6 +440,7 @@ class DatabaseStatus:
     failed: Failure | None = None
     lock: Lock | None = None
     progress: Progress | None = None
+    half_undone: list[int] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -484,6 +486,7 @@ class DatabaseStatus:
             None if failed is None else Failure(**failed),
             lock,
             progress,
+            plan.half_undone,
         )
 
     def lines(self) -> Iterator[str]:
@@ -704,6 +707,7 @@ def _ask(app: Flask, smart: DbSmart, planner: Planner, database: Database) -> An
                 progress = lock.progress
             failed = read_failure(connection, plan.elsewhere)
     notes = [f"{name} was edited after it was applied; it runs only once." for name in plan.edited_once]
+    notes += [f"Attention: {note}." for note in plan.undo_notes]
     if missing and Settings(app).create_all:
         notes.append(f"Attention: {said}")
     # A contract step may wait for days; what it is to bring is lacking until then.
@@ -1000,6 +1004,7 @@ class Undo(Report):
                 yield from (f"    is gone already: {text}" for text in run.gone)
                 yield from (f"    would lose {loss}" for loss in run.losses)
                 yield from (f"    perhaps made by it: {text}" for text in run.perhaps)
+                yield from (f"    cannot be counted: {one_line(text)}" for text in run.unforeseen)
                 yield from (f"    stays, and would be done again with it: {one_line(text)}" for text in run.stays)
             yield from (f"  refused: {one_line(text)}" for text in self.refused)
             return

@@ -106,7 +106,7 @@ class Resume:
 
 
 @dataclass
-class _Statement:
+class Statement:
     """What a revision sends.
 
     :ivar step: by what the journal knows it; ``None`` for a question.
@@ -130,7 +130,7 @@ class _Unit:
     :ivar refused: whether rows were committed also where the schema change behind them was refused.
     """
 
-    statements: list[_Statement]
+    statements: list[Statement]
     refused: bool = False
 
     @property
@@ -257,7 +257,7 @@ class _Locating(Revising):
         self.next: Pending | None = None
         self.copies: list[str] = []
         self.ending: Ending | None = None
-        self.listing: _Listing | None = None
+        self.listing: Listing | None = None
         self._source = ""
         #: What ended the code of the revision before its end.
         self._broke: BaseException | None = None
@@ -309,7 +309,7 @@ class _Locating(Revising):
             return
         path = item.migration.path
         self._source = Path(path).read_text(encoding="utf-8") if path else ""
-        self.listing = listing = _Listing(
+        self.listing = listing = Listing(
             connection, item.migration.name, self._modes[connection], hidden=may_commit(self._source)
         )
         if not (self._run.database.facts.server and self._run.database.facts.transactional_ddl):
@@ -351,7 +351,7 @@ class _Locating(Revising):
                 listing.unclear = listing.unclear or _gone(connection, copy_of(listing.gone), listing.gone, found)
         yield from ()
 
-    def passed(self, connection: sa.Connection) -> list[_Statement]:
+    def passed(self, connection: sa.Connection) -> list[Statement]:
         """The statements of the revision that another tool has done.
 
         :raises Unclear: they are not known.
@@ -415,7 +415,7 @@ class _Locating(Revising):
                     return connection.exec_driver_sql(query).first() is None
         return False
 
-    def compare(self, sent: Sequence[_Statement]) -> None:
+    def compare(self, sent: Sequence[Statement]) -> None:
         """Make sure that the revision sends the same each time, as what is done is known by its text.
 
         :raises Unclear: it does not.
@@ -424,7 +424,7 @@ class _Locating(Revising):
         facts = self._run.database.facts
         # The journal takes no account of values that are made anew; names that are would not be found.
 
-        def key(one: _Statement) -> object:
+        def key(one: Statement) -> object:
             return one.step, tuple(change._replace(form="") for change in changes_of(one.text, facts).seen)
 
         known = {key(one) for one in self.listing.statements}
@@ -480,7 +480,7 @@ class _Locating(Revising):
         if rows is not None and decides(self._source):
             raise Unclear(f"its code reads rows and may decide by them what it changes: {shown(rows.text)}")
 
-    def _check_reads(self, passed: Sequence[_Statement]) -> None:
+    def _check_reads(self, passed: Sequence[Statement]) -> None:
         """Make sure that the code reads what it read before.
 
         :raises Unclear: it may read something else.
@@ -506,7 +506,7 @@ class _Locating(Revising):
         if numbered is not None:
             raise Unclear(f"its code uses the number of a row that it has inserted: {shown(numbered.text)}")
 
-    def _check_forms(self, connection: sa.Connection, passed: Sequence[_Statement]) -> None:
+    def _check_forms(self, connection: sa.Connection, passed: Sequence[Statement]) -> None:
         """Make sure that what is there was not made by somebody else, in another form.
 
         :raises Unclear: it was.
@@ -583,14 +583,14 @@ def decides(source: str) -> bool:
     return False
 
 
-def _same_answer(question: _Statement, change: _Statement) -> bool:
+def _same_answer(question: Statement, change: Statement) -> bool:
     """Whether a schema change surely leaves the answer to a question about its table as it is."""
     seen = change.changes.seen
     every_column = "*" in re.sub(r"count\(\*\)", "", question.text, flags=re.IGNORECASE)
     return bool(seen) and not every_column and all(one.kind in _ADDED for one in seen)
 
 
-def _touched(statement: _Statement, facts: Facts) -> set[str]:
+def _touched(statement: Statement, facts: Facts) -> set[str]:
     """The tables that a statement changes."""
     seen = changes_of(statement.text, facts).seen
     found = {name.rpartition(".")[2] for change in seen for name in (change.table, change.new)}
@@ -624,7 +624,7 @@ def _mode(connection: sa.Connection) -> str:
     return "driver" if driver.isolation_level is not None and own == -1 else "own"
 
 
-class _Listing(RevisionJournal):
+class Listing(RevisionJournal):
     """Notes what a revision sends, and sends only its questions.
 
     :param mode: see :func:`_mode`.
@@ -634,16 +634,18 @@ class _Listing(RevisionJournal):
     :ivar unclear: why it cannot be followed.
     """
 
-    def __init__(self, connection: sa.Connection, revision: str, mode: str, *, hidden: bool) -> None:
-        super().__init__(connection, revision, lambda _: None, begun=False)
-        self.statements: list[_Statement] = []
+    def __init__(
+        self, connection: sa.Connection, revision: str, mode: str, *, hidden: bool, begun: bool = False
+    ) -> None:
+        super().__init__(connection, revision, lambda _: None, begun=begun)
+        self.statements: list[Statement] = []
         self.units: list[_Unit] = []
         self.unclear = (
             "" if mode != "own" else ("its env.py or engine begins and ends SQLite's transactions in a way of its own")
         )
         self._mode = mode
         self._hidden = hidden
-        self._open: list[_Statement] = []
+        self._open: list[Statement] = []
         #: Whether SQLite's driver has begun a transaction.
         self._began = False
         self._alike: Counter[str] = Counter()
@@ -744,16 +746,16 @@ class _Listing(RevisionJournal):
     def ask(self, statement: str) -> None:
         """Note a question."""
         if not self._in_batch:
-            self.statements.append(_Statement(statement))
+            self.statements.append(Statement(statement))
 
-    def change(self, step: str, statement: str, rows: int) -> _Statement:
+    def change(self, step: str, statement: str, rows: int) -> Statement:
         """Note a statement that changes something, and what is committed with it."""
         if self.enough:
             self.stop()
         self._alike[statement] += 1
         if self._alike[statement] > _MOST_ALIKE:
             self.refuse(f"its code repeats a statement until there is nothing more to do: {shown(statement)}")
-        one = _Statement(statement, step, self.autocommit or self._mode == "each", rows)
+        one = Statement(statement, step, self.autocommit or self._mode == "each", rows)
         text = without_comments(statement)
         if not (self.facts.server or self._began or self.gone) and re.match(rf"CREATE TABLE \"?{COPY}", text):
             if one.alone:
@@ -789,8 +791,8 @@ class _Listing(RevisionJournal):
 class _ListingCursor(RevisionCursor):
     """A driver's cursor that sends only questions."""
 
-    _journal: _Listing
-    _last: _Statement | None = None
+    _journal: Listing
+    _last: Statement | None = None
 
     @property
     def lastrowid(self) -> Any:
@@ -812,6 +814,9 @@ class _ListingCursor(RevisionCursor):
         step = journal.next(statement, name)
         if step is None:
             return journal.control(statement, send)
+        done = journal.done(step)
+        if done is not None:
+            return self._replay(done)
         if reads(statement):
             journal.ask(statement)
             return send()

@@ -80,7 +80,9 @@ class Run(Protocol):
     def end_item(self, item: Pending, seconds: float) -> None:
         """Say that a migration is applied and recorded."""
 
-    def record(self, connection: sa.Connection, migration: Migration, seconds: float) -> None:
+    def end_revision(
+        self, connection: sa.Connection, migration: Migration, seconds: float, journal: RevisionJournal
+    ) -> None:
         """Append it to the history, in the transaction of a connection."""
 
 
@@ -92,6 +94,9 @@ class Revising:
     :ivar journal: its statements.
     :ivar met: whether ``env.py`` configured a connection to the database.
     """
+
+    #: What is to be done with the revisions, and how those are that were done, in words.
+    _wanted, _stays = "pending", "ran and stay applied"
 
     def __init__(self, run: Run, plan: Plan) -> None:
         self._run = run
@@ -138,15 +143,15 @@ class Revising:
         if not self.met:
             raise DbSmartError(
                 f"{environment.directory}/env.py ran no revision on the database {database.name!r} ({database.url}), "
-                f"where they are pending: it configured no connection to it{self._others()}, or did not call "
+                f"where they are {self._wanted}: it configured no connection to it{self._others()}, or did not call "
                 "run_migrations(). Nothing was changed. Let it take the URL of the application, as the env.py of "
                 "Flask-Migrate does."
             )
         if left:
             raise DbSmartError(
-                f"{environment.directory}/env.py did not run what is pending on the database {database.name!r} "
-                f"({database.url}): {', '.join(left[:3])}{', …' if left[3:] else ''}. Revisions that ran and stay "
-                f"applied: {len(self._done) or 'none'}."
+                f"{environment.directory}/env.py did not run what is {self._wanted} on the database {database.name!r} "
+                f"({database.url}): {', '.join(left[:3])}{', …' if left[3:] else ''}. Revisions that {self._stays}: "
+                f"{len(self._done) or 'none'}."
             )
 
     def _others(self) -> str:
@@ -168,7 +173,7 @@ class Revising:
         waits = self._run.bound_changes(connection)
         waits.within = lambda: self.journal is not None and self.journal.paused
         versions = sa.select(context._version.c.version_num).with_for_update()
-        for step in environment.steps(heads):
+        for step in self._steps_to(environment, heads):
             item = self._items[str(step.revision.revision)]
             end_transaction(context)
             self.item, self._started = item, time.perf_counter()
@@ -185,6 +190,17 @@ class Revising:
             done, self.item = item, None
             self._done.add(done.migration.name)
             self._run.end_item(done, time.perf_counter() - self._started)
+
+    def _steps_to(self, environment: Environment, heads: tuple[str, ...]) -> Iterable[RevisionStep]:
+        """What is to be run, in order."""
+        return environment.steps(heads)
+
+    def _journal_of(self, connection: sa.Connection, item: Pending) -> RevisionJournal:
+        """The statements of one revision."""
+        run = self._run
+        return RevisionJournal(
+            connection, item.migration.name, run.lock.confirm, self._at_home, begun=run.has_steps(item)
+        )
 
     def _violated(self, connection: sa.Connection) -> set[str]:
         """Which foreign keys are violated before a revision; not looked for again where nothing has changed since."""
@@ -231,7 +247,7 @@ class Revising:
             raise DbSmartError(
                 f"{environment.directory}/env.py configures the version table {_named(found)} in the database "
                 f"{database.name!r} ({database.url}), but {_named(expected[:2])} was asked for what is pending. "
-                f"Revisions that ran and stay applied: {len(self._done) or 'none'}. Name it in Migrate(app, db, "
+                f"Revisions that {self._stays}: {len(self._done) or 'none'}. Name it in Migrate(app, db, "
                 "version_table=..., version_table_schema=...), or in env.py itself."
             )
 
@@ -240,9 +256,7 @@ class Revising:
         item, run = self.item, self._run
         assert item is not None
         with self._at_home(connection):
-            self.journal = journal = RevisionJournal(
-                connection, item.migration.name, run.lock.confirm, self._at_home, begun=run.has_steps(item)
-            )
+            self.journal = journal = self._journal_of(connection, item)
         engines: list[Savepoints] = []
 
         def engine() -> sa.Engine:
@@ -305,8 +319,8 @@ class Revising:
             with self._at_home(connection):
                 self._run.lock.confirm(connection)
                 seconds = time.perf_counter() - self._started
-                self._run.record(connection, item.migration, seconds)
                 assert self.journal is not None
+                self._run.end_revision(connection, item.migration, seconds, self.journal)
                 self.journal.clear(connection)
             self._changes = facts.changes(connection)
             self.journal.end()

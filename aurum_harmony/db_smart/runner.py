@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
     from .contract import Waits
+    from .session.replay import RevisionJournal
     from .store.releases import Touches
 
 _logger = logger_of(__name__)
@@ -463,6 +464,7 @@ class DatabaseRun:
         plan = planner.by_connection(database, connection, force=self._force)
         refusal = self._refusal(plan, connection)
         connection.rollback()  # what was only read
+        plan.refuse_half_undone()
         if refusal is not None:
             raise DbSmartError(refusal)
         self._leave(plan)
@@ -979,6 +981,22 @@ class DatabaseRun:
         if not migration.takes_operations:
             made.append({"op": "cannot", "what": "its function", "why": "it takes no operations, which would tell"})
         return json.dumps({"run": self._together, "made": made, "own": own})
+
+    def end_revision(
+        self, connection: sa.Connection, migration: Migration, seconds: float, journal: RevisionJournal
+    ) -> None:
+        """Append a revision to the history, in the transaction of a connection, with what whoever undoes it is told.
+
+        A release that runs no ``downgrade()`` reads there that it cannot take it back.
+        """
+        inverse = None
+        if self._keeps_inverse:
+            why = "this release of db-smart runs no downgrade(); 'flask db downgrade' does"
+            cannot = {"op": "cannot", "what": "a revision of Alembic", "why": why, "sure": True}
+            _, own = journal.inverses()
+            kept = {"run": self._together, "made": [cannot], "own": own, "schema": journal.changes_schema}
+            inverse = json.dumps(kept)
+        self.record(connection, migration, seconds, inverse=inverse)
 
     def transaction(
         self,

@@ -68,7 +68,7 @@ def test_a_process_that_ends_after_the_commit_leaves_no_flag(project: Project) -
     with app.app_context():
         planner = smart.planner(app)
         database = planner.databases["default"]
-        told = smart.undoing(database, None)
+        told = smart.undoing(app, planner, database, None)
         sa.event.listen(database.engine, "commit", lambda _: flags.append(project.flag.exists()))
         smart.undo(app, planner, database, None, told, archive=False, discard=False)
     project.dispose(app)

@@ -114,6 +114,8 @@ class Plan:
     applied: list[Applied] = field(default_factory=list)
     ahead: list[str] = field(default_factory=list)
     edited_once: list[str] = field(default_factory=list)
+    #: Numbers of the runs of which an undo was interrupted, where the database commits each schema change.
+    half_undone: list[int] = field(default_factory=list)
     #: Whether the history is that of other applications alone, so that this one's first run is still to come.
     foreign: bool = False
     #: Whether the state row says that migrations with ``background=True`` are left; it does not say which.
@@ -190,6 +192,26 @@ class Plan:
                 f"put {self.elsewhere!r} first in the search path of who migrates. If the current schema should get an "
                 "installation of its own, migrate it once with a search path that does not lead elsewhere. More: "
                 'docs/how-it-works.md, "Schemas of PostgreSQL".'
+            )
+
+    @property
+    def undo_notes(self) -> list[str]:
+        """That an undo was interrupted, in words."""
+        return [
+            f"An undo of run {number} was interrupted, so that a part of what it made is gone: "
+            f"'flask db-smart undo {number}' goes on with it"
+            for number in self.half_undone
+        ]
+
+    def refuse_half_undone(self) -> None:
+        """Run nothing on what is neither as a run left it nor as it was before.
+
+        :raises DbSmartError: an undo was interrupted.
+        """
+        if self.half_undone:
+            raise DbSmartError(
+                f"Cannot migrate the database {self.database.name!r} ({self.database.url}). "
+                f"{'. '.join(self.undo_notes)}. Nothing was changed. Do that first, then start again."
             )
 
     def log_edited_once(self) -> None:

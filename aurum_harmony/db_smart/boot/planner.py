@@ -343,7 +343,7 @@ class Planner:
 
     def by_connection(self, database: Database, connection: sa.Connection, *, force: bool = False) -> Plan:
         """As :meth:`ask`, on an open connection."""
-        from ..store.history import find_state, read_applications, read_applied, reading
+        from ..store.history import TAKEN_BACK, find_state, half_undone, read_applications, read_applied, reading
 
         self.learn()
         with reading(database):
@@ -352,9 +352,12 @@ class Planner:
             place = None if state is None else state.place
             applied = [] if state is None else read_applied(connection, place)
             owners = set() if state is None else read_applications(connection, place)
+            # What an undo says of the sources from its begin on; each boot comes here until it has ended.
+            undone = half_undone(connection, place) if state is not None and state.source == TAKEN_BACK else []
         if place is not None and not self._may_be_ours(database, applied, owners):
             state, place, applied, owners = None, None, [], set()
         plan = self._plan(database, state, applied, force, heads)
+        plan.half_undone = undone
         if place is not None:
             plan.reason += " (by the history in another schema, to which the search path leads)"
         if owners and self.module not in owners:

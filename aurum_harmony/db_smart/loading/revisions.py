@@ -81,6 +81,12 @@ class Revisions:
             nodes = self._graph.iterate_revisions(tuple(heads), "base", inclusive=True, assert_relative_length=False)
             return self._in_order(nodes)
 
+    def before(self, name: str) -> tuple[str, ...]:
+        """Those that a revision comes right after, or depends on."""
+        with self._told():
+            node = self._graph.get_revision(name)
+        return () if node is None else node._all_down_revisions
+
     def pending(self, heads: Iterable[str]) -> list[Revision]:
         """What a database with these heads lacks until the target is reached, in the order in which Alembic runs it.
 

@@ -88,6 +88,16 @@ class Environment:
         current: Any = heads
         return self.script._upgrade_revs(target, current)
 
+    def back(self, name: str) -> RevisionStep:
+        """The step that takes one revision back; imports the revisions.
+
+        :raises AttributeError: it has no ``downgrade()``.
+        """
+        from alembic.runtime.migration import MigrationStep
+
+        script = self.script.get_revision(name)
+        return MigrationStep.downgrade_from_script(self.script.revision_map, script)
+
     def until(self, heads: tuple[str, ...], last: RevisionStep) -> list[RevisionStep]:
         """The steps from an empty database to one that has some heads, and then one more, as Alembic orders them."""
         name = str(last.revision.revision)

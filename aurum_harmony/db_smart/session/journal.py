@@ -39,7 +39,12 @@ _PROMISE = "promise:"
 _INVERSE = "undo:"
 #: How much of a statement of a migration's own SQL is kept for whoever undoes it, characters; of how many; and how much
 #: of it is looked at. Of more statements, only the first word is kept.
-_OWN_TEXT, _OWN_NUMBER, _OWN_LOOKED = 200, 50, 2000
+_OWN_TEXT, _OWN_NUMBER, OWN_LOOKED = 200, 50, 2000
+#: The statements that change no schema, whose work stays when a run is taken back.
+ROWS = (
+    *("INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "WITH"),
+    *("GRANT", "ANALYZE", "VACUUM", "OPTIMIZE", "REFRESH"),
+)
 #: The key of a statement, or of an operation, that an earlier try has done.
 _OWN_STEP = re.compile(r"[0-9a-f]{40}:\d+")
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b", re.IGNORECASE)
@@ -121,8 +126,7 @@ class Journal:
         if self.guard is None or self.paused or self.guarding:
             return
         if not reads(statement) and not _controls(statement):
-            text = " ".join(without_comments(statement[:_OWN_LOOKED]).split())[:_OWN_TEXT]
-            self._own[text if len(self._own) < _OWN_NUMBER else text.partition(" ")[0]] = None
+            self.keep_own(without_comments(statement[:OWN_LOOKED]))
         self.guarding = True
         try:
             if passed:
@@ -131,6 +135,11 @@ class Journal:
                 self.guard.check(statement, parameters)
         finally:
             self.guarding = False
+
+    def keep_own(self, text: str) -> None:
+        """Note a statement of a migration's own SQL that changes something, without comments."""
+        text = " ".join(text.split())[:_OWN_TEXT]
+        self._own[text if len(self._own) < _OWN_NUMBER else text.partition(" ")[0]] = None
 
     def clear(self, connection: sa.Connection) -> None:
         """Forget all steps, in the transaction that records the migration."""

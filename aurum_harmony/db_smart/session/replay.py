@@ -24,7 +24,7 @@ from ..dialects.base import autocommits, facts_of
 from ..store.tables import progress, state
 from . import json_values as codec
 from .controls import controls_transaction, split, without_comments
-from .journal import CONTROL, Done, Journal, StepCursor, reads
+from .journal import CONTROL, OWN_LOOKED, ROWS, Done, Journal, StepCursor, reads
 from .lock_timeout import gets_transaction
 
 #: How many rows are kept that were read since the last commit.
@@ -47,6 +47,8 @@ _VOLATILE = re.compile(
     r"|\b0\.\d{10,}|(?:pbkdf2:|scrypt:|\$argon2\w*\$|\$2[abxy]?\$)[^'\"]*",
     re.IGNORECASE,
 )
+#: How Alembic calls the table that takes the place of another one, whose rows are copied into it.
+_COPIED = "_alembic_tmp_"
 _COPIES_IN = re.compile(r"\bFROM\s+STDIN\b", re.IGNORECASE)
 #: What a statement changes, at its beginning.
 _CHANGED = re.compile(
@@ -83,6 +85,8 @@ class RevisionJournal(Journal):
         self._temporary: set[str] = set()
         self._driver: Any = None
         self._ending = False
+        #: Whether it has sent what changes the schema.
+        self.changes_schema = False
         #: Whether a part of the revision was committed, or may have been.
         self.committed = self.at_once or begun
 
@@ -161,6 +165,14 @@ class RevisionJournal(Journal):
         if _OF_SESSION.match(text) or self._is_temporary(text):
             return None
         return self.number(_VOLATILE.sub("?", name or statement))
+
+    def meet(self, statement: str) -> None:
+        """Take note of a statement that changes something, for whoever takes the revision back."""
+        text = without_comments(statement[:OWN_LOOKED])
+        if not text.upper().startswith(ROWS):
+            self.changes_schema = True
+        elif _COPIED not in text:
+            self.keep_own(text)
 
     def _is_temporary(self, text: str) -> bool:
         """Whether a statement makes or changes a temporary table, which ends with its session."""
@@ -370,6 +382,8 @@ class RevisionCursor(StepCursor):
         step = journal.next(statement, name)
         if step is None:
             return journal.control(statement, send)
+        if not reads(statement):
+            journal.meet(statement)
         done = journal.done(step)
         if done is not None:
             return self._replay(done)

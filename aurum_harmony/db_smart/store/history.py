@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import socket
 import time
 import uuid
@@ -53,6 +54,8 @@ class Applied:
 STAMPED, ADOPTED = "stamped", "adopted"
 #: The outcome of a row that says that a migration was undone, or that another tool has taken a revision back.
 TAKEN_BACK = "taken back"
+#: By what name the journal keeps how far an undo is.
+_UNDO_MARK = re.compile(r"\(undo (\d+)\)")
 #: Columns that the history of an earlier release lacks, until a run adds them.
 _LATER = (history.c.release, history.c.inverse)
 
@@ -708,6 +711,27 @@ def add_index(connection: sa.Connection) -> None:
 def begun(connection: sa.Connection) -> set[str]:
     """Names of migrations that an earlier run left unfinished. One query."""
     return set(connection.scalars(sa.select(progress.c.migration).distinct()))
+
+
+def undo_mark(number: int) -> str:
+    """By what name the journal keeps how far the undo of a run is."""
+    return f"(undo {number})"
+
+
+def half_undone(connection: sa.Connection, place: str | None = None) -> list[int]:
+    """Numbers of the runs of which an undo was interrupted, as far as that can be read. One query.
+
+    :param place: see :class:`State`.
+    """
+    query = sa.select(progress.c.migration).where(progress.c.step == "begun", within(connection, progress, place))
+    try:
+        names = [row[0] for row in _rows(connection, query, progress, place) or ()]
+    except sa.exc.DBAPIError as error:
+        if not facts_of(connection.dialect.name).says(error, "denied"):
+            raise
+        connection.rollback()
+        return []
+    return sorted(int(found[1]) for name in names if (found := _UNDO_MARK.fullmatch(name)))
 
 
 def forget_steps(connection: sa.Connection, names: Collection[str]) -> None:
