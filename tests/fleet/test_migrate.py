@@ -348,3 +348,21 @@ def test_another_run_is_not_joined_while_it_lives_and_succeeded_when_it_is_dead(
         soon = epoch_us() + 700_000
         connection.execute(fleet_lease.update().values(expires=soon, holder="gone:1"))
     assert fleet.run("fleet", "migrate").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+def test_a_lease_that_lies_further_ahead_than_one_can_is_waited_for_no_longer_than_another(
+    make_fleet: Callable[..., FleetProject], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "aurum_harmony.db_smart")
+    fleet = make_fleet(kind, "a")
+    fleet.config["DB_SMART_LEASE_SECONDS"] = 1
+    fleet.write(V1)
+    assert fleet.migrate().complete
+    fleet.write(V2)
+    # As of a run that was killed before the clock of the server was set back.
+    fleet.query("UPDATE db_smart_fleet_lease SET expires = expires + 9999999999999999, holder = 'gone:1'")
+    assert fleet.run("fleet", "migrate").exit_code == 0
+    assert "waiting for gone:1, which migrates the fleet or was killed" in caplog.text
+    assert fleet.applied("a")[-1] == "add_price"
+    assert fleet.query("SELECT expires, holder FROM db_smart_fleet_lease") == [(0, "")]
