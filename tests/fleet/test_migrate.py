@@ -155,6 +155,14 @@ def test_tenants_are_chosen_by_name_and_by_group(files: FleetProject) -> None:
     assert outcome(files, "--group", "all") == (1, [4, 2, 1, 1, 0])
     unknown = files.run("fleet", "migrate", "--only", "nobody")
     assert (unknown.exit_code, "no tenant 'nobody'" in unknown.output) == (2, True)
+    # One that no tenant is in, and one of which none has failed.
+    unknown = files.run("fleet", "migrate", "--group", "vowel")
+    assert (unknown.exit_code, unknown.output.splitlines()[-1]) == (
+        2, "Error: No tenant is in the group 'vowel'. There are: 'all', 'others', 'vowels'. Nothing was changed.",
+    )  # fmt: skip
+    files.of("e", "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT)")
+    assert outcome(files, "--group", "vowels") == (0, [2, 1, 1, 0, 0])
+    assert outcome(files, "--group", "vowels", "--failed") == (0, [0, 0, 0, 0, 0])
     files.options.pop("groups")
     assert files.run("fleet", "migrate", "--group", "all").exit_code == 2
 

@@ -36,6 +36,8 @@ Listener = Callable[[FleetRun, "Result | None"], None]
 STRATEGIES = ("full", "on_request", "progressive")
 #: How many tenants are at work at a time. What takes time is the server, not this process.
 _WORKERS = 8
+#: How many groups are named where none is meant that there is.
+_MOST_SHOWN = 20
 #: Where ``app.extensions`` has what lets its code have tenants.
 _GATE = "db_smart_fleet_gate"
 
@@ -202,12 +204,17 @@ class Fleet:
         # Who names tenants has a reason to have them looked at, whatever the ledger says.
         head, missing = set() if only or every else ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
+        groups, asked = set[str](), False
         with unbound(app):
             for name in self._names():
                 missing.discard(name)
+                if group is not None:
+                    asked = True
+                    of_name = self._groups_of(name)
+                    groups |= of_name
+                    if group not in of_name:
+                        continue
                 if (only and name not in only) or (failed and name not in broken):
-                    continue
-                if group is not None and not self._is_in(name, group):
                     continue
                 run.total += 1
                 if name in head:
@@ -217,6 +224,13 @@ class Fleet:
                     names.add(name)
         if missing:
             raise WrongUsage(f"There is no tenant {min(missing)!r}. Nothing was changed.")
+        if asked and group not in groups:
+            there = sorted(map(repr, groups)) or ["none"]
+            more = f" and {len(there) - _MOST_SHOWN} more" if len(there) > _MOST_SHOWN else ""
+            raise WrongUsage(
+                f"No tenant is in the group {group!r}. There are: {', '.join(there[:_MOST_SHOWN])}{more}. Nothing was "
+                "changed."
+            )
         run.pending = names.count
 
     def _names(self) -> Iterator[str]:
@@ -238,15 +252,16 @@ class Fleet:
                 "table is missing, 'flask db-smart migrate' brings the application's own databases up to date."
             ) from error
 
-    def _is_in(self, name: str, group: str) -> bool:
+    def _groups_of(self, name: str) -> set[str]:
+        """The groups that a tenant is in."""
         assert self._groups is not None
         try:
             found = self._groups(name)
+            return {found} if isinstance(found, str) else set(found or ())
         except Exception as error:  # of the code of the application
             raise DbSmartError(
                 f"Fleet(groups=…) cannot tell the group of the tenant {name!r}: {said(error)}. Nothing was changed."
             ) from error
-        return found == group or (found is not None and not isinstance(found, str) and group in found)
 
     def status(self) -> dict[str, int]:
         """How many tenants there are, and how they are by the ledger alone; no tenant is opened. One query.
