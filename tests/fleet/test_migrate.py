@@ -216,6 +216,37 @@ def test_the_status_is_that_of_the_ledger(files: FleetProject) -> None:
     assert "6 tenants: 0 up to date, 3 of another release, 2 failed, 1 new." in shown
 
 
+REGIONS = """
+@migration(database="eu")
+def make_items(op):
+    op.create_table("items", Column("id", Integer, primary_key=True))
+
+@migration(database="us")
+def make_items_too(op):
+    op.create_table("items", Column("id", Integer, primary_key=True))
+"""
+
+
+@pytest.mark.parametrize("binds", [("eu", "us"), ("eu", "eu")])
+def test_a_tenant_of_another_fleet_that_has_its_name_is_another_one(
+    make_fleet: Callable[..., FleetProject], binds: tuple[str, str]
+) -> None:
+    """Two fleets of one application, or one of two applications, that share a ledger."""
+    fleet = make_fleet("sqlite", "a")
+    fleet.write(REGIONS)
+    for number, bind in enumerate(binds):
+        places = {key: f"sqlite:///{fleet.directory / key}{number}.sqlite" for key in ("eu", "us")}
+        fleet.config["SQLALCHEMY_BINDS"] = places
+        place = fleet.url_of(f"{number}_a")
+        with sa.create_engine(place, poolclass=sa.pool.NullPool).connect() as connection:
+            connection.exec_driver_sql("PRAGMA user_version = 1")  # so that the file is there
+        fleet.options.update(bind=bind, url=lambda name, place=place: place)
+        assert json.loads(fleet.run("fleet", "status", "--json").output)["up_to_date"] == 0
+        run = fleet.migrate()
+        assert (run.failures, run.counts["applied"]) == ([], 1)
+        assert fleet.migrate().pending == 0
+
+
 def test_a_line_of_json_for_each_tenant(files: FleetProject) -> None:
     files.write("print('printed by a migration')\n" + NO_TABLE)
     result = files.run("fleet", "migrate", "--json-lines")

@@ -163,7 +163,7 @@ class Fleet:
         crew, ledger = self._crew(app, planner), self.ledger(app)
         run, names = FleetRun(), Names()
         try:
-            self._list(app, run, names, ledger, crew.source, set(only), group, failed, every)
+            self._list(app, run, names, ledger, crew.noted, set(only), group, failed, every)
             tell(run, None)
             if names.count:
                 first = canary_of(self._canary if canary is None else canary, names.count)
@@ -174,7 +174,7 @@ class Fleet:
                         submit,
                         lambda name: server_of(crew.places.url(name)),
                         ledger,
-                        crew.source,
+                        crew.noted,
                         planner.settings.release,
                         limits,
                         lambda result: tell(run, result),
@@ -271,7 +271,7 @@ class Fleet:
         :raises DbSmartError: the ledger cannot be read, or the migrations cannot be found.
         """
         app = self._app()
-        known = self.ledger(app).known(self._planner(app).source(None))
+        known = self.ledger(app).known(self.crew(app).noted)
         found = dict.fromkeys(("total", UP_TO_DATE, PENDING, FAILED, "new", "gone"), 0)
         with unbound(app):
             for name in self._names():
@@ -320,7 +320,7 @@ class Fleet:
         ledger.make()
         ledger.forget(name)  # what it says is of a database that is not there any more
         result = crew.bring(name)
-        ledger.write([*results, result], crew.source, Settings(app).release)
+        ledger.write([*results, result], crew.noted, Settings(app).release)
         if result.error is not None:
             raise DbSmartError(
                 f"The database of the tenant {name!r} is made, but could not be migrated: {result.error} "

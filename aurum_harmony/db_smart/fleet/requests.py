@@ -221,7 +221,7 @@ class Gate:
         if not plan.behind and state is not None:
             found = Result(name, UP_TO_DATE, database_id=state.database_id, stamp=state.stamp)
             ledger.make()
-            ledger.write([found], crew.source, Settings(app).release)
+            ledger.write([found], crew.noted, Settings(app).release)
             self._over(name, future)
             return
         waits = all(item.migration.options.contract for item in plan.pending)
@@ -243,7 +243,7 @@ class Gate:
             crew, ledger = self._crew_of(app), self._fleet.ledger(app)
             result = crew.bring(name)
             ledger.make()
-            ledger.write([result], crew.source, Settings(app).release)
+            ledger.write([result], crew.noted, Settings(app).release)
             if result.status == FAILED:
                 raise DbSmartError(f"The tenant {name!r} could not be migrated: {result.error}")
         except BaseException as error:

@@ -178,6 +178,7 @@ class Places:
     :param key: the bind key in whose place they stand.
     :param url: gives the URL of a tenant by its name.
     :param schema: gives its schema in the database of that bind.
+    :ivar kind: which of these two it is.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class Places:
         self.key = key
         self._url = url
         self._schema = schema
+        self.kind = "schema" if url is None else "url"
         #: That which has the schemas.
         self._database: Database | None = None
 
@@ -400,8 +402,17 @@ class Crew:
 
     @property
     def source(self) -> str:
-        """What the ledger calls these sources."""
+        """What tells these sources from those of another release."""
         return self._shared.source(None)
+
+    @property
+    def noted(self) -> str:
+        """What the ledger says of a tenant that has all of these sources.
+
+        Another fleet with the same sources, of which a tenant has the same name, says something else.
+        """
+        place = self.places.own().url.database or ""
+        return hashlib.sha256("\0".join((self.source, self._bind, self.places.kind, place)).encode()).hexdigest()
 
     def load(self) -> None:
         """Load the migrations, before several threads need them.
