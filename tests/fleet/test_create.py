@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +18,8 @@ from flask import current_app
 
 from aurum_harmony.db_smart import DbSmartError
 from tests.harness.files import leave_wal
-from tests.harness.fleets import FleetProject
+from tests.harness.fleets import FleetProject, write_application
+from tests.harness.processes import ROOT, environment
 from tests.samples import V1, V2
 
 SEED = """
@@ -137,3 +142,44 @@ def test_of_two_sign_ups_of_one_name_at_once_one_is_refused(fleet: FleetProject,
         "has a database already", "made",
     ]  # fmt: skip
     assert fleet.of("new", "SELECT name FROM items") == [("first",)]
+
+
+#: Killed where the copy is whole, and not the tenant's yet.
+KILLED = """
+import os, signal
+from types import SimpleNamespace
+from {module} import create_app
+from aurum_harmony.db_smart.fleet import create
+app = create_app()
+fleet = app.extensions["db_smart_fleet"]
+fleet.template = "a"
+create._send = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+create.os = SimpleNamespace(link=create._send)
+fleet.create("new")
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_what_a_killed_sign_up_has_left_is_removed(make_fleet: Callable[..., FleetProject], kind: str) -> None:
+    fleet = make_fleet(kind, "a", template="a")
+    folder = Path(str(fleet.url_of("a").database)).parent
+    fleet.names += ["new", "other"]
+    fleet.write(V1)
+
+    def left() -> list[str]:
+        if kind == "sqlite":
+            return [path.name for path in folder.glob("*.*new*")]
+        return [name for (name,) in fleet.query("SELECT datname FROM pg_database") if name.startswith("db_smart_new_")]
+
+    script = KILLED.format(module=write_application(fleet))
+    path = os.pathsep.join([str(fleet.directory), str(ROOT)])
+    ended = subprocess.run([sys.executable, "-c", script], env=environment(PYTHONPATH=path), capture_output=True)
+    assert (ended.returncode, len(left())) == (-signal.SIGKILL, 1), ended.stderr
+    with made(fleet) as found:
+        found.create("new")
+        if kind == "postgresql":  # whoever began it may be at it still
+            (name,) = left()
+            fleet.admin(f"ALTER DATABASE {name} RENAME TO db_smart_new_1_{'0' * 32}")
+            found.create("other")
+    assert left() == []
+    assert fleet.applied("new") == ["make_items"]

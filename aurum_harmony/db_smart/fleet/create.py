@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import sqlalchemy as sa
 
@@ -23,8 +24,13 @@ _logger = logger_of(__name__)
 
 #: How often a copy of a PostgreSQL database is tried again, of which somebody is using the template.
 _RETRIES = 5
+#: What a copy of a PostgreSQL database is called until it is a tenant's: when it was begun, by the server's clock.
+_FRESH = re.compile(r"db_smart_new_(\d+)_[0-9a-f]{32}")
+#: After how long such a copy is of a process that was killed, seconds.
+_OLD_SECONDS = 86_400
 #: No driver looks for parameters, of which a percent sign in a name would be one.
 _AS_IT_IS = {"no_parameters": True}
+_NOW = sa.text("SELECT CAST(extract(epoch FROM now()) AS bigint)")
 #: The third one is what PostgreSQL says where another session makes it at the same moment.
 _IN_USE, _EXISTS = "55006", ("42P04", "42P06", "23505")
 
@@ -68,13 +74,15 @@ def _file(tenant: Tenant, template: Tenant | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Whoever else makes it, or migrates it then, has that lock: nobody's journal is removed.
     with lock_of(tenant, LockSettings()).held(lambda _: False):
+        fresh = path.with_name(f"{path.name}.db-smart.new")
+        fresh.unlink(missing_ok=True)  # of who was killed
+        snapshot.remove_journals(fresh)
         if path.exists():
             raise _there(tenant)
         try:
             if template is None or template.path is None:
                 path.touch(exist_ok=False)
                 return
-            fresh = path.with_name(f"{path.name}.new-{uuid.uuid4().hex}")
             try:
                 snapshot.copy(template.path, fresh)
                 with closing(sqlite3.connect(fresh)) as connection, connection:
@@ -114,7 +122,8 @@ def _copied(places: Places, tenant: Tenant, template: Tenant, connection: sa.Con
     there = sa.text("SELECT 1 FROM pg_catalog.pg_database WHERE datname = :name")
     if connection.scalar(there, {"name": name}) is not None:
         raise _there(tenant)
-    fresh = f"db_smart_new_{uuid.uuid4().hex}"
+    _drop_old(connection)
+    fresh = f"db_smart_new_{connection.scalar(_NOW)}_{uuid.uuid4().hex}"
     quoted = _quoted(connection, fresh)
 
     def attempt() -> None:
@@ -139,6 +148,17 @@ def _copied(places: Places, tenant: Tenant, template: Tenant, connection: sa.Con
         connection.exec_driver_sql(f"DROP DATABASE {quoted}")
         raise
     return True
+
+
+def _drop_old(connection: sa.Connection) -> None:
+    """Drop the copies that processes have left that were killed, as far as this user may."""
+    names = connection.scalars(sa.text("SELECT datname FROM pg_catalog.pg_database")).all()
+    now = connection.scalar(_NOW)
+    for name in names:
+        found = _FRESH.fullmatch(name)
+        if found is not None and now - int(found[1]) > _OLD_SECONDS:
+            with suppress(sa.exc.DBAPIError):  # it is another one's, or in use
+                connection.exec_driver_sql(f"DROP DATABASE {name}")
 
 
 @contextmanager
