@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask, g, request
+from sqlalchemy.engine import URL, make_url
 
 from aurum_harmony.db_smart import DatabaseBehind, DbSmartError
 from tests.harness.fleets import FleetProject, add, names, running, with_model
+from tests.harness.servers import role
 from tests.samples import V1, V2
 
 WAITS = (
@@ -362,3 +369,41 @@ def test_a_tenant_that_is_gone_is_unknown_though_the_ledger_knows_it(make_fleet:
         by_header(app, found, db)
         codes = [app.test_client().get("/names", headers={"X-Tenant": name}).status_code for name in "ab"]
     assert (codes, set(fleet.ledger())) == ([404, 200], {"a", "b"})
+
+
+def refusal(fleet: FleetProject) -> tuple[int, bool]:
+    """The status that a request of a tenant gets, and whether it had to wait for long."""
+    with running(fleet) as (app, found, db):
+        by_header(app, found, db)
+        began = time.monotonic()
+        answer = app.test_client().get("/names", headers={"X-Tenant": "a"})
+        return answer.status_code, time.monotonic() - began > 10
+
+
+def test_a_request_does_not_wait_for_long_for_a_server_that_is_full(
+    make_fleet: Callable[..., FleetProject], new_url: Callable[[str], URL], caplog: pytest.LogCaptureFixture
+) -> None:
+    with role(new_url("postgresql")) as url, ExitStack() as stack:
+        fleet = make_fleet("sqlite", "a", url=lambda _: url, patience=0.2)
+        fleet.config["DB_SMART_BOOT"] = "off"
+        fleet.write(V1)
+        engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        with pytest.raises(sa.exc.OperationalError, match="slots are reserved|too many clients"):
+            deque((stack.enter_context(engine.connect()) for _ in count()), 0)
+        assert refusal(fleet) == (503, False)
+    assert "Cannot connect to the database 'a'" in caplog.text
+
+
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_request_does_not_wait_for_long_for_a_ledger_that_is_locked(
+    make_fleet: Callable[..., FleetProject], lock: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make_fleet("sqlite", "a", patience=0.2)
+    fleet.config.update(DB_SMART_BOOT="off", SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0.1}})
+    fleet.write(V1)
+    fleet.migrate()
+    fleet.query("DELETE FROM db_smart_fleet")
+    with closing(sqlite3.connect(str(make_url(fleet.url).database), isolation_level=None)) as other:
+        other.execute(f"BEGIN {lock}")
+        assert refusal(fleet) == (503, False)
+    assert "the ledger of the fleet in the database 'default': database is locked" in caplog.text

@@ -6,7 +6,8 @@ the tenant's own history all the same: a row that was never written only costs a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -110,13 +111,20 @@ class Ledger:
                 rows: Iterator[sa.Row[Any]] = iter(connection.execute(query, execution_options=options))
             except sa.exc.DBAPIError as error:
                 connection.rollback()
-                if sa.inspect(connection).has_table(fleet.name):
+                if self._there(connection):
                     raise DatabaseUnreachable(
                         f"Cannot read the ledger of the fleet in the database {database.name!r}: "
                         f"{database.redact(error)}. Nothing was changed. Fix the cause and try again."
                     ) from None
                 rows = iter(())
             yield rows
+
+    @staticmethod
+    def _there(connection: sa.Connection) -> bool:
+        try:
+            return sa.inspect(connection).has_table(fleet.name)
+        except sa.exc.DBAPIError:  # it is locked, or the server has gone away
+            return True
 
     def make(self) -> None:
         """Make the tables where they are missing; several processes may do so at once."""
@@ -134,7 +142,7 @@ class Ledger:
                     connection.execute(fleet_lease.insert().values(id=1, token=0, holder="", expires=0))
                 commit(connection)
 
-            retry(attempt, _RETRIES, self._may_pass)
+            self._retry(attempt, self._may_pass)
 
     def write(self, results: Sequence[Result], source: str, release: str | None) -> None:
         """Write down what became of tenants.
@@ -170,7 +178,7 @@ class Ledger:
                     connection.execute(fleet.insert(), new)
                 commit(connection)
 
-            retry(attempt, _RETRIES, self._may_pass)
+            self._retry(attempt, self._may_pass)
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -205,7 +213,11 @@ class Ledger:
                 connection.execute(statement)
                 commit(connection)
 
-            retry(attempt, _RETRIES, lambda error: self.database.says(error, "transient"))
+            self._retry(attempt, lambda error: self.database.says(error, "transient"))
+
+    def _retry(self, attempt: Callable[[], None], again: Callable[[Exception], bool]) -> None:
+        deadline = self.database.deadline
+        retry(attempt, _RETRIES, lambda error: (deadline is None or time.monotonic() < deadline) and again(error))
 
     def _may_pass(self, error: Exception) -> bool:
         """Whether an error may come of another process that makes the same table, or writes the same row.

@@ -156,7 +156,7 @@ class Gate:
                 mine = False
         if mine:
             try:
-                self._look(app, name, future)
+                self._look(app, name, future, patience)
             except BaseException as error:
                 self._over(name, future, error)
         try:
@@ -187,16 +187,20 @@ class Gate:
         self._crew = self._pool = None
         self._engines.after_fork()
 
-    def _look(self, app: Flask, name: str, future: Future[None]) -> None:
+    def _look(self, app: Flask, name: str, future: Future[None], patience: float | None) -> None:
         """Ask the tenant and the ledger one question each, and see to a tenant that is not what they say.
 
+        :param patience: how long a server that has no connection left, or a ledger that is locked, is asked again.
         :raises DbSmartError: it is not to be used.
         """
         crew, ledger = self._crew_of(app), self._fleet.ledger(app)
         # Asked of the application: the ledger still has those that were tenants once.
         if not self._fleet.is_tenant(app, name):
             raise UnknownTenant(f"There is no tenant {name!r}.")
+        deadline = None if patience is None else time.monotonic() + patience
+        ledger.database.deadline = deadline
         row, tenant = ledger.row(name), crew.places.tenant(name)
+        tenant.deadline = deadline
         try:
             crew.check_file(tenant)
             planner = crew.planner(tenant)

@@ -50,10 +50,13 @@ class Database:
     :param app_engine: the application's engine; only its way of connecting is used, never its pool.
     :param migration_url: another URL for migrating, for a role with more rights or around a connection pooler.
     :ivar queries: how many statements were sent through :meth:`connect` so far.
+    :ivar deadline: until when a server that has no connection left is asked again, seconds of the monotonic clock;
+        ``None`` for a minute from then on.
     :ivar snapshot_folder: where in the folder of snapshots those of this one are.
     """
 
     snapshot_folder = "."
+    deadline: float | None = None
 
     def __init__(self, name: str, key: str | None, app_engine: Engine, migration_url: str | None = None) -> None:
         self.name = name
@@ -238,7 +241,7 @@ class Database:
 
     def _open(self) -> sa.Connection:
         """A new connection; waits while the server has none left or is starting."""
-        deadline = time.monotonic() + _FULL_SECONDS
+        deadline = time.monotonic() + _FULL_SECONDS if self.deadline is None else self.deadline
         while True:
             try:
                 return self.engine.connect()
