@@ -185,6 +185,9 @@ def test_a_contract_step_waits_until_the_own_database_of_the_application_has_it(
         assert (run.complete, run.waiting) == (True, 2)
     assert (fleet.applied("a"), fleet.applied("b")) == (["make_items"], ["make_items"])
     assert "In 2 tenants a contract step waits" in fleet.run("fleet", "migrate").output
+    shown = fleet.run("fleet", "status", "--check")
+    assert (shown.exit_code, shown.output.count("0 of another release")) == (1, 1)
+    assert "In 2 tenants a contract step waits" in shown.output
     app, _ = fleet.app()
     try:
         with app.app_context(), app.extensions["db_smart_fleet"].use("a"):  # it is served meanwhile
@@ -201,7 +204,7 @@ def test_a_contract_step_waits_until_the_own_database_of_the_application_has_it(
 
 def test_the_status_is_that_of_the_ledger(files: FleetProject) -> None:
     assert json.loads(files.run("fleet", "status", "--json").output) == {
-        "total": 6, "up_to_date": 0, "pending": 0, "failed": 0, "new": 6, "gone": 0,
+        "total": 6, "up_to_date": 0, "waiting": 0, "pending": 0, "failed": 0, "new": 6, "gone": 0,
     }  # fmt: skip
     assert files.tables() == set()
     outcome(files)
@@ -210,7 +213,7 @@ def test_the_status_is_that_of_the_ledger(files: FleetProject) -> None:
     found = files.run("fleet", "status", "--json", "--failed", "--check")
     data = json.loads(found.output)
     assert (found.exit_code, [one["name"] for one in data.pop("failures")]) == (1, ["b", "e"])
-    assert data == {"total": 6, "up_to_date": 3, "pending": 0, "failed": 2, "new": 1, "gone": 1}
+    assert data == {"total": 6, "up_to_date": 3, "waiting": 0, "pending": 0, "failed": 2, "new": 1, "gone": 1}
     files.write(V1)
     shown = files.run("fleet", "status").output
     assert "6 tenants: 0 up to date, 3 of another release, 2 failed, 1 new." in shown

@@ -18,7 +18,7 @@ from flask.cli import AppGroup, ScriptInfo
 
 from ..cli import json_option
 from ..errors import DbSmartError, WrongUsage, one_line, text_of
-from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Result
+from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, WAITING, Result
 from .remote import EXTENSION
 from .run import FleetRun, tenants
 
@@ -108,6 +108,8 @@ def status(failed: bool, check: bool, as_json: bool) -> None:
             f"{tenants(counts['total'])}: {counts[UP_TO_DATE]:,} up to date, {counts[PENDING]:,} of another release, "
             f"{counts[FAILED]:,} failed, {counts['new']:,} new."
         )
+        if counts[WAITING]:
+            tell(_waits(counts[WAITING]))
         if counts["gone"]:
             tell(f"{counts['gone']:,} in the ledger are no tenants any more.")
         for one in failures:
@@ -195,13 +197,17 @@ def _summary(run: FleetRun) -> str:
     if run.stopped:
         text += f" Stopped, because {run.stopped}."
     if run.waiting:
-        text += (
-            f" In {tenants(run.waiting)} a contract step waits until it is applied to the application's own database: "
-            "'flask db-smart status' says why."
-        )
+        text += f" {_waits(run.waiting)}"
     if counts[FAILED]:
         text += " 'flask db-smart fleet failed' says why; 'fleet migrate --failed' tries them again."
     return text
+
+
+def _waits(count: int) -> str:
+    return (
+        f"In {tenants(count)} a contract step waits until it is applied to the application's own database: "
+        "'flask db-smart status' says why."
+    )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..settings import Settings
 from ..store.database import Database
 from . import remote
 from .create import can_be_copied, make
-from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, Ledger, Result
+from .ledger import APPLIED, FAILED, PENDING, UP_TO_DATE, WAITING, Ledger, Result
 from .remote import EXTENSION
 from .requests import Gate
 from .run import Course, FleetRun, Limits, Names, canary_of, tenants
@@ -266,13 +266,14 @@ class Fleet:
     def status(self) -> dict[str, int]:
         """How many tenants there are, and how they are by the ledger alone; no tenant is opened. One query.
 
-        :returns: ``total``, ``up_to_date``, ``pending`` (another release was applied), ``failed`` (the last run on
-            it), ``new`` (none was applied) and ``gone`` (in the ledger, but no tenant any more).
+        :returns: ``total``, ``up_to_date``, ``waiting`` (a contract step does, and that is all), ``pending`` (another
+            release was applied), ``failed`` (the last run on it), ``new`` (none was applied) and ``gone`` (in the
+            ledger, but no tenant any more).
         :raises DbSmartError: the ledger cannot be read, or the migrations cannot be found.
         """
         app = self._app()
         known = self.ledger(app).known(self.crew(app).noted)
-        found = dict.fromkeys(("total", UP_TO_DATE, PENDING, FAILED, "new", "gone"), 0)
+        found = dict.fromkeys(("total", UP_TO_DATE, WAITING, PENDING, FAILED, "new", "gone"), 0)
         with unbound(app):
             for name in self._names():
                 found["total"] += 1

@@ -25,7 +25,7 @@ from ..store.tables import epoch_us, fleet, fleet_lease, fleet_metadata
 
 _logger = logger_of(__name__)
 
-UP_TO_DATE, PENDING, APPLIED, FAILED = "up_to_date", "pending", "applied", "failed"
+UP_TO_DATE, PENDING, APPLIED, WAITING, FAILED = "up_to_date", "pending", "applied", "waiting", "failed"
 #: How often a change of the ledger is tried again, where another process writes the same rows.
 _RETRIES = 10
 #: How often one looks whether the heartbeat of another run goes on, seconds.
@@ -77,14 +77,19 @@ class Ledger:
             return {row.name for row in rows}
 
     def known(self, source: str) -> dict[str, str]:
-        """The names of all tenants that it has, each with ``"up_to_date"``, ``"pending"`` or ``"failed"``. One query.
+        """The names of all tenants that it has, each with how it is; see :meth:`~.fleet.Fleet.status`. One query.
 
         :param source: see :meth:`at_head`.
         :raises DatabaseUnreachable: the database cannot be asked.
         """
         with self._asked(sa.select(fleet.c.name, fleet.c.source, fleet.c.status), yield_per=1000) as rows:
+            shown = {APPLIED: UP_TO_DATE, WAITING: WAITING}
             return {
-                row.name: FAILED if row.status == FAILED else UP_TO_DATE if row.source == source else PENDING
+                row.name: FAILED
+                if row.status == FAILED
+                else shown.get(row.status, PENDING)
+                if row.source == source
+                else PENDING
                 for row in rows
             }
 
@@ -166,7 +171,7 @@ class Ledger:
                     self._confirm(connection)
                 known = {row.name: row.attempts for row in connection.execute(rows.where(mine))}
                 values = [_values(one, known.get(one.name, 0), source, release, now) for one in by_name.values()]
-                done = [one for one in values if one["status"] == APPLIED]
+                done = [one for one in values if one["status"] != FAILED]
                 failures = [one for one in values if one["status"] == FAILED]
                 connection.execute(fleet.delete().where(fleet.c.name.in_([one["name"] for one in done])))
                 for one in failures:
@@ -339,8 +344,8 @@ def _values(one: Result, attempts: int, source: str, release: str | None, now: s
         "name": one.name,
         "database_id": one.database_id,
         "applied": one.stamp,
-        "source": "" if failed or one.waiting else source,
-        "status": FAILED if failed else APPLIED,
+        "source": "" if failed else source,
+        "status": FAILED if failed else WAITING if one.waiting else APPLIED,
         "error": one.error,
         "attempts": attempts + 1 if failed else 0,
         "duration_ms": round(one.duration * 1000, 3),

@@ -85,7 +85,7 @@ fleet = sa.Table(
     sa.Column("database_id", sa.String(32), nullable=False, comment="what its own db_smart_state says; empty: unknown"),
     sa.Column("applied", sa.Text, nullable=False, comment="likewise; with the heads of Alembic"),
     sa.Column("source", _DIGEST, nullable=False, index=True, comment="digest of the sources last applied whole"),
-    sa.Column("status", sa.String(10), nullable=False, index=True, comment="applied or failed"),
+    sa.Column("status", sa.String(10), nullable=False, index=True, comment="applied, waiting or failed"),
     sa.Column("error", sa.Text, comment="why the last run on it failed"),
     sa.Column("attempts", sa.Integer, nullable=False, comment="runs since the last one that succeeded"),
     sa.Column("duration_ms", sa.Float, nullable=False, comment="of the last run"),
