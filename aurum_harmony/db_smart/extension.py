@@ -409,13 +409,13 @@ class DbSmart:
         """Take runs back on one database. Needs an application context.
 
         :param told: what the person has agreed to; the other parameters are those of :class:`~.undo.run.UndoRun`.
-        :raises DbSmartError: see :func:`~.undo.run.undo`.
+        :raises DbSmartError: see :meth:`~.undo.run.UndoRun.undo`.
         """
         runner = self._runner(app, planner)
         with without_plugin_lines():
-            from .undo.run import UndoRun, undo
+            from .undo.run import UndoRun
 
-        return undo(runner, UndoRun(runner, database, wanted, told, archive, discard))
+        return UndoRun(runner, database, wanted, told, archive, discard).undo()
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)

@@ -13,26 +13,32 @@ from ..operations import Operations
 from ..schema.catalog import Catalog
 from ..schema.column_types import from_json
 from ..schema.ddl import CreateDeclared, DropDeclared
-from ..store.history import Made
-from .inverses import kept_of
+from .inverses import inverses
 from .keeping import Keeper
-from .outcome import Undone
-from .revisions import UndoingRun
 from .transaction import UndoTransaction
 from .values import Part, holds
 
 
 class Inverting:
-    """Takes back what one run made, in the open transaction."""
+    """Takes back what one run made, in the open transaction.
 
-    def __init__(self, run: UndoingRun, transaction: UndoTransaction, target: Made, undone: Undone) -> None:
+    :param kept: what takes it back; see :func:`~.inverses.kept_of`.
+    """
+
+    def __init__(self, transaction: UndoTransaction, keeper: Keeper, kept: dict[str, Any]) -> None:
         self._transaction = transaction
         self._connection = transaction.connection
         self._catalog = Catalog(self._connection)
-        self._keeper = Keeper(run, transaction, target, undone)
-        self._target = target
+        self._keeper = keeper
+        self._kept = kept
         self._op = Operations(transaction, destructive=True, catalog=self._catalog)
         self._editor = editor_of(transaction, self._catalog)
+
+    def run(self) -> None:
+        """Do all of it; each inverse has a method of its name."""
+        for entry in inverses(self._kept):
+            if entry["op"] not in ("cannot", "stays"):
+                getattr(self, entry["op"])(entry)
 
     def drop_table(self, entry: dict[str, Any]) -> None:
         """Drop a table that the run made."""
@@ -70,7 +76,7 @@ class Inverting:
             return
         names: set[str] = set()
         columns: set[str] = set()
-        for entry in (kept_of(self._target) or {"made": []})["made"]:
+        for entry in self._kept["made"]:
             if (entry.get("schema"), entry.get("table")) == (schema, table):
                 if entry["op"] == "drop_constraint":
                     names.add(key(entry["name"]))

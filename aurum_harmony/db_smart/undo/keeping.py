@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,26 +15,33 @@ from sqlalchemy.schema import DropTable
 from ..errors import DbSmartError
 from ..schema.catalog import Catalog
 from ..schema.ddl import CreateTableAs, LockTables
-from ..store.history import Made
+from ..store.tables import ARCHIVE
+from .marks import ARCHIVES, Marks
 from .outcome import Undone
-from .revisions import UndoingRun
 from .transaction import UndoTransaction, WithinRevision
 from .values import Loss, Part
+
+#: How long a name may be everywhere, bytes; a little less, for a number behind it.
+_MAX_NAME = 56
 
 
 class Keeper:
     """Keeps the values that go, where they are to be kept.
 
     :param transaction: in which they go.
+    :param archive: whether what would be lost is copied first.
+    :param discard: whether it may be lost.
     """
 
-    def __init__(self, run: UndoingRun, transaction: UndoTransaction | WithinRevision, target: Made, undone: Undone):
-        self._run = run
+    def __init__(
+        self, transaction: UndoTransaction | WithinRevision, undone: Undone, *, archive: bool, discard: bool
+    ) -> None:
         self._transaction = transaction
         self._connection = transaction.connection
         self._catalog = Catalog(self._connection)
-        self._target = target
         self._undone = undone
+        self._archives = archive
+        self._discards = discard
 
     @contextmanager
     def emptied(self, *parts: Part) -> Iterator[None]:
@@ -40,10 +49,10 @@ class Keeper:
 
         :raises DbSmartError: there are values that nobody has agreed to lose.
         """
-        run, catalog, all_rows = self._run, self._catalog, self._transaction.all_rows
+        catalog, all_rows = self._catalog, self._transaction.all_rows
         with all_rows():
             archives = [
-                self._archive(part) if run.archives and catalog.count(part.table, part.schema, part.where) else None
+                self._archive(part) if self._archives and catalog.count(part.table, part.schema, part.where) else None
                 for part in parts
             ]
         held = [(part.schema, part.table) for part in parts]
@@ -57,7 +66,7 @@ class Keeper:
 
     def _keep(self, part: Part, archive: tuple[str, list[str]] | None) -> None:
         schema, table, column, where = part
-        run, catalog, transaction = self._run, self._catalog, self._transaction
+        catalog, transaction = self._catalog, self._transaction
         rows = catalog.count(table, schema, where)
         what = str(Loss(schema, table, column, rows))
         if rows and archive is not None:
@@ -69,7 +78,7 @@ class Keeper:
             self._undone.archived.append((into, rows))
             if transaction.locked:
                 self._connection.exec_driver_sql("COMMIT")
-        elif rows and not run.discards:
+        elif rows and not self._discards:
             raise DbSmartError(f"The database has changed meanwhile: {what} would be lost. Start again.")
         elif rows:
             self._undone.lost.append(what)
@@ -91,8 +100,27 @@ class Keeper:
         return into, names
 
     def _name(self, table: str, column: str | None, *, another: bool = False) -> str:
+        """The name of the table that keeps values; of a try before this one, the same. It is written down first.
+
+        :param another: whether the one of a try before this one is not to be that.
+        """
+        number, connection = self._undone.number, self._connection
+        step = ARCHIVES + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
+        base = "_".join(filter(None, (f"{ARCHIVE}{number}", table, column)))
+        if not re.fullmatch(r"\w+", base, re.ASCII) or len(base) > _MAX_NAME:
+            short = re.sub(r"[^A-Za-z0-9_]+", "_", table)[:20]
+            base = f"{ARCHIVE}{number}_{short}_{step.removeprefix(ARCHIVES)[:8]}"
         with self._transaction.at_home():
-            return self._run.archive_name(self._connection, self._target, table, column, another=another)
+            marks = Marks(connection, number)
+            if another:
+                marks.remove(step)
+            if (found := marks.get(step)) is not None:
+                return found
+            names, name, more = sa.inspect(connection), base, 1
+            while names.has_table(name):
+                name, more = f"{base}_{more + 1}", more + 1
+            marks.put(step, name)
+        return name
 
     def _copies(self, archive: str, schema: str | None, table: str, names: list[str]) -> bool:
         """Whether all that an archive holds is still where it came from."""

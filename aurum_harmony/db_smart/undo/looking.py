@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from ..batches import COPY
-from ..dialects.base import Facts, facts_of
+from ..dialects.base import Facts
 from ..errors import DbSmartError
 from ..resuming import shown
 from ..schema.catalog import Catalog
@@ -18,16 +18,13 @@ from ..schema.rules import counted
 from ..session.journal import ROWS
 from ..store import history
 from ..store.database import Database
-from ..store.history import ADOPTED, STAMPED, Made
+from ..store.history import Made
 from .inverses import inverses, is_revision, kept_of, said_of, stands_on, touches, why_unknown
 from .outcome import Undoing
-from .revisions import Foreseeing, Foreseen, UndoingRun, does_nothing, raises
+from .revisions import Revisions, UndoingRun
 from .statements import Taken, Takes, goes, stored
 from .transaction import see_all_rows
 from .values import Loss, holds
-
-if TYPE_CHECKING:
-    from ..loading.revisions import Revision
 
 
 def look(run: UndoingRun) -> list[Undoing]:
@@ -43,11 +40,11 @@ def look(run: UndoingRun) -> list[Undoing]:
     targets = _targets(database, made, wanted, begun)
     revisions = None
     if any(map(is_revision, targets)):
-        revisions = _Revisions(run)
+        revisions = Revisions(run)
         made = [one for one in made if not revisions.is_gone(one)]
         targets = revisions.in_order(_targets(database, made, wanted, begun))
         revisions.foresee(targets, begun)
-    before, found = _Before(Catalog(connection)), []
+    before, found = _Before(Catalog(connection), database.facts), []
     see_all_rows(connection)
     try:
         for target in targets:
@@ -55,7 +52,9 @@ def look(run: UndoingRun) -> list[Undoing]:
             later = [one for one in made if one.number > target.number and one not in targets]
             looking, kept = _Looking(before, undoing, later), kept_of(target)
             if revisions is not None and is_revision(target):
-                revisions.look(looking, target)
+                statements = revisions.look(undoing, target)
+                if statements is not None:
+                    looking.look_at_downgrade(statements, (kept or {}).get("own", ()))
             else:
                 if target.name in begun:
                     undoing.refusals.append("a later try of this migration was interrupted: let it be finished first")
@@ -102,9 +101,10 @@ def _targets(database: Database, made: list[Made], wanted: str | None, begun: se
 class _Before:
     """The names of a time before now, as what came since is taken back in thought."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, facts: Facts) -> None:
         self.catalog = catalog
-        self.key = catalog.normalize_name
+        self.facts = facts
+        self.key = facts.normalize_name
         self._tables: dict[tuple[str | None, str], str | None] = {}
         self._columns: dict[tuple[str | None, str], dict[str, str]] = {}
         self._keys: dict[str | None, list[tuple[str, Any]]] = {}
@@ -160,25 +160,23 @@ class _Looking:
         #: The indexes that are replaced, or there again, by then.
         self._put: set[tuple[str | None, str]] = set()
         #: Normalized names of the tables that go with a revision.
-        self.dropped: set[str] = set()
+        self._dropped: set[str] = set()
         self._later = [(one, entry) for one in later for entry in (kept_of(one) or {"made": []})["made"]]
         #: The views that came since, with all names that they have; not each database looks after them.
         self._views = [
-            (one, entry["name"], names_in(text, facts_of(self._catalog.inspector.dialect.name)))
+            (one, entry["name"], names_in(text, before.facts))
             for one, entry in self._later
             if entry["op"] == "declare" and entry["kind"] == "view"
             if self._catalog.has_declared("view", entry["name"], entry["schema"])
             if (text := self._catalog.declared("view", entry["name"], entry["schema"], None))
         ]
 
-    @property
-    def undoing(self) -> Undoing:
-        """What it comes to."""
-        return self._undoing
+    def look_at_downgrade(self, statements: Iterable[str], own: Iterable[str]) -> None:
+        """See what the statements of a ``downgrade()`` would do.
 
-    def look_at_statements(self, statements: Iterable[str]) -> None:
-        """See what the statements of a ``downgrade()`` would do."""
-        facts = facts_of(self._catalog.inspector.dialect.name)
+        :param own: how the ``upgrade()`` has changed rows.
+        """
+        facts = self._before.facts
         takes = Takes(facts)
         for statement in statements:
             self._undoing.does.append(shown(statement))
@@ -186,24 +184,27 @@ class _Looking:
                 if isinstance(one, str):
                     self._undoing.unforeseen.append(one)
                 else:
-                    self._taken(one, facts)
+                    self._taken(one)
             for change in changes_of(statement, facts).seen:
-                self._call(change, facts)
+                self._call(change)
+        for statement in own:
+            if not self._dropped & names_in(statement, facts):
+                self._undoing.stays.append(f"{statement} (unless its downgrade() takes that back)")
 
-    def _taken(self, taken: Taken, facts: Facts) -> None:
+    def _taken(self, taken: Taken) -> None:
         """See what one statement takes away, by the names of now."""
-        before, schema = self._before, taken.schema
+        before, schema, facts = self._before, taken.schema, self._before.facts
         if before.knows(schema, taken.table):
             table = before.table(schema, taken.table)
         else:
             table = stored(self._catalog, schema, taken.table, facts)
-        whole = taken.column is None and taken.kept is None
         if table is None:
             return
+        whole = taken.whole
         there = before.columns(schema, table)
         gone = {} if whole else {key: name for key, name in there.items() if goes(taken, key, facts)}
         entry = {"op": "drop_table" if whole else "drop_columns", "schema": schema, "table": table, "names": [*gone]}
-        changed = next((one for one, other in self._later if touches(entry, other)), None)
+        changed = self._changed(entry)
         if changed is not None:
             what = f"the table {table!r}" if whole else f"{', '.join(map(repr, gone))} of {table!r}"
             self._undoing.refusals.append(
@@ -214,18 +215,16 @@ class _Looking:
             del there[key]
             self._lose(schema, table, name, holds(self._catalog, schema, table, name))
         if whole:
-            losses = self._undoing.losses
-            losses[:] = [loss for loss in losses if (loss.schema, loss.table) != (schema, table)]
-            self._lose(schema, table, None, None)
+            self._lose_table(schema, table)
             before.call(schema, taken.table, None)
-            self.dropped.add(taken.table)
+            self._dropped.add(taken.table)
 
-    def _call(self, change: Change, facts: Facts) -> None:
+    def _call(self, change: Change) -> None:
         """Note what a name means after a statement."""
         if change.kind == "rename table" and not change.table.startswith(COPY):
             table, schema = split_name(change.table)
             now = self._before.table(schema, table) if self._before.knows(schema, table) else None
-            now = now or stored(self._catalog, schema, table, facts)
+            now = now or stored(self._catalog, schema, table, self._before.facts)
             self._before.call(schema, table, None)
             self._before.call(schema, split_name(change.new)[0], now)
         elif change.kind == "rename column":
@@ -247,24 +246,28 @@ class _Looking:
             elif entry["op"] == "stays":
                 undoing.stays.append(entry["what"])
             else:
-                changed = next((one for one, other in self._later if touches(entry, other)), None)
+                changed = self._changed(entry)
                 if changed is not None:
-                    undoing.refusals.append(
-                        f"{said_of(entry)}: {changed.name!r} (run {changed.number}) has changed it since; "
-                        "undo that first"
+                    self._refuse(
+                        entry, f"{changed.name!r} (run {changed.number}) has changed it since; undo that first"
                     )
                 for one, view, names in self._views:
                     if stands_on(entry, names, self._before.key):
-                        undoing.refusals.append(
-                            f"{said_of(entry)}: {one.name!r} (run {one.number}) has made the view {view!r} of it "
-                            "since; undo that first"
-                        )
+                        why = f"{one.name!r} (run {one.number}) has made the view {view!r} of it since; undo that first"
+                        self._refuse(entry, why)
                 self._entry(entry)
         for statement in kept["own"]:
             if statement.upper().startswith(ROWS):
                 undoing.stays.append(statement)
             else:
                 undoing.refusals.append(f"its own SQL cannot be taken back: {statement}")
+
+    def _changed(self, entry: dict[str, Any]) -> Made | None:
+        """The later run that has changed what an inverse is about."""
+        return next((one for one, other in self._later if touches(entry, other)), None)
+
+    def _refuse(self, entry: dict[str, Any], why: str) -> None:
+        self._undoing.refusals.append(f"{said_of(entry)}: {why}")
 
     def _entry(self, entry: dict[str, Any]) -> None:
         before, undoing, schema, said = self._before, self._undoing, entry["schema"], said_of(entry)
@@ -279,17 +282,15 @@ class _Looking:
             undoing.perhaps.append(said)
 
     def _drop_table(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
-        key, undoing = self._before.key, self._undoing
+        key = self._before.key
         now, then = {*self._before.columns(schema, table)}, {key(name) for name in entry["names"]}
         if now != then:
             changed = ", ".join(sorted(now ^ then))
-            undoing.refusals.append(f"{said_of(entry)}: its columns are not those that were made: {changed}")
-        undoing.refusals += [
-            f"{said_of(entry)}: {one}; drop that first" for one in self._before.referring(schema, table)
-        ]
+            self._refuse(entry, f"its columns are not those that were made: {changed}")
+        for one in self._before.referring(schema, table):
+            self._refuse(entry, f"{one}; drop that first")
         self._before.dropped.add((schema, key(table), None))
-        undoing.losses = [loss for loss in undoing.losses if (loss.schema, loss.table) != (schema, table)]
-        self._lose(schema, table, None, None)
+        self._lose_table(schema, table)
         self._before.call(schema, entry["table"], None)
         return True
 
@@ -297,13 +298,17 @@ class _Looking:
         columns, key = self._before.columns(schema, table), self._before.key
         there = [columns.pop(key(name), None) for name in reversed(entry["names"])]
         gone = {key(name) for name in there if name is not None}
-        self._undoing.refusals += [
-            f"{said_of(entry)}: {one}; drop that first" for one in self._before.referring(schema, table, gone)
-        ]
+        for one in self._before.referring(schema, table, gone):
+            self._refuse(entry, f"{one}; drop that first")
         for name in there:
             if name is not None:
                 self._lose(schema, table, name, holds(self._catalog, schema, table, name))
         return any(there)
+
+    def _lose_table(self, schema: str | None, table: str) -> None:
+        undoing = self._undoing
+        undoing.losses = [loss for loss in undoing.losses if (loss.schema, loss.table) != (schema, table)]
+        self._lose(schema, table, None, None)
 
     def _lose(self, schema: str | None, table: str, column: str | None, where: Any) -> None:
         if rows := self._catalog.count(table, schema, where):
@@ -311,7 +316,7 @@ class _Looking:
 
     def _rename_table(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
         if self._before.table(schema, entry["name"]) is not None:
-            self._undoing.refusals.append(f"{said_of(entry)}: there is another table of that name")
+            self._refuse(entry, "there is another table of that name")
         self._before.call(schema, entry["table"], None)
         self._before.call(schema, entry["name"], table)
         return True
@@ -322,7 +327,7 @@ class _Looking:
         if now is None:
             return False
         if key(entry["to"]) in columns:
-            self._undoing.refusals.append(f"{said_of(entry)}: there is another column of that name")
+            self._refuse(entry, "there is another column of that name")
         columns[key(entry["to"])] = now
         return True
 
@@ -333,14 +338,14 @@ class _Looking:
         column: sa.ColumnClause[Any] = sa.column(name)
         catalog = self._catalog
         if entry.get("nullable") is False and (rows := catalog.count(table, schema, column.is_(None))):
-            self._undoing.refusals.append(f"{said_of(entry)}: {counted(rows, 'has NULL', 'have NULL')} in it")
-        if "type" in entry and facts_of(catalog.inspector.dialect.name).enforces_lengths:
+            self._refuse(entry, f"{counted(rows, 'has NULL', 'have NULL')} in it")
+        if "type" in entry and self._before.facts.enforces_lengths:
             dialect = catalog.inspector.dialect
             wrong = misfits(column, from_json(entry["type"], dialect), dialect)
             rows = catalog.count(table, schema, wrong)
             if rows:
                 said = counted(rows, "has a value", "have values")
-                self._undoing.refusals.append(f"{said_of(entry)}: {said} that may not fit into its type of before")
+                self._refuse(entry, f"{said} that may not fit into its type of before")
         return True
 
     def _drop_index(self, entry: dict[str, Any], schema: str | None, table: str) -> bool:
@@ -360,118 +365,8 @@ class _Looking:
         wanted = [None if name is None else key(columns.get(key(name), name)) for name in names]
         have = [None if name is None else key(name) for name in existing.columns]
         if have and wanted and None not in (*have, *wanted) and have != wanted:
-            self._undoing.refusals.append(
-                f"{said_of(entry)}: there is another one of that name, on {', '.join(map(str, have))}"
-            )
+            self._refuse(entry, f"there is another one of that name, on {', '.join(map(str, have))}")
         return True
 
     def _table_comment(self, *_: Any) -> bool:
         return True
-
-
-class _Revisions:
-    """The revisions of Alembic among the runs that are to be taken back."""
-
-    def __init__(self, run: UndoingRun) -> None:
-        self._run = run
-        self._planner = run.planner
-        #: What the database has of the revisions that are here, in order; ``None`` where that cannot be told.
-        self._held: dict[str, Revision] | None = None
-        self._here = False
-        if self._planner.code.alembic is not None:
-            plan = self._planner.by_connection(run.database, run.connection)
-            self._here = run.database.name in self._planner.revised
-            self._held = self._planner.held(plan) if plan.heads else None
-        self._refused: dict[int, str] = {}
-        self._foreseen: dict[str, Foreseen] = {}
-        self._begun: set[str] = set()
-        #: Names, in order.
-        self._targets: list[str] = []
-
-    def is_gone(self, made: Made) -> bool:
-        """Whether Alembic alone has taken a revision back."""
-        revisions = self._planner.revisions
-        if not is_revision(made) or revisions is None or self._held is None:
-            return False
-        return made.name in revisions.by_name and made.name not in self._held
-
-    def in_order(self, targets: list[Made]) -> list[Made]:
-        """The runs with the revisions last, each before those that it comes after."""
-        places = {name: place for place, name in enumerate(self._held or ())}
-        revisions = sorted(filter(is_revision, targets), key=lambda one: -places.get(one.name, -1))
-        return [*(one for one in targets if not is_revision(one)), *revisions]
-
-    def foresee(self, targets: list[Made], begun: set[str]) -> None:
-        """Find out what each would do.
-
-        :raises DbSmartError: the environment of Alembic cannot be run.
-        """
-        run, revisions = self._run, list(filter(is_revision, targets))
-        self._begun = begun
-        run.expect(revisions)
-        for one in revisions:
-            why = self._why_not(one, {other.name for other in revisions})
-            if why is not None:
-                self._refused[one.number] = why
-        self._targets = [one.name for one in revisions if one.number not in self._refused]
-        if not self._targets:
-            return
-        foreseeing = Foreseeing(run, run.plan_of(self._targets), begun)
-        run.connection.rollback()  # what was only read
-        try:
-            foreseeing.run()
-        except Exception as error:
-            raise run.environment_failed(error) from error
-        self._foreseen = foreseeing.found
-
-    def _why_not(self, target: Made, others: set[str]) -> str | None:
-        if target.error == STAMPED:
-            return why_unknown(target)
-        if target.error == ADOPTED and self._run.wanted is None:
-            return f"Alembic alone has applied it; name it to take it back all the same: 'undo {target.name}'"
-        if not self._here or self._planner.revisions is None:
-            return "the code here has no revisions of Alembic for this database, so that its downgrade() is not known"
-        if self._held is None:
-            return "the version table of Alembic has what the code here does not know; undo it by the release that does"
-        if target.name not in self._held:
-            return "the code here does not have this revision, so that its downgrade() is not known"
-        graph = self._planner.revisions
-        later = [name for name in self._held if name not in others and target.name in graph.before(name)]
-        if later:
-            return f"{', '.join(map(repr, later))} comes after it; undo that first"
-        return None
-
-    def look(self, looking: _Looking, target: Made) -> None:
-        """See what the ``downgrade()`` of a revision would do."""
-        undoing = looking.undoing
-        if target.number in self._refused:
-            undoing.refusals.append(self._refused[target.number])
-            return
-        foreseen, kept = self._foreseen[target.name], kept_of(target) or {}
-        assert self._planner.revisions is not None
-        path, error = self._planner.revisions.by_name[target.name].path, foreseen.error
-        half = history.undo_mark(target.number) in self._begun
-        if foreseen.missing:
-            undoing.refusals.append(f"it has no downgrade(): write one in {path}")
-        elif isinstance(error, NotImplementedError) or raises(path, "downgrade"):
-            undoing.refusals.append(f"its downgrade() raises an error instead of taking it back: see {path}")
-        elif error is not None:
-            text = " ".join(self._run.database.cause(error).split()).rstrip(".")
-            first = self._targets[0]
-            hint = "" if target.name == first else f"; or take back {first!r} first, by itself, and look again"
-            undoing.unforeseen.append(f"its downgrade() cannot be followed to its end ({text}{hint})")
-        elif not (foreseen.statements or half) and self._changes_schema(kept, path):
-            undoing.refusals.append(
-                "its downgrade() does nothing, so that what its upgrade() has made would stay and be made again: write "
-                f"it in {path}"
-            )
-        looking.look_at_statements(foreseen.statements)
-        dropped = looking.dropped
-        for statement in kept.get("own", ()):
-            if not dropped & names_in(statement, self._run.database.facts):
-                undoing.stays.append(f"{statement} (unless its downgrade() takes that back)")
-
-    def _changes_schema(self, kept: dict[str, Any], path: str) -> bool:
-        """Whether the ``upgrade()`` of a revision has changed the schema, as far as that is known."""
-        known: bool | None = kept.get("schema")
-        return not does_nothing(path, "upgrade") if known is None else known

@@ -58,5 +58,5 @@ class Undone:
 
     number: int
     name: str
-    archived: list[tuple[str, int]]
-    lost: list[str]
+    archived: list[tuple[str, int]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)

@@ -25,16 +25,16 @@ from ..revising import Revising, Run
 from ..session.controls import without_comments
 from ..session.environment import Environment, end_transaction
 from ..session.replay import RevisionCursor, RevisionJournal
-from ..store.history import Made
+from ..store.history import ADOPTED, STAMPED, Made, read_heads, undo_mark
+from .inverses import is_revision, kept_of, why_unknown
+from .outcome import Undoing
 from .statements import Taken, Takes
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext, RevisionStep
 
     from ..boot.planner import Planner
-
-#: So often the same statement comes from a loop that ends only when the database says so.
-_MOST_ALIKE = 5_000
+    from ..loading.revisions import Revision
 
 
 @dataclass
@@ -61,24 +61,8 @@ class UndoingRun(Run, Protocol):
     def planner(self) -> Planner:
         """Knows the code."""
 
-    @property
-    def archives(self) -> bool:
-        """Whether what would be lost is copied first."""
-
-    @property
-    def discards(self) -> bool:
-        """Whether it may be lost."""
-
-    def archive_name(
-        self, connection: sa.Connection, target: Made, table: str, column: str | None, *, another: bool = False
-    ) -> str:
-        """The name of the table that keeps values."""
-
     def expect(self, revisions: Iterable[Made]) -> None:
         """Know the revisions that are to be taken back."""
-
-    def plan_of(self, names: Iterable[str]) -> Plan:
-        """Revisions to take back, as what is to be run."""
 
     def environment_failed(self, error: Exception) -> DbSmartError:
         """What to say where no revision is to blame."""
@@ -96,6 +80,16 @@ class UndoingRun(Run, Protocol):
         """Keep, or refuse to lose, what a statement takes away that a block sends."""
 
 
+def plan_of(run: UndoingRun, names: Iterable[str]) -> Plan:
+    """Revisions to take back, as what is to be run.
+
+    :param names: in order.
+    """
+    known = {one.name: one for one in run.planner.of(run.database) if one.revision}
+    heads = None if run.versions is None else read_heads(run.connection, run.versions)
+    return Plan(run.database, None, "", [Pending(known[name], "new") for name in names], heads=heads)
+
+
 class Foreseeing(Revising):
     """Runs the ``downgrade()`` of revisions without a change.
 
@@ -103,11 +97,11 @@ class Foreseeing(Revising):
     :ivar found: what each would do, by name.
     """
 
+    _run: UndoingRun
     _wanted = "to be taken back"
 
     def __init__(self, run: UndoingRun, plan: Plan, begun: set[str]) -> None:
         super().__init__(run, plan)
-        self._undoing = run
         self._begun = begun
         self.found: dict[str, Foreseen] = {}
 
@@ -139,9 +133,7 @@ class Foreseeing(Revising):
         except AttributeError:
             return Foreseen(missing=True)
         with self._at_home(connection):
-            listing = _Listing(
-                connection, self._undoing.steps_of(item), "server", hidden=True, begun=name in self._begun
-            )
+            listing = _Listing(connection, self._run.steps_of(item), "server", hidden=True, begun=name in self._begun)
         error: BaseException | None = None
         end_transaction(context)
         with context.begin_transaction(_per_migration=True):
@@ -170,9 +162,7 @@ class _Listing(Listing):
 
     def change(self, step: str, statement: str, rows: int) -> Statement:
         """Note a statement that changes something."""
-        self._alike[statement] += 1
-        if self._alike[statement] > _MOST_ALIKE:
-            self.refuse("its code repeats a statement until there is nothing more to do")
+        self.check_repeats(statement)
         self.statements.append(Statement(statement, step, rows=rows))
         return self.statements[-1]
 
@@ -190,18 +180,15 @@ class _Listing(Listing):
 class Downgrading(Revising):
     """Takes revisions back, in the order of the plan."""
 
+    _run: UndoingRun
     _wanted, _stays = "to be taken back", "were taken back"
-
-    def __init__(self, run: UndoingRun, plan: Plan) -> None:
-        super().__init__(run, plan)
-        self._undoing = run
 
     def _steps_to(self, environment: Environment, heads: tuple[str, ...]) -> Iterable[RevisionStep]:
         return [environment.back(name) for name in self._items if name not in self._done]
 
     def _journal_of(self, connection: sa.Connection, item: Pending) -> RevisionJournal:
-        run, takes = self._undoing, Takes(self._run.database.facts)
-        journal = UndoJournal(
+        run, takes = self._run, Takes(self._run.database.facts)
+        journal = DowngradeJournal(
             connection, run.steps_of(item), run.lock.confirm, self._at_home, begun=run.has_steps(item)
         )
         journal.told = lambda statement: [*takes.of(statement)]
@@ -209,7 +196,7 @@ class Downgrading(Revising):
         return journal
 
 
-class UndoJournal(RevisionJournal):
+class DowngradeJournal(RevisionJournal):
     """The statements of one ``downgrade()``.
 
     :ivar told: what a statement takes away; asked of all in their order, also of those that are done already.
@@ -226,7 +213,7 @@ class UndoJournal(RevisionJournal):
     def meet(self, statement: str) -> None:
         """See what a statement takes away that is about to be sent, or was."""
         self._taken = self.told(statement)
-        dropped = (one for one in self._taken if isinstance(one, Taken) and (one.column, one.kept) == (None, None))
+        dropped = (one for one in self._taken if isinstance(one, Taken) and one.whole)
         self.dropped = (*self.dropped, *dropped)
 
     def control(self, statement: str, send: Callable[[], Any]) -> Any:
@@ -238,7 +225,7 @@ class UndoJournal(RevisionJournal):
 
     def recording_cursor(self, driver_cursor: Any, streams: bool) -> RevisionCursor:
         """A cursor that keeps what is taken away."""
-        return _UndoCursor(self, driver_cursor, streams=streams)
+        return _DowngradeCursor(self, driver_cursor, streams=streams)
 
     def send_keeping(self, send: Callable[[], Any]) -> Any:
         """Send the statement that was met."""
@@ -249,13 +236,119 @@ class UndoJournal(RevisionJournal):
             return send()
 
 
-class _UndoCursor(RevisionCursor):
+class _DowngradeCursor(RevisionCursor):
     """A driver's cursor that keeps what a statement takes away before it is sent."""
 
-    _journal: UndoJournal
+    _journal: DowngradeJournal
 
     def _record(self, step: str, send: Callable[[], Any]) -> Any:
         return super()._record(step, lambda: self._journal.send_keeping(send))
+
+
+class Revisions:
+    """The revisions of Alembic among the runs that are to be taken back."""
+
+    def __init__(self, run: UndoingRun) -> None:
+        self._run = run
+        self._planner = run.planner
+        #: What the database has of the revisions that are here, in order; ``None`` where that cannot be told.
+        self._held: dict[str, Revision] | None = None
+        self._here = False
+        if self._planner.code.alembic is not None:
+            plan = self._planner.by_connection(run.database, run.connection)
+            self._here = run.database.name in self._planner.revised
+            self._held = self._planner.held(plan) if plan.heads else None
+        self._refused: dict[int, str] = {}
+        self._foreseen: dict[str, Foreseen] = {}
+        self._begun: set[str] = set()
+        #: Names, in order.
+        self._targets: list[str] = []
+
+    def is_gone(self, made: Made) -> bool:
+        """Whether Alembic alone has taken a revision back."""
+        revisions = self._planner.revisions
+        if not is_revision(made) or revisions is None or self._held is None:
+            return False
+        return made.name in revisions.by_name and made.name not in self._held
+
+    def in_order(self, targets: list[Made]) -> list[Made]:
+        """The runs with the revisions last, each before those that it comes after."""
+        places = {name: place for place, name in enumerate(self._held or ())}
+        revisions = sorted(filter(is_revision, targets), key=lambda one: -places.get(one.name, -1))
+        return [*(one for one in targets if not is_revision(one)), *revisions]
+
+    def foresee(self, targets: list[Made], begun: set[str]) -> None:
+        """Find out what each would do.
+
+        :raises DbSmartError: the environment of Alembic cannot be run.
+        """
+        run, revisions = self._run, list(filter(is_revision, targets))
+        self._begun = begun
+        run.expect(revisions)
+        for one in revisions:
+            why = self._why_not(one, {other.name for other in revisions})
+            if why is not None:
+                self._refused[one.number] = why
+        self._targets = [one.name for one in revisions if one.number not in self._refused]
+        if not self._targets:
+            return
+        foreseeing = Foreseeing(run, plan_of(run, self._targets), begun)
+        run.connection.rollback()  # what was only read
+        try:
+            foreseeing.run()
+        except Exception as error:
+            raise run.environment_failed(error) from error
+        self._foreseen = foreseeing.found
+
+    def _why_not(self, target: Made, others: set[str]) -> str | None:
+        if target.error == STAMPED:
+            return why_unknown(target)
+        if target.error == ADOPTED and self._run.wanted is None:
+            return f"Alembic alone has applied it; name it to take it back all the same: 'undo {target.name}'"
+        if not self._here or self._planner.revisions is None:
+            return "the code here has no revisions of Alembic for this database, so that its downgrade() is not known"
+        if self._held is None:
+            return "the version table of Alembic has what the code here does not know; undo it by the release that does"
+        if target.name not in self._held:
+            return "the code here does not have this revision, so that its downgrade() is not known"
+        graph = self._planner.revisions
+        later = [name for name in self._held if name not in others and target.name in graph.before(name)]
+        if later:
+            return f"{', '.join(map(repr, later))} comes after it; undo that first"
+        return None
+
+    def look(self, undoing: Undoing, target: Made) -> list[str] | None:
+        """Say what stands against the ``downgrade()`` of a revision.
+
+        :returns: the statements that it would send; ``None`` where it is not run.
+        """
+        if target.number in self._refused:
+            undoing.refusals.append(self._refused[target.number])
+            return None
+        foreseen, kept = self._foreseen[target.name], kept_of(target) or {}
+        assert self._planner.revisions is not None
+        path, error = self._planner.revisions.by_name[target.name].path, foreseen.error
+        half = undo_mark(target.number) in self._begun
+        if foreseen.missing:
+            undoing.refusals.append(f"it has no downgrade(): write one in {path}")
+        elif isinstance(error, NotImplementedError) or raises(path, "downgrade"):
+            undoing.refusals.append(f"its downgrade() raises an error instead of taking it back: see {path}")
+        elif error is not None:
+            text = " ".join(self._run.database.cause(error).split()).rstrip(".")
+            first = self._targets[0]
+            hint = "" if target.name == first else f"; or take back {first!r} first, by itself, and look again"
+            undoing.unforeseen.append(f"its downgrade() cannot be followed to its end ({text}{hint})")
+        elif not (foreseen.statements or half) and self._changes_schema(kept, path):
+            undoing.refusals.append(
+                "its downgrade() does nothing, so that what its upgrade() has made would stay and be made again: write "
+                f"it in {path}"
+            )
+        return foreseen.statements
+
+    def _changes_schema(self, kept: dict[str, Any], path: str) -> bool:
+        """Whether the ``upgrade()`` of a revision has changed the schema, as far as that is known."""
+        known: bool | None = kept.get("schema")
+        return not does_nothing(path, "upgrade") if known is None else known
 
 
 def does_nothing(path: str, name: str) -> bool:

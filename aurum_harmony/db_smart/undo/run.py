@@ -8,9 +8,7 @@ that says that a run was taken back is written last, in the same transaction whe
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from ..boot.plan import Pending, Plan
+from ..boot.plan import Pending
 from ..errors import DbSmartError, LeaseLost, one_line, scrub
 from ..interrupt import ending, interruptible
 from ..loading.loader import location, location_in
@@ -30,14 +28,15 @@ from ..session.lock_timeout import DdlLockTimeout
 from ..session.transaction import tried_again
 from ..store import history, snapshot
 from ..store.database import Database, begin, commit
-from ..store.history import TAKEN_BACK, Made
-from ..store.tables import ARCHIVE, objects, progress, state
-from .inverses import inverses, is_revision, kept_of, tables_of
+from ..store.history import TAKEN_BACK, UNDO_BEGUN, Made
+from ..store.tables import objects, progress, state
+from .inverses import is_revision, kept_of, tables_of
 from .inverting import Inverting
 from .keeping import Keeper
 from .looking import look
+from .marks import Marks
 from .outcome import Undoing, Undone
-from .revisions import Downgrading, UndoJournal
+from .revisions import DowngradeJournal, Downgrading, plan_of
 from .statements import Taken
 from .transaction import NoJournal, UndoTransaction, WithinRevision, see_all_rows
 from .values import parts_of
@@ -46,9 +45,6 @@ if TYPE_CHECKING:
     from ..boot.planner import Planner
     from ..loading.decorator import Migration
     from ..session.replay import RevisionJournal
-
-#: How long a name may be everywhere, bytes; a little less, for a number behind it.
-_MAX_NAME = 56
 
 
 def asked(runner: Runner, database: Database, wanted: str | None) -> list[Undoing]:
@@ -96,7 +92,7 @@ class UndoRun(DatabaseRun):
         #: The number of the last run of which this undo has written down that it begins.
         self._noted: int | None = None
         #: What was kept and lost so far of the revision that is taken back.
-        self._now = Undone(0, "", [], [])
+        self._now = Undone(0, "")
 
     def expect(self, revisions: Iterable[Made]) -> None:
         """Know the revisions that are to be taken back, and the database by which their connection is known."""
@@ -110,7 +106,24 @@ class UndoRun(DatabaseRun):
         """Knows the code."""
         return self._runner.planner
 
-    def undo(self) -> None:
+    def undo(self) -> list[Undone]:
+        """Take them back, while no other process migrates the database.
+
+        :raises DbSmartError: it changed meanwhile, or refuses something; the message says what was taken back.
+        """
+        self._runner.check_led(self.database)
+        try:
+            with interruptible(self.database.name, lambda: self.doing):
+                self._undo()
+        except DbSmartError:
+            raise
+        except Exception as error:
+            raise self.failed(error) from error
+        finally:
+            self.planner.forget()
+        return self.undone
+
+    def _undo(self) -> None:
         """Take them back, newest first, while this process holds the lock.
 
         :raises DbSmartError: what there is to do is not what the person has agreed to.
@@ -125,14 +138,13 @@ class UndoRun(DatabaseRun):
             self._lock_timeout = DdlLockTimeout(database, connection, self._runner.settings.ddl.lock_timeout)
             has = history.add_columns(connection)
             self._release = self._runner.settings.release if "release" in has else None
-            self._runner.planner.forget()  # now, as this process may be killed after its last commit
+            self.planner.forget()  # now, as this process may be killed after its last commit
             for target in targets:
                 if is_revision(target):
                     continue  # they come after the migrations of their run
                 self.doing = target.name
                 self.lock.note(target.name)
                 self.undone.append(tried_again(database, lambda target=target: self._take_back(target), retries))  # type: ignore[misc]
-            self._revised = {one.name: one for one in targets if is_revision(one)}
             if self._revised:
                 self._downgrade()
 
@@ -167,14 +179,11 @@ class UndoRun(DatabaseRun):
             settings=self._runner.settings.ddl,
             transactional=True,
         )
-        undone = Undone(target.number, target.name, [], [])
+        undone = Undone(target.number, target.name)
         kept = kept_of(target)
         assert kept is not None
         try:
-            inverting = Inverting(self, transaction, target, undone)
-            for entry in inverses(kept):
-                if entry["op"] not in ("cannot", "stays"):
-                    getattr(inverting, entry["op"])(entry)
+            Inverting(transaction, self._keeper(transaction, undone), kept).run()
             self.lock.confirm(connection)
             self._record(connection, target, kept, time.perf_counter() - started)
             commit(connection)
@@ -198,24 +207,22 @@ class UndoRun(DatabaseRun):
             return
         begin(connection)
         self.lock.confirm(connection)
-        if self._mark(connection, target, "begun", ""):
+        if Marks(connection, target.number).put(UNDO_BEGUN):
             self._noted = target.number
         connection.execute(state.update().where(state.c.source != "").values(source=TAKEN_BACK))
         commit(connection)
 
     def _note_failed(self, target: Made) -> None:
         """Take that back where nothing was done, by this try or by one before it."""
-        connection, name = self.connection, history.undo_mark(target.number)
+        connection, marks = self.connection, Marks(self.connection, target.number)
         if self._noted != target.number:
             return
         with suppress(sa.exc.DBAPIError):  # the error itself says more
             connection.rollback()
             begin(connection)
             self.lock.confirm(connection)
-            steps = connection.scalars(sa.select(progress.c.step).where(progress.c.migration == name)).all()
-            if all(step == "begun" or step.startswith("archive:") for step in steps):
-                mine = sa.and_(progress.c.migration == name, progress.c.step == "begun")
-                connection.execute(progress.delete().where(mine))
+            if not marks.has_changes():
+                marks.remove(UNDO_BEGUN)
             commit(connection)
 
     def _record(self, connection: sa.Connection, target: Made, kept: dict[str, Any], seconds: float) -> None:
@@ -239,7 +246,7 @@ class UndoRun(DatabaseRun):
         while True:
             done = {one.number for one in self.undone}
             left = [one.name for one in self._revised.values() if one.number not in done]
-            downgrading = Downgrading(self, self.plan_of(left))
+            downgrading = Downgrading(self, plan_of(self, left))
             self.connection.rollback()  # what was only read
             try:
                 downgrading.run()
@@ -263,14 +270,10 @@ class UndoRun(DatabaseRun):
                     continue
                 raise self.failed(error, f"\n  At: {location(error, item.migration.path)}\n") from error
 
-    def plan_of(self, names: Iterable[str]) -> Plan:
-        """Revisions to take back, as what is to be run.
-
-        :param names: in order.
-        """
-        known = {one.name: one for one in self.planner.of(self.database) if one.revision}
-        heads = None if self.versions is None else history.read_heads(self.connection, self.versions)
-        return Plan(self.database, None, "", [Pending(known[name], "new") for name in names], heads=heads)
+    @property
+    def _so_far(self) -> str:
+        """What was taken back so far."""
+        return ", ".join(one.name for one in self.undone) or "nothing"
 
     def failed(self, error: Exception, more: str = " ") -> DbSmartError:
         """What to say of an error in the middle."""
@@ -279,8 +282,8 @@ class UndoRun(DatabaseRun):
         return DbSmartError(
             f"Cannot undo {self.doing!r} on the database {database.name!r} ({database.url}): "
             f"{database.cause(error).rstrip('.')}.{more}"
-            f"Taken back before that: {', '.join(one.name for one in self.undone) or 'nothing'}{kept}. Fix the cause "
-            "and repeat it: it goes on where it was."
+            f"Taken back before that: {self._so_far}{kept}. Fix the cause and repeat it: it goes on where it "
+            "was."
         )
 
     def environment_failed(self, error: Exception) -> DbSmartError:
@@ -293,8 +296,8 @@ class UndoRun(DatabaseRun):
         if place is not None:
             failed = f"The revision of Alembic in {place}, cannot be imported"
         return DbSmartError(
-            f"{failed}: {self.database.cause(error)}. Taken back before that: "
-            f"{', '.join(one.name for one in self.undone) or 'nothing'}. Fix the cause and start again."
+            f"{failed}: {self.database.cause(error)}. Taken back before that: {self._so_far}. Fix the cause and "
+            "start again."
         )
 
     def begin_item(self, item: Pending) -> None:
@@ -302,7 +305,7 @@ class UndoRun(DatabaseRun):
         self.doing = item.migration.name
         self.lock.note(item.migration.name)
         target = self._revised[item.migration.name]
-        self._now = Undone(target.number, target.name, [], [])
+        self._now = Undone(target.number, target.name)
         self.connection.rollback()
         self._note_begin(target)
 
@@ -322,7 +325,7 @@ class UndoRun(DatabaseRun):
         self, connection: sa.Connection, migration: Migration, seconds: float, journal: RevisionJournal
     ) -> None:
         """Record that a revision was taken back, in its own transaction."""
-        assert isinstance(journal, UndoJournal)
+        assert isinstance(journal, DowngradeJournal)
         made = [{"op": "drop_table", "table": one.table, "schema": one.schema} for one in journal.dropped]
         self._record(connection, self._revised[migration.name], {"made": made}, seconds)
 
@@ -341,50 +344,18 @@ class UndoRun(DatabaseRun):
         catalog, parts = Catalog(connection), []
         for one in taken:
             if not isinstance(one, str):
-                parts += parts_of(catalog, one)
+                parts += parts_of(catalog, one, self.database.facts)
             elif not self._discard:
                 raise DbSmartError(f"nobody has agreed to {one_line(one)}: --discard does so")
         if not parts:
             yield
             return
         within = WithinRevision(connection, partial(at_home, connection))
-        with Keeper(self, within, self._revised[item.migration.name], self._now).emptied(*parts):
+        with self._keeper(within, self._now).emptied(*parts):
             yield
 
-    def _mark(self, connection: sa.Connection, target: Made, step: str, detail: str) -> bool:
-        """Write down how far an undo is.
-
-        :returns: whether that was not written down before.
-        """
-        mine = sa.and_(progress.c.migration == history.undo_mark(target.number), progress.c.step == step)
-        if connection.execute(sa.select(progress.c.step).where(mine)).first() is not None:
-            return False
-        values = {"migration": history.undo_mark(target.number), "step": step, "detail": detail}
-        connection.execute(progress.insert().values(**values, row_count=0, last_row_id=0))
-        return True
-
-    def archive_name(
-        self, connection: sa.Connection, target: Made, table: str, column: str | None, *, another: bool = False
-    ) -> str:
-        """The name of the table that keeps values; of a try before this one, the same. It is written down first.
-
-        :param another: whether the one of a try before this one is not to be that.
-        """
-        step = "archive:" + hashlib.sha256(f"{table}\0{column}".encode()).hexdigest()[:40]
-        mine = sa.and_(progress.c.migration == history.undo_mark(target.number), progress.c.step == step)
-        if another:
-            connection.execute(progress.delete().where(mine))
-        found: str | None = connection.scalar(sa.select(progress.c.detail).where(mine))
-        if found is not None:
-            return found
-        base, names = "_".join(filter(None, (f"{ARCHIVE}{target.number}", table, column))), sa.inspect(connection)
-        if not re.fullmatch(r"\w+", base, re.ASCII) or len(base) > _MAX_NAME:
-            base = f"{ARCHIVE}{target.number}_{re.sub(r'[^A-Za-z0-9_]+', '_', table)[:20]}_{step[8:16]}"
-        name, more = base, 1
-        while names.has_table(name):
-            name, more = f"{base}_{more + 1}", more + 1
-        self._mark(connection, target, step, name)
-        return name
+    def _keeper(self, transaction: UndoTransaction | WithinRevision, undone: Undone) -> Keeper:
+        return Keeper(transaction, undone, archive=self._archive, discard=self._discard)
 
     def _forget(self, connection: sa.Connection, target: Made, kept: dict[str, Any]) -> None:
         """Forget what the memory has of a run, and how far the undo was."""
@@ -405,32 +376,3 @@ class UndoRun(DatabaseRun):
         # Of a revision another tool may have finished a run that was killed; its steps would not be done again.
         names = [history.undo_mark(target.number), *([target.name] if is_revision(target) else [])]
         connection.execute(progress.delete().where(progress.c.migration.in_(names)))
-
-    @property
-    def archives(self) -> bool:
-        """Whether what would be lost is copied first."""
-        return self._archive
-
-    @property
-    def discards(self) -> bool:
-        """Whether it may be lost."""
-        return self._discard
-
-
-def undo(runner: Runner, run: UndoRun) -> list[Undone]:
-    """Take runs back on one database, while no other process migrates it.
-
-    :raises DbSmartError: it changed meanwhile, or refuses something; the message says what was taken back.
-    """
-    database = run.database
-    runner.check_led(database)
-    try:
-        with interruptible(database.name, lambda: run.doing):
-            run.undo()
-    except DbSmartError:
-        raise
-    except Exception as error:
-        raise run.failed(error) from error
-    finally:
-        runner.planner.forget()
-    return run.undone

@@ -40,6 +40,11 @@ class Taken(NamedTuple):
     column: str | None = None
     kept: frozenset[str] | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the table goes."""
+        return self.column is None and self.kept is None
+
 
 class Takes:
     """What the statements of one ``downgrade()`` take away, asked one after the other."""

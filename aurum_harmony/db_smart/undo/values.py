@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from ..dialects.base import facts_of
+from ..dialects.base import Facts
 from ..schema.catalog import Catalog
 from .statements import Taken, goes, stored
 
@@ -46,13 +46,12 @@ class Part(NamedTuple):
     where: sa.ColumnElement[bool]
 
 
-def parts_of(catalog: Catalog, taken: Taken) -> list[Part]:
+def parts_of(catalog: Catalog, taken: Taken, facts: Facts) -> list[Part]:
     """The values that go with what a statement takes away."""
-    facts, schema = facts_of(catalog.inspector.dialect.name), taken.schema
-    table = stored(catalog, schema, taken.table, facts)
+    schema, table = taken.schema, stored(catalog, taken.schema, taken.table, facts)
     if table is None:
         return []
-    if taken.column is None and taken.kept is None:
+    if taken.whole:
         return [Part(schema, table, None, sa.true())]
     names = [one["name"] for one in catalog.columns(table, schema).values()]
     return [
