@@ -204,46 +204,29 @@ class Fleet:
         # Who names tenants has a reason to have them looked at, whatever the ledger says.
         head, missing = set() if only or every else ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
-        groups, asked = set[str](), False
         with unbound(app):
-            for name in self._names():
-                missing.discard(name)
+            found = self._names()
+            if only or failed or group is not None:
+                missing.difference_update(found)
                 if group is not None:
-                    asked = True
-                    of_name = self._groups_of(name)
-                    groups |= of_name
-                    if group not in of_name:
-                        continue
-                if (only and name not in only) or (failed and name not in broken):
-                    continue
-                run.total += 1
-                if name in head:
-                    run.counts[UP_TO_DATE] += 1
-                else:
-                    check_name(name)
-                    names.add(name)
+                    found = self._in_group(found, group)
+                found = [name for name in found if (not only or name in only) and (not failed or name in broken)]
         if missing:
             raise WrongUsage(f"There is no tenant {min(missing)!r}. Nothing was changed.")
-        if asked and group not in groups:
-            there = sorted(map(repr, groups)) or ["none"]
-            more = f" and {len(there) - _MOST_SHOWN} more" if len(there) > _MOST_SHOWN else ""
-            raise WrongUsage(
-                f"No tenant is in the group {group!r}. There are: {', '.join(there[:_MOST_SHOWN])}{more}. Nothing was "
-                "changed."
-            )
-        run.pending = names.count
+        for name in found:
+            if name not in head:
+                check_name(name)
+                names.add(name)
+        run.total, run.pending = len(found), names.count
+        run.counts[UP_TO_DATE] = run.total - run.pending
 
-    def _names(self) -> Iterator[str]:
+    def _names(self) -> Collection[str]:
         """The names of all tenants, as the application gives them, each once.
 
         :raises DbSmartError: it cannot.
         """
-        seen: set[str] = set()
         try:
-            for name in self._tenants():
-                if name not in seen:
-                    seen.add(name)
-                    yield name
+            return dict.fromkeys(self._tenants())
         except DbSmartError:
             raise
         except Exception as error:  # of the code of the application
@@ -251,6 +234,26 @@ class Fleet:
                 f"Fleet(tenants=…) cannot tell the names of the tenants: {said(error)}. Nothing was changed. If their "
                 "table is missing, 'flask db-smart migrate' brings the application's own databases up to date."
             ) from error
+
+    def _in_group(self, names: Collection[str], group: str) -> list[str]:
+        """Those of all tenants that are in a group.
+
+        :raises WrongUsage: none of them is.
+        """
+        groups, found = set[str](), []
+        for name in names:
+            of_name = self._groups_of(name)
+            groups |= of_name
+            if group in of_name:
+                found.append(name)
+        if names and not found:
+            there = sorted(map(repr, groups)) or ["none"]
+            more = f" and {len(there) - _MOST_SHOWN} more" if len(there) > _MOST_SHOWN else ""
+            raise WrongUsage(
+                f"No tenant is in the group {group!r}. There are: {', '.join(there[:_MOST_SHOWN])}{more}. Nothing was "
+                "changed."
+            )
+        return found
 
     def _groups_of(self, name: str) -> set[str]:
         """The groups that a tenant is in."""
