@@ -1980,7 +1980,7 @@ class Operations:
     def _no_values(self, schema: str | None, table: str, column: str) -> bool:
         target: Any = sa.column(column)
         query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).where(target.is_not(None)).limit(1)
-        return self._connection.execute(query).first() is None
+        return self._connection.execute(query).first() is None and not self._catalog.hides_rows(table, schema)
 
     def _note(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         self._transaction.note(self._name, event, kind, schema, table, name)

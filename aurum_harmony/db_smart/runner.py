@@ -1089,6 +1089,11 @@ class DatabaseRun:
                 "Other sessions were in its way at each try; if the database knows which, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
             )
+        if database.facts.all_rows is not None and database.facts.says(error, "denied"):
+            advice = (
+                "Give the user of the migrations that right, or name another one by DB_SMART_MIGRATION_URL (where "
+                "policies would hide rows from it, a role with BYPASSRLS),"
+            )
         if database.facts.says(error, "referred"):
             advice = (
                 "A foreign key needs both of its columns to have one type: drop the foreign key, change both columns, "
