@@ -1861,7 +1861,8 @@ class Operations:
 
     def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
         """Whether a new table lacks one of these columns: the models no longer have it, or a migration dropped it."""
-        if not self._new(schema, table):
+        memory = self._transaction.memory
+        if not (self._new(schema, table) or (memory is not None and memory.left(self._name))):
             return False
         names = [column for column in columns if isinstance(column, str)]
         there = self._catalog.present(table, names, schema)

@@ -670,7 +670,7 @@ class DatabaseRun:
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         self.lock.confirm(connection)
-        self.memory.end_run(connection, models)
+        self.memory.end_run(connection, models, self._outcome.left)
         versions = planner.versions
         heads = None if versions is None else history.read_heads(connection, versions)
         lacking, _ = planner.lacking(self.database, heads)
