@@ -317,7 +317,11 @@ def test_data_changes_are_named_and_stay(project: Project) -> None:
     assert "stays, and would be done again with it: backfill('users')" in shown.output
     assert "drop the column 'age' of 'users'" in shown.output
     assert project.history()[-1] == ("change", "applied"), "it was a dry run"
-    assert project.run("undo", "--yes").exit_code == 0
+    result = project.run("undo", "--yes")
+    assert result.exit_code == 0, result.output
+    plan, _, done = result.output.partition("took back run")
+    assert "stays, and would be done again with it: " in plan, "said before it is done"
+    assert done
     assert project.query("SELECT DISTINCT note, points FROM users") == [("z", 1)]
 
 
