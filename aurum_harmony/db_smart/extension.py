@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .runner import Outcome, Runner
     from .store.history import Learned, State
     from .threads import Threads
-    from .undo import Undoing, Undone
+    from .undo.outcome import Undoing, Undone
 
 Decision = Literal["skipped", "verified", "migrated", "background", "behind", "off"]
 V = TypeVar("V", bound=Callable[..., Any])
@@ -386,12 +386,12 @@ class DbSmart:
         return stamp(runner, planner.databases[name], wanted, told)
 
     def undoing(self, app: Flask, planner: Planner, database: Database, wanted: str | None) -> list[Undoing]:
-        """What taking a run back would come to; see :func:`~.undo.look`. Needs an application context.
+        """What taking a run back would come to; see :func:`~.undo.looking.look`. Needs an application context.
 
         :raises DbSmartError: there is no such run, or the database cannot be asked.
         """
         with without_plugin_lines():
-            from .undo import asked
+            from .undo.run import asked
 
         return asked(self._runner(app, planner), database, wanted)
 
@@ -408,14 +408,14 @@ class DbSmart:
     ) -> list[Undone]:
         """Take runs back on one database. Needs an application context.
 
-        :param told: what the person has agreed to; the other parameters are those of :class:`~.undo.UndoRun`.
-        :raises DbSmartError: see :func:`~.undo.undo`.
+        :param told: what the person has agreed to; the other parameters are those of :class:`~.undo.run.UndoRun`.
+        :raises DbSmartError: see :meth:`~.undo.run.UndoRun.undo`.
         """
         runner = self._runner(app, planner)
         with without_plugin_lines():
-            from .undo import UndoRun, undo
+            from .undo.run import UndoRun
 
-        return undo(runner, UndoRun(runner, database, wanted, told, archive, discard))
+        return UndoRun(runner, database, wanted, told, archive, discard).undo()
 
     def _planner(self, app: Flask, settings: Settings) -> Planner:
         state = self._state(app)

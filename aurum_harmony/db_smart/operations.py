@@ -1671,7 +1671,7 @@ class Operations:
                     self._foresight.fits(*where, change.type_)
 
     def _making(self, op: str, schema: str | None, table: str, **inverse: Any) -> AbstractContextManager[None]:
-        """Make a change of a table, and keep what takes it back; see :mod:`~.undo`."""
+        """Make a change of a table, and keep what takes it back; see :mod:`~.undo.inverses`."""
         return self._transaction.making(op, schema=schema, table=table, **inverse)
 
     def _cannot(self, what: str, why: str) -> AbstractContextManager[None]:

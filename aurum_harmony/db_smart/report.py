@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .preview import Preview
     from .runner import Outcome
     from .store.database import Database
-    from .undo import Undoing, Undone
+    from .undo.outcome import Undoing, Undone
 
 T = TypeVar("T")
 

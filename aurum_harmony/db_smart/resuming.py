@@ -748,13 +748,20 @@ class Listing(RevisionJournal):
         if not self._in_batch:
             self.statements.append(Statement(statement))
 
+    def check_repeats(self, statement: str) -> None:
+        """Stop code that repeats a statement for ever, as nothing of it is done.
+
+        :raises Unclear: it does.
+        """
+        self._alike[statement] += 1
+        if self._alike[statement] > _MOST_ALIKE:
+            self.refuse(f"its code repeats a statement until there is nothing more to do: {shown(statement)}")
+
     def change(self, step: str, statement: str, rows: int) -> Statement:
         """Note a statement that changes something, and what is committed with it."""
         if self.enough:
             self.stop()
-        self._alike[statement] += 1
-        if self._alike[statement] > _MOST_ALIKE:
-            self.refuse(f"its code repeats a statement until there is nothing more to do: {shown(statement)}")
+        self.check_repeats(statement)
         one = Statement(statement, step, self.autocommit or self._mode == "each", rows)
         text = without_comments(statement)
         if not (self.facts.server or self._began or self.gone) and re.match(rf"CREATE TABLE \"?{COPY}", text):

@@ -974,7 +974,10 @@ class DatabaseRun:
         return guard
 
     def _inverse(self, migration: Migration, journal: Journal) -> str | None:
-        """What takes a migration back, as :mod:`~.undo` reads it; ``None`` where the history has no place for it."""
+        """What takes a migration back, as :mod:`~.undo.inverses` reads it.
+
+        ``None`` where the history has no place for it.
+        """
         if not self._keeps_inverse:
             return None
         made, own = journal.inverses()

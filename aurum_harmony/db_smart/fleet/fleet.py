@@ -203,33 +203,32 @@ class Fleet:
         head, missing = set() if only or every else ledger.at_head(source), set(only)
         broken = {row.name for row in ledger.failed()} if failed else set()
         with unbound(app):
-            for name in self._names():
-                missing.discard(name)
-                if (only and name not in only) or (failed and name not in broken):
-                    continue
-                if group is not None and not self._is_in(name, group):
-                    continue
-                run.total += 1
-                if name in head:
-                    run.counts[UP_TO_DATE] += 1
-                else:
-                    check_name(name)
-                    names.add(name)
+            found = self._names()
+            if only or failed or group is not None:
+                missing.difference_update(found)
+                found = [
+                    name
+                    for name in found
+                    if (not only or name in only)
+                    and (not failed or name in broken)
+                    and (group is None or self._is_in(name, group))
+                ]
         if missing:
             raise WrongUsage(f"There is no tenant {min(missing)!r}. Nothing was changed.")
-        run.pending = names.count
+        for name in found:
+            if name not in head:
+                check_name(name)
+                names.add(name)
+        run.total, run.pending = len(found), names.count
+        run.counts[UP_TO_DATE] = run.total - run.pending
 
-    def _names(self) -> Iterator[str]:
+    def _names(self) -> Collection[str]:
         """The names of all tenants, as the application gives them, each once.
 
         :raises DbSmartError: it cannot.
         """
-        seen: set[str] = set()
         try:
-            for name in self._tenants():
-                if name not in seen:
-                    seen.add(name)
-                    yield name
+            return dict.fromkeys(self._tenants())
         except DbSmartError:
             raise
         except Exception as error:  # of the code of the application

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -73,8 +74,8 @@ class Ledger:
         :raises DatabaseUnreachable: the database cannot be asked.
         """
         query = sa.select(fleet.c.name).where(fleet.c.source == source, fleet.c.status == APPLIED)
-        with self._asked(query, yield_per=1000) as rows:
-            return {row.name for row in rows}
+        with self._asked(query) as rows:  # all at once: the set has them all anyway
+            return set(chain.from_iterable(rows))
 
     def known(self, source: str) -> dict[str, str]:
         """The names of all tenants that it has, each with ``"up_to_date"``, ``"pending"`` or ``"failed"``. One query.

@@ -184,7 +184,7 @@ class Transaction(ABC):
         """Remember an event, in the transaction that is open; see :mod:`~.store.memory`."""
 
     def making(self, op: str, **inverse: Any) -> AbstractContextManager[None]:
-        """Make a schema change that was found missing, and keep what takes it back; see :mod:`~.undo`.
+        """Make a schema change that was found missing, and keep what takes it back; see :mod:`~.undo.inverses`.
 
         :param op: what takes it back.
         :param inverse: of what, and how it was before; what JSON has a form for.

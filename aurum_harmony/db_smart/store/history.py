@@ -54,6 +54,8 @@ class Applied:
 STAMPED, ADOPTED = "stamped", "adopted"
 #: The outcome of a row that says that a migration was undone, or that another tool has taken a revision back.
 TAKEN_BACK = "taken back"
+#: The step of an undo, where each schema change commits, that says that it has begun.
+UNDO_BEGUN = "begun"
 #: By what name the journal keeps how far an undo is.
 _UNDO_MARK = re.compile(r"\(undo (\d+)\)")
 #: Columns that the history of an earlier release lacks, until a run adds them.
@@ -723,7 +725,7 @@ def half_undone(connection: sa.Connection, place: str | None = None) -> list[int
 
     :param place: see :class:`State`.
     """
-    query = sa.select(progress.c.migration).where(progress.c.step == "begun", within(connection, progress, place))
+    query = sa.select(progress.c.migration).where(progress.c.step == UNDO_BEGUN, within(connection, progress, place))
     try:
         names = [row[0] for row in _rows(connection, query, progress, place) or ()]
     except sa.exc.DBAPIError as error:

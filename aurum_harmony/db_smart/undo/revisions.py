@@ -9,116 +9,32 @@ runs without a change (:class:`Foreseeing`), and right before the statement is s
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 
-from .batches import alone, copy_of
-from .boot.plan import Pending, Plan
-from .dialects.base import Facts
-from .resuming import Listing, Statement, Unclear
-from .revising import Revising, Run
-from .schema.catalog import Catalog
-from .schema.effects import IDENTIFIER, normalized, split_name
-from .schema.raw_sql import changes_rows, losses, within
-from .session.controls import plain, split, without_comments
-from .session.environment import Environment, end_transaction
-from .session.replay import RevisionCursor, RevisionJournal
+from ..batches import alone
+from ..boot.plan import Pending, Plan
+from ..errors import DbSmartError
+from ..resuming import Listing, Statement, Unclear
+from ..revising import Revising, Run
+from ..session.controls import without_comments
+from ..session.environment import Environment, end_transaction
+from ..session.replay import RevisionCursor, RevisionJournal
+from ..store.history import ADOPTED, STAMPED, Made, read_heads, undo_mark
+from .inverses import is_revision, kept_of, why_unknown
+from .outcome import Undoing
+from .statements import Taken, Takes
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext, RevisionStep
 
-_PLACE = rf"(?:{IDENTIFIER}\s*\.\s*)*{IDENTIFIER}"
-#: How ``batch_alter_table`` fills the table that takes the place of another one.
-_FILLS = re.compile(
-    rf"INSERT\s+INTO\s+(?P<copy>{_PLACE})\s*\([^)]*\)\s*SELECT\b(?P<columns>.*)\sFROM\s", re.IGNORECASE | re.DOTALL
-)
-_QUALIFIED = re.compile(rf"{IDENTIFIER}\s*\.\s*(?:{IDENTIFIER}\s*\.\s*)*({IDENTIFIER})")
-#: What overwrites rows, or runs code whose effects its text does not tell.
-_OVERWRITES = re.compile(
-    r"(?:REPLACE|MERGE|CALL|DO|EXECUTE|PREPARE|LOAD)\b|BEGIN\s+NOT\b|INSERT\s+OR\s+REPLACE\b|ALTER\s+IGNORE\b"
-    r"|INSERT\b.*\bON\s+(?:DUPLICATE\s+KEY|CONFLICT\b.*\bDO\s+UPDATE)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-#: So often the same statement comes from a loop that ends only when the database says so.
-_MOST_ALIKE = 5_000
-
-
-class Taken(NamedTuple):
-    """What a statement takes away.
-
-    :ivar table: its normalized name.
-    :ivar column: likewise; ``None`` for the whole table, or all of its rows.
-    :ivar kept: of a table that another one takes the place of, the columns that are copied into that.
-    """
-
-    schema: str | None
-    table: str
-    column: str | None = None
-    kept: frozenset[str] | None = None
-
-
-class Takes:
-    """What the statements of one ``downgrade()`` take away, asked one after the other."""
-
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
-        self._copies: dict[str, frozenset[str]] = {}
-
-    def of(self, statement: str) -> Iterator[Taken | str]:
-        """What one statement takes away; as a text, what cannot be counted."""
-        for part in split(statement, self._facts.name):
-            text = plain(part, self._facts)
-            if _OVERWRITES.match(text):
-                yield text
-                continue
-            for one in within(part, self._facts):
-                yield from self._of_one(one)
-
-    def _of_one(self, text: str) -> Iterator[Taken | str]:
-        facts = self._facts
-        filled = _FILLS.match(text)
-        if filled is not None:
-            names = (normalized(name, facts) for name in _QUALIFIED.findall(filled["columns"]))
-            self._copies[split_name(normalized(filled["copy"], facts))[0]] = frozenset(names)
-        if changes_rows(text, facts):
-            yield text
-            return
-        for loss in losses(text, facts):
-            if loss.kind == "column":  # whose names are normalized already
-                table, schema = split_name(loss.place)
-                yield Taken(schema, table, loss.name)
-            elif loss.kind in ("table", "rows") and not loss.cascades:
-                table, schema = split_name(normalized(loss.place, facts))
-                yield Taken(schema, table, kept=self._copies.get(copy_of(table)))
-            else:
-                yield text
-
-
-def stored(catalog: Catalog, schema: str | None, table: str, facts: Facts) -> str | None:
-    """What the database itself calls the table of a normalized name; ``None`` where there is none."""
-    names = catalog.inspector.get_table_names(schema)
-    found = next((name for name in names if _key(name, facts) == table), None)
-    if found is None and catalog.has_table(table, schema):  # where only a search path finds it
-        return table
-    return found
-
-
-def _key(name: str, facts: Facts) -> str:
-    """A name, which stands nowhere in SQL, as it is compared."""
-    quoted = name.replace('"', '""')
-    return normalized(f'"{quoted}"', facts)
-
-
-def goes(taken: Taken, column: str, facts: Facts) -> bool:
-    """Whether a column is among those that a statement takes away."""
-    key = _key(column, facts)
-    return key == taken.column if taken.kept is None else key not in taken.kept
+    from ..boot.planner import Planner
+    from ..loading.revisions import Revision
 
 
 @dataclass
@@ -137,7 +53,19 @@ class Foreseen:
 
 
 class UndoingRun(Run, Protocol):
-    """What it needs of the run on the database besides; see :class:`~.undo.UndoRun`."""
+    """What it needs of the run on the database besides; see :class:`~.undo.run.UndoRun`."""
+
+    wanted: str | None
+
+    @property
+    def planner(self) -> Planner:
+        """Knows the code."""
+
+    def expect(self, revisions: Iterable[Made]) -> None:
+        """Know the revisions that are to be taken back."""
+
+    def environment_failed(self, error: Exception) -> DbSmartError:
+        """What to say where no revision is to blame."""
 
     def steps_of(self, item: Pending) -> str:
         """By what name the journal keeps how far the undo of a revision is."""
@@ -152,6 +80,16 @@ class UndoingRun(Run, Protocol):
         """Keep, or refuse to lose, what a statement takes away that a block sends."""
 
 
+def plan_of(run: UndoingRun, names: Iterable[str]) -> Plan:
+    """Revisions to take back, as what is to be run.
+
+    :param names: in order.
+    """
+    known = {one.name: one for one in run.planner.of(run.database) if one.revision}
+    heads = None if run.versions is None else read_heads(run.connection, run.versions)
+    return Plan(run.database, None, "", [Pending(known[name], "new") for name in names], heads=heads)
+
+
 class Foreseeing(Revising):
     """Runs the ``downgrade()`` of revisions without a change.
 
@@ -159,11 +97,11 @@ class Foreseeing(Revising):
     :ivar found: what each would do, by name.
     """
 
+    _run: UndoingRun
     _wanted = "to be taken back"
 
     def __init__(self, run: UndoingRun, plan: Plan, begun: set[str]) -> None:
         super().__init__(run, plan)
-        self._undoing = run
         self._begun = begun
         self.found: dict[str, Foreseen] = {}
 
@@ -195,9 +133,7 @@ class Foreseeing(Revising):
         except AttributeError:
             return Foreseen(missing=True)
         with self._at_home(connection):
-            listing = _Listing(
-                connection, self._undoing.steps_of(item), "server", hidden=True, begun=name in self._begun
-            )
+            listing = _Listing(connection, self._run.steps_of(item), "server", hidden=True, begun=name in self._begun)
         error: BaseException | None = None
         end_transaction(context)
         with context.begin_transaction(_per_migration=True):
@@ -226,9 +162,7 @@ class _Listing(Listing):
 
     def change(self, step: str, statement: str, rows: int) -> Statement:
         """Note a statement that changes something."""
-        self._alike[statement] += 1
-        if self._alike[statement] > _MOST_ALIKE:
-            self.refuse("its code repeats a statement until there is nothing more to do")
+        self.check_repeats(statement)
         self.statements.append(Statement(statement, step, rows=rows))
         return self.statements[-1]
 
@@ -246,18 +180,15 @@ class _Listing(Listing):
 class Downgrading(Revising):
     """Takes revisions back, in the order of the plan."""
 
+    _run: UndoingRun
     _wanted, _stays = "to be taken back", "were taken back"
-
-    def __init__(self, run: UndoingRun, plan: Plan) -> None:
-        super().__init__(run, plan)
-        self._undoing = run
 
     def _steps_to(self, environment: Environment, heads: tuple[str, ...]) -> Iterable[RevisionStep]:
         return [environment.back(name) for name in self._items if name not in self._done]
 
     def _journal_of(self, connection: sa.Connection, item: Pending) -> RevisionJournal:
-        run, takes = self._undoing, Takes(self._run.database.facts)
-        journal = UndoJournal(
+        run, takes = self._run, Takes(self._run.database.facts)
+        journal = DowngradeJournal(
             connection, run.steps_of(item), run.lock.confirm, self._at_home, begun=run.has_steps(item)
         )
         journal.told = lambda statement: [*takes.of(statement)]
@@ -265,7 +196,7 @@ class Downgrading(Revising):
         return journal
 
 
-class UndoJournal(RevisionJournal):
+class DowngradeJournal(RevisionJournal):
     """The statements of one ``downgrade()``.
 
     :ivar told: what a statement takes away; asked of all in their order, also of those that are done already.
@@ -282,7 +213,7 @@ class UndoJournal(RevisionJournal):
     def meet(self, statement: str) -> None:
         """See what a statement takes away that is about to be sent, or was."""
         self._taken = self.told(statement)
-        dropped = (one for one in self._taken if isinstance(one, Taken) and (one.column, one.kept) == (None, None))
+        dropped = (one for one in self._taken if isinstance(one, Taken) and one.whole)
         self.dropped = (*self.dropped, *dropped)
 
     def control(self, statement: str, send: Callable[[], Any]) -> Any:
@@ -294,7 +225,7 @@ class UndoJournal(RevisionJournal):
 
     def recording_cursor(self, driver_cursor: Any, streams: bool) -> RevisionCursor:
         """A cursor that keeps what is taken away."""
-        return _UndoCursor(self, driver_cursor, streams=streams)
+        return _DowngradeCursor(self, driver_cursor, streams=streams)
 
     def send_keeping(self, send: Callable[[], Any]) -> Any:
         """Send the statement that was met."""
@@ -305,13 +236,119 @@ class UndoJournal(RevisionJournal):
             return send()
 
 
-class _UndoCursor(RevisionCursor):
+class _DowngradeCursor(RevisionCursor):
     """A driver's cursor that keeps what a statement takes away before it is sent."""
 
-    _journal: UndoJournal
+    _journal: DowngradeJournal
 
     def _record(self, step: str, send: Callable[[], Any]) -> Any:
         return super()._record(step, lambda: self._journal.send_keeping(send))
+
+
+class Revisions:
+    """The revisions of Alembic among the runs that are to be taken back."""
+
+    def __init__(self, run: UndoingRun) -> None:
+        self._run = run
+        self._planner = run.planner
+        #: What the database has of the revisions that are here, in order; ``None`` where that cannot be told.
+        self._held: dict[str, Revision] | None = None
+        self._here = False
+        if self._planner.code.alembic is not None:
+            plan = self._planner.by_connection(run.database, run.connection)
+            self._here = run.database.name in self._planner.revised
+            self._held = self._planner.held(plan) if plan.heads else None
+        self._refused: dict[int, str] = {}
+        self._foreseen: dict[str, Foreseen] = {}
+        self._begun: set[str] = set()
+        #: Names, in order.
+        self._targets: list[str] = []
+
+    def is_gone(self, made: Made) -> bool:
+        """Whether Alembic alone has taken a revision back."""
+        revisions = self._planner.revisions
+        if not is_revision(made) or revisions is None or self._held is None:
+            return False
+        return made.name in revisions.by_name and made.name not in self._held
+
+    def in_order(self, targets: list[Made]) -> list[Made]:
+        """The runs with the revisions last, each before those that it comes after."""
+        places = {name: place for place, name in enumerate(self._held or ())}
+        revisions = sorted(filter(is_revision, targets), key=lambda one: -places.get(one.name, -1))
+        return [*(one for one in targets if not is_revision(one)), *revisions]
+
+    def foresee(self, targets: list[Made], begun: set[str]) -> None:
+        """Find out what each would do.
+
+        :raises DbSmartError: the environment of Alembic cannot be run.
+        """
+        run, revisions = self._run, list(filter(is_revision, targets))
+        self._begun = begun
+        run.expect(revisions)
+        for one in revisions:
+            why = self._why_not(one, {other.name for other in revisions})
+            if why is not None:
+                self._refused[one.number] = why
+        self._targets = [one.name for one in revisions if one.number not in self._refused]
+        if not self._targets:
+            return
+        foreseeing = Foreseeing(run, plan_of(run, self._targets), begun)
+        run.connection.rollback()  # what was only read
+        try:
+            foreseeing.run()
+        except Exception as error:
+            raise run.environment_failed(error) from error
+        self._foreseen = foreseeing.found
+
+    def _why_not(self, target: Made, others: set[str]) -> str | None:
+        if target.error == STAMPED:
+            return why_unknown(target)
+        if target.error == ADOPTED and self._run.wanted is None:
+            return f"Alembic alone has applied it; name it to take it back all the same: 'undo {target.name}'"
+        if not self._here or self._planner.revisions is None:
+            return "the code here has no revisions of Alembic for this database, so that its downgrade() is not known"
+        if self._held is None:
+            return "the version table of Alembic has what the code here does not know; undo it by the release that does"
+        if target.name not in self._held:
+            return "the code here does not have this revision, so that its downgrade() is not known"
+        graph = self._planner.revisions
+        later = [name for name in self._held if name not in others and target.name in graph.before(name)]
+        if later:
+            return f"{', '.join(map(repr, later))} comes after it; undo that first"
+        return None
+
+    def look(self, undoing: Undoing, target: Made) -> list[str] | None:
+        """Say what stands against the ``downgrade()`` of a revision.
+
+        :returns: the statements that it would send; ``None`` where it is not run.
+        """
+        if target.number in self._refused:
+            undoing.refusals.append(self._refused[target.number])
+            return None
+        foreseen, kept = self._foreseen[target.name], kept_of(target) or {}
+        assert self._planner.revisions is not None
+        path, error = self._planner.revisions.by_name[target.name].path, foreseen.error
+        half = undo_mark(target.number) in self._begun
+        if foreseen.missing:
+            undoing.refusals.append(f"it has no downgrade(): write one in {path}")
+        elif isinstance(error, NotImplementedError) or raises(path, "downgrade"):
+            undoing.refusals.append(f"its downgrade() raises an error instead of taking it back: see {path}")
+        elif error is not None:
+            text = " ".join(self._run.database.cause(error).split()).rstrip(".")
+            first = self._targets[0]
+            hint = "" if target.name == first else f"; or take back {first!r} first, by itself, and look again"
+            undoing.unforeseen.append(f"its downgrade() cannot be followed to its end ({text}{hint})")
+        elif not (foreseen.statements or half) and self._changes_schema(kept, path):
+            undoing.refusals.append(
+                "its downgrade() does nothing, so that what its upgrade() has made would stay and be made again: write "
+                f"it in {path}"
+            )
+        return foreseen.statements
+
+    def _changes_schema(self, kept: dict[str, Any], path: str) -> bool:
+        """Whether the ``upgrade()`` of a revision has changed the schema, as far as that is known."""
+        known: bool | None = kept.get("schema")
+        return not does_nothing(path, "upgrade") if known is None else known
 
 
 def does_nothing(path: str, name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Takes runs back: what that would lose, keeping it, and doing it."""
