@@ -359,7 +359,8 @@ def branch(switch: bool, name: str | None, prune: bool, yes: bool, as_json: bool
     if switch:
         if not smart.enter_branch(app):
             raise DbSmartError(
-                "Databases follow the branch only with DB_SMART_BRANCHES=True and in debug mode (--debug)."
+                "Databases follow the branch only with DB_SMART_BRANCHES=True and in debug mode (--debug), and not "
+                "with TESTING."
             )
     elif name is not None or prune:
         chosen = branches.gone() if name is None else branches.find(name)
@@ -638,13 +639,13 @@ def _undo(
     report = Undo(None, database.name, database.url, told, refused)
     if dry_run or refused:
         return report
-    if not yes:
-        if as_json or not sys.stdin.isatty():
-            raise click.UsageError("There is nobody to ask: say --yes, after a look at what --dry-run shows.")
+    if not yes and (as_json or not sys.stdin.isatty()):
+        raise click.UsageError("There is nobody to ask: say --yes, after a look at what --dry-run shows.")
+    if not as_json:
         show(report)
-        if not confirm(f"Take {'this' if len(told) == 1 else 'these'} back?"):
-            say("Nothing was taken back.")
-            return Undo(None, database.name, database.url, told, [], [])
+    if not yes and not confirm(f"Take {'this' if len(told) == 1 else 'these'} back?"):
+        say("Nothing was taken back.")
+        return Undo(None, database.name, database.url, told, [], [])
     with _failing(failed, as_json), redirect_stdout(sys.stderr) if as_json else nullcontext():
         undone = smart.undo(app, planner, database, wanted, told, archive=archive, discard=discard)
     known: set[str] = set()

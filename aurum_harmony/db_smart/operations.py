@@ -1861,7 +1861,8 @@ class Operations:
 
     def _lacks(self, what: str, schema: str | None, table: str, columns: Sequence[Any]) -> bool:
         """Whether a new table lacks one of these columns: the models no longer have it, or a migration dropped it."""
-        if not self._new(schema, table):
+        memory = self._transaction.memory
+        if not (self._new(schema, table) or (memory is not None and memory.left(self._name))):
             return False
         names = [column for column in columns if isinstance(column, str)]
         there = self._catalog.present(table, names, schema)
@@ -1980,7 +1981,7 @@ class Operations:
     def _no_values(self, schema: str | None, table: str, column: str) -> bool:
         target: Any = sa.column(column)
         query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).where(target.is_not(None)).limit(1)
-        return self._connection.execute(query).first() is None
+        return self._connection.execute(query).first() is None and not self._catalog.hides_rows(table, schema)
 
     def _note(self, event: str, kind: str, schema: str | None, table: str, name: str = "") -> None:
         self._transaction.note(self._name, event, kind, schema, table, name)

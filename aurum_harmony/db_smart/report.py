@@ -13,13 +13,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .boot.decision import decide
-from .boot.plan import overall_state, pending
+from .boot.plan import describe, overall_state, pending
 from .contract import Waits, waits_of
 from .drift.differences import VERBS, by_owner
 from .errors import DatabaseUnreachable, DbSmartError, HistoryUnreadable, LockTimeout, one_line
@@ -204,7 +204,12 @@ class Run(Report):
         :param plans: what was pending before it.
         """
         plans = list(plans)
-        reasons = [plan.clause for plan in plans if plan.behind]
+        reasons = []
+        for plan in plans:
+            done = [item for item in plan.pending if item.migration.name not in outcome.waiting]
+            if plan.behind and (done or not plan.pending):
+                reason = describe(done, plan.state, plan.applied) if len(done) < len(plan.pending) else plan.reason
+                reasons.append(replace(plan, reason=reason).clause)
         ahead = {plan.database.name: plan.ahead for plan in plans if plan.ahead}
         result = "applied" if outcome.changed else "up-to-date"
         waiting = [Step(name, waits.said) for name, waits in outcome.waiting.items()]

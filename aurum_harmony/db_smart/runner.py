@@ -670,7 +670,7 @@ class DatabaseRun:
             connection.exec_driver_sql("CREATE TABLE db_smart_moved (id INTEGER)")
             connection.exec_driver_sql("DROP TABLE db_smart_moved")
         self.lock.confirm(connection)
-        self.memory.end_run(connection, models)
+        self.memory.end_run(connection, models, self._outcome.left)
         versions = planner.versions
         heads = None if versions is None else history.read_heads(connection, versions)
         lacking, _ = planner.lacking(self.database, heads)
@@ -1091,6 +1091,11 @@ class DatabaseRun:
             advice = (
                 "Other sessions were in its way at each try; if the database knows which, the log names "
                 "them. End them, or raise DB_SMART_DDL_RETRIES or DB_SMART_DDL_LOCK_TIMEOUT,"
+            )
+        if database.facts.all_rows is not None and database.facts.says(error, "denied"):
+            advice = (
+                "Give the user of the migrations that right, or name another one by DB_SMART_MIGRATION_URL (where "
+                "policies would hide rows from it, a role with BYPASSRLS),"
             )
         if database.facts.says(error, "referred"):
             advice = (

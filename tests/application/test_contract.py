@@ -136,7 +136,10 @@ def test_the_command_says_that_it_waits(ready: Project) -> None:
     assert result.exit_code == 0, result.output
     assert "after" in result.output
     assert "drop_fax waits for 1 instance of release 1.4 (host pod-a), last seen " in result.output
-    assert ready.run("migrate", "--force").exit_code == 0
+    forced = ready.run("migrate", "--force")
+    assert forced.exit_code == 0, forced.output
+    assert "drop_fax waits for 1 instance" in forced.output
+    assert "because the database 'default' has 2 forced migrations (users, after)." in forced.output
     assert "fax" in ready.columns("users")
     found = json.loads(ready.run("migrate", "--json").stdout)
     assert found["waiting"][0]["name"] == "drop_fax"

@@ -306,6 +306,30 @@ def test_outside_debug_mode_it_says_that_it_has_no_effect(
     assert "debug mode" in result.output
 
 
+def test_tests_of_the_application_use_the_database_of_the_url(
+    on_sqlite: Developer, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_sqlite.git("checkout", "-q", "-b", "x")
+    caplog.clear()
+    assert on_sqlite.boot(TESTING=True)[1] == os.path.basename(make_url(on_sqlite.project.url).database or "")
+    assert "DB_SMART_BRANCHES" not in caplog.text
+    result = on_sqlite.run("--switch", TESTING=True)
+    assert result.exit_code == 1
+    assert "not with TESTING" in result.output
+
+
+def test_the_branch_that_is_named_must_be_there(on_sqlite: Developer) -> None:
+    """It is the only one to have the database of the URL, so that after a slip every branch would have another."""
+    on_sqlite.git("checkout", "-q", "-b", "x")
+    with pytest.raises(ConfigError, match="DB_SMART_BRANCHES is 'Ture', but this repository has no branch"):
+        on_sqlite.boot(DB_SMART_BRANCHES="Ture")
+    assert list(on_sqlite.folder.glob("*.branch-*")) == []
+    on_sqlite.git("update-ref", "refs/remotes/origin/team/trunk", "HEAD")
+    on_sqlite.boot(DB_SMART_BRANCHES="team/trunk")
+    on_sqlite.git("pack-refs", "--all")
+    on_sqlite.boot(DB_SMART_BRANCHES="team/trunk")
+
+
 def test_the_command_lists_switches_and_deletes(developer: Developer) -> None:
     developer.boot("first")
     developer.git("checkout", "-q", "-b", "x")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import URL
 
 from tests.harness.project import Project
 from tests.undo.samples import BASE, apply, archives, described, refusal
@@ -57,6 +59,38 @@ def test_each_operation_is_taken_back(project: Project, change: str) -> None:
     assert project.history()[-1] == ("change", "applied")
     assert described(project) != before
     assert project.run("undo", "change", "--yes").exit_code == 0
+    assert described(project) == before
+
+
+KEY = 'op.create_foreign_key("fk_points", "users", "teams", ["points"], ["id"], online=False)'
+OWN = f'{KEY}\n    op.create_index("ix_points", "users", ["points"])'
+
+
+@pytest.mark.parametrize(
+    ("older", "change"),
+    [
+        (KEY, 'op.create_index("ix_points", "users", ["points"])'),
+        (KEY, 'op.create_index("ix_points", "users", ["points", "name"])'),
+        (KEY, 'op.create_unique_constraint("uq_points", "users", ["points"])'),
+        (KEY.replace('"fk_points"', "None"), 'op.create_index("ix_points", "users", ["points"])'),
+        (OWN, 'op.replace_index("ix_points", "users", ["points", "name"])'),
+        (OWN, 'op.create_index("ix_more", "users", ["points", "name"])'),
+    ],
+)
+def test_an_older_foreign_key_that_uses_the_index_keeps_one(
+    make_project: Callable[..., Project], new_url: Callable[[str], URL], older: str, change: str
+) -> None:
+    """MariaDB drops the index that it has made for a foreign key as soon as there is another one."""
+    project = make_project(new_url("mariadb"))
+    base = f"{BASE}\n@migration\ndef older(op):\n    {older}\n"
+    project.write(base)
+    project.boot()
+    before = described(project)
+    project.write(f"{base}\n@migration\ndef change(op):\n    {change}\n")
+    project.boot()
+    assert described(project) != before
+    result = project.run("undo", "--yes")
+    assert result.exit_code == 0, result.output
     assert described(project) == before
 
 
@@ -317,7 +351,11 @@ def test_data_changes_are_named_and_stay(project: Project) -> None:
     assert "stays, and would be done again with it: backfill('users')" in shown.output
     assert "drop the column 'age' of 'users'" in shown.output
     assert project.history()[-1] == ("change", "applied"), "it was a dry run"
-    assert project.run("undo", "--yes").exit_code == 0
+    result = project.run("undo", "--yes")
+    assert result.exit_code == 0, result.output
+    plan, _, done = result.output.partition("took back run")
+    assert "stays, and would be done again with it: " in plan, "said before it is done"
+    assert done
     assert project.query("SELECT DISTINCT note, points FROM users") == [("z", 1)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import URL
 
 from aurum_harmony.db_smart import ConfigError, DbSmart, MigrationFailed, settings, threads
@@ -283,6 +284,47 @@ def test_the_first_run_of_all(project: Project, gate: Path) -> None:
     assert project.history() == [("items", "applied"), ("fill", "applied")]
     project.dispose(app)
     assert project.boot().decision == "skipped"
+
+
+OLD_NAMES = """
+@migration
+def items(op):
+    op.create_table("items", Column("id", Integer, primary_key=True), Column("first", String(20)))
+    op.add_column("items", Column("name", String(20)))
+
+@migration(background=True)
+def fill(op):
+    op.backfill("items", {"name": text("first")}, where="name IS NULL")
+
+@migration(background=True)
+def clear(op):
+    op.backfill("items", {"first": None})
+
+@migration(contract=True)
+def copy_and_drop(op):
+    op.execute("UPDATE items SET name = first WHERE name IS NULL")
+    op.drop_column("items", "first")
+"""
+
+
+def test_on_a_new_database_what_the_models_no_longer_have_is_left_out(project: Project) -> None:
+    """In the first run it would be; and what comes with a later release is not."""
+
+    def models(db: SQLAlchemy) -> None:
+        db.Table("items", sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(20)))
+
+    project.models = models
+    project.write(OLD_NAMES)
+    app, smart = project.app()
+    assert smart.boot(app).applied == ("items",)
+    project.query("INSERT INTO items (id, name) VALUES (1, 'kept')")
+    ended(app, smart)
+    project.dispose(app)
+    assert project.history() == [(name, "applied") for name in ("items", "fill", "clear", "copy_and_drop")]
+    assert project.query("SELECT id, name FROM items") == [(1, "kept")]
+    project.write(OLD_NAMES + '\n@migration\ndef wrong(op):\n    op.execute("UPDATE items SET name = frist")\n')
+    with pytest.raises(MigrationFailed, match="frist"):
+        project.boot()
 
 
 CAUGHT = """

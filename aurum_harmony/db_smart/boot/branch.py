@@ -53,8 +53,13 @@ class Branches:
     def main(self) -> str:
         """The branch that has the databases of the URLs.
 
-        :raises ConfigError: that is not clear.
+        :raises ConfigError: that is not clear, or it is not there.
         """
+        if self._named is not None and not self._checkout.has(self._named):
+            raise ConfigError(
+                f"DB_SMART_BRANCHES is {self._named!r}, but this repository has no branch of that name, which would "
+                "have the database of the URL. Nothing was changed. Set it to True, or to the name of a branch."
+            )
         main = self._named or self._checkout.main_branch()
         if main is None:
             raise ConfigError(

@@ -123,6 +123,10 @@ class Facts:
     #: The statement that begins a transaction that will write, in autocommit.
     begin_now = "BEGIN"
 
+    #: Has the server refuse a question, until the transaction ends, where policies would hide rows; ``None`` if there
+    #: are no policies.
+    all_rows: str | None = None
+
     #: The least rest after a batch of a backfill, as a fraction of the batch.
     batch_rest = 0.0
 

@@ -99,6 +99,14 @@ class Checkout:
             found.add(name)
         return (found | {self.branch}) - {"", DETACHED}
 
+    def has(self, branch: str) -> bool:
+        """Whether there is such a branch, here or at a remote as Git has seen it last."""
+        remotes = (self.common / "refs/remotes").glob("*")
+        if branch in self.branches() or any((remote / branch).is_file() for remote in remotes):
+            return True
+        packed = (line.partition(" refs/remotes/")[2] for line in _read(self.common / "packed-refs").splitlines())
+        return any(name.partition("/")[2] == branch for name in packed)
+
     def checked_out(self) -> set[str]:
         """What is checked out in all working trees of the repository."""
         folders = {self.folder, self.common, *(self.common / "worktrees").glob("*")}

@@ -44,6 +44,7 @@ _POSTGRESQL_ENUMERATION = sa.text(
     "SELECT CAST(e.enumlabel AS text) FROM pg_type AS t LEFT JOIN pg_enum AS e ON e.enumtypid = t.oid "
     f"WHERE t.oid = to_regtype({TABLE_NAME}) AND t.typtype = 'e' ORDER BY e.enumsortorder"
 )
+_POSTGRESQL_HIDES = sa.text(f"SELECT row_security_active(CAST(to_regclass({TABLE_NAME}) AS oid))")
 _POSTGRESQL_EXCLUSIONS = sa.text(
     f"SELECT conname FROM pg_constraint WHERE conrelid = to_regclass({TABLE_NAME}) AND contype = 'x'"
 )
@@ -422,9 +423,15 @@ class Catalog:
         return self._connection.execute(query).first() is not None
 
     def empty(self, table: str, schema: str | None) -> bool:
-        """Whether a table has no rows."""
+        """Whether a table has no rows; one of which policies may hide some counts as having them."""
         query = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).limit(1)
-        return self._connection.execute(query).first() is None
+        return self._connection.execute(query).first() is None and not self.hides_rows(table, schema)
+
+    def hides_rows(self, table: str, schema: str | None) -> bool:
+        """Whether policies may hide rows of a table from this user."""
+        if self._dialect != "postgresql":
+            return False
+        return bool(self._connection.scalar(_POSTGRESQL_HIDES, {"table": table, "schema": schema}))
 
     def count(self, table: str, schema: str | None, where: sa.ColumnElement[bool] | None = None) -> int:
         """How many rows of a table meet a condition."""

@@ -22,8 +22,10 @@ from .tables import TABLE_NAMES, objects
 
 _logger = logging.getLogger(__name__)
 
-#: Events of the first run of an application; they are forgotten when that run is complete.
-_FIRST_RUN = ("made", "added", "loosened", "there")
+#: A migration that the first run on a new database has left to run after it.
+_LEFT = "left"
+#: Events of the first run of an application; they are forgotten when that run is complete, and what it left is applied.
+_FIRST_RUN = ("made", "added", "loosened", "there", _LEFT)
 #: Which tables of the models were there when a run was complete.
 _MODEL = "model"
 
@@ -35,12 +37,12 @@ class Event(NamedTuple):
     :ivar event: ``dropped``, ``renamed``, ``back``, ``altered``; ``declared``, of what was made from a text, with the
         digest of that behind its name; of a first run ``made`` (from the models) and ``added`` (by a migration),
         ``loosened`` (a column, see :mod:`~.schema.loosening`) and ``there`` (before it began; with an empty name of a
-        schema whose tables were looked at); ``application`` when that run was complete; ``model`` for a table of the
-        models that was there when the last run was complete.
+        schema whose tables were looked at), and ``left`` (a migration, to run after it); ``application``
+        when that run was complete; ``model`` for a table of the models that was there when the last run was complete.
     :ivar kind: ``table``, ``column``, ``index``, ``constraint``, ``view``, ``function``, ``trigger``; of what was
         altered ``type``, ``nullable``, ``default``, ``comment`` or ``index``; ``new table``, of the event ``added``,
         for one that no complete run has left to the application; ``new name``, of the event ``renamed``, with the new
-        name of the table.
+        name of the table; ``migration``, of the event ``left``.
     """
 
     migration: str
@@ -240,13 +242,18 @@ class Memory:
 
     def lenient(self, migration: str) -> bool:
         """Whether a migration may need what the database no longer has; see :meth:`excuses`."""
-        return self.fresh or bool(self._taken_since(migration))
+        return self.fresh or self.left(migration) or bool(self._taken_since(migration))
+
+    def left(self, migration: str) -> bool:
+        """Whether the run that made all tables has left this migration to run later."""
+        return migration in {event.name for event in self._mine(_LEFT)}
 
     def excuses(self, migration: str, error: BaseException) -> bool:
         """Whether an error may be ignored: it says that a table or a column is missing which no longer exists.
 
-        On the run that made the tables from the models, that is any one that is missing, except in SQL that names a
-        table from before that run, of which the models say nothing. On other runs, what a later migration took away.
+        On the run that made the tables from the models, and for what it left to run later, that is any one that is
+        missing, except in SQL that names a table from before that run, of which the models say nothing. On other runs,
+        what a later migration took away.
         """
         if not self._missing(error):
             return False
@@ -275,7 +282,8 @@ class Memory:
         :returns: ``None`` where any is excused, an empty one where none is.
         """
         before = (event.table_name for event in self._events if event.event == "there" and event.table_name)
-        if self.fresh and not any(_named(name, statement) for name in before):
+        first = self.fresh or self.left(migration)
+        if first and not any(_named(name, statement) for name in before):
             return None
         names = sorted({re.escape(name) for _, name in self._taken_since(migration)})
         return rf"(^|\W)({'|'.join(names)})(\W|$)" if names else ""
@@ -366,14 +374,20 @@ class Memory:
                 found[table.key] = events[-1].migration
         return found
 
-    def end_run(self, connection: sa.Connection, models: Iterable[sa.Table] = ()) -> None:
-        """Write down that all migrations of the application are applied.
+    def end_run(self, connection: sa.Connection, models: Iterable[sa.Table] = (), left: Iterable[str] = ()) -> None:
+        """Write down that all migrations of the application are applied, but for those that are to run later.
 
         :param models: the tables of the models that are there.
+        :param left: the migrations that are to run later.
         """
+        # Of tables from before the first run, the models say nothing; which those are is forgotten now.
+        new = self.fresh and not any(event.table_name for event in self._mine("there"))
+        late = [name for name in dict.fromkeys(left) if new or self.left(name)]
         mine = sa.and_(objects.c.migration == self.module, objects.c.event.in_(_FIRST_RUN))
         if numbers := connection.scalars(sa.select(objects.c.id).where(mine)).all():
             connection.execute(objects.delete().where(objects.c.id.in_(numbers)))  # MariaDB's safe updates need a key
+        for name in late:
+            connection.execute(insert(Event(self.module, _LEFT, "migration", "", "", name)))
         if self.module not in self.applications:
             connection.execute(insert(Event("", "application", "", "", "", self.module)))
         wanted = {Event(self.module, _MODEL, "table", table.schema or "", table.name, "") for table in models}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +15,7 @@ from ..operations import Operations
 from ..schema.catalog import Catalog
 from ..schema.column_types import from_json
 from ..schema.ddl import CreateDeclared, DropDeclared
+from ..session.sql import without_doubled_percents
 from .inverses import inverses
 from .keeping import Keeper
 from .transaction import UndoTransaction
@@ -67,6 +70,7 @@ class Inverting:
         """Drop an index that the run made."""
         if not self._transaction.facts.transactional_ddl:
             self._drop_foreign_keys(entry["schema"], entry["table"])
+            self._serve_foreign_keys(entry["schema"], entry["table"], entry["name"])
         self._op.drop_index(entry["name"], entry["table"], schema=entry["schema"], online=False)
 
     def _drop_foreign_keys(self, schema: str | None, table: str) -> None:
@@ -86,9 +90,31 @@ class Inverting:
             if one.kind == "foreign" and (key(one.name) in names or columns.issuperset(map(key, one.columns))):
                 self._op.drop_constraint(one.name, table, schema=schema)
 
+    def _serve_foreign_keys(self, schema: str | None, table: str, name: str) -> None:
+        """Give an older foreign key its own index again, which MariaDB dropped when the run made one that serves it."""
+        if not self._catalog.has_table(table, schema):
+            return
+        key, indexes = self._catalog.normalize_name, self._catalog.indexes(table, schema)
+        going = indexes.pop(key(name), None)
+        if going is None:
+            return
+        others: list[Sequence[str | None]] = [one.columns for one in indexes.values()]
+        others.append(self._catalog.primary_key(table, schema))
+        for one in self._catalog.constraints(table, schema).values():
+            count = len(one.columns)
+            if one.kind != "foreign" or key(one.name) == key(name) or going.columns[:count] != one.columns:
+                continue
+            if not any(columns[:count] == one.columns for columns in others):
+                unnamed = re.fullmatch(rf"{re.escape(table)}_ibfk_\d+", one.name, re.IGNORECASE)
+                own = one.columns[0] if unnamed else one.name
+                self._op.create_index(own, table, one.columns, schema=schema, online=False)
+                others.append(one.columns)
+
     def drop_constraint(self, entry: dict[str, Any]) -> None:
         """Drop a constraint that the run made."""
         name, table, schema = entry["name"], entry["table"], entry["schema"]
+        if not (self._transaction.facts.transactional_ddl or entry["implied"]):
+            self._serve_foreign_keys(schema, table, name)
         self._op.drop_constraint(name, table, schema=schema)
         if entry["implied"]:  # by the foreign key
             self._op.drop_index(name, table, schema=schema, online=False)
@@ -130,7 +156,10 @@ class Inverting:
             if not self._catalog.has_table(str(table), schema):
                 return
             now = self._catalog.declared(kind, name, schema, table)
-            if now != text:
+            if now != text and text is not None and now is not None and not self._transaction.facts.transactional_ddl:
+                quote = without_doubled_percents(self._connection.dialect).identifier_preparer.quote_identifier
+                self._transaction.send(f"{text}, DROP INDEX {quote(name)}")  # at once, as a foreign key may need it
+            elif now != text:
                 self._op.drop_index(name, str(table), schema=schema, online=False)
                 if text is not None:
                     self._transaction.send(text)

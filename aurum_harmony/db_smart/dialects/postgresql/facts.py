@@ -178,6 +178,7 @@ class PostgresqlFacts(Facts):
         "old rows": ("23502", "23503", "23505", "23514", "22001", "22003"),
     }
     reads_only = "SET TRANSACTION READ ONLY"
+    all_rows = "SET LOCAL row_security = off"
     key_holds_table = True
     shows_key_options = True
     casts_literals = True
