@@ -20,6 +20,7 @@ from ..beat import Beat
 from ..errors import DatabaseUnreachable, LeaseLost, LockTimeout
 from ..notices import logger_of
 from ..retry import Wait, retry
+from ..settings import LONGEST_LEASE
 from ..store.database import Database, begin, commit
 from ..store.lock import process_name
 from ..store.tables import epoch_us, fleet, fleet_lease, fleet_metadata
@@ -278,8 +279,13 @@ class Ledger:
                 begin(connection)
                 free: sa.ColumnElement[bool] = fleet_lease.c.expires < now
                 if wait is not None and first is not None and wait.over:
-                    # Of a clock that was set back since, or of nobody: a holder would have renewed it.
-                    silent = sa.and_(fleet_lease.c.token == first.token, fleet_lease.c.expires == first.expires)
+                    # Of a clock that was set back since, or of nobody: a holder would have renewed it. One nearer than
+                    # that may be of a holder with a longer lease than ours, who renews it less often.
+                    silent = sa.and_(
+                        fleet_lease.c.token == first.token,
+                        fleet_lease.c.expires == first.expires,
+                        fleet_lease.c.expires > now + int(LONGEST_LEASE * 1_000_000),
+                    )
                     free = sa.or_(free, silent)
                 mine = sa.and_(fleet_lease.c.id == 1, free)
                 taken = connection.execute(fleet_lease.update().where(mine).values(take)).rowcount == 1
