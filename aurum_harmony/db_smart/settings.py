@@ -91,7 +91,7 @@ class DdlSettings:
 
 
 #: A year. A holder that died keeps the others out for so long; dates far beyond cannot be computed with.
-LONGEST_LEASE = 366.0 * 86_400
+_LONGEST_LEASE = 366.0 * 86_400
 #: What fits into PostgreSQL's ``lock_timeout``, milliseconds in 32 bits; MariaDB's ``lock_wait_timeout`` takes a year.
 _LONGEST_DDL_WAIT = 2_147_483.0
 #: How long the name of a release can be, characters.
@@ -213,7 +213,7 @@ class Settings:
         :raises ConfigError: one is no number, or too small or too large to work with.
         """
         timeout = _seconds(self._app, "DB_SMART_LOCK_TIMEOUT", 0)
-        lease = _seconds(self._app, "DB_SMART_LEASE_SECONDS", 0.2, LONGEST_LEASE)
+        lease = _seconds(self._app, "DB_SMART_LEASE_SECONDS", 0.2, _LONGEST_LEASE)
         waits = _IDLE_PAUSES if self.idle else _PATIENT_PAUSES if self.boot == "background" else _PAUSES
         away = _IDLE_AWAY if self.idle else 0.0
         return LockSettings(timeout, lease, waits, away, self.woken)
@@ -268,7 +268,7 @@ class Settings:
 
         :raises ConfigError: it is no number, or too small or too large.
         """
-        return _seconds(self._app, "DB_SMART_REQUEST_GRACE", 0, LONGEST_LEASE)
+        return _seconds(self._app, "DB_SMART_REQUEST_GRACE", 0, _LONGEST_LEASE)
 
     @cached_property
     def diff_ignore(self) -> list[str]:

@@ -20,7 +20,6 @@ from ..beat import Beat
 from ..errors import DatabaseUnreachable, LeaseLost, LockTimeout
 from ..notices import logger_of
 from ..retry import Wait, retry
-from ..settings import LONGEST_LEASE
 from ..store.database import Database, begin, commit
 from ..store.lock import process_name
 from ..store.tables import epoch_us, fleet, fleet_lease, fleet_metadata
@@ -30,6 +29,8 @@ _logger = logger_of(__name__)
 UP_TO_DATE, PENDING, APPLIED, WAITING, FAILED = "up_to_date", "pending", "applied", "waiting", "failed"
 #: How often a change of the ledger is tried again, where another process writes the same rows.
 _RETRIES = 10
+#: How far ahead a lease ends that may be nobody's, seconds.
+_FAR = 3600
 #: How often one looks whether the heartbeat of another run goes on, seconds.
 _LOOK_EVERY = 0.2
 
@@ -284,7 +285,7 @@ class Ledger:
                     silent = sa.and_(
                         fleet_lease.c.token == first.token,
                         fleet_lease.c.expires == first.expires,
-                        fleet_lease.c.expires > now + int(LONGEST_LEASE * 1_000_000),
+                        fleet_lease.c.expires > now + _FAR * 1_000_000,
                     )
                     free = sa.or_(free, silent)
                 mine = sa.and_(fleet_lease.c.id == 1, free)
