@@ -136,7 +136,7 @@ def test_status_json_shape_and_states(project: Project) -> None:
     assert snapshot(project) == before
     project.run("migrate")
     report = json.loads(project.run("status", "--json").stdout)
-    assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot"}
+    assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot", "branch"}
     (entry,) = report["databases"]
     lists = {"applied", "pending", "unknown", "missing", "lacking"}
     assert entry.keys() == {"name", "url", "dialect", "state", "failed", "lock", "progress"} | lists

@@ -58,12 +58,14 @@ class AnnouncedGuard(Guard):
         :raises DbSmartError: it takes away what was not announced.
         """
         if isinstance(change, _TAKES):
-            self._hold(touched(change, self._names))
+            # A view that comes again in another form was announced as narrowed.
+            self._hold(touched(change, self._names), again=isinstance(change, DropDeclared))
         self._names.note(change)
 
-    def _hold(self, found: Touches) -> None:
+    def _hold(self, found: Touches, *, again: bool = False) -> None:
         known = self._announced
-        beyond = [*_more(found.gone, [known.gone]), *_more(found.narrowed, [known.narrowed, known.gone])]
+        either = [known.narrowed, known.gone]
+        beyond = [*_more(found.gone, either if again else [known.gone]), *_more(found.narrowed, either)]
         if beyond:
             raise _beyond(f"It takes away {', '.join(beyond)}")
 
