@@ -237,7 +237,7 @@ def test_json_though_the_migrations_do_not_load(project: Project) -> None:
         assert report["error"] in result.stderr
         assert report["boot"]["will_migrate"] is False
         assert report["boot"]["reason"].startswith("boot will stop: ")
-        assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot"}
+        assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot", "branch"}
 
 
 @pytest.mark.parametrize("ending", ["1 / 0", "raise KeyboardInterrupt"])
