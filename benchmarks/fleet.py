@@ -130,7 +130,7 @@ def nothing(setting: Setting, rounds: int) -> tuple[float, float]:
             if run.counts["up_to_date"] != len(setting.names):
                 raise SystemExit(f"something was to do: {run}")
             runs.append(run.duration)
-            source = fleet.crew(app).source
+            source = fleet.crew(app).noted
             with fleet.ledger(app).database.connect() as connection:
                 started = time.perf_counter()
                 query = sa.select(ledger_table.c.name).where(ledger_table.c.source == source)

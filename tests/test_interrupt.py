@@ -71,9 +71,12 @@ def test_a_pool_logs_no_traceback_of_an_interruption(caplog: pytest.LogCaptureFi
 
     class Slow(sqlite3.Connection):
         def close(self) -> None:
-            closing.set()
-            while True:
-                pass
+            try:
+                closing.set()
+                while True:
+                    pass
+            finally:
+                super().close()
 
     seen: list[type[BaseException]] = []
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.NullPool, connect_args={"factory": Slow})
