@@ -138,7 +138,7 @@ def test_status_json_shape_and_states(project: Project) -> None:
     report = json.loads(project.run("status", "--json").stdout)
     assert report.keys() == {"state", "error", "databases", "lock", "progress", "flag", "boot", "branch"}
     (entry,) = report["databases"]
-    lists = {"applied", "pending", "unknown", "missing", "lacking"}
+    lists = {"applied", "pending", "unknown", "missing", "lacking", "half_undone"}
     assert entry.keys() == {"name", "url", "dialect", "state", "failed", "lock", "progress"} | lists
     assert (report["state"], entry["state"], entry["name"]) == ("up-to-date", "up-to-date", "default")
     assert entry["dialect"] == project.dialect

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_a_dry_run_waits_for_no_writer(make_alembic: Callable[..., AlembicProjec
     project = make_alembic(sqlite_url, CONFIG)
     project.revision("a1", None, USERS, downgrade='op.drop_table("users")')
     project.boot()
-    with sqlite3.connect(str(sqlite_url.database), isolation_level=None) as writer:
+    with closing(sqlite3.connect(str(sqlite_url.database), isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         shown = project.run("undo", "--dry-run")
         writer.execute("ROLLBACK")
