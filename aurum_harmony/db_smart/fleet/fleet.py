@@ -225,8 +225,17 @@ class Fleet:
 
         :raises DbSmartError: it cannot.
         """
-        try:
+        with self._telling_names():
             return dict.fromkeys(self._tenants())
+
+    @contextmanager
+    def _telling_names(self) -> Iterator[None]:
+        """Have the code of the application tell names.
+
+        :raises DbSmartError: it cannot.
+        """
+        try:
+            yield
         except DbSmartError:
             raise
         except Exception as error:  # of the code of the application
@@ -373,9 +382,9 @@ class Fleet:
             app.extensions[_GATE].close()
 
     def is_tenant(self, app: Flask, name: str) -> bool:
-        """Whether there is a tenant of a name; looks through the names."""
-        with unbound(app):
-            return any(one == name for one in self._names())
+        """Whether there is a tenant of a name; looks through the names until it is found."""
+        with unbound(app), self._telling_names():
+            return any(one == name for one in self._tenants())
 
     def ledger(self, app: Flask) -> Ledger:
         """The ledger.
