@@ -98,6 +98,13 @@ def end_step(project: Project, *, dead: bool = False) -> None:
         connection.commit()
 
 
+def lose_fax(project: Project) -> None:
+    """Have a later release take it away, from begin to end."""
+    begin_step(project)
+    project.query("ALTER TABLE users DROP COLUMN fax")
+    end_step(project)
+
+
 def rows(project: Project) -> list[Any]:
     with connected(project.url) as connection:
         return list(
@@ -209,9 +216,7 @@ def test_what_is_gone(released: Project) -> None:
     with process(released) as (app, smart):
         client = app.test_client()
         assert client.get("/").status_code == 200
-        begin_step(released)
-        released.query("ALTER TABLE users DROP COLUMN fax")
-        end_step(released)
+        lose_fax(released)
         cut_off(smart, app)
         answer = client.get("/")
         assert answer.status_code == 503
@@ -231,9 +236,7 @@ def test_a_row_that_has_run_out_is_registered_and_not_renewed(released: Project)
     with process(released) as (app, smart):
         client = app.test_client()
         assert client.get("/").status_code == 200
-        begin_step(released)
-        released.query("ALTER TABLE users DROP COLUMN fax")
-        end_step(released)
+        lose_fax(released)
         found = cut_off(smart, app)
         found._beat()
         assert len(rows(released)) == 0
