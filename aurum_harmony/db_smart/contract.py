@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from .dialects.base import facts_of
-from .errors import DatabaseUnreachable, one_line
+from .errors import DatabaseUnreachable, shortened
 from .notices import logger_of, without_plugin_lines
 from .schema.rules import STILL_MAPPED
 from .store import releases
@@ -40,9 +40,6 @@ _OFF = (
 _ANOTHER = "another process looks whether anything is in its way"
 _UNREADABLE = "waits, and this user may not read in db_smart_releases for whom"
 _NOT_YET = "is looked at by the next process that serves, or by 'flask db-smart migrate'"
-
-#: How much is shown of the error that a step would fail with, characters.
-_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -227,13 +224,7 @@ def _touches(shown: Preview | None) -> Touches:
     if shown.refused is not None and shown.refused.rule is STILL_MAPPED:
         return Touches()  # it is refused when it is tried
     if shown.error is not None:
-        return shown.touches | Touches(unknown=f"what it takes away, as it would fail now: {_short(shown.error)}")
+        return shown.touches | Touches(unknown=f"what it takes away, as it would fail now: {shortened(shown.error)}")
     if shown.unknown is not None:
         return shown.touches | Touches(unknown="what it takes away, as only a part of it can be foreseen")
     return shown.touches
-
-
-def _short(error: str) -> str:
-    """An error, as far as a line has room for it; ``migrate --dry-run`` shows all of it."""
-    text = one_line(error)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"

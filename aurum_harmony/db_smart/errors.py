@@ -42,6 +42,15 @@ def one_line(text: str) -> str:
     return " ".join(plain(without_secrets(text)).split())
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """A text as :func:`one_line` has it, and not too long.
+
+    :param most: how much of it there is room for, characters.
+    """
+    text = one_line(text)
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
 def without_secrets(text: str) -> str:
     """A text without what looks like a password: in URLs, in their options, and in SQL that sets one."""
     for pattern in _SECRETS:

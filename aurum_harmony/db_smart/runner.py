@@ -434,12 +434,20 @@ class DatabaseRun:
         now = name in runner.contract_now
         with contracts.taking(name, touches, self.lock, now=now) as waits:
             if waits is None:
-                begin(self.connection)
-                self.lock.confirm(self.connection)
-                commit(self.connection)
+                self._confirm()
                 # What is unknown has been waited for by every release.
                 self.apply(item, None if now or touches.unknown else touches)
                 return
+        self._put_off(name, waits)
+
+    def _confirm(self) -> None:
+        """Make sure that this process still holds the lock."""
+        begin(self.connection)
+        self.lock.confirm(self.connection)
+        commit(self.connection)
+
+    def _put_off(self, name: str, waits: Waits) -> None:
+        """Leave a contract step to a later run."""
         self._outcome.waiting[name] = waits
         self._outcome.left.append(name)
         self._leaves = True

@@ -18,7 +18,7 @@ from ..settings import LockSettings
 from ..store import snapshot
 from ..store.lock import lock_of
 from ..store.tables import state
-from .tenants import Places, Tenant, server_of
+from .tenants import Places, Tenant, identifier, server_of
 
 _logger = logger_of(__name__)
 
@@ -99,7 +99,7 @@ def _on_server(places: Places, tenant: Tenant, template: Tenant | None) -> None:
     dialect = tenant.app_engine.dialect.name
     if tenant.schema is not None:
         with tenant.app_engine.connect() as connection:
-            _send(tenant, connection, f"CREATE SCHEMA {_quoted(connection, tenant.schema)}")
+            _send(tenant, connection, f"CREATE SCHEMA {identifier(connection.dialect, tenant.schema)}")
             connection.commit()
         return
     name = tenant.app_engine.url.database
@@ -108,7 +108,7 @@ def _on_server(places: Places, tenant: Tenant, template: Tenant | None) -> None:
     with _beside(places, tenant, "postgres" if dialect == "postgresql" else "") as connection:
         if dialect == "postgresql" and template is not None and _copied(places, tenant, template, connection):
             return
-        _send(tenant, connection, f"CREATE DATABASE {_quoted(connection, name)}")
+        _send(tenant, connection, f"CREATE DATABASE {identifier(connection.dialect, name)}")
 
 
 def _copied(places: Places, tenant: Tenant, template: Tenant, connection: sa.Connection) -> bool:
@@ -124,10 +124,10 @@ def _copied(places: Places, tenant: Tenant, template: Tenant, connection: sa.Con
         raise _there(tenant)
     _drop_old(connection)
     fresh = f"db_smart_new_{connection.scalar(_NOW)}_{uuid.uuid4().hex}"
-    quoted = _quoted(connection, fresh)
+    quoted = identifier(connection.dialect, fresh)
 
     def attempt() -> None:
-        named = _quoted(connection, str(source.database))
+        named = identifier(connection.dialect, str(source.database))
         connection.exec_driver_sql(f"CREATE DATABASE {quoted} TEMPLATE {named}", execution_options=_AS_IT_IS)
 
     def used(error: Exception) -> bool:
@@ -143,7 +143,7 @@ def _copied(places: Places, tenant: Tenant, template: Tenant, connection: sa.Con
     try:
         with _beside(places, tenant, fresh) as own:
             own.execute(state.update().where(state.c.id == 1).values(database_id=uuid.uuid4().hex))
-        _send(tenant, connection, f"ALTER DATABASE {quoted} RENAME TO {_quoted(connection, name)}")
+        _send(tenant, connection, f"ALTER DATABASE {quoted} RENAME TO {identifier(connection.dialect, name)}")
     except BaseException:
         connection.exec_driver_sql(f"DROP DATABASE {quoted}")
         raise
@@ -183,10 +183,3 @@ def _send(tenant: Tenant, connection: sa.Connection, statement: str) -> None:
         if tenant.facts.code(error) in (*_EXISTS, 1007):  # of MariaDB
             raise _there(tenant) from None
         raise
-
-
-def _quoted(connection: sa.Connection, name: str) -> str:
-    """A name for a statement that is sent as it is."""
-    preparer = connection.dialect.identifier_preparer
-    quoted = preparer.quote_identifier(name)
-    return quoted.replace("%%", "%") if preparer._double_percents else quoted

@@ -24,7 +24,8 @@ from ..loading.revisions import Revisions
 from ..loading.sources import Sources
 from ..runner import DatabaseRun, Runner
 from ..session.rebind import rebind, unbound
-from ..store.database import Database, application_engines, begin, commit, safe_url
+from ..session.sql import without_doubled_percents
+from ..store.database import Database, application_engines, safe_url
 from ..store.history import State
 from ..store.tables import MAX_NAME
 from .ledger import APPLIED, FAILED, UP_TO_DATE, Ledger, Result
@@ -146,7 +147,7 @@ def enter(engine: Engine, schema: str) -> None:
 
     For each one anew, as behind PgBouncer a session is not one's own; so nothing is left behind in it either.
     """
-    statement = f"SET LOCAL search_path TO {_identifier(schema)}"
+    statement = f"SET LOCAL search_path TO {identifier(engine.dialect, schema)}"
 
     def enter(connection: sa.Connection) -> None:
         if autocommits(connection):
@@ -167,9 +168,9 @@ def enter(engine: Engine, schema: str) -> None:
     sa.event.listen(engine, "begin", enter)
 
 
-def _identifier(name: str) -> str:
-    """A name for PostgreSQL, past SQLAlchemy, which would double the percent signs of what goes through it."""
-    return '"' + name.replace('"', '""') + '"'
+def identifier(dialect: sa.Dialect, name: str) -> str:
+    """A name for a statement that is sent as it is: no driver looks for parameters in it."""
+    return without_doubled_percents(dialect).identifier_preparer.quote_identifier(name)
 
 
 class Places:
@@ -281,7 +282,7 @@ class Places:
     def _in_session(self, schema: str) -> Engine:
         """An engine whose sessions are in a schema from their start."""
         engine = self.own()
-        quoted = _identifier(schema)
+        quoted = identifier(engine.dialect, schema)
         if engine.dialect.driver == "pg8000":
             return self.engine(engine.url, startup_params={"search_path": quoted})
         option = quoted.replace("\\", "\\\\").replace(" ", "\\ ")
@@ -504,14 +505,10 @@ class _TenantRun(DatabaseRun):
     def _take_away(self, item: Pending, plan: Plan) -> None:
         waits = self._waiting(plan, [item])
         if waits:
-            self._outcome.waiting |= waits
-            self._outcome.left.append(item.migration.name)
-            self._leaves = True
+            self._put_off(*waits.popitem())
             return
         self.connection.rollback()  # what was only read
-        begin(self.connection)
-        self.lock.confirm(self.connection)
-        commit(self.connection)
+        self._confirm()
         self.apply(item)
 
     @property

@@ -14,12 +14,12 @@ import sqlalchemy as sa
 
 from ..boot.planner import Planner
 from ..dialects.mariadb.types import blocks
-from ..errors import DatabaseUnreachable, DbSmartError, one_line
+from ..errors import DatabaseUnreachable, DbSmartError, one_line, shortened
 from ..loading.decorator import Migration
 from ..preview import Preview, Sent
 from ..schema.catalog import TABLE_NAME, Catalog
 from ..schema.effects import IDENTIFIER, changes_of, listed
-from ..schema.guard import check_allowed, counted_text, rows_changed, shown
+from ..schema.guard import check_allowed, counted_text, rows_changed
 from ..schema.progress import duration
 from ..schema.raw_sql import changes_rows, losses, parts, row_change, within
 from ..schema.rules import (
@@ -272,7 +272,7 @@ class Lint:
                     migration.name,
                     shown_path(migration),
                     line,
-                    shown(statement) or None,
+                    shortened(statement) or None,
                     fix=fix,
                     allowed=allowed.get(rule.id),
                 )
@@ -360,7 +360,9 @@ class Lint:
                 lock = replace(lock, work="none")
             seconds = None if rows is None else lock.seconds(rows, self._facts)
             self._linted.taken.append(
-                Taken(migration.name, line, shown(text), lock.table, lock.name, lock.blocks, lock.work, rows, seconds)
+                Taken(
+                    migration.name, line, shortened(text), lock.table, lock.name, lock.blocks, lock.work, rows, seconds
+                )
             )
             if rows and lock.halts and self._facts.server:
                 self._halts(lock, rows, seconds or 0.0, text, line, add, raw=raw)

@@ -12,8 +12,8 @@ from inspect import unwrap
 from typing import Any
 
 from ..dialects.base import Facts
+from ..errors import shortened
 from ..loading.decorator import Migration
-from ..schema.guard import shown
 from ..schema.raw_sql import losses, within
 from ..schema.rules import (
     CONTROL,
@@ -83,13 +83,13 @@ def _sql(migration: Migration, facts: Facts, root: ast.AST, finding: Callable[..
         if text is None:
             continue
         if options.transactional and controls_transaction(text, facts.name):
-            yield finding(CONTROL, "It begins or ends the transaction.", node.lineno, None, shown(text))
+            yield finding(CONTROL, "It begins or ends the transaction.", node.lineno, None, shortened(text))
         for statement in [one for part in split(text, facts.name) for one in within(part, facts)]:
             lost = [] if options.destructive else [*losses(statement, facts)]
             if lost:
                 said = ", ".join(f"{one.kind} {'.'.join(filter(None, (one.place, one.name)))}" for one in lost)
                 level = "warning" if migration.revision else "error"
-                yield finding(DESTROYS, f"It destroys: {said}.", node.lineno, level, shown(statement))
+                yield finding(DESTROYS, f"It destroys: {said}.", node.lineno, level, shortened(statement))
 
 
 def _string(node: ast.expr) -> str | None:

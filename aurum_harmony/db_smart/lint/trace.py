@@ -19,9 +19,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..dialects.sqlite.copying import without_files
-from ..errors import DbSmartError, one_line
+from ..errors import DbSmartError, one_line, shortened
 from ..preview import Preview
-from ..schema.guard import shown
 from ..schema.scratch import Scratch
 from ..session.controls import controls_transaction
 from ..store.database import Database
@@ -84,7 +83,7 @@ def _trace(database: Database, previews: Sequence[Preview], notes: list[str]) ->
                     continue
                 if database.facts.server and any(lock.work == "rows" for lock in locks_of(text, database.facts)):
                     continue  # which a scratch place without rows does not try
-                one = Traced(preview.name, shown(text))
+                one = Traced(preview.name, shortened(text))
                 started = time.perf_counter()
                 try:
                     apply(text, one)

@@ -23,7 +23,7 @@ from ..notices import logger_of
 from ..retry import back_off
 from ..session import json_values as codec
 from ..session.transaction import DryRun, Transaction
-from ..store.database import begin
+from ..store.database import begin, see_all_rows
 from .catalog import Catalog
 from .keyset import Bounds, Key, Keyset
 from .progress import Progress
@@ -202,7 +202,7 @@ class Backfill:
         try:
             with journal.pause(), self._patience():
                 if state is None:
-                    self._see_all_rows()
+                    see_all_rows(self._connection)
                     state = self._first_of(_State(None, 0, repeat))
                     self._save(state)
                 transaction.commit()
@@ -277,7 +277,7 @@ class Backfill:
                     self._connection.rollback()  # what was only read
                     self._free = time.perf_counter() - started
                 begin(self._connection)
-                self._see_all_rows()
+                see_all_rows(self._connection)
                 # A batch that waits keeps others waiting for the rows that it has already.
                 bound = self._transaction.facts.set_batch_timeout(self._transaction.settings.lock_timeout)
                 if bound is not None:
@@ -316,11 +316,6 @@ class Backfill:
         if state.changed and state.again and state.number < _PASSES:
             return self._first_of(state)
         return replace(state, total=state.done, finished=True)
-
-    def _see_all_rows(self) -> None:
-        """Let no policy hide rows, which would be passed by: the server refuses instead, until the transaction ends."""
-        if (statement := self._transaction.facts.all_rows) is not None:
-            self._connection.exec_driver_sql(statement)
 
     def _first_of(self, before: _State) -> _State:
         """The state at the start of the next pass."""

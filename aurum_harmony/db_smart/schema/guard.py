@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ..dialects.base import Facts
-from ..errors import DbSmartError, one_line
+from ..errors import DbSmartError, shortened
 from ..notices import logger_of
 from ..session.controls import controls_transaction, split
 from .catalog import Catalog
@@ -34,8 +34,6 @@ _WORDS = re.compile(
 #: How many times more rows there may be than a database estimates, so that they are to be counted: of a condition of
 #: which it knows nothing, PostgreSQL believes that one row in 200 meets it.
 _DOUBT = 200
-#: How much of a statement a message shows, characters.
-_SHOWN = 200
 
 
 class Guard:
@@ -73,7 +71,7 @@ class Guard:
         if not _WORDS.search(statement):
             return
         if self._transaction.transactional and controls_transaction(statement, self._facts.name):
-            raise Refused(CONTROL, shown(statement))
+            raise Refused(CONTROL, shortened(statement))
         statements = self._parts(statement)
         for one in statements:
             lost = [] if self._options.destructive else [*self._lost(one)]
@@ -89,7 +87,7 @@ class Guard:
 
     def _refuse(self, rule: Rule, statement: str, detail: str = "", instead: str = "") -> None:
         why = self._options.allow.get(rule.id)
-        self._transaction.refuse(Refused(rule, shown(statement), detail, instead="" if why else instead), why)
+        self._transaction.refuse(Refused(rule, shortened(statement), detail, instead="" if why else instead), why)
         if why is not None:
             _logger.info("db-smart: %r: %s is allowed: %s", self._transaction.journal.migration, rule.id, why)
 
@@ -272,12 +270,6 @@ def rows_changed(
     values = () if parameters is None else (change.values(parameters),)
     cursor.execute(change.bounded(most), *values)
     return float(cursor.fetchone()[0])
-
-
-def shown(statement: str) -> str:
-    """A statement in one line, without secrets, and not too long."""
-    text = one_line(statement)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
 
 
 def counted_text(count: float) -> str:

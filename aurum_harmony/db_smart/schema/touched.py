@@ -24,7 +24,7 @@ from sqlalchemy.schema import (
 )
 
 from ..dialects.base import Facts
-from ..errors import one_line
+from ..errors import shortened
 from ..session.controls import split
 from ..session.journal import reads
 from ..store.releases import Touches
@@ -256,8 +256,7 @@ def _of_one(statement: str, facts: Facts) -> Touches:
         return Touches()
     if ROWS.match(statement) and not words.startswith("WITH"):
         return Touches()
-    shown = one_line(statement)
-    unknown = Touches(unknown=f"what {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + ' …'} takes away")
+    unknown = Touches(unknown=f"what {shortened(statement, _SHOWN)} takes away")
     changes, found = changes_of(statement, facts), Touches()
     lost = list(losses(statement, facts))
     if not (changes.seen or lost) or not changes.whole:

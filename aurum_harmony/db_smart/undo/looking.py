@@ -17,13 +17,12 @@ from ..schema.effects import Change, changes_of, names_in, split_name
 from ..schema.rules import counted
 from ..session.journal import ROWS
 from ..store import history
-from ..store.database import Database
+from ..store.database import Database, see_all_rows
 from ..store.history import Made
 from .inverses import inverses, is_revision, kept_of, said_of, stands_on, touches, why_unknown
 from .outcome import Undoing
 from .revisions import Revisions, UndoingRun
 from .statements import Taken, Takes, goes, stored
-from .transaction import see_all_rows
 from .values import Loss, holds
 
 

@@ -27,7 +27,7 @@ from ..schema.catalog import Catalog
 from ..session.lock_timeout import DdlLockTimeout
 from ..session.transaction import tried_again
 from ..store import history, snapshot
-from ..store.database import Database, begin, commit
+from ..store.database import Database, begin, commit, see_all_rows
 from ..store.history import TAKEN_BACK, UNDO_BEGUN, Made
 from ..store.tables import objects, progress, state
 from .inverses import is_revision, kept_of, tables_of
@@ -38,7 +38,7 @@ from .marks import Marks
 from .outcome import Undoing, Undone
 from .revisions import DowngradeJournal, Downgrading, plan_of
 from .statements import Taken
-from .transaction import NoJournal, UndoTransaction, WithinRevision, see_all_rows
+from .transaction import NoJournal, UndoTransaction, WithinRevision
 from .values import parts_of
 
 if TYPE_CHECKING:

@@ -13,16 +13,7 @@ from ..schema.ddl import LockTables
 from ..session.journal import Journal
 from ..session.sql import render
 from ..session.transaction import RunTransaction
-from ..store.database import begin, commit
-
-
-def see_all_rows(connection: sa.Connection) -> None:
-    """Let no policy of PostgreSQL hide rows that are counted and copied: the server refuses to ask instead.
-
-    Until the transaction ends.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET LOCAL row_security = off")
+from ..store.database import begin, commit, see_all_rows
 
 
 class NoJournal(Journal):
@@ -97,7 +88,7 @@ class WithinRevision:
     def all_rows(self) -> Iterator[None]:
         """Let no policy hide rows that are counted and copied; what the revision itself sends is as it was."""
         connection = self.connection
-        if self.facts.name != "postgresql":
+        if self.facts.all_rows is None:
             yield
             return
         before = connection.exec_driver_sql("SELECT current_setting('row_security')").scalar_one()
